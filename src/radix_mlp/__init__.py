@@ -1,0 +1,3 @@
+"""Transformers that compute every shared token once."""
+
+__version__ = "0.1.0"

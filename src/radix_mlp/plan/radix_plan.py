@@ -1,0 +1,126 @@
+"""`RadixPlan`: a batch folded into its prefix tree, as index arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radix_mlp.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from radix_mlp.plan.device import DevicePlan
+
+__all__ = ["RadixPlan"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RadixPlan:
+    """A batch of `S` sequences, `N` tokens, folded into the `M` nodes of its prefix tree.
+
+    Rows are in depth-first preorder: children in the order in which they first occur in the batch, so the
+    subtree of row `j` is the interval `[j, end[j])` and query row `i` may see key row `j` iff
+    `j <= i < end[j]`.  Rows past `num_compact` exist only when the plan was padded: id 0, position 0,
+    `fold_index` 0, and `end[j] = j + 1`, so that they see nothing but themselves and nobody sees them.
+
+    Build one with `build_plan`; all arrays are read-only.
+    """
+
+    num_compact: int
+    """Unique tokens `M`, padding rows not counted."""
+    compact_ids: NDArray[np.int64]
+    """`[M]` token id of each row."""
+    compact_positions: NDArray[np.int64]
+    """`[M]` position id of each row."""
+    end: NDArray[np.int32]
+    """`[M]` one past the last row of the row's subtree."""
+    fold_index: NDArray[np.int32]
+    """`[M]` row -> its first occurrence among the `N` tokens."""
+    unfold_index: NDArray[np.int32]
+    """`[N]` token -> its row."""
+    cu_seq_lengths: NDArray[np.int64]
+    """`[S + 1]` token offsets of the sequences."""
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences `S`, empty ones included."""
+        return len(self.cu_seq_lengths) - 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens `N` of the batch before folding."""
+        return len(self.unfold_index)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows the model runs on: `num_compact` and padding."""
+        return len(self.compact_ids)
+
+    @property
+    def compression(self) -> float:
+        """`M / N`, the paper's gamma: 1.0 when nothing is shared (and for an empty batch)."""
+        return self.num_compact / self.num_tokens if self.num_tokens else 1.0
+
+    @cached_property
+    def parent(self) -> NDArray[np.int32]:
+        """`[M]` row of the token before, -1 for first tokens and padding."""
+        from radix_mlp.plan.tree import parents
+
+        return parents(self.end, self.num_compact)
+
+    @cached_property
+    def depth(self) -> NDArray[np.int32]:
+        """`[M]` number of tokens before this one in its sequence (its index there), 0 for padding."""
+        from radix_mlp.plan.tree import depths
+
+        return depths(self.end, self.num_compact)
+
+    @property
+    def last_rows(self) -> NDArray[np.int32]:
+        """`[S]` row of every sequence's last token, -1 for an empty sequence."""
+        lengths = np.diff(self.cu_seq_lengths)
+        last = np.full(self.num_sequences, -1, np.int32)
+        filled = lengths > 0
+        last[filled] = self.unfold_index[self.cu_seq_lengths[1:][filled] - 1]
+        return last
+
+    def to(self, device: torch.device | str) -> DevicePlan:
+        """The plan as tensors on `device`, in one (pinned, asynchronous) copy; kept for the next call."""
+        from radix_mlp.plan.device import to_device
+
+        return to_device(self, device)
+
+    def check(self) -> None:
+        """Raise `InvalidInputError` if any invariant of the layout does not hold. For tests and bug reports."""
+        rows = np.arange(self.num_rows)
+        real = rows < self.num_compact
+        for name in ("compact_positions", "end", "fold_index"):
+            if len(getattr(self, name)) != self.num_rows:
+                raise InvalidInputError(f"plan.{name} has {len(getattr(self, name))} rows, not {self.num_rows}")
+        _require((self.end > rows).all() and (self.end <= self.num_rows).all(), "end[j] is not in (j, M]")
+        _require((self.end[real] <= self.num_compact).all(), "a subtree reaches into the padding")
+        _require((self.end[~real] == rows[~real] + 1).all(), "a padding row has a subtree")
+        if self.num_tokens:
+            _require(0 <= self.unfold_index.min() and self.unfold_index.max() < self.num_compact, "unfold_index range")
+            _require((self.unfold_index[self.fold_index[real]] == rows[real]).all(), "unfold[fold[j]] != j")
+        for start, stop in zip(self.cu_seq_lengths[:-1], self.cu_seq_lengths[1:], strict=True):
+            path = self.unfold_index[start:stop]
+            if len(path):
+                _require(self.parent[path[0]] == -1, f"the sequence at token {start} does not start at a root")
+                _require((self.parent[path[1:]] == path[:-1]).all(), f"the sequence at token {start} is no path")
+
+    def __repr__(self) -> str:
+        return (
+            f"RadixPlan({self.num_sequences} sequences, {self.num_tokens} tokens -> {self.num_compact} rows, "
+            f"compression {self.compression:.3f})"
+        )
+
+
+def _require(condition: bool | np.bool_, message: str) -> None:
+    if not condition:
+        raise InvalidInputError(f"broken plan: {message}")

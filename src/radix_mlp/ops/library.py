@@ -1,0 +1,125 @@
+"""`tree_attention` as a torch custom op: schemas, fakes and autograd. Implementations are imported when they run."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.ops.registry import IMPLS, load_impl
+from radix_mlp.plan.device import AttentionTree
+
+__all__ = ["attention_op"]
+
+_LIBRARY = torch.library.Library("radix_mlp", "FRAGMENT")
+_LIBRARY.define(
+    "tree_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor[] tree, float scale, int? window, "
+    "float? softcap, str impl) -> (Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "tree_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor out, Tensor lse, "
+    "Tensor[] tree, float scale, int? window, float? softcap, str impl) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def attention_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    tree: AttentionTree,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    impl: str,
+) -> Tensor:
+    """The custom op: `[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]`. Arguments are checked by the caller."""
+    fields = [getattr(tree, field) for field in IMPLS[impl].fields]
+    return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, fields, scale, window, softcap, impl)[0]
+
+
+def _tree(fields: list[Tensor], impl: str) -> AttentionTree:
+    given = dict(zip(IMPLS[impl].fields, fields, strict=True))
+    return AttentionTree.from_end(given["end"], given["depth"])._replace(**given)
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    tree: list[Tensor],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    impl: str,
+) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        return load_impl(impl).forward(
+            q, k, v, sinks, _tree(tree, impl), scale=scale, window=window, softcap=softcap
+        )
+
+
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, sinks: Any, tree: Any, *options: Any) -> tuple[Tensor, Tensor]:
+    rows, heads, _ = q.shape
+    saves_lse = IMPLS[options[-1]].saves_lse
+    lse = q.new_empty((heads, rows) if saves_lse else (0,), dtype=torch.float32)
+    return q.new_empty((rows, heads, v.shape[2])), lse
+
+
+def _backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    tree: list[Tensor],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    impl: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with torch.no_grad():
+        grad_q, grad_k, grad_v, grad_sinks = load_impl(impl).backward(
+            grad_out, q, k, v, sinks, out, lse, _tree(tree, impl), scale=scale, window=window, softcap=softcap
+        )
+    return grad_q, grad_k, grad_v, q.new_empty(0) if grad_sinks is None else grad_sinks
+
+
+def _backward_fake(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_sinks = q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_sinks
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, sinks, tree, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, sinks, *output, *tree)
+
+
+def _autograd(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, sinks, out, lse, *tree = ctx.saved_tensors
+    grad_q, grad_k, grad_v, grad_sinks = torch.ops.radix_mlp.tree_attention_backward(
+        grad_out, q, k, v, sinks, out, lse, tree, *ctx.options
+    )
+    return grad_q, grad_k, grad_v, None if sinks is None else grad_sinks, None, None, None, None, None
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise UnsupportedCallError(
+        "tree_attention has no second derivative: call backward without create_graph, "
+        "or use impl='reference' (quadratic memory)"
+    )
+
+
+_LIBRARY.impl("tree_attention", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("tree_attention_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("radix_mlp::tree_attention", _forward_fake, lib=_LIBRARY)
+torch.library.register_fake("radix_mlp::tree_attention_backward", _backward_fake, lib=_LIBRARY)
+torch.library.register_autograd("radix_mlp::tree_attention", _autograd, setup_context=_save, lib=_LIBRARY)
+torch.library.register_autograd("radix_mlp::tree_attention_backward", _no_double_backward, lib=_LIBRARY)

@@ -1,0 +1,116 @@
+"""Which implementations of tree attention there are, where they run, and what they take."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from radix_mlp.errors import UnsupportedImplError
+from radix_mlp.plan.device import AttentionTree
+
+__all__ = ["IMPLS", "Impl", "ImplModule", "available_impls", "load_impl", "resolve_impl"]
+
+
+@dataclass(frozen=True)
+class Impl:
+    """One way to run tree attention."""
+
+    module: str
+    """Imported with the first use."""
+    fields: tuple[str, ...]
+    """Fields of `AttentionTree` that it reads: only these are handed to the custom op."""
+    devices: tuple[str, ...] | None = None
+    """Device types, None for all."""
+    dtypes: tuple[torch.dtype, ...] = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+    saves_lse: bool = False
+    """Whether forward returns the log-sum-exp `[Hq, M]` float32 (else an empty tensor)."""
+    requires: str | None = None
+    """A package that must be there."""
+
+
+class ImplModule(Protocol):
+    """What the module of an implementation defines.
+
+    `tree` is an `AttentionTree`; fields that the implementation did not name in `Impl.fields` are empty.
+    """
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor | None,
+        tree: AttentionTree,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Contiguous `out [M, Hq, Dv]` and the log-sum-exp `[Hq, M]` float32, or an empty tensor."""
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        sinks: Tensor | None,
+        out: Tensor,
+        lse: Tensor,
+        tree: AttentionTree,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Contiguous gradients of q, k, v and, where given, sinks, in their dtypes."""
+
+
+# `reference` is not here: it is the oracle, called directly, outside the custom op
+IMPLS: dict[str, Impl] = {
+    "dense": Impl("radix_mlp.ops.impl.dense", ("end", "depth", "host_tiles")),
+    "expand": Impl(
+        "radix_mlp.ops.impl.expand", ("end", "depth", "fold_index", "unfold_index", "host_cu_seq_lengths")
+    ),
+}
+AUTO: dict[str, tuple[str, ...]] = {"cuda": ("triton", "dense")}
+"""Preference of `impl="auto"` by device type; `dense` where nothing stands here."""
+
+
+def available_impls(device_type: str) -> tuple[str, ...]:
+    """Names that `impl` may take on a device type, `auto` not counted.
+
+    >>> available_impls("cpu")
+    ('dense', 'expand', 'reference')
+    """
+    names = [
+        name
+        for name, impl in IMPLS.items()
+        if (impl.devices is None or device_type in impl.devices)
+        and (impl.requires is None or find_spec(impl.requires) is not None)
+    ]
+    return (*names, "reference")
+
+
+def resolve_impl(impl: str, device_type: str, dtype: torch.dtype) -> str:
+    """The name that `impl` stands for on a device; raises `UnsupportedImplError` if it cannot run there."""
+    available = available_impls(device_type)
+    if impl == "auto":
+        fitting = (name for name in AUTO.get(device_type, ()) if name in available and dtype in IMPLS[name].dtypes)
+        return next(fitting, "dense")
+    if impl not in available:
+        known = "cannot run on" if impl in IMPLS else "is not an implementation for"
+        raise UnsupportedImplError(f"impl={impl!r} {known} {device_type}: use one of {('auto', *available)}")
+    if impl in IMPLS and dtype not in IMPLS[impl].dtypes:
+        raise UnsupportedImplError(f"impl={impl!r} does not take {dtype}: use one of {IMPLS[impl].dtypes} or impl='auto'")
+    return impl
+
+
+def load_impl(name: str) -> ImplModule:
+    """The module of an implementation."""
+    return cast(ImplModule, import_module(IMPLS[name].module))

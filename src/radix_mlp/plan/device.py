@@ -1,0 +1,119 @@
+"""`RadixPlan` -> tensors on a device, in one copy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from radix_mlp.plan.blocks import pack_tiles
+
+if TYPE_CHECKING:
+    from radix_mlp.plan.radix_plan import RadixPlan
+
+__all__ = ["AttentionTree", "DevicePlan", "to_device"]
+
+
+class AttentionTree(NamedTuple):
+    """What attention has to know of a plan: tensors and nothing else, so that compiled models take it as it is.
+
+    Query row `i` sees key row `j` iff `j <= i < end[j]`, and under a window `depth[i] - depth[j] < window`.
+    `host_*` fields lie on the CPU.  An empty `host_tiles`, `unfold_index` or the like means "not prepared": the
+    implementation that needs it makes it from `end`.
+    """
+
+    end: Tensor
+    """`[M]` int32, one past the last row of the row's subtree."""
+    depth: Tensor
+    """`[M]` int32, number of ancestors of the row."""
+    fold_index: Tensor
+    """`[M]` int64, row -> its first occurrence among the `N` tokens."""
+    unfold_index: Tensor
+    """`[N]` int64, token -> its row."""
+    cu_seq_lengths: Tensor
+    """`[S + 1]` int64, token offsets of the sequences."""
+    host_cu_seq_lengths: Tensor
+    """`[S + 1]` int64, the same on the CPU."""
+    host_tiles: Tensor
+    """int32, query tiles and their key ranges as `radix_mlp.plan.blocks` packs them."""
+
+    @classmethod
+    def from_end(cls, end: Tensor, depth: Tensor) -> AttentionTree:
+        """A tree from `end` and `depth` alone (`[M]` int32 each); implementations make the rest when they need it.
+
+        >>> AttentionTree.from_end(torch.tensor([3, 2, 3]), torch.tensor([0, 1, 1])).end
+        tensor([3, 2, 3], dtype=torch.int32)
+        """
+        index = end.new_empty(0, dtype=torch.int64)
+        host = torch.empty(0, dtype=torch.int64)
+        tiles = torch.empty(0, dtype=torch.int32)
+        return cls(end.to(torch.int32), depth.to(torch.int32), index, index, index, host, tiles)
+
+
+@dataclass(frozen=True, eq=False)
+class DevicePlan:
+    """A `RadixPlan` as tensors on one device. Made by `RadixPlan.to`."""
+
+    compact_ids: Tensor
+    """`[M]` int64 token ids."""
+    compact_positions: Tensor
+    """`[M]` int64 position ids."""
+    fold_index: Tensor
+    """`[M]` int64, row -> its first occurrence among the `N` tokens."""
+    unfold_index: Tensor
+    """`[N]` int64, token -> its row."""
+    cu_seq_lengths: Tensor
+    """`[S + 1]` int64 token offsets."""
+    last_rows: Tensor
+    """`[S]` int64 row of every sequence's last token, -1 for an empty sequence."""
+    tree: AttentionTree
+    """What attention takes."""
+    plan: RadixPlan
+    """The plan on the host."""
+
+
+def to_device(plan: RadixPlan, device: torch.device | str) -> DevicePlan:
+    """`plan` on `device`: one copy (pinned and asynchronous to CUDA), the tensors kept on `plan` for the next call."""
+    device = _indexed(torch.device(device))
+    # the tensors are kept, not the DevicePlan: that one points back here, and a cycle would hold device memory
+    cache: dict[torch.device, tuple[tuple[Tensor, ...], AttentionTree]] = plan.__dict__.setdefault("_tensors", {})
+    if device not in cache:
+        cache[device] = _copy(plan, device)
+    tensors, tree = cache[device]
+    return DevicePlan(*tensors, tree=tree, plan=plan)
+
+
+def _copy(plan: RadixPlan, device: torch.device) -> tuple[tuple[Tensor, ...], AttentionTree]:
+    long = [
+        plan.compact_ids,
+        plan.compact_positions,
+        plan.fold_index,
+        plan.unfold_index,
+        plan.cu_seq_lengths,
+        plan.last_rows,
+    ]
+    short = [plan.end, plan.depth]
+    sizes = [8 * len(array) for array in long] + [4 * len(array) for array in short]
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    dtypes = [torch.int64] * len(long) + [torch.int32] * len(short)
+    for array, part in zip(long + short, _parts(packed, sizes, dtypes), strict=True):
+        np.copyto(part.numpy(), array)
+    ids, positions, fold, unfold, cu, last, end, depth = _parts(packed.to(device, non_blocking=True), sizes, dtypes)
+    # tiles serve plain-torch attention; where kernels run attention they would be wasted work
+    tiles = torch.empty(0, dtype=torch.int32) if device.type == "cuda" else torch.from_numpy(pack_tiles(plan.end, plan.depth))
+    host_cu = torch.tensor(plan.cu_seq_lengths)
+    tree = AttentionTree(end, depth, fold, unfold, cu, host_cu, tiles)
+    return (ids, positions, fold, unfold, cu, last), tree
+
+
+def _parts(packed: Tensor, sizes: list[int], dtypes: list[torch.dtype]) -> list[Tensor]:
+    return [part.view(dtype) for part, dtype in zip(packed.split(sizes), dtypes, strict=True)]
+
+
+def _indexed(device: torch.device) -> torch.device:
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

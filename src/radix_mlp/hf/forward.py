@@ -1,0 +1,57 @@
+"""The model on compact rows: one packed row of `M` tokens, attention on the tree."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.hf.attention_function import tree_mask
+from radix_mlp.hf.support import decoder_of
+from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.device import DevicePlan
+
+__all__ = ["compact_arguments", "forward_compact"]
+
+
+def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any]:
+    """The keyword arguments with which `model`'s forward runs on the rows of `plan`."""
+    arguments: dict[str, Any] = {
+        "input_ids": plan.compact_ids[None],
+        "attention_mask": tree_mask(plan.tree),
+        "position_ids": plan.compact_positions[None],
+        "use_cache": False,
+        "return_dict": True,
+    }
+    parameters = inspect.signature(type(model).forward).parameters.values()
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+        arguments["radix_tree"] = plan.tree
+    return arguments
+
+
+def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
+    """Run the trunk of an enabled model on the compact rows: `[M, hidden]`, after the final norm.
+
+    Pool it with `radix_mlp.ops.last_token(hidden, plan)` or spread it over all tokens with `radix_mlp.unfold`.
+
+    Raises:
+        InvalidInputError: the model is not enabled.
+
+    Example:
+        >>> import radix_mlp
+        >>> from radix_mlp.testing.tiny import tiny_model
+        >>> model = radix_mlp.enable(tiny_model())
+        >>> plan = radix_mlp.build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+        >>> forward_compact(model, plan).shape[0]
+        4
+    """
+    from radix_mlp.hf.enable import is_enabled
+
+    if not is_enabled(model):
+        raise InvalidInputError("model is not enabled: call radix_mlp.enable(model) first.")
+    trunk = decoder_of(model)
+    hidden: torch.Tensor = trunk(**compact_arguments(trunk, plan.to(trunk.device))).last_hidden_state
+    return hidden[0]

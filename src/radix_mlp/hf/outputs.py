@@ -1,0 +1,84 @@
+"""Outputs of a folded call, back in the caller's layout."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from transformers.utils.generic import ModelOutput
+
+from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.hf.calls import FoldableCall
+from radix_mlp.ops.fold import copy_rows
+from radix_mlp.plan.device import DevicePlan
+
+__all__ = ["CallerLayout", "FoldedCache", "unfold_outputs"]
+
+
+class FoldedCache:
+    """Stands where a key-value cache would be in the outputs of a folded call; any use of it is an error."""
+
+    def refuse(self) -> NoReturn:
+        """Raise the error that any use of this object ends in."""
+        raise UnsupportedCallError(
+            "the call that returned this was folded, so it kept no key-value cache. Call the model with use_cache=True "
+            "to get one."
+        )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # copying, pickling and the like look for special methods and must be able to miss them
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.refuse()
+
+    def __repr__(self) -> str:
+        return "FoldedCache(none was kept: call the model with use_cache=True)"
+
+
+class CallerLayout:
+    """The way from compact rows back to the caller's `[B, T]`, or to the `[B, K]` that `logits_to_keep` asks for."""
+
+    def __init__(self, call: FoldableCall, plan: DevicePlan) -> None:
+        self._device = plan.unfold_index.device
+        rows = np.full(call.batch_shape[0] * call.batch_shape[1], -1, np.int64)
+        rows[call.token_index] = plan.plan.unfold_index
+        # [B, T], -1 where there is no token
+        self._rows = rows.reshape(call.batch_shape)
+
+    def keep(self, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        """Narrow the layout to the columns that transformers keeps; returns the rows the head has to run on."""
+        columns: Any = slice(-logits_to_keep, None)
+        if isinstance(logits_to_keep, torch.Tensor):
+            columns = logits_to_keep.cpu().numpy()
+        rows = self._rows[:, np.arange(self._rows.shape[1])[columns]]
+        unique, place = np.unique(rows[rows >= 0], return_inverse=True)
+        self._rows = np.full(rows.shape, -1, np.int64)
+        self._rows[rows >= 0] = place
+        return torch.from_numpy(unique).to(self._device)
+
+    def unfold(self, x: torch.Tensor) -> torch.Tensor:
+        """`[1, M, ...]` -> `[B, T, ...]`, zero where there is no token; the gradient is summed in a fixed order."""
+        index = torch.from_numpy(self._rows).to(x.device)
+        out = copy_rows(x[0], index.clamp(min=0).flatten()).view(*index.shape, *x.shape[2:])
+        if (self._rows < 0).any():
+            out = out.masked_fill((index < 0).view(*index.shape, *[1] * (x.ndim - 2)), 0)
+        return out
+
+
+def unfold_outputs(outputs: ModelOutput, layout: CallerLayout, logits_layout: CallerLayout) -> dict[str, Any]:
+    """The fields of a model output with every per-token one in the caller's layout."""
+    fields: dict[str, Any] = {}
+    for name, value in outputs.items():
+        if name == "logits":
+            fields[name] = logits_layout.unfold(value)
+        elif name == "last_hidden_state":
+            fields[name] = layout.unfold(value)
+        elif name == "hidden_states":
+            fields[name] = tuple(layout.unfold(hidden) for hidden in value)
+        else:
+            raise UnsupportedCallError(
+                f"the output {name!r} of {type(outputs).__name__} has no known layout, so it cannot be unfolded. "
+                "Call radix_mlp.disable(model) for this call."
+            )
+    return fields

@@ -1,0 +1,96 @@
+"""Which models can be folded exactly, and why not the others: read off the model, before anything is run."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = ["decoder_of", "why_unsupported"]
+
+_FOLDABLE_LAYERS = {"full_attention", "sliding_attention"}
+
+# state or local structure between tokens: a token's output depends on more than attention over its ancestors
+_MIXER_CLASS = re.compile(
+    r"Mamba|SSM|Lightning|LinearAttention|GatedDelta|DeltaNet|Rwkv|RecurrentBlock|Rglru|ShortConv|xLSTM|mLSTM|KDA|Hyena",
+    re.IGNORECASE,
+)
+_MASK_ONLY_CLASS = re.compile(r"Indexer|Compressor|LSHSelfAttention|BlockSparse")
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The trunk that holds the layers: `model.model`, `model.transformer`, … or the model itself."""
+    base = model.base_model
+    return base if isinstance(base, PreTrainedModel) else model
+
+
+def why_unsupported(model: PreTrainedModel) -> str | None:
+    """The reason why `model` cannot be folded exactly, with what to do about it; `None` if it can."""
+    trunk = decoder_of(model)
+    for config in (model.config, trunk.config):
+        for reason in _config_reasons(config):
+            return reason
+    for reason in _class_reasons(trunk):
+        return reason
+    for name, module in trunk.named_modules():
+        for reason in _module_reasons(name, module):
+            return reason
+    return None
+
+
+def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        yield f"{kind} is an encoder-decoder: its decoder also attends to an encoder. Fold a decoder-only model."
+    if config.get_text_config() is not config:
+        yield (
+            f"{kind} is multimodal: equal token ids do not mean equal images or sounds. "
+            "Enable its text model alone (the class for its text configuration)."
+        )
+    if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
+        yield (
+            f"{kind} attends in both directions here (is_causal=False or use_bidirectional_attention), so a token "
+            "depends on what follows it and nothing can be shared. Use a causal model."
+        )
+    strange = sorted(set(getattr(config, "layer_types", None) or []) - _FOLDABLE_LAYERS)
+    if strange:
+        yield (
+            f"{kind} has layers of type {', '.join(strange)}; only full and sliding-window attention fold exactly. "
+            "Run it unfolded."
+        )
+    if getattr(config, "attention_chunk_size", None):
+        yield f"{kind} uses chunked attention (attention_chunk_size), which lives in the mask only. Run it unfolded."
+    if getattr(config, "reorder_and_upcast_attn", False):
+        yield f"{kind} computes its own attention with reorder_and_upcast_attn=True; load it with False."
+
+
+def _class_reasons(trunk: PreTrainedModel) -> Iterator[str]:
+    kind = type(trunk).__name__
+    if not trunk._can_set_attn_implementation() or not trunk._supports_attention_backend:
+        yield (
+            f"{kind} does not call its attention through transformers' attention interface, so the tree mask would "
+            "never reach it. Run it unfolded, or with a transformers version in which it does."
+        )
+    if "position_ids" not in inspect.signature(type(trunk).forward).parameters:
+        yield f"{kind} takes no position_ids, so a folded token cannot be told where it stands. Run it unfolded."
+
+
+def _module_reasons(name: str, module: torch.nn.Module) -> Iterator[str]:
+    kind = type(module).__name__
+    if getattr(module, "is_causal", True) is False and not isinstance(module, torch.nn.MultiheadAttention):
+        yield f"{name} ({kind}) attends in both directions (is_causal is False). Use a causal model."
+    if isinstance(module, torch.nn.Conv1d) or _MIXER_CLASS.search(kind):
+        yield (
+            f"{name} ({kind}) mixes neighbouring tokens outside attention (state space, linear attention, recurrence "
+            "or convolution), so a tree of tokens needs state forking there. Run it unfolded."
+        )
+    if hasattr(module, "create_position_ids_from_input_ids"):
+        yield (
+            f"{name} ({kind}) numbers positions from padding_idx + 1 and skips padding ids (as RoBERTa does). "
+            "Run it unfolded."
+        )
+    if _MASK_ONLY_CLASS.search(kind):
+        yield f"{name} ({kind}) selects keys by content or blocks (sparse attention). Run it unfolded."

@@ -1,0 +1,38 @@
+"""Whether folding a batch pays."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.plan import RadixPlan
+
+__all__ = ["check_threshold", "should_fold"]
+
+MIN_SAVING = 0.05
+"""`auto` folds when at least this share of the rows that would run is saved; below, indexing eats the gain."""
+
+
+def check_threshold(threshold: float | Literal["auto"]) -> None:
+    """Raise `InvalidInputError` unless `threshold` is a number of at least 0 or "auto"."""
+    if threshold == "auto":
+        return
+    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold >= 0:
+        raise InvalidInputError(
+            f'threshold is {threshold!r}; it must be "auto" or a number: 0 never folds, 1 or more always folds, '
+            "between folds when compression is below it."
+        )
+
+
+def should_fold(plan: RadixPlan, num_unfolded_rows: int, threshold: float | Literal["auto"]) -> tuple[bool, str]:
+    """Decide for one batch; `num_unfolded_rows` counts padding, which an unfolded call computes too."""
+    if plan.num_compact == 0:
+        return False, "the batch is empty"
+    if threshold == "auto":
+        limit = (1 - MIN_SAVING) * num_unfolded_rows
+        if plan.num_rows <= limit:
+            return True, f"{plan.num_rows} rows instead of {num_unfolded_rows}"
+        return False, f"{plan.num_rows} rows instead of {num_unfolded_rows} save less than {MIN_SAVING:.0%}"
+    if threshold >= 1 or plan.compression < threshold:
+        return True, f"compression {plan.compression:.3f}, threshold {threshold}"
+    return False, f"compression {plan.compression:.3f} is not below the threshold {threshold}"

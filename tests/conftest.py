@@ -1,0 +1,15 @@
+"""Shared by all tests: few threads, no downloads."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Tiny tensors run faster, and the same on every machine, on one thread."""
+    torch.set_num_threads(1)

@@ -106,7 +106,7 @@ class RadixPlan:
         _require((self.end[real] <= self.num_compact).all(), "a subtree reaches into the padding")
         _require((self.end[~real] == rows[~real] + 1).all(), "a padding row has a subtree")
         if self.num_tokens:
-            _require(0 <= self.unfold_index.min() and self.unfold_index.max() < self.num_compact, "unfold_index range")
+            _require(self.unfold_index.min() >= 0 and self.unfold_index.max() < self.num_compact, "unfold_index range")
             _require((self.unfold_index[self.fold_index[real]] == rows[real]).all(), "unfold[fold[j]] != j")
         for start, stop in zip(self.cu_seq_lengths[:-1], self.cu_seq_lengths[1:], strict=True):
             path = self.unfold_index[start:stop]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 __all__ = ["ReferenceFold", "reference_fold"]
 
@@ -30,7 +31,7 @@ def reference_fold(
     """Fold a batch: rows in depth-first preorder with `end`, or in order of first occurrence without it."""
     root = _Node(-1)
     node_of_token: list[_Node] = []
-    for start, stop in zip(cu_seq_lengths[:-1], cu_seq_lengths[1:], strict=True):
+    for start, stop in pairwise(cu_seq_lengths):
         node = root
         for token in range(start, stop):
             node = node.children.setdefault((input_ids[token], position_ids[token]), _Node(token))

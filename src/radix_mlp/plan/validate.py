@@ -1,0 +1,144 @@
+"""Arguments of the planner: made into arrays, or refused with an error that names the argument and the value.
+
+What costs a pass over the batch is tested by the kernels, which only say that something is wrong; the functions
+named `explain_*` then look for it.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+
+__all__ = [
+    "MAX_INDEX",
+    "as_int64",
+    "as_uint32",
+    "check_offsets_present",
+    "check_same_length",
+    "check_size",
+    "explain_offsets",
+    "explain_values",
+    "pad_multiple",
+]
+
+# rows, tokens, ids and positions are int32 on their way to the device
+MAX_INDEX = 2**31 - 1
+
+_UINT32 = np.dtype(np.uint32)
+_INT64 = np.dtype(np.int64)
+
+
+def as_uint32(value: Any, name: str) -> NDArray[np.uint32]:
+    """A `[n]` uint32 array as a kernel wants it, copied only if it is read-only or not contiguous."""
+    if type(value) is np.ndarray and value.dtype == _UINT32 and value.ndim == 1 and value.flags.carray:
+        return value
+    if not isinstance(value, np.ndarray):
+        raise InvalidDtypeError(f"{name} must be a uint32 array, got {_describe(value)}")
+    if value.dtype != _UINT32:
+        raise InvalidDtypeError(f"{name} must be uint32, got {value.dtype}; convert it with .astype(np.uint32)")
+    _check_one_dimension(value, name)
+    return np.array(value, order="C", subok=False)
+
+
+def as_int64(value: ArrayLike, name: str) -> NDArray[np.int64]:
+    """A `[n]` int64 array as a kernel wants it, from integers of any dtype or a list; copied only if it must be.
+
+    Values past int64 come out negative, so that a test of the range finds them.
+    """
+    if type(value) is np.ndarray and value.dtype == _INT64 and value.ndim == 1 and value.flags.carray:
+        return value
+    array = _as_integers(value, name)
+    _check_one_dimension(array, name)
+    return np.array(array, dtype=np.int64, order="C", subok=False)
+
+
+def _as_integers(value: ArrayLike, name: str) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InvalidDtypeError(
+            f"{name} must be a flat list or array of integers, got {_describe(value)}: {error}"
+        ) from error
+    if array.dtype.kind not in "iu" and not (array.size == 0 and not isinstance(value, np.ndarray)):
+        raise InvalidDtypeError(f"{name} must hold integers, got {array.dtype}: {_describe(value)}")
+    return array
+
+
+def _check_one_dimension(array: NDArray[Any], name: str) -> None:
+    if array.ndim != 1:
+        raise InvalidInputError(
+            f"{name} must be 1-dimensional, got shape {array.shape}; concatenate the sequences into one array"
+        )
+
+
+def pad_multiple(value: int | None, num_tokens: int) -> int:
+    """`pad_multiple_of` as an int, 1 for None."""
+    if value is None:
+        return 1
+    try:
+        multiple = operator.index(value)
+    except TypeError:
+        raise InvalidDtypeError(f"pad_multiple_of must be an integer or None, got {_describe(value)}") from None
+    if isinstance(value, bool):
+        raise InvalidDtypeError(f"pad_multiple_of must be an integer or None, got {value}")
+    if not 1 <= multiple <= MAX_INDEX - num_tokens:
+        raise InvalidInputError(f"pad_multiple_of must be in [1, {MAX_INDEX - num_tokens}], got {multiple}")
+    return multiple
+
+
+def check_same_length(input_ids: NDArray[Any], position_ids: NDArray[Any]) -> None:
+    """Raise unless every token has a position."""
+    if len(input_ids) != len(position_ids):
+        raise InvalidInputError(
+            "input_ids and position_ids must have the same length, "
+            f"got {len(input_ids)} ids and {len(position_ids)} positions"
+        )
+
+
+def check_size(num_tokens: int) -> None:
+    """Raise if rows cannot be numbered in int32."""
+    if num_tokens > MAX_INDEX:
+        raise InvalidInputError(f"input_ids must have fewer than 2**31 tokens, got {num_tokens}; split the batch")
+
+
+def check_offsets_present(cu_seq_lengths: NDArray[Any]) -> None:
+    """Raise if there is not even the leading 0."""
+    if len(cu_seq_lengths) == 0:
+        raise InvalidInputError("cu_seq_lengths must start with 0, got no elements; for an empty batch pass [0]")
+
+
+def explain_offsets(cu_seq_lengths: NDArray[Any], num_tokens: int) -> NoReturn:
+    """Raise for the first rule that offsets break."""
+    if cu_seq_lengths[0] != 0:
+        raise InvalidInputError(f"cu_seq_lengths must start with 0, got {cu_seq_lengths[0]}")
+    falls = np.flatnonzero(cu_seq_lengths[1:] < cu_seq_lengths[:-1])
+    if len(falls):
+        i = int(falls[0]) + 1
+        raise InvalidInputError(
+            f"cu_seq_lengths must not decrease, got {cu_seq_lengths[i]} after {cu_seq_lengths[i - 1]} at index {i}"
+        )
+    raise InvalidInputError(
+        f"cu_seq_lengths must end with the number of input_ids, {num_tokens}, got {cu_seq_lengths[-1]}"
+    )
+
+
+def explain_values(value: ArrayLike, name: str) -> None:
+    """Raise if a value is outside `[0, 2**31)`. The argument as the caller gave it: its value is in the message."""
+    array = np.asarray(value)
+    if array.dtype.kind == "u":
+        wrong = array > np.uint32(MAX_INDEX)
+    else:
+        wrong = (array < 0) | (array > MAX_INDEX)
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise InvalidInputError(f"{name} must be in [0, 2**31), got {array[i]} at index {i}")
+
+
+def _describe(value: object) -> str:
+    text = repr(value)
+    return f"{type(value).__name__} {text if len(text) <= 60 else text[:57] + '...'}"

@@ -67,6 +67,13 @@ def _offsets_are_right(cu_seq_lengths, num_tokens):
 
 
 @_inline
+def _same(ids, positions, with_positions, a, b):
+    """Whether tokens `a` and `b` have one id and one position."""
+    a, b = np.uint64(a), np.uint64(b)
+    return ids[a] == ids[b] and (not with_positions or positions[a] == positions[b])
+
+
+@_inline
 def _differ(x, a, b, width):
     """Not 0 iff `x[a : a + width]` and `x[b : b + width]` differ somewhere."""
     difference = x[a] ^ x[b]
@@ -88,7 +95,7 @@ def _agree(ids, positions, with_positions, a, b, n):
         if with_positions and _differ(positions, a + i, b + i, NARROW) != 0:
             break
         i += NARROW
-    while i < n and ids[a + i] == ids[b + i] and (not with_positions or positions[a + i] == positions[b + i]):
+    while i < n and _same(ids, positions, with_positions, a + i, b + i):
         i += ONE
     return np.int64(i)
 
@@ -140,6 +147,7 @@ def _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes, tails):
     table = np.zeros(1 << bits, np.uint64)
     shift = np.uint64(64 - bits)
     mask = np.uint64((1 << bits) - 1)
+    zero = positions.dtype.type(0)
     nodes[0] = 0
     nodes[0, PARENT_ROW] = -1
     num_nodes = 1
@@ -154,32 +162,28 @@ def _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes, tails):
             child = np.uint64(nodes[node, FIRST_CHILD])
             slot = NONE
             key = NONE
-            n = 0
+            if child != NONE and not _same(ids, positions, with_positions, nodes[child, TOKEN], t):
+                key = _hash(parent_row, ids[np.uint64(t)], positions[np.uint64(t)] if with_positions else zero)
+                slot = key >> shift
+                key &= LOW
+                child = NONE
+                while child == NONE and table[slot] != NONE:
+                    if table[slot] >> HALF == key:
+                        candidate = table[slot] & LOW
+                        if nodes[candidate, PARENT_ROW] == parent_row and _same(
+                            ids, positions, with_positions, nodes[candidate, TOKEN], t
+                        ):
+                            child = candidate
+                    slot = (slot + ONE) & mask
             if child != NONE:
                 other = np.int64(nodes[child, TOKEN])
-                n = _agree(ids, positions, with_positions, other, t, min(np.int64(nodes[child, LENGTH]), stop - t))
-                if n == 0:
-                    position = positions[np.uint64(t)] if with_positions else positions.dtype.type(0)
-                    key = _hash(parent_row, ids[np.uint64(t)], position)
-                    slot = key >> shift
-                    key &= LOW
-                    while table[slot] != 0:
-                        if table[slot] >> HALF == key:
-                            child = table[slot] & LOW
-                            if nodes[child, PARENT_ROW] == parent_row:
-                                other = np.int64(nodes[child, TOKEN])
-                                length = min(np.int64(nodes[child, LENGTH]), stop - t)
-                                n = _agree(ids, positions, with_positions, other, t, length)
-                                if n > 0:
-                                    break
-                        slot = (slot + ONE) & mask
-            if n > 0:
                 row = np.int64(nodes[child, ROW])
+                length = np.int64(nodes[child, LENGTH])
+                n = _agree(ids, positions, with_positions, other, t, min(length, stop - t))
                 _count(unfold, t, n, row)
                 t += n
                 node = child
                 parent_row = row + n - 1
-                length = np.int64(nodes[child, LENGTH])
                 if n == length or t == stop:
                     continue
                 # the sequence leaves this run midway: the lower half becomes a node and takes the children
@@ -208,7 +212,7 @@ def _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes, tails):
             nodes[new, LAST_CHILD] = 0
             nodes[new, NEXT_SIBLING] = 0
             nodes[new, DEPTH] = t - first
-            if child == NONE:
+            if nodes[node, FIRST_CHILD] == 0:
                 nodes[node, FIRST_CHILD] = new
             else:
                 # a first child is compared first, so only the others need the table

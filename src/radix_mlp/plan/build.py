@@ -14,8 +14,8 @@ from radix_mlp.plan.validate import (
     check_offsets_present,
     check_same_length,
     check_size,
+    check_values,
     explain_offsets,
-    explain_values,
     pad_multiple,
 )
 
@@ -67,10 +67,10 @@ def build_plan(
         ids, positions, position_ids is not None, cu, multiple, unfold
     )
     if status == kernels.WRONG_OFFSETS:
-        explain_offsets(cu, num_tokens)
+        explain_offsets(np.asarray(cu_seq_lengths), num_tokens)
     if status == kernels.WRONG_VALUES:
-        explain_values(input_ids, "input_ids")
-        explain_values(position_ids if position_ids is not None else positions, "position_ids")
+        check_values(input_ids, "input_ids")
+        check_values(positions if position_ids is None else position_ids, "position_ids")
     assert status == kernels.OK
     offsets = cu.copy()
     for array in (values, indices, unfold, offsets):

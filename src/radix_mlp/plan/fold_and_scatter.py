@@ -65,13 +65,10 @@ def compute_fold_and_scatter(
     check_same_length(ids, positions)
     check_size(num_tokens)
     multiple = pad_multiple(pad_multiple_of, num_tokens)
-    if len(cu) == 2 and num_tokens % multiple == 0 and cu[0] == 0 and cu[1] == num_tokens:
-        # one sequence folds into itself
-        index = np.arange(num_tokens, dtype=np.uint32)
-        return ids.copy(), positions.copy(), index, index.copy()
-    if num_tokens or len(cu):
-        check_offsets_present(cu)
-    else:
+    if len(cu) == 0:
+        if num_tokens:
+            check_offsets_present(cu)
+        # upstream takes an empty batch without the leading 0
         cu = np.zeros(1, np.uint32)
     unfold = np.empty(num_tokens, np.uint32)
     kernels = _kernels()

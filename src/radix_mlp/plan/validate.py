@@ -1,7 +1,7 @@
 """Arguments of the planner: made into arrays, or refused with an error that names the argument and the value.
 
-What costs a pass over the batch is tested by the kernels, which only say that something is wrong; the functions
-named `explain_*` then look for it.
+What costs a pass over the batch is tested by the kernels, which only say that something is wrong; `check_values`
+and `explain_offsets` then look for it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = [
     "check_offsets_present",
     "check_same_length",
     "check_size",
+    "check_values",
     "explain_offsets",
-    "explain_values",
     "pad_multiple",
 ]
 
@@ -127,16 +127,14 @@ def explain_offsets(cu_seq_lengths: NDArray[Any], num_tokens: int) -> NoReturn:
     )
 
 
-def explain_values(value: ArrayLike, name: str) -> None:
-    """Raise if a value is outside `[0, 2**31)`. The argument as the caller gave it: its value is in the message."""
+def check_values(value: ArrayLike, name: str) -> None:
+    """Raise if a value is outside `[0, 2**31)`; takes the argument as given, since the message shows its value."""
     array = np.asarray(value)
-    if array.dtype.kind == "u":
-        wrong = array > np.uint32(MAX_INDEX)
-    else:
-        wrong = (array < 0) | (array > MAX_INDEX)
-    if wrong.any():
-        i = int(wrong.argmax())
-        raise InvalidInputError(f"{name} must be in [0, 2**31), got {array[i]} at index {i}")
+    if array.size == 0 or (array.min() >= 0 and array.max() <= MAX_INDEX):
+        return
+    wrong = (array < 0) | (array > MAX_INDEX)
+    i = int(wrong.argmax())
+    raise InvalidInputError(f"{name} must be in [0, 2**31), got {array[i]} at index {i}")
 
 
 def _describe(value: object) -> str:

@@ -57,9 +57,7 @@ def _forward(
     impl: str,
 ) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
-        return load_impl(impl).forward(
-            q, k, v, sinks, _tree(tree, impl), scale=scale, window=window, softcap=softcap
-        )
+        return load_impl(impl).forward(q, k, v, sinks, _tree(tree, impl), scale=scale, window=window, softcap=softcap)
 
 
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, sinks: Any, tree: Any, *options: Any) -> tuple[Tensor, Tensor]:
@@ -102,12 +100,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     ctx.save_for_backward(q, k, v, sinks, *output, *tree)
 
 
-def _autograd(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
     q, k, v, sinks, out, lse, *tree = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_sinks = torch.ops.radix_mlp.tree_attention_backward(
         grad_out, q, k, v, sinks, out, lse, tree, *ctx.options
     )
-    return grad_q, grad_k, grad_v, None if sinks is None else grad_sinks, None, None, None, None, None
+    no_options = [None] * len(ctx.options)
+    return grad_q, grad_k, grad_v, None if sinks is None else grad_sinks, [None] * len(tree), *no_options
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:

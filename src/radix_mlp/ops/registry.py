@@ -74,9 +74,7 @@ class ImplModule(Protocol):
 # `reference` is not here: it is the oracle, called directly, outside the custom op
 IMPLS: dict[str, Impl] = {
     "dense": Impl("radix_mlp.ops.impl.dense", ("end", "depth", "host_tiles")),
-    "expand": Impl(
-        "radix_mlp.ops.impl.expand", ("end", "depth", "fold_index", "unfold_index", "host_cu_seq_lengths")
-    ),
+    "expand": Impl("radix_mlp.ops.impl.expand", ("end", "depth", "fold_index", "unfold_index", "host_cu_seq_lengths")),
 }
 AUTO: dict[str, tuple[str, ...]] = {"cuda": ("triton", "dense")}
 """Preference of `impl="auto"` by device type; `dense` where nothing stands here."""
@@ -107,7 +105,9 @@ def resolve_impl(impl: str, device_type: str, dtype: torch.dtype) -> str:
         known = "cannot run on" if impl in IMPLS else "is not an implementation for"
         raise UnsupportedImplError(f"impl={impl!r} {known} {device_type}: use one of {('auto', *available)}")
     if impl in IMPLS and dtype not in IMPLS[impl].dtypes:
-        raise UnsupportedImplError(f"impl={impl!r} does not take {dtype}: use one of {IMPLS[impl].dtypes} or impl='auto'")
+        raise UnsupportedImplError(
+            f"impl={impl!r} does not take {dtype}: use one of {IMPLS[impl].dtypes} or impl='auto'"
+        )
     return impl
 
 

@@ -103,7 +103,11 @@ def _copy(plan: RadixPlan, device: torch.device) -> tuple[tuple[Tensor, ...], At
         np.copyto(part.numpy(), array)
     ids, positions, fold, unfold, cu, last, end, depth = _parts(packed.to(device, non_blocking=True), sizes, dtypes)
     # tiles serve plain-torch attention; where kernels run attention they would be wasted work
-    tiles = torch.empty(0, dtype=torch.int32) if device.type == "cuda" else torch.from_numpy(pack_tiles(plan.end, plan.depth))
+    tiles = (
+        torch.empty(0, dtype=torch.int32)
+        if device.type == "cuda"
+        else torch.from_numpy(pack_tiles(plan.end, plan.depth))
+    )
     host_cu = torch.tensor(plan.cu_seq_lengths)
     tree = AttentionTree(end, depth, fold, unfold, cu, host_cu, tiles)
     return (ids, positions, fold, unfold, cu, last), tree

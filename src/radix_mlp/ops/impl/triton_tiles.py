@@ -1,0 +1,69 @@
+"""Tile sizes of the Triton kernels: a table by kernel and head dimension, and a safe default for the rest."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+__all__ = ["Tiles", "choose_tiles"]
+
+
+class Tiles(NamedTuple):
+    """How one kernel is launched."""
+
+    rows: int
+    """Packed query rows (tokens x heads of a group) of a tile."""
+    keys: int
+    """Keys of a block that needs no mask; keys of a program in `dkdv`."""
+    edge: int
+    """Keys of a block that needs a mask; not used in `dkdv`."""
+    warps: int
+    stages: int
+    edge_stages: int
+    tma: bool
+
+
+# measured on an H200 with benchmarks/tune_triton.py: bf16, 4 query heads a kv head
+_HOPPER = {
+    ("forward", 64): Tiles(128, 128, 64, 8, 2, 2, True),
+    ("forward", 128): Tiles(128, 128, 64, 8, 2, 2, True),
+    ("forward", 256): Tiles(64, 64, 64, 4, 2, 2, True),
+    ("dq", 64): Tiles(128, 64, 64, 8, 2, 2, True),
+    ("dq", 128): Tiles(128, 64, 64, 8, 2, 2, True),
+    ("dq", 256): Tiles(64, 32, 32, 4, 2, 1, True),
+    ("dkdv", 64): Tiles(64, 128, 0, 8, 2, 2, True),
+    ("dkdv", 128): Tiles(64, 128, 0, 8, 2, 2, True),
+    ("dkdv", 256): Tiles(32, 64, 0, 8, 1, 1, True),
+}
+# small enough for the 99 KB of shared memory that chips from Ampere on have at least
+_SAFE = {
+    64: Tiles(64, 64, 64, 4, 2, 2, False),
+    128: Tiles(64, 32, 32, 4, 2, 1, False),
+    256: Tiles(32, 32, 32, 4, 1, 1, False),
+}
+_SAFE_FLOAT32 = {
+    64: Tiles(32, 32, 32, 4, 1, 1, False),
+    128: Tiles(32, 32, 32, 4, 1, 1, False),
+    256: Tiles(16, 16, 16, 4, 1, 1, False),
+}
+
+
+def choose_tiles(kernel: str, device: torch.device, dtype: torch.dtype, width: int, group: int) -> Tiles:
+    """Tiles for `kernel` (`forward`, `dq`, `dkdv`) with heads of at most `width` and `group` heads a kv head."""
+    column = 64 if width <= 64 else 128 if width <= 128 else 256
+    if dtype == torch.float32:
+        tiles = _SAFE_FLOAT32[column]
+    elif device.type == "cuda" and _capability(device.index or 0) == (9, 0):
+        tiles = _HOPPER[kernel, column]
+    else:
+        tiles = _SAFE[column]
+    if group > tiles.rows:
+        tiles = tiles._replace(rows=1 << (group - 1).bit_length())
+    return tiles
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)

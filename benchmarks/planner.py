@@ -187,24 +187,24 @@ def synthetic(size: int, length: int, share: float) -> Batch:
 def rerank(rng: np.random.Generator, queries: int, documents: int) -> Batch:
     """An instruction for all, a query for each group, a document and a closing template for each sequence."""
     instruction, closing = rng.integers(0, 30_000, 60), rng.integers(0, 30_000, 12)
-    sequences = []
+    sequences: list[NDArray[np.int64]] = []
     for _ in range(queries):
         query = rng.integers(0, 30_000, rng.integers(5, 25))
         for _ in range(documents):
             document = rng.integers(0, 30_000, rng.integers(40, 240))
             sequences.append(np.concatenate([instruction, query, document, closing]))
-    return with_positions(np.concatenate(sequences), np.cumsum([0] + [len(sequence) for sequence in sequences]))
+    return with_positions(np.concatenate(sequences), np.cumsum(np.array([0, *map(len, sequences)])))
 
 
 def few_shot(rng: np.random.Generator) -> Batch:
     """One long prompt, questions under it, and four answers under each."""
     prompt = rng.integers(0, 30_000, 1500)
-    sequences = []
+    sequences: list[NDArray[np.int64]] = []
     for _ in range(40):
         question = rng.integers(0, 30_000, rng.integers(30, 120))
         answers = [rng.integers(0, 30_000, rng.integers(1, 20)) for _ in range(4)]
         sequences.extend(np.concatenate([prompt, question, answer]) for answer in answers)
-    return with_positions(np.concatenate(sequences), np.cumsum([0] + [len(sequence) for sequence in sequences]))
+    return with_positions(np.concatenate(sequences), np.cumsum(np.array([0, *map(len, sequences)])))
 
 
 def with_positions(ids: NDArray[np.int64], cu: NDArray[np.int64]) -> Batch:

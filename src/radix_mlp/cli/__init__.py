@@ -1,1 +1,1 @@
-"""Interim."""
+"""The command line."""

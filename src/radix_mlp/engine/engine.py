@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -122,7 +123,7 @@ class Engine:
         )
         self.max_batch_tokens = max_batch_tokens
         self.max_length = max_length or max_length_of(self.model, self.tokenizer)
-        self.threshold = threshold
+        self.threshold: float | Literal["auto"] = threshold
         self.impl = impl
         self.stats = JobStats()
         """Of the last job."""
@@ -216,6 +217,15 @@ class Engine:
         answers = [scores[index] for index in range(len(sequences))]
         self._check_finite(np.asarray([not np.isnan(answer.logprob) for answer in answers]), "pairs")
         return answers
+
+    def unfolded(self) -> Engine:
+        """An engine on the same model that never folds: the unmodified model on padded batches.
+
+        The two take turns: do not run their jobs at the same time.
+        """
+        other = copy(self)
+        other.threshold, other.stats = 0, JobStats()
+        return other
 
     def _prepare(self) -> None:
         if self.threshold == 0:

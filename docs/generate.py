@@ -1,0 +1,92 @@
+"""Write the documents that repeat code; `--check` only tells whether they are up to date (exit code 1 if not).
+
+python docs/generate.py [--check]
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from radix_mlp.cli.main import app
+
+DOCS = Path(__file__).parent
+
+
+def cli() -> str:
+    """`cli.md`: the help of every command."""
+    group: Any = typer.main.get_command(app)
+    parts = [
+        "# Command line",
+        "This page is generated from `radix-mlp --help` by `make docs`.",
+        _prose(group.help),
+        "| option | |\n|---|---|\n" + _rows(group),
+    ]
+    for name, command in group.commands.items():
+        arguments = [param for param in command.params if param.param_type_name == "argument"]
+        usage = " ".join(["radix-mlp", name, *(param.metavar for param in arguments), "[OPTIONS]"])
+        parts += [f"## {name}", f"    {usage}", _prose(command.help)]
+        if command.params:
+            parts.append("| option | default | |\n|---|---|---|\n" + _rows(command, with_default=True))
+    return "\n\n".join(parts) + "\n"
+
+
+def _prose(text: str) -> str:
+    """Help as Markdown: paragraphs, and what stands after a backspace line as it is."""
+    paragraphs = []
+    for paragraph in inspect.cleandoc(text).split("\n\n"):
+        if "\b" in paragraph:
+            title, *lines = paragraph.replace("\b", "").strip("\n").splitlines()
+            paragraphs.append(title.strip() + "\n\n" + "\n".join("    " + line.strip() for line in lines))
+        else:
+            paragraphs.append(" ".join(paragraph.split()))
+    return "\n\n".join(paragraphs)
+
+
+def _rows(command: Any, *, with_default: bool = False) -> str:
+    rows = []
+    for param in command.params:
+        if param.param_type_name == "argument":
+            cells = [f"`{param.metavar}`", "required", param.help]
+        else:
+            names = ", ".join(f"`{name}`" for name in [*param.opts, *param.secondary_opts])
+            cells = [names, _default(param), param.help]
+        rows.append("| " + " | ".join(cells if with_default else [cells[0], cells[2]]) + " |")
+    return "\n".join(rows)
+
+
+def _default(param: Any) -> str:
+    if param.required:
+        return "required"
+    if param.secondary_opts:
+        return f"`{(param.opts if param.default else param.secondary_opts)[0]}`"
+    return "" if param.default is None or param.default is False else f"`{param.default}`"
+
+
+DOCUMENTS: dict[str, Callable[[], str]] = {"cli.md": cli}
+"""File in docs/ -> what writes it; add others here."""
+
+
+def main(check: bool) -> int:
+    """Write all documents, or count those that are out of date."""
+    stale = 0
+    for name, generate in DOCUMENTS.items():
+        path, text = DOCS / name, generate()
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        if check:
+            stale += 1
+            print(f"docs/{name} is out of date: run make docs")
+        else:
+            path.write_text(text, encoding="utf-8")
+            print(f"wrote docs/{name}")
+    return 1 if stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -1,0 +1,130 @@
+"""`radix-mlp verify`: are the answers the same, with my model and my texts?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from radix_mlp.cli import options as o
+from radix_mlp.cli.job import without_rejected
+from radix_mlp.cli.read import Record, read_records
+from radix_mlp.cli.show import Skipped, errors, progress_bar
+
+if TYPE_CHECKING:
+    from radix_mlp.engine.verify import Verification
+
+__all__ = ["verify"]
+
+WORST_SHOWN = 3
+
+
+def verify(
+    file: o.FileArgument,
+    *,
+    field: o.FieldOption = "text",
+    prompt: o.PromptOption = None,
+    file_format: o.FormatOption = None,
+    skip_bad: o.SkipBadOption = False,
+    max_length: o.MaxLengthOption = None,
+    truncate: o.TruncateOption = False,
+    model: o.ModelOption,
+    device: o.DeviceOption = None,
+    dtype: o.DtypeOption = "auto",
+    max_batch_tokens: o.BudgetOption = 16384,
+    impl: o.ImplOption = "auto",
+    trust_remote_code: o.TrustOption = False,
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="The unmodified model fed one text at a time (single), or in padded batches (padded).",
+            rich_help_panel="Comparison",
+        ),
+    ] = "single",
+    bound: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Largest difference allowed, as a part of the largest hidden value; unless given, 1e-10 for float64, "
+            "1e-4 for float32, 1e-2 for float16, 5e-2 for bfloat16.",
+            rich_help_panel="Comparison",
+        ),
+    ] = None,
+    quiet: o.QuietOption = False,
+) -> None:
+    """Run a file folded and through the unmodified model, and report how far the answers are apart.
+
+    Compared are the hidden states of every token after the last norm, and the
+    likeliest next token of every text. The exit code is 1 when the largest
+    difference passes the bound. Rounding alone makes small differences: another
+    order of summation; --against padded shows how large those of padding are in
+    the same dtype.
+
+    \b
+    Examples:
+      radix-mlp verify texts.jsonl --model ./Qwen3-0.6B
+      radix-mlp verify texts.jsonl -m ./Qwen3-0.6B --dtype float32 --bound 1e-5
+      radix-mlp verify table.csv --field question -m tiny --against padded
+    """
+    skipped = Skipped()
+    on_skip = skipped if skip_bad else None
+    records = read_records(file, (field,), file_format=file_format, on_skip=on_skip)
+
+    # torch and transformers take seconds to import: only once the input is read
+    from radix_mlp.engine import verify as engine_verify
+    from radix_mlp.engine.load import load, max_length_of
+    from radix_mlp.engine.tokenize import tokenize_texts
+
+    loaded, tokenizer = load(model, device=device, dtype=dtype, trust_remote_code=trust_remote_code)
+    limit = max_length or max_length_of(loaded, tokenizer)
+
+    def run(records: list[Record]) -> Verification:
+        texts = [record.values[0] for record in records]
+        sequences = tokenize_texts(tokenizer, texts, prompt=prompt, max_length=limit, truncate=truncate)
+        with progress_bar("verifying", quiet=quiet) as progress:
+            return engine_verify.verify(
+                loaded,
+                sequences,
+                against=against,  # type: ignore[arg-type]
+                bound=bound,
+                impl=impl,
+                max_batch_tokens=max_batch_tokens,
+                progress=progress,
+            )
+
+    records, found = without_rejected(file, records, on_skip, run)
+    for line in report(found, records, str(loaded.dtype).removeprefix("torch."), against):
+        typer.echo(line)
+    if not found.passed:
+        errors().print(
+            f"error: the largest difference is {found.relative:.1e} of the largest hidden value, more than the "
+            f"bound of {found.bound:.0e}. If a wider --dtype gives it too, this is a bug: please report it.",
+            style="bold red",
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+
+
+def report(found: Verification, records: list[Record], dtype: str, against: str) -> list[str]:
+    """The lines of the report."""
+    other = "one text at a time" if against == "single" else "in padded batches"
+    flips = "no output head" if found.flips is None else f"{found.flips:,} of {len(found.texts):,}"
+    lines = [
+        f"folded against the unmodified model, {other}, {dtype}",
+        f"  texts                 {len(found.texts):>12,}",
+        f"  tokens                {found.num_tokens:>12,}",
+        f"  compact tokens        {found.num_compact:>12,}",
+        f"  largest hidden value  {found.scale:>12.4g}",
+        f"  largest difference    {found.max_abs:>12.2e}   {found.relative:.1e} of it, bound {found.bound:.0e}",
+        f"  mean difference       {found.mean_abs:>12.2e}",
+        f"  smallest cosine       {found.cosine:>12.8f}",
+        f"  next token changed    {flips:>12}",
+        "  worst texts:",
+    ]
+    worst = sorted(found.texts, key=lambda text: -text.max_abs)[:WORST_SHOWN]
+    for text in worst:
+        changed = ", next token changed" if text.flipped else ""
+        lines.append(f"    line {records[text.index].line}: {text.max_abs:.2e}, cosine {text.cosine:.8f}{changed}")
+    lines.append("same answers" if found.passed else "NOT the same answers")
+    return lines

@@ -1,0 +1,55 @@
+"""How much folding saves by batch size and by the order of the texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from radix_mlp.engine.scheduler import ORDERS, Batch, Ids, cut_by_budget, cut_by_count
+
+__all__ = ["BATCH_SIZES", "CompressionRow", "compression_table"]
+
+BATCH_SIZES = (16, 32, 64)
+
+
+@dataclass(frozen=True)
+class CompressionRow:
+    """One way to form batches: the compact tokens that remain for each order."""
+
+    label: str
+    num_batches: dict[str, int]
+    """order -> batches."""
+    num_compact: dict[str, int]
+    """order -> compact tokens of all batches."""
+    attention_pairs: dict[str, int]
+    """order -> query-key pairs of all batches."""
+
+
+def compression_table(
+    sequences: Sequence[Ids], *, sizes: Sequence[int] = BATCH_SIZES, max_batch_tokens: int = 16384
+) -> list[CompressionRow]:
+    """Every size, then the budget, each with the orders of `radix_mlp.engine.scheduler.ORDERS`.
+
+    Example:
+        >>> import numpy as np
+        >>> texts = [np.array(ids, np.int32) for ids in ([1, 2, 3], [9, 9], [1, 2, 4])]
+        >>> compression_table(texts, sizes=[2])[0].num_compact
+        {'arrival': 8, 'length': 6, 'lexicographic': 6}
+    """
+    orders = {name: order(sequences) for name, order in ORDERS.items()}
+    lexicographic = orders["lexicographic"]
+    rows = [
+        _row(f"{size} texts", {k: cut_by_count(sequences, o, lexicographic, size) for k, o in orders.items()})
+        for size in sizes
+    ]
+    budget = {k: cut_by_budget(sequences, o, lexicographic, max_batch_tokens) for k, o in orders.items()}
+    return [*rows, _row(f"{max_batch_tokens:,} compact tokens", budget)]
+
+
+def _row(label: str, cuts: dict[str, list[Batch]]) -> CompressionRow:
+    return CompressionRow(
+        label,
+        {name: len(batches) for name, batches in cuts.items()},
+        {name: sum(batch.num_compact for batch in batches) for name, batches in cuts.items()},
+        {name: sum(batch.attention_pairs for batch in batches) for name, batches in cuts.items()},
+    )

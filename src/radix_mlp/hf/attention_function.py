@@ -116,7 +116,7 @@ def _read_options(module: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, 
     given = {name: value for name, value in kwargs.items() if value is not None}
     options = {
         "scale": given.pop("scaling", None),
-        "window": given.pop("sliding_window", None),
+        "window": given.pop("sliding_window", None) if "sliding_window" in kwargs else _window_of(module),
         "softcap": given.pop("softcap", None),
         "sinks": given.pop("s_aux", None),
     }
@@ -134,6 +134,18 @@ def _read_options(module: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, 
             "(block-sparse or biased attention). Call radix_mlp.disable(model) and run it unfolded."
         )
     return options
+
+
+def _window_of(module: torch.nn.Module) -> int | None:
+    """The window of a layer whose model puts it into the mask only and does not pass it to attention."""
+    if not hasattr(sys.modules[type(module).__module__], "create_sliding_window_causal_mask"):
+        return None
+    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    layer_types = getattr(config, "layer_types", None)
+    if layer_types is not None and layer is not None and layer_types[layer] == "full_attention":
+        return None
+    window = getattr(config, "sliding_window", None)
+    return window if isinstance(window, int) and window > 0 else None
 
 
 def _fallback_function(module: torch.nn.Module, fallback: str) -> Callable[..., Any]:

@@ -15,14 +15,14 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import FALLBACKS, is_tree_mask, register
-from radix_mlp.hf.calls import USES_CACHE, FoldableCall, read_call
-from radix_mlp.hf.forward import compact_arguments
-from radix_mlp.hf.outputs import CallerLayout, FoldedCache, unfold_outputs
+from radix_mlp.hf.calls import USES_CACHE, read_call
+from radix_mlp.hf.outputs import FoldedCache, FoldedCall
+from radix_mlp.hf.probe import probe
+from radix_mlp.hf.proven import PROVEN_TYPES
 from radix_mlp.hf.support import decoder_of, why_unsupported
 from radix_mlp.hf.threshold import check_threshold, should_fold
 from radix_mlp.ops.registry import IMPLS
 from radix_mlp.plan import build_plan
-from radix_mlp.plan.device import DevicePlan
 
 __all__ = ["CallReport", "disable", "enable", "is_enabled", "last_call"]
 
@@ -110,6 +110,12 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
         module.__dict__["_radix"] = _Enabled(settings, previous)
         if module is trunk or _is_causal_lm(module):
             module.__dict__["forward"] = _folding_forward(module)
+    if trunk.config.model_type not in PROVEN_TYPES:
+        try:
+            probe(trunk)
+        except UnsupportedModelError:
+            disable(model)
+            raise
     return model
 
 
@@ -188,7 +194,7 @@ def _folding_forward(module: PreTrainedModel) -> types.MethodType:
         del arguments["self"]
         folded = _fold_call(self, arguments)
         if folded is not None:
-            return _run_folded(self, run, arguments, *folded)
+            return folded.unfold(run(**folded.arguments))
         if self is not decoder_of(self) and _takes_any_keyword(signature):
             # a head that stays unfolded must not have its trunk fold behind its back
             kwargs[_STAY_UNFOLDED] = True
@@ -199,8 +205,8 @@ def _folding_forward(module: PreTrainedModel) -> types.MethodType:
 
 
 @torch.compiler.disable
-def _fold_call(model: PreTrainedModel, arguments: dict[str, Any]) -> tuple[FoldableCall, DevicePlan] | None:
-    """The folded batch of a call, or None if it is to run unfolded; either way `last_call` says why."""
+def _fold_call(model: PreTrainedModel, arguments: dict[str, Any]) -> FoldedCall | None:
+    """A call on its way through compact rows, or None if it is to run unfolded; `last_call` says why."""
     settings = _enabled(model).settings
     if isinstance(arguments.get("past_key_values"), FoldedCache):
         arguments["past_key_values"].refuse()
@@ -214,39 +220,7 @@ def _fold_call(model: PreTrainedModel, arguments: dict[str, Any]) -> tuple[Folda
     plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
     fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold)
     settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact)
-    return (call, plan.to(arguments["input_ids"].device)) if fold else None
-
-
-def _run_folded(
-    model: PreTrainedModel,
-    run: Callable[..., Any],
-    arguments: dict[str, Any],
-    call: FoldableCall,
-    plan: DevicePlan,
-) -> Any:
-    compact = compact_arguments(model, plan)
-    if "output_hidden_states" in arguments:
-        compact["output_hidden_states"] = arguments["output_hidden_states"]
-    layout = logits_layout = CallerLayout(call, plan)
-    logits_to_keep = arguments.get("logits_to_keep", 0)
-    if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep:
-        logits_layout = CallerLayout(call, plan)
-        compact["logits_to_keep"] = logits_layout.keep(logits_to_keep)
-    outputs = run(**compact)
-    fields = unfold_outputs(outputs, layout, logits_layout)
-    if arguments.get("use_cache") is None and getattr(model.config, "use_cache", False):
-        fields["past_key_values"] = FoldedCache()
-    if arguments.get("labels") is not None:
-        loss_options = {n: arguments[n] for n in ("num_items_in_batch", "shift_labels") if n in arguments}
-        fields["loss"] = model.loss_function(
-            logits=fields["logits"],
-            labels=arguments["labels"],
-            vocab_size=fields["logits"].shape[-1],
-            **loss_options,
-        )
-    outputs = type(outputs)(**fields)
-    return_dict = arguments.get("return_dict")
-    return outputs if (model.config.return_dict if return_dict is None else return_dict) else outputs.to_tuple()
+    return FoldedCall(model, arguments, call, plan.to(arguments["input_ids"].device)) if fold else None
 
 
 def _takes_any_keyword(signature: inspect.Signature) -> bool:

@@ -1,4 +1,4 @@
-"""Outputs of a folded call, back in the caller's layout."""
+"""A call on compact rows: what goes in, and the outputs back in the caller's layout."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.calls import FoldableCall
+from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.ops.fold import copy_rows
 from radix_mlp.plan.device import DevicePlan
 
-__all__ = ["CallerLayout", "FoldedCache", "unfold_outputs"]
+__all__ = ["FoldedCache", "FoldedCall"]
 
 
 class FoldedCache:
@@ -66,19 +68,49 @@ class CallerLayout:
         return out
 
 
-def unfold_outputs(outputs: ModelOutput, layout: CallerLayout, logits_layout: CallerLayout) -> dict[str, Any]:
-    """The fields of a model output with every per-token one in the caller's layout."""
-    fields: dict[str, Any] = {}
-    for name, value in outputs.items():
-        if name == "logits":
-            fields[name] = logits_layout.unfold(value)
-        elif name == "last_hidden_state":
-            fields[name] = layout.unfold(value)
-        elif name == "hidden_states":
-            fields[name] = tuple(layout.unfold(hidden) for hidden in value)
-        else:
-            raise UnsupportedCallError(
-                f"the output {name!r} of {type(outputs).__name__} has no known layout, so it cannot be unfolded. "
-                "Call radix_mlp.disable(model) for this call."
+class FoldedCall:
+    """A caller's call while it runs on compact rows: the arguments that go in, and the outputs as he wants them."""
+
+    def __init__(
+        self, model: PreTrainedModel, caller_arguments: dict[str, Any], call: FoldableCall, plan: DevicePlan
+    ) -> None:
+        self.arguments = compact_arguments(model, plan)
+        self._model = model
+        self._caller_arguments = caller_arguments
+        self._layout = self._logits_layout = CallerLayout(call, plan)
+        if "output_hidden_states" in caller_arguments:
+            self.arguments["output_hidden_states"] = caller_arguments["output_hidden_states"]
+        logits_to_keep = caller_arguments.get("logits_to_keep", 0)
+        if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep:
+            self._logits_layout = CallerLayout(call, plan)
+            self.arguments["logits_to_keep"] = self._logits_layout.keep(logits_to_keep)
+
+    @torch.compiler.disable
+    def unfold(self, outputs: ModelOutput) -> ModelOutput | tuple[Any, ...]:
+        """Every per-token field in the caller's layout, with the loss if there are labels."""
+        caller, model = self._caller_arguments, self._model
+        fields: dict[str, Any] = {}
+        for name, value in outputs.items():
+            if name == "logits":
+                fields[name] = self._logits_layout.unfold(value)
+            elif name == "last_hidden_state":
+                fields[name] = self._layout.unfold(value)
+            elif name == "hidden_states":
+                fields[name] = tuple(self._layout.unfold(hidden) for hidden in value)
+            else:
+                raise UnsupportedCallError(
+                    f"the output {name!r} of {type(outputs).__name__} has no known layout, so it cannot be unfolded. "
+                    "Call radix_mlp.disable(model) for this call."
+                )
+        if caller.get("use_cache") is None and getattr(model.config, "use_cache", False):
+            fields["past_key_values"] = FoldedCache()
+        if caller.get("labels") is not None:
+            fields["loss"] = model.loss_function(
+                logits=fields["logits"],
+                labels=caller["labels"],
+                vocab_size=fields["logits"].shape[-1],
+                **{name: caller[name] for name in ("num_items_in_batch", "shift_labels") if name in caller},
             )
-    return fields
+        unfolded = type(outputs)(**fields)
+        wants_dict = caller.get("return_dict")
+        return unfolded if (model.config.return_dict if wants_dict is None else wants_dict) else unfolded.to_tuple()

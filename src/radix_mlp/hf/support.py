@@ -15,8 +15,7 @@ _FOLDABLE_LAYERS = {"full_attention", "sliding_attention"}
 
 # state or local structure between tokens: a token's output depends on more than attention over its ancestors
 _MIXER_CLASS = re.compile(
-    r"Mamba|SSM|Lightning|LinearAttention|GatedDelta|DeltaNet|Rwkv|RecurrentBlock|Rglru|ShortConv|xLSTM|mLSTM|KDA|Hyena",
-    re.IGNORECASE,
+    r"Mamba|SSM|Lightning|LinearAttention|GatedDelta|DeltaNet|Rwkv|Recurrent|Rglru|RgLru|ShortConv|xLSTM|mLSTM|KDA|Hyena"
 )
 _MASK_ONLY_CLASS = re.compile(r"Indexer|Compressor|LSHSelfAttention|BlockSparse")
 
@@ -69,7 +68,7 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
 
 def _class_reasons(trunk: PreTrainedModel) -> Iterator[str]:
     kind = type(trunk).__name__
-    if not trunk._can_set_attn_implementation() or not trunk._supports_attention_backend:
+    if not trunk._can_set_attn_implementation():
         yield (
             f"{kind} does not call its attention through transformers' attention interface, so the tree mask would "
             "never reach it. Run it unfolded, or with a transformers version in which it does."
@@ -92,5 +91,5 @@ def _module_reasons(name: str, module: torch.nn.Module) -> Iterator[str]:
             f"{name} ({kind}) numbers positions from padding_idx + 1 and skips padding ids (as RoBERTa does). "
             "Run it unfolded."
         )
-    if _MASK_ONLY_CLASS.search(kind):
+    if _MASK_ONLY_CLASS.search(kind) or hasattr(module, "prepare_dynamic_mask"):
         yield f"{name} ({kind}) selects keys by content or blocks (sparse attention). Run it unfolded."

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import cast
+
 from torch import Tensor
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.ops.library import attention_op
-from radix_mlp.ops.registry import resolve_impl
+from radix_mlp.ops.registry import COMPOSITES, resolve_impl
 from radix_mlp.plan.device import AttentionTree, DevicePlan
 from radix_mlp.plan.radix_plan import RadixPlan
 
@@ -59,10 +62,9 @@ def tree_attention(
     _check(q, k, v, tree, window, softcap, sinks)
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     name = resolve_impl(impl, q.device.type, q.dtype)
-    if name == "reference":
-        from radix_mlp.ops.impl.reference import reference_attention
-
-        return reference_attention(q, k, v, sinks, tree.end, tree.depth, scale, window, softcap)
+    if name in COMPOSITES:
+        composite = import_module(COMPOSITES[name]).attention
+        return cast(Tensor, composite(q, k, v, sinks, tree, scale=scale, window=window, softcap=softcap))
     return attention_op(q, k, v, sinks, tree, scale, window, softcap, name)
 
 

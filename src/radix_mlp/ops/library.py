@@ -35,7 +35,7 @@ def attention_op(
     softcap: float | None,
     impl: str,
 ) -> Tensor:
-    """The custom op: `[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]`. Arguments are checked by the caller."""
+    """Run the custom op; shapes as in `tree_attention`, whose caller has checked the arguments."""
     fields = [getattr(tree, field) for field in IMPLS[impl].fields]
     return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, fields, scale, window, softcap, impl)[0]
 

@@ -1,4 +1,8 @@
-"""Log-probabilities of tokens given their left context, one number a row."""
+"""Log-probabilities of tokens given their left context, one number a row.
+
+The next token after a row is a compact row itself, a child of it.  So every (context, token) pair of the batch is one
+row, and the output head runs once on each parent, however many continuations follow it.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,20 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.plan.device import DevicePlan
 from radix_mlp.plan.radix_plan import RadixPlan
 
 __all__ = ["TokenLogprobs", "token_logprobs"]
+
+MAX_LOGITS = 1 << 25
+"""Logits at a time: 128 MiB of float32."""
+FIRST_ROWS = 8
+"""Rows of the first chunk under a head whose vocabulary is not known yet."""
 
 
 class TokenLogprobs(NamedTuple):
@@ -21,9 +32,10 @@ class TokenLogprobs(NamedTuple):
     logprob: Tensor
     """`[M]` float32, log p(token of the row | its left context)."""
     is_greedy: Tensor
-    """`[M]` bool, whether the token is the likeliest one."""
+    """`[M]` bool, whether that token has the largest logit (the first of equals, as argmax has it)."""
 
 
+@torch.no_grad()
 def token_logprobs(
     hidden: Tensor,
     head: Tensor | Callable[[Tensor], Tensor],
@@ -31,6 +43,84 @@ def token_logprobs(
     rows: ArrayLike | None = None,
     *,
     bias: Tensor | None = None,
+    max_logits: int = MAX_LOGITS,
 ) -> TokenLogprobs:
-    """`[M, h]`, head `[V, h]` or `[R, h] -> [R, V]` -> `[M]` log-probabilities of `rows` (all but roots if None)."""
-    raise NotImplementedError
+    """How likely the token of every row is after its parent. No gradients.
+
+    Args:
+        hidden: `[M, h]`, the model's last hidden states on the rows of the plan.
+        head: `[V, h]` weight, or a function `[R, h] -> [R, V]` logits.
+        plan: of the batch.
+        rows: rows wanted, on the host; all that have a parent if None. First tokens of sequences have none.
+        bias: `[V]`, with a weight.
+        max_logits: logits (rows times vocabulary) computed at a time.
+
+    Raises:
+        InvalidInputError: shapes do not fit, or a row has no parent.
+
+    >>> from radix_mlp.plan import build_plan
+    >>> plan = build_plan([0, 1, 0, 2], [0, 2, 4])
+    >>> token_logprobs(torch.eye(3), torch.eye(3), plan).logprob
+    tensor([    nan, -1.5514, -1.5514])
+    """
+    device_plan = plan.to(hidden.device) if isinstance(plan, RadixPlan) else plan
+    host = device_plan.plan
+    _check(hidden, head, bias, host)
+    children, parents = _edges(host, rows)
+    unique_parents, parent_at = np.unique(parents, return_inverse=True)
+    logprob = torch.full((host.num_rows,), torch.nan, device=hidden.device)
+    is_greedy = torch.zeros(host.num_rows, dtype=torch.bool, device=hidden.device)
+
+    vocabulary = head.shape[0] if isinstance(head, Tensor) else None
+    first = 0
+    while first < len(unique_parents):
+        count = FIRST_ROWS if vocabulary is None else max(1, max_logits // vocabulary)
+        low, high = np.searchsorted(parent_at, [first, first + count])
+        chunk = _to(unique_parents[first : first + count], hidden)
+        inputs = hidden.index_select(0, chunk)
+        logits = torch.nn.functional.linear(inputs, head, bias) if isinstance(head, Tensor) else head(inputs)
+        logits = logits.float()
+        vocabulary = logits.shape[1]
+
+        rows_here = _to(children[low:high], hidden)
+        at = _to(parent_at[low:high] - first, hidden)
+        tokens = device_plan.compact_ids.index_select(0, rows_here)
+        logprob[rows_here] = logits[at, tokens] - logits.logsumexp(dim=1)[at]
+        is_greedy[rows_here] = logits.argmax(dim=1)[at] == tokens
+        first += count
+    return TokenLogprobs(logprob, is_greedy)
+
+
+def _edges(plan: RadixPlan, rows: ArrayLike | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Wanted rows and their parents, in the order of the parents."""
+    parent = plan.parent
+    if rows is None:
+        children = np.flatnonzero(parent >= 0)
+    else:
+        children = np.unique(np.asarray(rows, np.int64))
+        if len(children) and not 0 <= children[0] <= children[-1] < plan.num_compact:
+            raise InvalidInputError(f"rows go from {children[0]} to {children[-1]}, the plan has {plan.num_compact}")
+        roots = children[parent[children] < 0]
+        if len(roots):
+            raise InvalidInputError(f"row {roots[0]} is the first token of its sequence: nothing predicts it")
+    parents = parent[children].astype(np.int64)
+    order = np.argsort(parents, kind="stable")
+    return children[order], parents[order]
+
+
+def _check(hidden: Tensor, head: Tensor | Callable[[Tensor], Tensor], bias: Tensor | None, plan: RadixPlan) -> None:
+    if hidden.dim() != 2 or hidden.shape[0] != plan.num_rows:
+        raise InvalidInputError(f"hidden is {tuple(hidden.shape)}: pass [M, h] with M = {plan.num_rows} rows")
+    if isinstance(head, Tensor):
+        if head.dim() != 2 or head.shape[1] != hidden.shape[1]:
+            raise InvalidInputError(f"head is {tuple(head.shape)}: pass [V, h] with h = {hidden.shape[1]}")
+        if plan.num_compact and plan.compact_ids.max() >= head.shape[0]:
+            raise InvalidInputError(f"token {plan.compact_ids.max()} is outside of the head's {head.shape[0]} rows")
+    elif not callable(head):
+        raise InvalidDtypeError(f"head is a {type(head).__name__}: pass a weight [V, h] or a function")
+    elif bias is not None:
+        raise InvalidInputError("bias goes with a weight: a function adds its own")
+
+
+def _to(array: NDArray[np.int64], like: Tensor) -> Tensor:
+    return torch.from_numpy(array).to(like.device)

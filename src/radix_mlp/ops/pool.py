@@ -1,9 +1,19 @@
-"""Pooling: one vector a sequence, straight from compact rows."""
+"""Pooling: one vector a sequence, straight from compact rows. Nothing of size `N` is made on the device.
+
+A mean over a sequence is a sum over the runs of its path: rows are summed run by run, once, then runs path by path.
+"""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops.fold import copy_rows
 from radix_mlp.plan.device import DevicePlan
 from radix_mlp.plan.radix_plan import RadixPlan
 
@@ -11,20 +21,106 @@ __all__ = ["cls", "last_token", "mean", "weighted_mean"]
 
 
 def last_token(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
-    """`[M, h] -> [S, h]`: the last token of every sequence."""
-    raise NotImplementedError
+    """`[M, h] -> [S, h]`: the last token of every sequence. Raises `InvalidInputError` if a sequence is empty.
+
+    >>> from radix_mlp.plan import build_plan
+    >>> plan = build_plan([5, 6, 5, 7], [0, 2, 4])
+    >>> last_token(torch.tensor([[1.0], [2.0], [4.0]]), plan).flatten()
+    tensor([2., 4.])
+    """
+    plan = _checked(hidden, plan)
+    return copy_rows(hidden, plan.last_rows)
 
 
 def cls(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
-    """`[M, h] -> [S, h]`: the first token of every sequence."""
-    raise NotImplementedError
+    """`[M, h] -> [S, h]`: the first token of every sequence. Raises `InvalidInputError` if a sequence is empty.
+
+    >>> from radix_mlp.plan import build_plan
+    >>> cls(torch.tensor([[1.0], [2.0], [4.0]]), build_plan([5, 6, 5, 7], [0, 2, 4])).flatten()
+    tensor([1., 1.])
+    """
+    plan = _checked(hidden, plan)
+    return copy_rows(hidden, plan.unfold_index.index_select(0, plan.cu_seq_lengths[:-1]))
 
 
 def mean(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
-    """`[M, h] -> [S, h]`: the mean over every sequence's tokens."""
-    raise NotImplementedError
+    """`[M, h] -> [S, h]`: the mean over the tokens of every sequence, summed in float32 (float64 stays).
+
+    Raises `InvalidInputError` if a sequence is empty.
+
+    >>> from radix_mlp.plan import build_plan
+    >>> mean(torch.tensor([[1.0], [2.0], [4.0]]), build_plan([5, 6, 5, 7], [0, 2, 4])).flatten()
+    tensor([1.5000, 2.5000])
+    """
+    plan = _checked(hidden, plan)
+    lengths = plan.cu_seq_lengths.diff()
+    wide = _wide(hidden)
+    return (_path_sums(wide, plan.plan) / lengths[:, None].to(wide.dtype)).to(hidden.dtype)
 
 
 def weighted_mean(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
-    """`[M, h] -> [S, h]`: the mean with weights 1, 2, ..., L."""
-    raise NotImplementedError
+    """`[M, h] -> [S, h]`: the mean with weights 1, 2, ..., L along every sequence of L tokens.
+
+    Raises `InvalidInputError` if a sequence is empty.
+
+    >>> from radix_mlp.plan import build_plan
+    >>> weighted_mean(torch.tensor([[1.0], [2.5], [4.0]]), build_plan([5, 6, 5, 7], [0, 2, 4])).flatten()
+    tensor([2., 3.])
+    """
+    plan = _checked(hidden, plan)
+    lengths = plan.cu_seq_lengths.diff()
+    total = lengths * (lengths + 1) / 2
+    wide = _wide(hidden)
+    weighted = wide * (plan.tree.depth + 1)[:, None]
+    return (_path_sums(weighted, plan.plan) / total[:, None].to(wide.dtype)).to(hidden.dtype)
+
+
+class _Runs(NamedTuple):
+    row_offsets: NDArray[np.int64]
+    """`[R + 1]` first row of every run."""
+    path: NDArray[np.int64]
+    """Runs of every sequence, one sequence after another."""
+    path_offsets: NDArray[np.int64]
+    """`[S + 1]` where a sequence's runs start in `path`."""
+
+
+def _path_sums(x: Tensor, plan: RadixPlan) -> Tensor:
+    """Sum of the rows of every sequence: `[M, h] -> [S, h]`."""
+    if plan.num_sequences == 0:
+        return x.new_zeros(0, x.shape[1])
+    runs = _runs(plan)
+    row_offsets, path, path_offsets = (torch.from_numpy(array).to(x.device) for array in runs)
+    by_run = torch.segment_reduce(x, "sum", offsets=row_offsets, axis=0, initial=0)
+    return torch.segment_reduce(copy_rows(by_run, path), "sum", offsets=path_offsets, axis=0, initial=0)
+
+
+def _runs(plan: RadixPlan) -> _Runs:
+    """Runs cut wherever a sequence ends, so that every sequence is a list of whole runs."""
+    end = plan.end
+    starts = np.ones(plan.num_rows, bool)
+    # the row before has one child, this one, exactly if both subtrees end at one row
+    starts[1:] = end[1:] != end[:-1]
+    after_last = plan.last_rows + 1
+    starts[after_last[after_last < plan.num_rows]] = True
+    run_of_row = np.cumsum(starts) - 1
+    enters = starts[plan.unfold_index]
+    path = run_of_row[plan.unfold_index[enters]]
+    path_offsets = np.concatenate([[0], np.cumsum(enters)])[plan.cu_seq_lengths]
+    return _Runs(np.append(np.flatnonzero(starts), plan.num_rows), path, path_offsets)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _checked(hidden: Tensor, plan: RadixPlan | DevicePlan) -> DevicePlan:
+    if isinstance(plan, RadixPlan):
+        plan = plan.to(hidden.device)
+    if hidden.dim() != 2 or hidden.shape[0] != plan.plan.num_rows:
+        raise InvalidInputError(f"hidden is {tuple(hidden.shape)}: pass [M, h] with M = {plan.plan.num_rows} rows")
+    if hidden.device != plan.unfold_index.device:
+        raise InvalidInputError(f"hidden is on {hidden.device}, the plan on {plan.unfold_index.device}")
+    empty = np.flatnonzero(np.diff(plan.plan.cu_seq_lengths) == 0)
+    if len(empty):
+        raise InvalidInputError(f"sequence {empty[0]} is empty and has no vector: leave it out of the batch")
+    return plan

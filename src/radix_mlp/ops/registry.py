@@ -13,7 +13,7 @@ from torch import Tensor
 from radix_mlp.errors import UnsupportedImplError
 from radix_mlp.plan.device import AttentionTree
 
-__all__ = ["IMPLS", "Impl", "ImplModule", "available_impls", "load_impl", "resolve_impl"]
+__all__ = ["COMPOSITES", "IMPLS", "Impl", "ImplModule", "available_impls", "load_impl", "resolve_impl"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,15 @@ class ImplModule(Protocol):
         """Contiguous gradients of q, k, v and, where given, sinks, in their dtypes."""
 
 
-# `reference` is not here: it is the oracle, called directly, outside the custom op
 IMPLS: dict[str, Impl] = {
     "dense": Impl("radix_mlp.ops.impl.dense", ("end", "depth", "host_tiles")),
-    "expand": Impl("radix_mlp.ops.impl.expand", ("end", "depth", "fold_index", "unfold_index", "host_cu_seq_lengths")),
 }
+"""Those that run inside the custom op."""
+COMPOSITES = {
+    "expand": "radix_mlp.ops.impl.expand",
+    "reference": "radix_mlp.ops.impl.reference",
+}
+"""Those that are plain differentiable torch: a function `attention` in the module."""
 AUTO: dict[str, tuple[str, ...]] = {"cuda": ("triton", "dense")}
 """Preference of `impl="auto"` by device type; `dense` where nothing stands here."""
 
@@ -92,7 +96,7 @@ def available_impls(device_type: str) -> tuple[str, ...]:
         if (impl.devices is None or device_type in impl.devices)
         and (impl.requires is None or find_spec(impl.requires) is not None)
     ]
-    return (*names, "reference")
+    return (*names, *COMPOSITES)
 
 
 def resolve_impl(impl: str, device_type: str, dtype: torch.dtype) -> str:

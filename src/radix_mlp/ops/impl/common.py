@@ -7,7 +7,7 @@ A tile is `q [Hkv, R, D]`, `k [Hkv, K, D]`, `v [Hkv, K, Dv]`: the query heads of
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor
 
 __all__ = ["attend", "attend_backward", "pack_heads", "unpack_heads"]

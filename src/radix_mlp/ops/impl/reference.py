@@ -5,21 +5,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["reference_attention"]
+from radix_mlp.plan.device import AttentionTree
+
+__all__ = ["attention"]
 
 
-def reference_attention(
+def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     sinks: Tensor | None,
-    end: Tensor,
-    depth: Tensor,
+    tree: AttentionTree,
+    *,
     scale: float,
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
     """`[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]`; memory `Hq * M * M`."""
+    end, depth = tree.end, tree.depth
     k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = torch.einsum("ihd,jhd->hij", q.double(), k) * scale
     if softcap is not None:

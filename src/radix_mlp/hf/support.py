@@ -23,6 +23,9 @@ _MASK_ONLY_CLASS = re.compile(r"Indexer|Compressor|LSHSelfAttention|BlockSparse"
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     """The trunk that holds the layers: `model.model`, `model.transformer`, … or the model itself."""
     base = model.base_model
+    if base is model and model.get_output_embeddings() is not None:
+        # a class whose base_model_prefix names nothing that it has
+        base = model.get_decoder()
     return base if isinstance(base, PreTrainedModel) else model
 
 

@@ -42,6 +42,8 @@ class Verdict:
     kind: str
     """`exact`, `refused` or `not built`."""
     reason: str = ""
+    config_type: str = ""
+    """`model_type` of the built model's configuration; differs where the causal model is a part of a larger one."""
     error: float = float("nan")
     """Largest difference of any real token's logits, relative to the largest logit."""
 
@@ -54,19 +56,19 @@ def examine(model_type: str) -> Verdict:
     model = tiny_model(model_type)
     reason = why_unsupported(model)
     if reason is not None:
-        return Verdict(model_type, "refused", reason)
+        return Verdict(model_type, "refused", reason, model.config.model_type)
     sequences = sample_sequences()
     expected = one_at_a_time(model, sequences)
     try:
         enable(model, threshold=1.0)
         error = max(_padded_error(model, sequences, expected, side) for side in ("left", "right"))
     except UnsupportedModelError as refusal:
-        return Verdict(model_type, "refused", str(refusal))
+        return Verdict(model_type, "refused", str(refusal), model.config.model_type)
     report = last_call(model)
     assert report is not None
     assert report.folded, f"{model_type} was not folded: {report.reason}"
     assert error < MAX_ERROR, f"{model_type} is neither exact nor refused: relative error {error:.2e}"
-    return Verdict(model_type, "exact", error=error)
+    return Verdict(model_type, "exact", config_type=model.config.model_type, error=error)
 
 
 def sample_sequences(*, seed: int = 0) -> list[torch.Tensor]:

@@ -1,0 +1,87 @@
+"""What the sweep over model types says, as `docs/models.md` and as `hf/proven.py`."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from functools import cache
+
+import torch
+import transformers
+
+from radix_mlp.testing.sweep import MAX_ERROR, Verdict, examine
+from radix_mlp.testing.zoo import causal_lm_types
+
+
+@cache
+def verdicts() -> tuple[Verdict, ...]:
+    """Every causal-LM type of the installed transformers, examined."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return tuple(examine(model_type) for model_type in causal_lm_types())
+
+
+def models_page() -> str:
+    """`models.md`"""
+    found = {kind: [v for v in verdicts() if v.kind == kind] for kind in ("exact", "refused", "not built")}
+    return "\n".join(
+        [
+            "# Models",
+            "",
+            "This page is written by `make docs`, which builds a tiny model (large random weights) of every causal-LM",
+            f"type that transformers {transformers.__version__} knows, folds a batch through it and compares the logits of",
+            "every token with the unmodified model fed one sequence at a time.",
+            "",
+            f"- **{len(found['exact'])} exact**: within {MAX_ERROR:.0e} of the largest logit (most models run their norms in",
+            "  float32, whatever the weights).",
+            f"- **{len(found['refused'])} refused**: `radix_mlp.enable` raises `UnsupportedModelError` with the reason.",
+            f"- {len(found['not built'])} not built here: they cannot run as a causal LM on text alone.",
+            "",
+            "A type that is not on this page (newer, or your own) is tried out by `enable` on its own weights, and refused if",
+            "the trial differs. Sequence classifiers, token classifiers and reward models on these types fold as well: their",
+            "trunk is the same.",
+            "",
+            "## Exact",
+            "",
+            ", ".join(f"`{v.model_type}`" for v in found["exact"]),
+            "",
+            "## Refused",
+            "",
+            "| type | why |",
+            "|---|---|",
+            *(f"| `{v.model_type}` | {_in_general(v.reason)} |" for v in found["refused"]),
+            "",
+            "## Not built",
+            "",
+            "| type | why |",
+            "|---|---|",
+            *(f"| `{v.model_type}` | {v.reason} |" for v in found["not built"]),
+            "",
+        ]
+    )
+
+
+def proven_module() -> str:
+    """`src/radix_mlp/hf/proven.py`: the exact types, by the name in their own configuration."""
+    names = sorted({v.config_type for v in verdicts() if v.kind == "exact"})
+    return "\n".join(
+        [
+            '"""Model types that the sweep has shown to fold exactly. Written by `make docs`; others are tried by `probe`."""',
+            "",
+            '__all__ = ["PROVEN_TYPES"]',
+            "",
+            "PROVEN_TYPES = frozenset(",
+            "    [",
+            *(f'        "{name}",' for name in names),
+            "    ]",
+            ")",
+            "",
+        ]
+    )
+
+
+def _in_general(reason: str) -> str:
+    """A reason without the advice that is the same for all."""
+    return re.sub(r"\s*Run it unfolded.*$", "", reason)

@@ -98,3 +98,24 @@ for name in ("fold_depth_first", "fold_first_occurrence", "parents", "depths"):
 """
     assert run(code, NUMBA_CACHE_DIR=str(tmp_path)).splitlines() == ["0 1"] * 4
     assert run(code, NUMBA_CACHE_DIR=str(tmp_path)).splitlines() == ["1 0"] * 4
+
+
+@pytest.mark.slow
+def test_hashes_that_all_collide_change_nothing(tmp_path: Path) -> None:
+    """The table only proposes children; each is compared with the token and the row before."""
+    code = """
+import numba, numpy as np
+from radix_mlp.plan import build_plan, kernels
+from radix_mlp.plan.reference import reference_fold
+from radix_mlp.testing.batches import random_batch
+kernels._hash = numba.njit(lambda parent_row, token, position: np.uint64(2**63 + 7))
+rng = np.random.default_rng(0)
+for _ in range(300):
+    ids, cu = random_batch(rng, num_sequences=30, vocab_size=int(rng.integers(1, 5)), max_length=9)
+    positions = rng.integers(0, 2, len(ids))
+    expected = reference_fold(ids.tolist(), positions.tolist(), cu.tolist(), depth_first=True)
+    plan = build_plan(ids, cu, positions)
+    assert plan.unfold_index.tolist() == expected.unfold_index
+    assert plan.end.tolist() == expected.end
+"""
+    run(code, NUMBA_CACHE_DIR=str(tmp_path))

@@ -1,0 +1,37 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+
+tokenizer = tiny_tokenizer()
+
+
+@given(st.text())
+def test_tokenizer_gives_every_text_back(text):
+    ids = tokenizer(text)["input_ids"]
+    assert ids == list(text.encode())
+    assert tokenizer.decode(ids) == text
+
+
+def test_special_tokens():
+    assert (tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id) == (256, 257, 258)
+    assert len(tokenizer) == 259
+
+
+def test_model_is_the_same_every_time_and_leaves_the_random_state_alone():
+    state = torch.get_rng_state()
+    one, two, other = tiny_model(), tiny_model(), tiny_model(seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert not torch.equal(one.model.embed_tokens.weight, other.model.embed_tokens.weight)
+    assert tiny_model(dtype=torch.float64).dtype == torch.float64
+
+
+def test_attention_matters():
+    ids = torch.tensor([list(b"a text of some length")])
+    changed = ids.clone()
+    changed[0, 0] = 120
+    with torch.no_grad():
+        before, after = (tiny_model()(x).logits[0, -1] for x in (ids, changed))
+    assert (before - after).abs().max() > 0.1 * before.abs().max()

@@ -134,11 +134,8 @@ def _hash(parent_row, token, position):
 
 
 @_helper
-def _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes, tails):
-    """Grow the tree: `nodes`, rows by first occurrence in `unfold`, where new tokens start in `tails`.
-
-    Returns the number of nodes and of rows.
-    """
+def _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes):
+    """Grow the tree in `nodes` and write rows by first occurrence to `unfold`; the number of nodes and of rows."""
     num_sequences = len(cu_seq_lengths) - 1
     bits = 3
     while (1 << bits) < 2 * num_sequences:
@@ -222,7 +219,6 @@ def _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes, tails):
             _count(unfold, t, stop - t, num_rows)
             num_rows += stop - t
             break
-        tails[s] = t
     return num_nodes, num_rows
 
 
@@ -233,21 +229,18 @@ def fold_first_occurrence(ids, positions, cu_seq_lengths, pad_multiple_of, unfol
     if not _offsets_are_right(cu_seq_lengths, len(ids)):
         return WRONG_OFFSETS, np.empty((3, 0), np.uint32)
     nodes = np.empty((2 * num_sequences + 1, NUM_FIELDS), np.int32)
-    tails = np.empty(num_sequences, np.int32)
-    _, num_compact = _grow(ids, positions, True, cu_seq_lengths, unfold, nodes, tails)
+    num_nodes, num_compact = _grow(ids, positions, True, cu_seq_lengths, unfold, nodes)
     num_rows = -(-num_compact // pad_multiple_of) * pad_multiple_of
     compact = np.empty((3, num_rows), np.uint32)
     compact_ids, compact_positions, fold = compact[0], compact[1], compact[2]
-    row = 0
-    for s in range(num_sequences):
-        t = tails[s]
-        n = np.int64(cu_seq_lengths[s + 1]) - t
-        if n > 0:
-            _copy(compact_ids, row, n, ids, t)
-            _copy(compact_positions, row, n, positions, t)
-            _count(fold, row, n, t)
-            row += n
-    compact[:, row:] = 0
+    for k in range(ONE, np.uint64(num_nodes)):
+        t = np.int64(nodes[k, TOKEN])
+        row = np.int64(nodes[k, ROW])
+        n = np.int64(nodes[k, LENGTH])
+        _copy(compact_ids, row, n, ids, t)
+        _copy(compact_positions, row, n, positions, t)
+        _count(fold, row, n, t)
+    compact[:, num_compact:] = 0
     return OK, compact
 
 
@@ -263,8 +256,7 @@ def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multipl
     if not _offsets_are_right(cu_seq_lengths, num_tokens):
         return WRONG_OFFSETS, 0, np.empty((2, 0), np.int64), np.empty((2, 0), np.int32)
     nodes = np.empty((2 * num_sequences + 1, NUM_FIELDS), np.int32)
-    tails = np.empty(num_sequences, np.int32)
-    num_nodes, num_compact = _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes, tails)
+    num_nodes, num_compact = _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes)
     num_rows = -(-num_compact // pad_multiple_of) * pad_multiple_of
     values = np.empty((2, num_rows), np.int64)
     indices = np.empty((2, num_rows), np.int32)

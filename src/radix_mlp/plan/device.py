@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.plan.blocks import pack_tiles
@@ -77,17 +78,18 @@ class DevicePlan:
 
 def to_device(plan: RadixPlan, device: torch.device | str) -> DevicePlan:
     """`plan` on `device`: one copy (pinned and asynchronous to CUDA), the tensors kept on `plan` for the next call."""
-    device = _indexed(torch.device(device))
+    # an empty tensor knows which device 'cuda' stands for
+    device = torch.empty(0, device=device).device
     # the tensors are kept, not the DevicePlan: that one points back here, and a cycle would hold device memory
     cache: dict[torch.device, tuple[tuple[Tensor, ...], AttentionTree]] = plan.__dict__.setdefault("_tensors", {})
     if device not in cache:
         cache[device] = _copy(plan, device)
-    tensors, tree = cache[device]
-    return DevicePlan(*tensors, tree=tree, plan=plan)
+    (ids, positions, fold, unfold, cu, last), tree = cache[device]
+    return DevicePlan(ids, positions, fold, unfold, cu, last, tree, plan)
 
 
 def _copy(plan: RadixPlan, device: torch.device) -> tuple[tuple[Tensor, ...], AttentionTree]:
-    long = [
+    long: list[NDArray[Any]] = [
         plan.compact_ids,
         plan.compact_positions,
         plan.fold_index,
@@ -95,7 +97,7 @@ def _copy(plan: RadixPlan, device: torch.device) -> tuple[tuple[Tensor, ...], At
         plan.cu_seq_lengths,
         plan.last_rows,
     ]
-    short = [plan.end, plan.depth]
+    short: list[NDArray[Any]] = [plan.end, plan.depth]
     sizes = [8 * len(array) for array in long] + [4 * len(array) for array in short]
     packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
     dtypes = [torch.int64] * len(long) + [torch.int32] * len(short)
@@ -115,9 +117,3 @@ def _copy(plan: RadixPlan, device: torch.device) -> tuple[tuple[Tensor, ...], At
 
 def _parts(packed: Tensor, sizes: list[int], dtypes: list[torch.dtype]) -> list[Tensor]:
     return [part.view(dtype) for part, dtype in zip(packed.split(sizes), dtypes, strict=True)]
-
-
-def _indexed(device: torch.device) -> torch.device:
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device

@@ -41,8 +41,9 @@ def forward(
     out = q.new_empty(q.shape[0], heads, width)
     # the flash kernel of the CPU wants one head dimension
     padded = F.pad(v, (0, q.shape[2] - width)) if width < q.shape[2] else v
+    rows = torch.arange(len(tree.end), device=q.device, dtype=torch.int32)
     for tile in _tiles(tree, heads // kv_heads):
-        ranges, mask = _visible(tile, tree, window, heads // kv_heads, _mask_dtype(q))
+        ranges, mask = _visible(tile, tree, rows, window, heads // kv_heads, _mask_dtype(q))
         packed = attend(
             pack_heads(q[tile.start : tile.stop], kv_heads),
             _gather(k, ranges),
@@ -77,8 +78,9 @@ def backward(
     grad_k, grad_v = k.new_zeros(k.shape, dtype=wide), v.new_zeros(v.shape, dtype=wide)
     by_kv_head = None if sinks is None else sinks.view(kv_heads, -1)
     grad_sinks = q.new_zeros((kv_heads, heads // kv_heads), dtype=wide)
+    rows = torch.arange(len(tree.end), device=q.device, dtype=torch.int32)
     for tile in _tiles(tree, heads // kv_heads):
-        ranges, mask = _visible(tile, tree, window, heads // kv_heads, wide)
+        ranges, mask = _visible(tile, tree, rows, window, heads // kv_heads, wide)
         tile_q, tile_k, tile_v, tile_sinks = attend_backward(
             pack_heads(grad_out[tile.start : tile.stop], kv_heads),
             pack_heads(q[tile.start : tile.stop], kv_heads),
@@ -119,7 +121,7 @@ def _tiles(tree: AttentionTree, group: int) -> Iterator[Tile]:
 
 
 def _visible(
-    tile: Tile, tree: AttentionTree, window: int | None, group: int, dtype: torch.dtype
+    tile: Tile, tree: AttentionTree, rows: Tensor, window: int | None, group: int, dtype: torch.dtype
 ) -> tuple[list[tuple[int, int]], Tensor]:
     """Ranges of the keys that rows of the tile see, and the mask `[T * G, K]` over those keys."""
     if window is not None and tile.max_depth < window:
@@ -140,26 +142,31 @@ def _visible(
             ranges[-1] = (ranges[-1][0], stop)
         elif start < stop:
             ranges.append((start, stop))
-    return ranges, _mask(tile, tree, ranges, num_full, window, group, dtype)
+    return ranges, _mask(tile, tree, rows, ranges, num_full, window, group, dtype)
 
 
 def _mask(
     tile: Tile,
     tree: AttentionTree,
+    rows: Tensor,
     ranges: list[tuple[int, int]],
     num_full: int,
     window: int | None,
     group: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    device = tree.end.device
-    row = torch.arange(tile.start, tile.stop, device=device, dtype=torch.int32)[:, None]
-    key = torch.cat([torch.arange(*part, device=device, dtype=torch.int32) for part in ranges])[num_full:]
-    hidden = (key > row) | (_gather_rows(tree.end, ranges)[num_full:] <= row)
+    keys, rest = [], num_full
+    for start, stop in ranges:
+        keys.append((min(stop, start + rest), stop))
+        rest -= keys[-1][0] - start
+    keys = [part for part in keys if part[0] < part[1]]
+    row = rows[tile.start : tile.stop, None]
+    key = _gather_rows(rows, keys)
+    hidden = key > row
+    hidden |= _gather_rows(tree.end, keys) <= row
     if window is not None:
-        depth = tree.depth[tile.start : tile.stop, None]
-        hidden |= depth - _gather_rows(tree.depth, ranges)[num_full:] >= window
-    mask = torch.zeros(len(row), group, num_full + len(key), device=device, dtype=dtype)
+        hidden |= tree.depth[tile.start : tile.stop, None] - _gather_rows(tree.depth, keys) >= window
+    mask = torch.zeros(len(row), group, num_full + len(key), device=row.device, dtype=dtype)
     mask[:, :, num_full:].masked_fill_(hidden[:, None], -torch.inf)
     return mask.view(len(row) * group, -1)
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radix_mlp.ops.fold import copy_rows
+from radix_mlp.ops.fold import copy_rows, first_rows
 from radix_mlp.ops.impl.common import attend, pack_heads, unpack_heads
 from radix_mlp.plan.device import AttentionTree
 
@@ -31,24 +31,20 @@ def attention(
     softcap: float | None,
 ) -> Tensor:
     """`[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]`. Rows that pad the plan repeat token 0."""
-    rows, heads, _ = q.shape
-    if rows == 0:
-        return q.new_zeros(0, heads, v.shape[2])
+    if q.shape[0] == 0:
+        return _attend(q, k, v, sinks, scale=scale, window=window, softcap=softcap)
     tree = _with_sequences(tree)
-    by_token = [copy_rows(x, tree.unfold_index).split(tree.host_cu_seq_lengths.diff().tolist()) for x in (q, k, v)]
-    parts = []
-    for sequence in zip(*by_token, strict=True):
-        length = len(sequence[0])
-        if softcap is None and sinks is None and (window is None or window >= length):
-            batched = (x.transpose(0, 1)[None] for x in sequence)
-            part = F.scaled_dot_product_attention(*batched, is_causal=True, scale=scale, enable_gqa=True)
-            parts.append(part[0].transpose(0, 1))
-        elif length:
-            parts.append(_masked(*sequence, sinks, scale=scale, window=window, softcap=softcap))
-    return torch.cat(parts).index_select(0, tree.fold_index)
+    lengths = tree.host_cu_seq_lengths.diff().tolist()
+    sequences = zip(*(copy_rows(x, tree.unfold_index).split(lengths) for x in (q, k, v)), strict=True)
+    parts = [
+        _attend(one_q, one_k, one_v, sinks, scale=scale, window=window, softcap=softcap)
+        for one_q, one_k, one_v in sequences
+        if len(one_q)
+    ]
+    return first_rows(torch.cat(parts), tree.fold_index, tree.unfold_index)
 
 
-def _masked(
+def _attend(
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -58,6 +54,17 @@ def _masked(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
+    """One sequence, by itself."""
+    if softcap is None and sinks is None and (window is None or window >= len(q)):
+        by_head = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
+            is_causal=True,
+            scale=scale,
+            enable_gqa=True,
+        )
+        return by_head[0].transpose(0, 1)
     heads, kv_heads = q.shape[1], k.shape[1]
     distance = torch.arange(len(q), device=q.device)[:, None] - torch.arange(len(q), device=q.device)
     hidden = (distance < 0) | (distance >= (len(q) if window is None else window))
@@ -89,7 +96,8 @@ def _with_sequences(tree: AttentionTree) -> AttentionTree:
 
 def _leaf_paths(end: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     paths: list[int] = []
-    cu, path = [0], []
+    cu: list[int] = [0]
+    path: list[tuple[int, int]] = []
     for row, stop in enumerate(end.tolist()):
         while path and path[-1][1] <= row:
             path.pop()

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from radix_mlp.engine.head import output_head
 from radix_mlp.engine.load import load, max_length_of
 from radix_mlp.engine.scheduler import Ids, cut_by_padding, schedule
-from radix_mlp.engine.step import run_batch
+from radix_mlp.engine.step import plan_of, run_batch
 from radix_mlp.engine.tokenize import tokenize_pairs, tokenize_texts
 from radix_mlp.errors import InvalidInputError, RadixError
 from radix_mlp.hf import disable, enable
@@ -243,6 +243,9 @@ class Engine:
         """Schedule and run all requests; yields each batch's indices, plan and result, one batch behind the device."""
         self._prepare()
         stats = self.stats = JobStats(num_requests=len(sequences))
+        if self.threshold != 0 and sequences:
+            # the planner compiles once on a machine; that is not the job's time
+            plan_of(sequences[:1]).to(self.model.device)
         began = time.perf_counter()
         if self.threshold == 0:
             batches = cut_by_padding([len(sequence) for sequence in sequences], self.max_batch_tokens)

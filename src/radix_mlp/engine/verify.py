@@ -120,7 +120,7 @@ def verify(
             result.num_compact += plan.num_compact
             starts = plan.cu_seq_lengths
             for place, index in enumerate(batch.indices):
-                folded[index] = (hidden, torch.from_numpy(unfold[starts[place] : starts[place + 1]]))
+                folded[index] = (hidden, torch.tensor(unfold[starts[place] : starts[place + 1]]))
         disable(model)
         for index, unfolded in _unfolded(model, sequences, list(folded), against, max_batch_tokens):
             hidden, rows = folded[index]

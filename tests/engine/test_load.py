@@ -1,0 +1,90 @@
+import base64
+
+import numpy as np
+import pytest
+import torch
+
+from radix_mlp import Engine
+from radix_mlp.engine.load import load, max_length_of
+from radix_mlp.engine.load_tokenizer import load_tokenizer
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def test_a_saved_folder_is_the_model(folder):
+    model, tokenizer = load(folder)
+    assert max_length_of(model, tokenizer) == 8192
+    texts = ["Query: a", "Query: b"]
+    assert np.array_equal(Engine(str(folder)).embed(texts), Engine("tiny").embed(texts))
+    assert load(folder, dtype="float64")[0].dtype == torch.float64
+
+
+def test_a_checkpoint_without_a_head_is_loaded_without_one(folder, tmp_path):
+    tiny_model().model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    model, _ = load(tmp_path)
+    assert model.get_output_embeddings() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("./missing", "no such folder"),
+        ("/missing/folder", "no such folder"),
+        ("someone/some-model", "Without a network"),
+    ],
+)
+def test_missing_models(name, message):
+    with pytest.raises(InvalidInputError, match=message):
+        load(name)
+    with pytest.raises(InvalidInputError, match=message):
+        load_tokenizer(name)
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(InvalidInputError, match=r"no config\.json"):
+        load(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InvalidInputError, match="could not be loaded"):
+        load(tmp_path)
+
+
+def test_wrong_types():
+    with pytest.raises(InvalidInputError, match="tokenizer is missing"):
+        load(tiny_model())
+    with pytest.raises(InvalidDtypeError, match="model must be"):
+        load(3)
+
+
+def write_ranks(path, tokens):
+    lines = [f"{base64.b64encode(token).decode()} {rank}" for rank, token in enumerate(tokens)]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
+
+
+def test_ranks_file(tmp_path):
+    tokens = [*(bytes([byte]) for byte in range(256)), b"he", b"ll", b"hell", b"hello", b" w", "é".encode()]
+    tokenizer = load_tokenizer(write_ranks(tmp_path / "small.tiktoken", tokens))
+    text = "hello wé 12\n\n<|im_end|>"
+    ids = tokenizer(text)["input_ids"]
+    assert ids == [259, 260, 261, 32, 49, 50, 10, 10, 264]
+    assert tokenizer.decode(ids) == text
+
+
+def test_bad_ranks_files(tmp_path):
+    path = tmp_path / "bad.tiktoken"
+    path.write_text("aGk= 0\nnot base64!\n")
+    with pytest.raises(InvalidInputError, match=r"bad\.tiktoken:2"):
+        load_tokenizer(path)
+    with pytest.raises(InvalidInputError, match="byte 0 has no rank"):
+        load_tokenizer(write_ranks(path, [b"hi"]))
+    with pytest.raises(InvalidInputError, match="No such file"):
+        load_tokenizer(tmp_path / "missing.tiktoken")

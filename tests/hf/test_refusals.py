@@ -25,7 +25,7 @@ from radix_mlp.testing.zoo import randomize, tiny_config, tiny_model
         ("lfm2", "conv"),
         ("llama4_text", "chunked_attention"),
         ("roberta", "padding_idx"),
-        ("deepseek_v32", "indexed_attention"),
+        ("deepseek_v32", "layers of type"),
         ("bart", "position_ids"),
         ("doge", "sparse"),
     ],

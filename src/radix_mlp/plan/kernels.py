@@ -277,7 +277,6 @@ def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multipl
             bits |= _copy(compact_positions, row, n, positions, t)
         else:
             _count(compact_positions, row, n, nodes[node, DEPTH])
-        _count(fold, row, n, t)
         row += n
         ancestors[height] = node
         height += 1
@@ -291,21 +290,23 @@ def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multipl
     if bits >> 31 != 0:
         return WRONG_VALUES, 0, values, indices
     values[:, row:] = 0
-    fold[row:] = 0
     _count(end, row, num_rows - row, row + 1)
 
-    # a path enters every node at its first row
-    node_of_row = np.empty(num_compact, np.uint64)
+    # a path enters every node at its first row; the fold index comes last, so its memory is free until then
+    node_of_row = fold
     for k in range(ONE, np.uint64(num_nodes)):
         node_of_row[nodes[k, ROW]] = k
     for s in range(num_sequences):
         t = np.int64(cu_seq_lengths[s])
         stop = np.int64(cu_seq_lengths[s + 1])
         while t < stop:
-            node = node_of_row[unfold[t]]
+            node = np.uint64(node_of_row[unfold[t]])
             n = min(np.int64(nodes[node, LENGTH]), stop - t)
             _count(unfold, t, n, new_row[node])
             t += n
+    for k in range(ONE, np.uint64(num_nodes)):
+        _count(fold, new_row[k], nodes[k, LENGTH], nodes[k, TOKEN])
+    fold[num_compact:] = 0
     return OK, num_compact, values, indices
 
 

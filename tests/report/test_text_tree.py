@@ -53,6 +53,8 @@ def test_a_chain_of_a_thousand_prefixes():
 
 def test_snippet():
     assert snippet("a\nb\tc", 10) == "a⏎b c"
+    assert snippet(" a ", 10) == "␣a␣"
+    assert snippet("  ", 10) == "␣␣"
     assert snippet("0123456789abcdef", 10) == "012345…def"
     assert all(len(snippet("x" * 50, width)) == width for width in range(1, 50))
 

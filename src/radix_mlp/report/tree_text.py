@@ -13,7 +13,7 @@ __all__ = ["TreeLine", "snippet", "tree_lines"]
 
 Decode = Callable[[Ids], str]
 
-SMALLEST_SHARE = 0.002
+SMALLEST_SHARE = 0.005
 """Pieces that save less of all that is saved are not shown."""
 
 
@@ -58,6 +58,9 @@ def tree_lines(
 def snippet(text: str, width: int) -> str:
     """`text` on one line of at most `width` characters: its begin and its end."""
     line = "".join("⏎" if char == "\n" else char if char.isprintable() else " " for char in text)
+    # what begins or ends with a space should show it
+    start, end = len(line) - len(line.lstrip()), len(line.rstrip())
+    line = "␣" * start + line[start:end] + "␣" * (len(line) - max(end, start))
     if len(line) <= width:
         return line
     tail = max((width - 1) // 3, 0)

@@ -23,10 +23,12 @@ def rerank_texts() -> list[str]:
 def few_shot_pairs() -> list[tuple[str, str]]:
     """(examples and a question, an option) for every option of every question."""
     questions = [json.loads(line) for line in _read("questions.jsonl").splitlines()]
-    examples = "".join(f"Question: {q['question']}\nAnswer: {q['answer']}\n\n" for q in questions[:NUM_EXAMPLES])
+    asked = [f"Question {number}: {question['question']}\nAnswer:" for number, question in enumerate(questions, 1)]
+    solved = [f"{text} {question['answer']}\n\n" for text, question in zip(asked, questions, strict=True)]
+    examples = "".join(solved[:NUM_EXAMPLES])
     return [
-        (f"{examples}Question: {question['question']}\nAnswer:", f" {option}")
-        for question in questions[NUM_EXAMPLES:]
+        (examples + text, f" {option}")
+        for text, question in zip(asked[NUM_EXAMPLES:], questions[NUM_EXAMPLES:], strict=True)
         for option in question["options"]
     ]
 

@@ -32,6 +32,22 @@ def test_impl_matches_reference(impl: str, plan: RadixPlan, options: Options) ->
         assert error(actual, wanted) < TOLERANCES[torch.float64]
 
 
+@pytest.mark.parametrize("window", [None, 20, 150, 250])
+@pytest.mark.parametrize("value_width", [5, 8, 11])
+def test_long_sequences(window: int | None, value_width: int) -> None:
+    """Long enough for paths that run as plain causal attention, tiles that merge and windows that cut ranges."""
+    rng = np.random.default_rng(0)
+    trunk = rng.integers(0, 50, 200)
+    cuts = [200, 150, 150, 70, 199, 0, 0, 3]
+    sequences = [np.append(trunk[:cut], rng.integers(50, 99, 90)) for cut in cuts]
+    plan = build_plan(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]))
+    options = Options(4, 2, 8, value_width, window, None, False, True, 0)
+    tensors = inputs(plan, options)
+    expected = run("reference", tensors, plan, options)
+    for actual, wanted in zip(run("dense", tensors, plan, options), expected, strict=True):
+        assert error(actual, wanted) < TOLERANCES[torch.float64]
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("options", [PLAIN, FULL], ids=["plain", "full"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -156,11 +172,11 @@ def test_dense_never_makes_a_square(monkeypatch: pytest.MonkeyPatch) -> None:
         return attend(q, k, *args, **kwargs)
 
     monkeypatch.setattr(dense, "attend", watched)
-    q, k, v = torch.randn(3, 3000, 1, 8)[:, :, None].squeeze(2)
-    tree_attention(q, k, v, plan, impl="dense")
+    q, k, v = torch.randn(3, 3000, 1, 8)
+    tree_attention(q, k, v, plan, softcap=1.0, impl="dense")
     assert max(sizes) <= dense.MAX_PACKED_ROWS * 3000
     sizes.clear()
-    tree_attention(q, k, v, plan, window=100, impl="dense")
+    tree_attention(q, k, v, plan, softcap=1.0, window=100, impl="dense")
     assert max(sizes) <= dense.MAX_PACKED_ROWS * (dense.MAX_PACKED_ROWS + 100)
 
 

@@ -22,6 +22,8 @@ __all__ = ["backward", "forward"]
 # of T rows also computes T / 2 keys a row for nothing, so tiles grow with the keys before them
 MIN_PACKED_ROWS = 256
 MAX_PACKED_ROWS = 768
+# a path that starts at a root is plain causal attention, which skips half of the work: left whole from this length
+MIN_CAUSAL_ROWS = 64
 
 
 def forward(
@@ -42,7 +44,12 @@ def forward(
     # the flash kernel of the CPU wants one head dimension
     padded = F.pad(v, (0, q.shape[2] - width)) if width < q.shape[2] else v
     rows = torch.arange(len(tree.end), device=q.device, dtype=torch.int32)
-    for tile in _tiles(tree, heads // kv_heads):
+    plain = softcap is None and sinks is None
+    for tile in _tiles(tree, heads // kv_heads, causal_below=(window or len(rows)) if plain else 0):
+        if plain and _is_causal(tile, window):
+            part = slice(tile.start, tile.stop)
+            out[part] = _causal(q[part], k[part], padded[part], scale)[..., :width]
+            continue
         ranges, mask = _visible(tile, tree, rows, window, heads // kv_heads, _mask_dtype(q))
         packed = attend(
             pack_heads(q[tile.start : tile.stop], kv_heads),
@@ -100,24 +107,51 @@ def backward(
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), flat_sinks
 
 
-def _tiles(tree: AttentionTree, group: int) -> Iterator[Tile]:
-    """The tree's tiles, neighbours merged up to the size that runs best."""
+def _tiles(tree: AttentionTree, group: int, causal_below: int = 0) -> Iterator[Tile]:
+    """The tree's tiles, neighbours merged up to the size that runs best.
+
+    Paths from a root are left whole where all their depths are below `causal_below`.
+    """
     packed = tree.host_tiles
     if len(packed) == 0 and len(tree.end):
         packed = torch.from_numpy(pack_tiles(tree.end.cpu().numpy(), tree.depth.cpu().numpy()))
-    merged: Tile | None = None
+    last: Tile | None = None
     for tile in unpack_tiles(packed.tolist()):
-        if merged is not None:
-            num_keys = sum(stop - start for start, stop, _ in merged.ranges)
-            most_rows = min(max(MIN_PACKED_ROWS, num_keys // 2), MAX_PACKED_ROWS)
-            if (tile.stop - merged.start) * group <= most_rows:
-                low, high = min(merged.min_depth, tile.min_depth), max(merged.max_depth, tile.max_depth)
-                merged = Tile(merged.start, tile.stop, low, high, merged.ranges)
+        if last is not None:
+            low, high = min(last.min_depth, tile.min_depth), max(last.max_depth, tile.max_depth)
+            merged = Tile(last.start, tile.stop, low, high, last.ranges)
+            if _is_causal(merged, causal_below):
+                last = merged
                 continue
-            yield merged
-        merged = tile
-    if merged is not None:
-        yield merged
+            num_keys = sum(stop - start for start, stop, _ in last.ranges)
+            most_rows = min(max(MIN_PACKED_ROWS, num_keys // 2), MAX_PACKED_ROWS)
+            if (tile.stop - last.start) * group <= most_rows and not _is_causal(last, causal_below):
+                last = merged
+                continue
+            yield last
+        last = tile
+    if last is not None:
+        yield last
+
+
+def _is_causal(tile: Tile, depths: int | None) -> bool:
+    """Whether the tile is a path from a root, long enough to be run as one and within the window.
+
+    Depths grow by at most one a row, so they span as many values as there are rows only on a path.
+    """
+    length = tile.stop - tile.start
+    on_a_path = not tile.ranges and tile.max_depth - tile.min_depth == length - 1
+    return on_a_path and length >= MIN_CAUSAL_ROWS and (depths is None or tile.max_depth < depths)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Plain causal attention: `[T, Hq, D]`, `[T, Hkv, D]` -> `[T, Hq, D]`."""
+    rows, heads, _ = q.shape
+    kv_heads = k.shape[1]
+    grouped = q.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+    k, v = (x.transpose(0, 1)[:, None].expand(-1, heads // kv_heads, -1, -1) for x in (k, v))
+    out = F.scaled_dot_product_attention(grouped, k, v, is_causal=True, scale=scale)
+    return out.permute(2, 0, 1, 3).reshape(rows, heads, -1)
 
 
 def _visible(

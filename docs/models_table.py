@@ -26,41 +26,32 @@ def verdicts() -> tuple[Verdict, ...]:
 def models_page() -> str:
     """`models.md`"""
     found = {kind: [v for v in verdicts() if v.kind == kind] for kind in ("exact", "refused", "not built")}
-    return "\n".join(
-        [
-            "# Models",
-            "",
-            "This page is written by `make docs`, which builds a tiny model (large random weights) of every causal-LM",
-            f"type that transformers {transformers.__version__} knows, folds a batch through it and compares the logits of",
-            "every token with the unmodified model fed one sequence at a time.",
-            "",
-            f"- **{len(found['exact'])} exact**: within {MAX_ERROR:.0e} of the largest logit (most models run their norms in",
-            "  float32, whatever the weights).",
-            f"- **{len(found['refused'])} refused**: `radix_mlp.enable` raises `UnsupportedModelError` with the reason.",
-            f"- {len(found['not built'])} not built here: they cannot run as a causal LM on text alone.",
-            "",
-            "A type that is not on this page (newer, or your own) is tried out by `enable` on its own weights, and refused if",
-            "the trial differs. Sequence classifiers, token classifiers and reward models on these types fold as well: their",
-            "trunk is the same.",
-            "",
-            "## Exact",
-            "",
-            ", ".join(f"`{v.model_type}`" for v in found["exact"]),
-            "",
-            "## Refused",
-            "",
-            "| type | why |",
-            "|---|---|",
-            *(f"| `{v.model_type}` | {_in_general(v.reason)} |" for v in found["refused"]),
-            "",
-            "## Not built",
-            "",
-            "| type | why |",
-            "|---|---|",
-            *(f"| `{v.model_type}` | {v.reason} |" for v in found["not built"]),
-            "",
-        ]
-    )
+    counts = {kind: len(verdicts_of_kind) for kind, verdicts_of_kind in found.items()}
+    tables = [
+        section
+        for kind, title in (("refused", "Refused"), ("not built", "Not built"))
+        for section in (
+            f"## {title}",
+            "| type | why |\n|---|---|\n"
+            + "\n".join(f"| `{v.model_type}` | {_in_general(v.reason)} |" for v in found[kind]),
+        )
+    ]
+    sections = [
+        "# Models",
+        f"""This page is written by `make docs`, which builds a tiny model (large random weights) of every causal-LM
+type that transformers {transformers.__version__} knows, folds a batch through it and compares the logits of every
+token with the unmodified model fed one sequence at a time.""",
+        f"""- **{counts["exact"]} exact**: within {MAX_ERROR:.0e} of the largest logit (most norms run in float32).
+- **{counts["refused"]} refused**: `radix_mlp.enable` raises `UnsupportedModelError` with the reason.
+- {counts["not built"]} not built: they cannot run as a causal LM on text alone.""",
+        """A type that is not on this page (newer, or your own) is tried out by `enable` on its own weights, and
+refused if the trial differs. Sequence classifiers, token classifiers and reward models on these types fold as
+well: their trunk is the same.""",
+        "## Exact",
+        ", ".join(f"`{v.model_type}`" for v in found["exact"]),
+        *tables,
+    ]
+    return "\n\n".join(sections) + "\n"
 
 
 def proven_module() -> str:
@@ -68,7 +59,7 @@ def proven_module() -> str:
     names = sorted({v.config_type for v in verdicts() if v.kind == "exact"})
     return "\n".join(
         [
-            '"""Model types that the sweep has shown to fold exactly. Written by `make docs`; others are tried by `probe`."""',
+            '"""Model types that the sweep has shown to fold exactly. Written by `make docs`; `probe` tries others."""',
             "",
             '__all__ = ["PROVEN_TYPES"]',
             "",

@@ -4,9 +4,9 @@ from itertools import chain
 
 import numpy as np
 import pytest
-from batch_strategy import Batch, batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.plan.batch_strategy import Batch, batches
 
 from radix_mlp.plan import build_plan, compute_fold_and_scatter
 from radix_mlp.plan.reference import reference_fold

@@ -1,9 +1,9 @@
 """Parents and depths against a walk along every sequence."""
 
 import numpy as np
-from batch_strategy import Batch, batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.plan.batch_strategy import Batch, batches
 
 from radix_mlp.plan import build_plan
 from radix_mlp.plan.tree import depths, parents

@@ -21,7 +21,7 @@ from radix_mlp.hf.probe import probe
 from radix_mlp.hf.proven import PROVEN_TYPES
 from radix_mlp.hf.support import decoder_of, why_unsupported
 from radix_mlp.hf.threshold import check_threshold, should_fold
-from radix_mlp.ops.registry import IMPLS
+from radix_mlp.ops.registry import COMPOSITES, IMPLS
 from radix_mlp.plan import build_plan
 
 __all__ = ["CallReport", "disable", "enable", "is_enabled", "last_call"]
@@ -88,8 +88,9 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
         4
     """
     check_threshold(threshold)
-    if impl not in ("auto", "reference", *IMPLS):
-        raise InvalidInputError(f"impl is {impl!r}; it must be auto, reference, {', '.join(IMPLS)}.")
+    known = ("auto", *IMPLS, *COMPOSITES)
+    if impl not in known:
+        raise InvalidInputError(f"impl is {impl!r}; it must be one of {', '.join(known)}.")
     inner = _pretrained(model)
     if is_enabled(inner):
         disable(inner)

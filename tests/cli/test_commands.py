@@ -1,0 +1,194 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from commands import LIMIT, PAIRS, TEXTS, jsonl, run
+
+import radix_mlp
+from radix_mlp import Engine
+
+COMMANDS = ("demo", "embed", "score", "explain", "verify")
+
+
+@pytest.fixture
+def texts(tmp_path):
+    return jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in TEXTS])
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    return jsonl(tmp_path / "pairs.jsonl", [{"context": a, "continuation": b} for a, b in PAIRS])
+
+
+@pytest.fixture(scope="module")
+def vectors():
+    return Engine("tiny").embed(TEXTS)
+
+
+def same(a, b):
+    return np.allclose(np.asarray(a, np.float32), b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl", ".parquet"])
+def test_embed_to_every_format(tmp_path, texts, vectors, suffix):
+    output = tmp_path / f"out{suffix}"
+    result = run("embed", texts, "-m", "tiny", "-o", str(output))
+    assert result.exit_code == 0, result.output
+    assert result.stdout == ""
+    for number in (f"{len(TEXTS):,}", f"{sum(len(text.encode()) for text in TEXTS):,}", "compression 0."):
+        assert number in result.stderr
+    if suffix == ".npy":
+        found = np.load(output)
+        assert found.dtype == np.float32
+    elif suffix == ".jsonl":
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [row["text"] for row in rows] == TEXTS
+        assert [row["line"] for row in rows] == list(range(1, len(TEXTS) + 1))
+        found = [row["embedding"] for row in rows]
+    else:
+        table = pq.read_table(output)
+        assert table.column_names == ["line", "text", "embedding"]
+        found = table["embedding"].to_pylist()
+    assert same(found, vectors)
+    assert list(tmp_path.glob("*.partial")) == []
+
+
+def test_embed_other_inputs(tmp_path, vectors):
+    lines = [text.replace("\n", " ") for text in TEXTS]
+    (tmp_path / "a.txt").write_text("\n".join(lines) + "\n")
+    (tmp_path / "a.csv").write_text("id,title\n" + "".join(f'{i},"{t}"\n' for i, t in enumerate(lines)))
+    expected = Engine("tiny").embed(lines)
+    for arguments in (["a.txt"], ["a.csv", "--field", "title"]):
+        result = run("embed", str(tmp_path / arguments[0]), *arguments[1:], "-m", "tiny", "-q")
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
+        assert same([row["embedding"] for row in rows], expected)
+        assert result.stderr == ""
+    stdin = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS)
+    result = run("embed", "-", "-m", "tiny", stdin=stdin)
+    assert same([json.loads(line)["embedding"] for line in result.stdout.splitlines()], vectors)
+
+
+def test_embed_options_reach_the_engine(tmp_path, texts):
+    output = str(tmp_path / "out.npy")
+    options = ["--prompt", "Say: ", "--dimensions", "8", "--pooling", "mean", "--no-normalize", "--dtype", "float64"]
+    assert run("embed", texts, "-m", "tiny", "-o", output, *options).exit_code == 0
+    expected = Engine("tiny", dtype="float64").embed(
+        TEXTS, prompt="Say: ", dimensions=8, pooling="mean", normalize=False
+    )
+    assert same(np.load(output), expected)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".jsonl", ".parquet"])
+def test_score_to_every_format(tmp_path, pairs, suffix):
+    output = tmp_path / f"out{suffix}"
+    result = run("score", pairs, "-m", "tiny", "-o", str(output))
+    assert result.exit_code == 0, result.output
+    scores = Engine("tiny").score(PAIRS)
+    expected = [score.logprob for score in scores]
+    if suffix == ".npy":
+        assert np.allclose(np.load(output), expected, atol=1e-4)
+        return
+    if suffix == ".jsonl":
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+    else:
+        rows = pq.read_table(output).to_pylist()
+    assert [(row["context"], row["continuation"]) for row in rows] == PAIRS
+    assert [row["logprob"] for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert [row["is_greedy"] for row in rows] == [score.is_greedy for score in scores]
+    assert [len(row["token_logprobs"]) for row in rows] == [len(pair[1]) for pair in PAIRS]
+
+
+@pytest.mark.parametrize("command", ["embed", "score"])
+def test_compare(command, texts, pairs):
+    result = run(command, texts if command == "embed" else pairs, "-m", "tiny", "--compare")
+    assert result.exit_code == 0
+    assert "time folded" in result.stderr
+    assert "time not folded" in result.stderr
+    difference = float(re.search(r"largest difference\s+(\S+)", result.stderr)[1])
+    assert 0 <= difference < 1e-4
+
+
+def test_bad_lines(tmp_path, texts):
+    path = Path(texts)
+    path.write_text(path.read_text() + '{"txt": 1}\n' + json.dumps({"text": "x" * 5000}) + "\n")
+    output = tmp_path / "out.jsonl"
+    arguments = ["embed", texts, "-m", "tiny", "-o", str(output), "--max-length", LIMIT]
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert re.search(r"error: .*texts\.jsonl:9: no field 'text'", result.stderr)
+    assert not output.exists()
+
+    result = run(*arguments, "--skip-bad")
+    assert result.exit_code == 0
+    assert re.search(r"skipped .*texts\.jsonl:9: no field 'text'", result.stderr)
+    assert re.search(r"skipped .*texts\.jsonl:10: 'xxx.*5,000 tokens, more than the limit", result.stderr)
+    assert re.search(r"skipped\s+2\s+bad lines", result.stderr)
+    assert len(output.read_text().splitlines()) == len(TEXTS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embed", "missing.jsonl", "-m", "tiny"], "missing.jsonl: No such file"),
+        (["embed", "TEXTS", "-m", "./missing"], "no such folder"),
+        (["embed", "TEXTS", "-m", "some/model"], "Without a network"),
+        (["embed", "TEXTS", "-m", "tiny", "-o", "out.txt"], "unknown extension"),
+        (["embed", "TEXTS", "-m", "tiny", "-o", "nowhere/out.npy"], "no folder nowhere"),
+        (["embed", "TEXTS", "-m", "tiny", "--threshold", "often"], "--threshold 'often'"),
+        (["embed", "TEXTS", "-m", "tiny", "--dtype", "int8"], "dtype='int8'"),
+        (["embed", "TEXTS", "-m", "tiny", "--impl", "magic"], "magic"),
+        (["embed", "TEXTS", "-m", "tiny", "--pooling", "max"], "pooling='max'"),
+        (["score", "TEXTS", "-m", "tiny"], "no field 'context'"),
+        (["verify", "TEXTS", "-m", "tiny", "--against", "it"], "against='it'"),
+        (["explain", "TEXTS", "-t", "tiny", "--shape", "gpt-9"], "shape='gpt-9'"),
+        (["explain", "TEXTS", "-t", "tiny", "--html", "nowhere/a.html"], "no folder nowhere"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_1(texts, arguments, message):
+    result = run(*[texts if argument == "TEXTS" else argument for argument in arguments])
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [["embed"], ["embed", "a.jsonl"], ["embed", "a", "--bogus"], ["wrong"], ["explain", "a.jsonl"]]
+)
+def test_wrong_usage_is_exit_code_2(arguments):
+    assert run(*arguments).exit_code == 2
+
+
+def test_debug_shows_the_traceback():
+    result = run("--debug", "embed", "missing.jsonl", "-m", "tiny")
+    assert result.exit_code == 1
+    assert type(result.exception).__name__ == "InvalidInputError"
+
+
+def test_version_and_help():
+    assert run("--version").stdout.strip() == radix_mlp.__version__
+    overview = run("--help").stdout
+    assert all(command in overview for command in COMMANDS)
+    for command in COMMANDS:
+        result = run(command, "--help")
+        assert result.exit_code == 0
+        assert re.search(rf"Examples?:\s+radix-mlp {command}", result.stdout)
+
+
+def test_help_is_quick_because_torch_is_not_imported():
+    code = "import sys; from radix_mlp.cli.main import app; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_in_a_pipe(texts):
+    command = [sys.executable, "-m", "radix_mlp.cli", "embed", "-", "-m", "tiny"]
+    result = subprocess.run(command, input=Path(texts).read_bytes(), capture_output=True, check=True)
+    assert len(result.stdout.splitlines()) == len(TEXTS)
+    assert b"compact tokens" in result.stderr
+    assert b"\x1b" not in result.stdout + result.stderr

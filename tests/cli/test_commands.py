@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from commands import LIMIT, PAIRS, TEXTS, jsonl, run
+from tests.cli.commands import LIMIT, PAIRS, TEXTS, jsonl, run
 
 import radix_mlp
 from radix_mlp import Engine

@@ -1,5 +1,5 @@
 import pytest
-from commands import run
+from tests.cli.commands import run
 
 import radix_mlp.cli.demo
 from radix_mlp.cli.sample import few_shot_pairs, rerank_texts

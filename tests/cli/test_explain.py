@@ -2,7 +2,7 @@ import base64
 import re
 
 import numpy as np
-from commands import PAIRS, TEXTS, jsonl, run
+from tests.cli.commands import PAIRS, TEXTS, jsonl, run
 
 from radix_mlp.engine.scheduler import schedule
 

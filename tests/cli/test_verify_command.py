@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from commands import LIMIT, TEXTS, jsonl, run
+from tests.cli.commands import LIMIT, TEXTS, jsonl, run
 
 from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
 

@@ -1,7 +1,7 @@
 import numpy as np
-import oracle
 import pytest
 import torch
+from tests.engine import oracle
 from transformers import GemmaConfig, GemmaModel, Qwen3Config, Qwen3Model
 
 from radix_mlp import Engine, disable, is_enabled

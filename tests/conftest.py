@@ -8,6 +8,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    # kernels run in Triton's interpreter; it reads this when it is first imported, by whichever test that is
+    os.environ["TRITON_INTERPRET"] = "1"
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:

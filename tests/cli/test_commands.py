@@ -113,6 +113,13 @@ def test_compare(command, texts, pairs):
     assert 0 <= difference < 1e-4
 
 
+def test_never_folding_is_said(texts):
+    result = run("embed", texts, "-m", "tiny", "--threshold", "0", "--compare")
+    assert re.search(r"time not folded\s+[\d.]+ s", result.stderr)
+    assert "time folded" not in result.stderr
+    assert "compression 1.000" in result.stderr
+
+
 def test_bad_lines(tmp_path, texts):
     path = Path(texts)
     path.write_text(path.read_text() + '{"txt": 1}\n' + json.dumps({"text": "x" * 5000}) + "\n")

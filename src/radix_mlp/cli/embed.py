@@ -100,7 +100,7 @@ def embed(
 
     records, vectors = without_rejected(file, records, on_skip, lambda kept: run(engine, kept, "embedding"))
     compared = None
-    if compare:
+    if compare and chosen != 0:
         unfolded = engine.unfolded()
         difference = float(abs(run(unfolded, records, "not folded") - vectors).max())
         compared = Comparison(unfolded.stats, difference, "vectors")
@@ -111,4 +111,4 @@ def embed(
     }
     write_results(output, columns, "embedding")
     if not quiet:
-        show_summary(engine.stats, skipped=skipped.count, compared=compared)
+        show_summary(engine.stats, folded=chosen != 0, skipped=skipped.count, compared=compared)

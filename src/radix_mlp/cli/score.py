@@ -96,7 +96,7 @@ def score(
 
     records, scores = without_rejected(file, records, on_skip, lambda kept: run(engine, kept, "scoring"))
     compared = None
-    if compare:
+    if compare and chosen != 0:
         unfolded = engine.unfolded()
         others = run(unfolded, records, "not folded")
         difference = max(abs(a.logprob - b.logprob) for a, b in zip(scores, others, strict=True))
@@ -111,4 +111,4 @@ def score(
     }
     write_results(output, columns, "logprob")
     if not quiet:
-        show_summary(engine.stats, skipped=skipped.count, compared=compared)
+        show_summary(engine.stats, folded=chosen != 0, skipped=skipped.count, compared=compared)

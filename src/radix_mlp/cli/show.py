@@ -65,8 +65,8 @@ class Comparison:
         self.of = of
 
 
-def show_summary(stats: JobStats, *, skipped: int = 0, compared: Comparison | None = None) -> None:
-    """The closing lines of a job."""
+def show_summary(stats: JobStats, *, folded: bool = True, skipped: int = 0, compared: Comparison | None = None) -> None:
+    """The closing lines of a job; `folded` is False when it was told never to fold."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(justify="right")
@@ -78,7 +78,7 @@ def show_summary(stats: JobStats, *, skipped: int = 0, compared: Comparison | No
     table.add_row("tokens", f"{stats.num_tokens:,}", "")
     table.add_row("compact tokens", f"{stats.num_compact:,}", f"compression {stats.compression:.3f}")
     rate = stats.num_tokens / stats.seconds if stats.seconds else 0.0
-    table.add_row("time folded", f"{stats.seconds:.2f} s", f"{rate:,.0f} tokens/s")
+    table.add_row("time folded" if folded else "time not folded", f"{stats.seconds:.2f} s", f"{rate:,.0f} tokens/s")
     if compared is not None:
         ratio = compared.stats.seconds / stats.seconds if stats.seconds else 0.0
         table.add_row("time not folded", f"{compared.stats.seconds:.2f} s", f"speed-up {ratio:.2f}x")

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from radix_mlp.errors import InvalidInputError
 
@@ -62,20 +61,15 @@ def write_results(output: Path | None, columns: Columns, array: str) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _json_lines(columns: Columns) -> list[str]:
-    names = list(columns)
-    # numpy's float32 would print the digits of a double
-    plain = [_plain(values) for values in columns.values()]
-    return [
-        json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False) + "\n" for row in zip(*plain, strict=True)
-    ]
+def _json_lines(columns: Columns) -> Iterator[str]:
+    for row in zip(*columns.values(), strict=True):
+        record = {name: _plain(value) for name, value in zip(columns, row, strict=True)}
+        yield json.dumps(record, ensure_ascii=False) + "\n"
 
 
-def _plain(values: Sequence[Any] | NDArray[Any]) -> list[Any]:
-    if isinstance(values, np.ndarray):
-        # nine digits give every float32 back
-        return [[float(f"{value:.9g}") for value in row] for row in values.tolist()]
-    return list(values)
+def _plain(value: Any) -> Any:
+    # nine digits give every float32 back; as doubles they would print seventeen
+    return [float(f"{number:.9g}") for number in value.tolist()] if isinstance(value, np.ndarray) else value
 
 
 def _write_parquet(path: Path, columns: Columns) -> None:

@@ -155,17 +155,18 @@ class Engine:
         """
         if pooling not in POOLINGS:
             raise InvalidInputError(f"pooling={pooling!r}: must be one of {', '.join(POOLINGS)}.")
-        width = self.model.config.get_text_config().hidden_size
-        if dimensions is not None and not 1 <= dimensions <= width:
-            raise InvalidInputError(f"dimensions={dimensions}: the model has {width}.")
         sequences = tokenize_texts(self.tokenizer, texts, prompt=prompt, max_length=self.max_length, truncate=truncate)
 
         def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> Tensor:
+            if dimensions is not None and not 1 <= dimensions <= hidden.shape[1]:
+                raise InvalidInputError(f"dimensions={dimensions}: the model has {hidden.shape[1]}.")
             pooled = POOLINGS[pooling](hidden, plan)[:, :dimensions].float()
             return torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled
 
-        vectors = np.empty((len(sequences), dimensions or width), np.float32)
+        vectors = np.empty((0, dimensions or self.model.config.get_text_config().hidden_size), np.float32)
         for indices, _, pooled in self._run(sequences, finish, progress):
+            if not len(vectors):
+                vectors = np.empty((len(sequences), pooled.shape[1]), np.float32)
             vectors[indices] = pooled.cpu().numpy()
         self._check_finite(np.asarray(np.isfinite(vectors).all(axis=1)), "texts")
         return vectors

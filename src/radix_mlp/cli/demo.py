@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 # wide enough that arithmetic, not overhead, is what takes time, and small enough for two cores
-HIDDEN_SIZE, NUM_LAYERS = 320, 2
+HIDDEN_SIZE, NUM_LAYERS = 256, 2
 TREE_LINES = 7
 
 

@@ -98,7 +98,7 @@ class Engine:
         >>> engine.embed(["Query: what is a radix? Text: a root.", "Query: what is a radix? Text: a vegetable."]).shape
         (2, 64)
         >>> engine.stats.num_tokens, engine.stats.num_compact
-        (80, 50)
+        (79, 47)
     """
 
     def __init__(

@@ -1,6 +1,8 @@
 """Write the documents that repeat code; `--check` only tells whether they are up to date (exit code 1 if not).
 
-python docs/generate.py [--check]
+python docs/generate.py [--check] [--quick]
+
+`--quick` leaves out what runs the sweep over model types (half a minute).
 """
 
 from __future__ import annotations
@@ -68,25 +70,41 @@ def _default(param: Any) -> str:
     return "" if param.default is None or param.default is False else f"`{param.default}`"
 
 
-DOCUMENTS: dict[str, Callable[[], str]] = {"cli.md": cli}
-"""File in docs/ -> what writes it; add others here."""
+def models() -> str:
+    """`models.md`: what the sweep says of every model type."""
+    from models_table import models_page
+
+    return models_page()
 
 
-def main(check: bool) -> int:
-    """Write all documents, or count those that are out of date."""
+def proven() -> str:
+    """`hf/proven.py`: the types that the sweep found exact."""
+    from models_table import proven_module
+
+    return proven_module()
+
+
+QUICK: dict[str, Callable[[], str]] = {"cli.md": cli}
+"""File, from docs/ -> what writes it; add others here."""
+SWEEP: dict[str, Callable[[], str]] = {"models.md": models, "../src/radix_mlp/hf/proven.py": proven}
+"""The same for those that run the sweep."""
+
+
+def main(*, check: bool, quick: bool) -> int:
+    """Write the documents, or count those that are out of date."""
     stale = 0
-    for name, generate in DOCUMENTS.items():
+    for name, generate in (QUICK if quick else QUICK | SWEEP).items():
         path, text = DOCS / name, generate()
         if path.exists() and path.read_text(encoding="utf-8") == text:
             continue
         if check:
             stale += 1
-            print(f"docs/{name} is out of date: run make docs")
+            print(f"{path.resolve().relative_to(DOCS.parent)} is out of date: run make docs")
         else:
             path.write_text(text, encoding="utf-8")
-            print(f"wrote docs/{name}")
+            print(f"wrote {path.resolve().relative_to(DOCS.parent)}")
     return 1 if stale else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main("--check" in sys.argv[1:]))
+    sys.exit(main(check="--check" in sys.argv[1:], quick="--quick" in sys.argv[1:]))

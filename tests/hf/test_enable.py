@@ -197,6 +197,25 @@ def test_enabling_twice_changes_the_settings(model, sequences) -> None:
     assert radix_mlp.disable(model).config._attn_implementation == "sdpa"
 
 
+def test_enabling_a_trunk_and_then_its_head(model, sequences, expected) -> None:
+    ids, mask = pad(sequences, "right")
+    radix_mlp.enable(model.model, threshold=0.0)
+    radix_mlp.enable(model)
+    assert_all_close(real_rows(model(ids, attention_mask=mask).logits, mask), expected)
+    assert radix_mlp.last_call(model).folded
+    radix_mlp.disable(model)
+    assert not radix_mlp.is_enabled(model.model)
+    assert "forward" not in model.model.__dict__
+
+
+def test_attention_changed_behind_our_back(model, sequences) -> None:
+    ids, mask = pad(sequences, "right")
+    radix_mlp.enable(model)
+    model.set_attn_implementation("eager")
+    with pytest.raises(UnsupportedCallError, match=r"after radix_mlp\.enable"):
+        model(ids, attention_mask=mask)
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_calls_that_are_not_folded_stay_as_they_were(sequences, attention) -> None:
     model = tiny_model("qwen3", attn_implementation=attention)

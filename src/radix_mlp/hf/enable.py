@@ -92,12 +92,12 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
     if impl not in known:
         raise InvalidInputError(f"impl is {impl!r}; it must be one of {', '.join(known)}.")
     inner = _pretrained(model)
-    if is_enabled(inner):
-        disable(inner)
+    trunk = decoder_of(inner)
+    for module in (inner, trunk):
+        disable(module)
     reason = why_unsupported(inner)
     if reason is not None:
         raise UnsupportedModelError(reason)
-    trunk = decoder_of(inner)
     fallback = trunk.config._attn_implementation
     if fallback not in FALLBACKS:
         raise UnsupportedModelError(
@@ -221,7 +221,15 @@ def _fold_call(model: PreTrainedModel, arguments: dict[str, Any]) -> FoldedCall 
     plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
     fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold)
     settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact)
-    return FoldedCall(model, arguments, call, plan.to(arguments["input_ids"].device)) if fold else None
+    if not fold:
+        return None
+    attention = decoder_of(model).config._attn_implementation
+    if not attention.startswith("radix"):
+        raise UnsupportedCallError(
+            f"the attention implementation was set to {attention!r} after radix_mlp.enable, so no layer would see the "
+            "tree. Call radix_mlp.enable(model) again."
+        )
+    return FoldedCall(model, arguments, call, plan.to(arguments["input_ids"].device))
 
 
 def _takes_any_keyword(signature: inspect.Signature) -> bool:

@@ -1,4 +1,4 @@
-"""Model types that the sweep has shown to fold exactly. Written by `make docs`; others are tried by `probe`."""
+"""Model types that the sweep has shown to fold exactly. Written by `make docs`; `probe` tries others."""
 
 __all__ = ["PROVEN_TYPES"]
 

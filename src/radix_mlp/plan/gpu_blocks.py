@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["KEY_BLOCK", "SEGMENT", "BackwardItems", "RangeTree", "backward_items", "range_tree"]
+__all__ = ["KEY_BLOCK", "SEGMENT", "BackwardItems", "RangeTree", "backward_items", "pack_tables", "range_tree"]
 
 Int32 = NDArray[np.int32]
 
@@ -105,6 +105,18 @@ def backward_items(end: NDArray[np.int32], depth: NDArray[np.int32], window: int
         deepest = np.maximum.reduceat(depth, cuts) if num_blocks else np.zeros(0, np.int32)
         pieces = _window_pieces(blocks[:, 1], deepest.astype(np.int64) + window, depth)
     return _cut_pieces(pieces, blocks)
+
+
+def pack_tables(end: NDArray[np.int32], depth: NDArray[np.int32]) -> tuple[Int32, Int32]:
+    """All tables in one vector, in the order of the fields of `RangeTree` and `BackwardItems` (without a window).
+
+    Returns:
+        the tables, int32; and the sizes that `M` does not tell, `[4]` int32: lines of `ranges`, `items`, `splits`
+        and `slots`.
+    """
+    tree, work = range_tree(end, depth), backward_items(end, depth)
+    sizes = np.array([len(table) for table in (tree.ranges, work.items, work.splits, work.slots)], np.int32)
+    return np.concatenate([table.ravel() for table in (*tree, *work)]), sizes
 
 
 def _checked(end: NDArray[np.int32], depth: NDArray[np.int32]) -> tuple[Int32, Int32]:

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from radix_mlp.ops.impl.triton_walk import (
+    key_bounds,
     load_keys,
     masked_piece,
     query_rows,
@@ -22,7 +23,10 @@ from radix_mlp.ops.impl.triton_walk import (
 __all__ = ["dkdv_kernel", "dq_kernel", "sum_kernel"]
 
 
-@triton.jit(do_not_specialize=["num_rows", "window"])
+@triton.jit(
+    do_not_specialize=["num_rows", "window"],
+    do_not_specialize_on_alignment=["end", "depth", "range_of_row", "ranges", "order"],
+)
 def dq_kernel(
     q, k, v, k_edge, v_edge, out, dout, lse, delta, dq,
     end, depth, range_of_row, ranges, order,
@@ -74,8 +78,9 @@ def dq_kernel(
     if not TMA:
         k += kv_head.to(tl.int64) * stride_kh
         v += kv_head.to(tl.int64) * stride_vh
-        k_edge += kv_head.to(tl.int64) * stride_kh
-        v_edge += kv_head.to(tl.int64) * stride_vh
+    # a descriptor has one block size; a pointer serves both
+    if k_edge is None:
+        k_edge, v_edge = k, v
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
     line = tl.load(range_of_row + t0)
@@ -101,14 +106,22 @@ def dq_kernel(
             pieces += tl.cdiv(full - first, BLOCK_E)
         for i in tl.range(0, pieces, num_stages=STAGES_E):
             start, limit = masked_piece(i, first, full, full_stop, stop, HAS_WINDOW, BLOCK_E)
+            key_row = start + tl.arange(0, BLOCK_E)
+            # asked for before the product, which hides how long they take
+            key_end, key_depth = key_bounds(key_row, end, depth, limit, HAS_WINDOW)
             key = load_keys(k_edge, kv_head, start, num_rows, stride_kt, TMA, True, D, BLOCK_D, BLOCK_E)
             value = load_keys(v_edge, kv_head, start, num_rows, stride_vt, TMA, True, DV, BLOCK_DV, BLOCK_E)
             raw = tl.dot(query, key.T, input_precision=PRECISION)
             pull = tl.dot(grad, value.T, input_precision=PRECISION)
             score, slope = scores(raw, scale_log2, cap_log2, HAS_CAP)
-            key_row = start + tl.arange(0, BLOCK_E)
             seen = visible(
-                token[:, None], token_depth[:, None], key_row[None, :], end, depth, limit, window, HAS_WINDOW
+                token[:, None],
+                token_depth[:, None],
+                key_row[None, :],
+                key_end[None, :],
+                key_depth[None, :],
+                window,
+                HAS_WINDOW,
             )
             weight = tl.where(seen, tl.math.exp2(score - row_lse[:, None]), 0.0)
             push = weight * (pull - row_delta[:, None])
@@ -153,7 +166,10 @@ def _load_queries(
         return tl.load(pointers, mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=["num_rows", "window"])
+@triton.jit(
+    do_not_specialize=["num_rows", "window"],
+    do_not_specialize_on_alignment=["end", "depth", "items", "blocks"],
+)
 def dkdv_kernel(
     q, k, v, dout, lse, delta, dk, dv, partial_dk, partial_dv,
     end, depth, items, blocks,
@@ -241,10 +257,18 @@ def dkdv_kernel(
         raw = tl.dot(key, query.T, input_precision=PRECISION)
         score, slope = scores(raw, scale_log2, cap_log2, HAS_CAP)
         token = t + row
-        seen = (key_row[:, None] <= token[None, :]) & (token[None, :] < key_end[:, None]) & real[None, :]
+        token_depth = token
         if HAS_WINDOW:
             token_depth = tl.load(depth + token, mask=real, other=0)
-            seen = seen & (token_depth[None, :] - key_depth[:, None] < window)
+        seen = real[None, :] & visible(
+            token[None, :],
+            token_depth[None, :],
+            key_row[:, None],
+            key_end[:, None],
+            key_depth[:, None],
+            window,
+            HAS_WINDOW,
+        )
         weight = tl.where(seen, tl.math.exp2(score - row_lse[None, :]), 0.0)
         value_acc = tl.dot(weight.to(grad.dtype), grad, value_acc, input_precision=PRECISION)
         pull = tl.dot(value, grad.T, input_precision=PRECISION)
@@ -274,7 +298,7 @@ def dkdv_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["splits"])
 def sum_kernel(
     partial, grad, splits, num_rows, num_kv_heads,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, KEY_BLOCK: tl.constexpr,

@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from radix_mlp.ops.impl.triton_walk import (
+    key_bounds,
     load_keys,
     masked_piece,
     query_rows,
@@ -22,7 +23,10 @@ from radix_mlp.ops.impl.triton_walk import (
 __all__ = ["forward_kernel"]
 
 
-@triton.jit(do_not_specialize=["num_rows", "window"])
+@triton.jit(
+    do_not_specialize=["num_rows", "window"],
+    do_not_specialize_on_alignment=["end", "depth", "range_of_row", "ranges", "order"],
+)
 def forward_kernel(
     q, k, v, k_edge, v_edge, sinks, out, lse,
     end, depth, range_of_row, ranges, order,
@@ -59,8 +63,9 @@ def forward_kernel(
     if not TMA:
         k += kv_head.to(tl.int64) * stride_kh
         v += kv_head.to(tl.int64) * stride_vh
-        k_edge += kv_head.to(tl.int64) * stride_kh
-        v_edge += kv_head.to(tl.int64) * stride_vh
+    # a descriptor has one block size; a pointer serves both
+    if k_edge is None:
+        k_edge, v_edge = k, v
 
     # finite, so that a row without a visible key in its first blocks makes no NaN
     top = tl.full([BLOCK_M], -1.0e30, tl.float32)
@@ -98,12 +103,20 @@ def forward_kernel(
             pieces += tl.cdiv(full - first, BLOCK_E)
         for i in tl.range(0, pieces, num_stages=STAGES_E):
             start, limit = masked_piece(i, first, full, full_stop, stop, HAS_WINDOW, BLOCK_E)
+            key_row = start + tl.arange(0, BLOCK_E)
             key = load_keys(k_edge, kv_head, start, num_rows, stride_kt, TMA, True, D, BLOCK_D, BLOCK_E)
             raw = tl.dot(query, key.T, input_precision=PRECISION)
             score, _ = scores(raw, scale_log2, cap_log2, HAS_CAP)
-            key_row = start + tl.arange(0, BLOCK_E)
+            # not before the product: that spills with tiles of 128 rows and 4 warps
+            key_end, key_depth = key_bounds(key_row, end, depth, limit, HAS_WINDOW)
             seen = visible(
-                token[:, None], token_depth[:, None], key_row[None, :], end, depth, limit, window, HAS_WINDOW
+                token[:, None],
+                token_depth[:, None],
+                key_row[None, :],
+                key_end[None, :],
+                key_depth[None, :],
+                window,
+                HAS_WINDOW,
             )
             score = tl.where(seen, score, float("-inf"))
             new_top = tl.maximum(top, tl.max(score, 1))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,6 +45,17 @@ class TritonBlocks(NamedTuple):
         parts = flat.split([array.size for array in arrays])
         return cls(*(part.view(array.shape) for part, array in zip(parts, arrays, strict=True)))
 
+    @classmethod
+    def unpack(cls, tables: Tensor, sizes: Tensor, num_rows: int) -> TritonBlocks:
+        """Views of what `radix_mlp.plan.gpu_blocks.pack_tables` packed; `sizes` lies on the CPU."""
+        num_ranges, num_items, num_splits, num_slots = sizes.tolist()
+        segments, key_blocks = -(-num_rows // SEGMENT), -(-num_rows // KEY_BLOCK)
+        parts = tables.split(
+            [num_rows, 4 * num_ranges, segments, 4 * num_items, 2 * key_blocks, 3 * num_splits, num_slots]
+        )
+        row, ranges, order, items, blocks, splits, slots = parts
+        return cls(row, ranges.view(-1, 4), order, items.view(-1, 4), blocks.view(-1, 2), splits.view(-1, 3), slots)
+
 
 def triton_forward(
     q: Tensor,
@@ -80,7 +93,7 @@ def triton_forward(
     tiles = tiles or choose_tiles("forward", q.device, q.dtype, max(width, value_width), group)
     tokens = tiles.rows // group
     tma = tiles.tma and _tma_fits(k, v)
-    options = _options(q, v, group, tokens, tiles, window, softcap, tma)
+    options = _options(q.dtype, width, value_width, group, tiles, window is not None, softcap is not None, tma)
     with _on(q.device):
         forward_kernel[(_num_tiles(num_rows, tokens) * kv_heads,)](
             q, *_keys(k, v, tiles, tma), q if sinks is None else sinks, out, lse,
@@ -133,6 +146,8 @@ def triton_backward(
     delta = torch.empty_like(lse)
     scales = (scale, *_scales(scale, softcap))
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *dout.stride()[:2])
+    shared = (q.dtype, width, value_width, group)
+    flags = (window is not None, softcap is not None)
     with _on(q.device):
         tokens = dq_tiles.rows // group
         tma = dq_tiles.tma and _tma_fits(k, v)
@@ -141,7 +156,7 @@ def triton_backward(
             end, depth, blocks.range_of_row, blocks.ranges, blocks.order,
             *strides, num_rows, kv_heads, *scales, window or 0,
             BLOCK_N=dq_tiles.keys, BLOCK_E=dq_tiles.edge, SEGMENT=SEGMENT,
-            **_options(q, v, group, tokens, dq_tiles, window, softcap, tma),
+            **_options(*shared, dq_tiles, *flags, tma),
         )  # fmt: skip
 
         tokens = dkdv_tiles.rows // group
@@ -155,7 +170,7 @@ def triton_backward(
             end, depth, blocks.items, blocks.blocks,
             *strides, num_rows, kv_heads, *scales, window or 0,
             BLOCK_N=dkdv_tiles.keys, KEY_BLOCK=KEY_BLOCK,
-            **_options(q, v, group, tokens, dkdv_tiles, window, softcap, tma),
+            **_options(*shared, dkdv_tiles, *flags, tma),
         )  # fmt: skip
         if blocks.splits.shape[0]:
             for partial, grad in ((partial_dk, dk), (partial_dv, dv)):
@@ -181,22 +196,23 @@ def _check(q: Tensor, v: Tensor, scale: float) -> None:
         raise UnsupportedImplError(f"impl='triton' takes a scale of at least 0, not {scale}: negate q")
 
 
+@cache
 def _options(
-    q: Tensor, v: Tensor, group: int, tokens: int, tiles: Tiles, window: int | None, softcap: float | None, tma: bool
+    dtype: torch.dtype, width: int, value_width: int, group: int, tiles: Tiles, window: bool, cap: bool, tma: bool
 ) -> dict[str, Any]:
     """Compile-time arguments that all kernels share."""
     return {
         "G": group,
-        "D": q.shape[2],
-        "DV": v.shape[2],
-        "BLOCK_D": _padded(q.shape[2]),
-        "BLOCK_DV": _padded(v.shape[2]),
-        "T": tokens,
+        "D": width,
+        "DV": value_width,
+        "BLOCK_D": _padded(width),
+        "BLOCK_DV": _padded(value_width),
+        "T": tiles.rows // group,
         "BLOCK_M": tiles.rows,
-        "HAS_WINDOW": window is not None,
-        "HAS_CAP": softcap is not None,
+        "HAS_WINDOW": window,
+        "HAS_CAP": cap,
         "TMA": tma,
-        "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
+        "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "STAGES": tiles.stages,
         "STAGES_E": tiles.edge_stages,
         "num_warps": tiles.warps,
@@ -238,10 +254,10 @@ def _tma_fits(*tensors: Tensor) -> bool:
     )
 
 
-def _keys(k: Tensor, v: Tensor, tiles: Tiles, tma: bool) -> tuple[Any, ...]:
-    """k and v as the kernels take them, for full and for masked blocks: pointers, or descriptors of `[Hkv, M, D]`."""
+def _keys(k: Tensor, v: Tensor, tiles: Tiles, tma: bool) -> tuple[Any, Any, Any, Any]:
+    """k and v as the kernels take them: pointers, or descriptors of `[Hkv, M, D]`; for masked blocks or None."""
     if not tma:
-        return k, v, k, v
+        return k, v, None, None
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     def describe(x: Tensor, keys: int) -> Any:
@@ -249,7 +265,9 @@ def _keys(k: Tensor, v: Tensor, tiles: Tiles, tma: bool) -> tuple[Any, ...]:
         return TensorDescriptor(x, shape, [x.stride(1), x.stride(0), 1], [1, keys, _padded(x.shape[2])])
 
     full = describe(k, tiles.keys), describe(v, tiles.keys)
-    return full * 2 if tiles.keys == tiles.edge else (*full, describe(k, tiles.edge), describe(v, tiles.edge))
+    if tiles.keys == tiles.edge:
+        return (*full, None, None)
+    return (*full, describe(k, tiles.edge), describe(v, tiles.edge))
 
 
 def _queries(x: Tensor, tokens: int, group: int) -> Any:
@@ -258,6 +276,8 @@ def _queries(x: Tensor, tokens: int, group: int) -> Any:
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [tokens, group, _padded(x.shape[2])])
 
 
-def _on(device: torch.device) -> Any:
+def _on(device: torch.device) -> AbstractContextManager[Any]:
     """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else torch.no_grad()
+    if device.type == "cuda" and device.index != torch.cuda.current_device():
+        return torch.cuda.device(device)
+    return nullcontext()

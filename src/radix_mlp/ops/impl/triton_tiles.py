@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Tiles", "choose_tiles"]
+__all__ = ["SAFE", "Tiles", "choose_tiles"]
 
 
 class Tiles(NamedTuple):
@@ -27,18 +27,18 @@ class Tiles(NamedTuple):
 
 # measured on an H200 with benchmarks/tune_triton.py: bf16, 4 query heads a kv head
 _HOPPER = {
-    ("forward", 64): Tiles(128, 128, 64, 8, 2, 2, True),
-    ("forward", 128): Tiles(128, 128, 64, 8, 2, 2, True),
-    ("forward", 256): Tiles(64, 64, 64, 4, 2, 2, True),
-    ("dq", 64): Tiles(128, 64, 64, 8, 2, 2, True),
-    ("dq", 128): Tiles(128, 64, 64, 8, 2, 2, True),
-    ("dq", 256): Tiles(64, 32, 32, 4, 2, 1, True),
-    ("dkdv", 64): Tiles(64, 128, 0, 8, 2, 2, True),
-    ("dkdv", 128): Tiles(64, 128, 0, 8, 2, 2, True),
-    ("dkdv", 256): Tiles(32, 64, 0, 8, 1, 1, True),
+    ("forward", 64): Tiles(64, 64, 64, 4, 3, 2, True),
+    ("forward", 128): Tiles(128, 64, 64, 4, 2, 2, True),
+    ("forward", 256): Tiles(128, 64, 64, 8, 2, 2, True),
+    ("dq", 64): Tiles(64, 64, 64, 4, 3, 2, True),
+    ("dq", 128): Tiles(128, 32, 32, 4, 3, 2, True),
+    ("dq", 256): Tiles(128, 32, 32, 8, 2, 2, True),
+    ("dkdv", 64): Tiles(64, 64, 0, 4, 3, 2, True),
+    ("dkdv", 128): Tiles(64, 64, 0, 4, 2, 2, True),
+    ("dkdv", 256): Tiles(64, 64, 0, 8, 2, 2, True),
 }
 # small enough for the 99 KB of shared memory that chips from Ampere on have at least
-_SAFE = {
+SAFE = {
     64: Tiles(64, 64, 64, 4, 2, 2, False),
     128: Tiles(64, 32, 32, 4, 2, 1, False),
     256: Tiles(32, 32, 32, 4, 1, 1, False),
@@ -58,7 +58,7 @@ def choose_tiles(kernel: str, device: torch.device, dtype: torch.dtype, width: i
     elif device.type == "cuda" and _capability(device.index or 0) == (9, 0):
         tiles = _HOPPER[kernel, column]
     else:
-        tiles = _SAFE[column]
+        tiles = SAFE[column]
     if group > tiles.rows:
         tiles = tiles._replace(rows=1 << (group - 1).bit_length())
     return tiles

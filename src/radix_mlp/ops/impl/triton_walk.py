@@ -9,7 +9,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["load_keys", "masked_piece", "query_rows", "range_bounds", "scores", "tile_start", "visible"]
+__all__ = [
+    "key_bounds",
+    "load_keys",
+    "masked_piece",
+    "query_rows",
+    "range_bounds",
+    "scores",
+    "tile_start",
+    "visible",
+]
 
 
 @triton.jit
@@ -86,12 +95,20 @@ def load_keys(
 
 
 @triton.jit
-def visible(token, token_depth, key, end, depth, limit, window, HAS_WINDOW: tl.constexpr):
-    """The mask of the design, for `token` and `key` shaped to broadcast; keys from `limit` on are not there."""
+def key_bounds(key, end, depth, limit, HAS_WINDOW: tl.constexpr):
+    """`end` and, under a window, `depth` of the keys; those from `limit` on are seen by nobody."""
     key_end = tl.load(end + key, mask=key < limit, other=0)
-    seen = (key <= token) & (token < key_end)
+    key_depth = key_end
     if HAS_WINDOW:
         key_depth = tl.load(depth + key, mask=key < limit, other=0)
+    return key_end, key_depth
+
+
+@triton.jit
+def visible(token, token_depth, key, key_end, key_depth, window, HAS_WINDOW: tl.constexpr):
+    """The mask of the design, for arguments shaped to broadcast."""
+    seen = (key <= token) & (token < key_end)
+    if HAS_WINDOW:
         seen = seen & (token_depth - key_depth < window)
     return seen
 

@@ -1,0 +1,62 @@
+"""`impl="triton"`: the tree kernels behind the interface of `radix_mlp.ops.registry`."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
+from radix_mlp.plan.device import AttentionTree
+
+__all__ = ["backward", "forward"]
+
+# rows, in windows, from which tables made for the window save more than making them costs
+_LONG = 8
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    tree: AttentionTree,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """`[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]` and the log-sum-exp `[Hq, M]`."""
+    return triton_forward(
+        q, k, v, tree.end, tree.depth, _blocks(tree), scale=scale, window=window, softcap=softcap, sinks=sinks
+    )
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    tree: AttentionTree,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Gradients of q, k, v and sinks."""
+    end, depth = tree.end, tree.depth
+    if window is not None and len(end) > _LONG * window:
+        blocks = TritonBlocks.make(end, depth, window)
+    else:
+        blocks = _blocks(tree)
+    return triton_backward(
+        grad_out, q, k, v, out, lse, end, depth, blocks, scale=scale, window=window, softcap=softcap, sinks=sinks
+    )
+
+
+def _blocks(tree: AttentionTree) -> TritonBlocks:
+    num_rows = tree.end.shape[0]
+    if tree.tables.shape[0] == 0 and num_rows:
+        return TritonBlocks.make(tree.end, tree.depth)
+    return TritonBlocks.unpack(tree.tables, tree.host_table_sizes, num_rows)

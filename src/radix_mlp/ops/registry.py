@@ -73,6 +73,14 @@ class ImplModule(Protocol):
 
 IMPLS: dict[str, Impl] = {
     "dense": Impl("radix_mlp.ops.impl.dense", ("end", "depth", "host_tiles")),
+    "triton": Impl(
+        "radix_mlp.ops.impl.triton_impl",
+        ("end", "depth", "tables", "host_table_sizes"),
+        devices=("cuda",),
+        dtypes=(torch.bfloat16, torch.float16, torch.float32),
+        saves_lse=True,
+        requires="triton",
+    ),
 }
 """Those that run inside the custom op."""
 COMPOSITES = {

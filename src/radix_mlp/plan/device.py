@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.plan.blocks import pack_tiles
+from radix_mlp.plan.gpu_blocks import pack_tables
 
 if TYPE_CHECKING:
     from radix_mlp.plan.radix_plan import RadixPlan
@@ -40,6 +41,10 @@ class AttentionTree(NamedTuple):
     """`[S + 1]` int64, the same on the CPU."""
     host_tiles: Tensor
     """int32, query tiles and their key ranges as `radix_mlp.plan.blocks` packs them."""
+    tables: Tensor
+    """int32, what the GPU kernels walk, as `radix_mlp.plan.gpu_blocks` packs it."""
+    host_table_sizes: Tensor
+    """`[4]` int32 on the CPU, lines of the tables."""
 
     @classmethod
     def from_end(cls, end: Tensor, depth: Tensor) -> AttentionTree:
@@ -51,7 +56,9 @@ class AttentionTree(NamedTuple):
         index = end.new_empty(0, dtype=torch.int64)
         host = torch.empty(0, dtype=torch.int64)
         tiles = torch.empty(0, dtype=torch.int32)
-        return cls(end.to(torch.int32), depth.to(torch.int32), index, index, index, host, tiles)
+        tables = end.new_empty(0, dtype=torch.int32)
+        sizes = torch.zeros(4, dtype=torch.int32)
+        return cls(end.to(torch.int32), depth.to(torch.int32), index, index, index, host, tiles, tables, sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,21 +104,23 @@ def _copy(plan: RadixPlan, device: torch.device) -> tuple[tuple[Tensor, ...], At
         plan.cu_seq_lengths,
         plan.last_rows,
     ]
-    short: list[NDArray[Any]] = [plan.end, plan.depth]
+    on_cuda = device.type == "cuda"
+    # each device gets what its implementations read: tables the GPU kernels, tiles plain-torch attention
+    tables, table_sizes = (
+        pack_tables(plan.end, plan.depth) if on_cuda else (np.zeros(0, np.int32), np.zeros(4, np.int32))
+    )
+    tiles = np.zeros(0, np.int32) if on_cuda else pack_tiles(plan.end, plan.depth)
+    short: list[NDArray[Any]] = [plan.end, plan.depth, tables]
     sizes = [8 * len(array) for array in long] + [4 * len(array) for array in short]
-    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=device.type == "cuda")
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=on_cuda)
     dtypes = [torch.int64] * len(long) + [torch.int32] * len(short)
     for array, part in zip(long + short, _parts(packed, sizes, dtypes), strict=True):
         np.copyto(part.numpy(), array)
-    ids, positions, fold, unfold, cu, last, end, depth = _parts(packed.to(device, non_blocking=True), sizes, dtypes)
-    # tiles serve plain-torch attention; where kernels run attention they would be wasted work
-    tiles = (
-        torch.empty(0, dtype=torch.int32)
-        if device.type == "cuda"
-        else torch.from_numpy(pack_tiles(plan.end, plan.depth))
-    )
+    parts = _parts(packed.to(device, non_blocking=True), sizes, dtypes)
+    ids, positions, fold, unfold, cu, last, end, depth, device_tables = parts
     host_cu = torch.tensor(plan.cu_seq_lengths)
-    tree = AttentionTree(end, depth, fold, unfold, cu, host_cu, tiles)
+    host = torch.from_numpy(tiles), device_tables, torch.from_numpy(table_sizes)
+    tree = AttentionTree(end, depth, fold, unfold, cu, host_cu, *host)
     return (ids, positions, fold, unfold, cu, last), tree
 
 

@@ -2,7 +2,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.testing.tiny import (
+    tiny_classifier,
+    tiny_model,
+    tiny_reranker,
+    tiny_reranker_tokenizer,
+    tiny_tokenizer,
+)
 
 tokenizer = tiny_tokenizer()
 
@@ -35,3 +41,18 @@ def test_attention_matters():
     with torch.no_grad():
         before, after = (tiny_model()(x).logits[0, -1] for x in (ids, changed))
     assert (before - after).abs().max() > 0.1 * before.abs().max()
+
+
+def test_reranker_answers_with_one_token():
+    words = tiny_reranker_tokenizer()
+    assert [words(text)["input_ids"] for text in ("yes", "no", "<|im_end|>")] == [[261], [262], [260]]
+    assert words("nobody")["input_ids"] == list(b"nobody")
+    text = "yes <|im_start|> no, nobody"
+    assert words.decode(words(text)["input_ids"]) == text
+    assert tiny_reranker().config.vocab_size == len(words)
+
+
+def test_classifier_has_its_labels():
+    model = tiny_classifier(["a", "b"], problem_type="multi_label_classification")
+    assert model.config.id2label == {0: "a", 1: "b"}
+    assert model(torch.tensor([[1, 2, 3]])).logits.shape == (1, 2)

@@ -3,6 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radix_mlp.testing.tiny import (
+    SPECIAL_TOKENS,
     tiny_classifier,
     tiny_model,
     tiny_reranker,
@@ -13,7 +14,8 @@ from radix_mlp.testing.tiny import (
 tokenizer = tiny_tokenizer()
 
 
-@given(st.text())
+# the strings that a file holds are among those that hypothesis tries
+@given(st.text().filter(lambda text: not any(token in text for token in SPECIAL_TOKENS)))
 def test_tokenizer_gives_every_text_back(text):
     ids = tokenizer(text)["input_ids"]
     assert ids == list(text.encode())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from radix_mlp.plan.blocks import pack_tiles
 from radix_mlp.plan.gpu_blocks import pack_tables
+from radix_mlp.plan.runs import pack_runs
 
 if TYPE_CHECKING:
     from radix_mlp.plan.radix_plan import RadixPlan
@@ -45,6 +46,10 @@ class AttentionTree(NamedTuple):
     """int32, what the GPU kernels walk, as `radix_mlp.plan.gpu_blocks` packs it."""
     host_table_sizes: Tensor
     """`[4]` int32 on the CPU, lines of the tables."""
+    runs: Tensor
+    """int32, root paths and where their copies are, as `radix_mlp.plan.runs` packs them."""
+    host_statistics: Tensor
+    """`[7]` int64 on the CPU, `radix_mlp.plan.runs.TreeStatistics`: what the choice of an implementation reads."""
 
     @classmethod
     def from_end(cls, end: Tensor, depth: Tensor) -> AttentionTree:
@@ -58,7 +63,8 @@ class AttentionTree(NamedTuple):
         tiles = torch.empty(0, dtype=torch.int32)
         tables = end.new_empty(0, dtype=torch.int32)
         sizes = torch.zeros(4, dtype=torch.int32)
-        return cls(end.to(torch.int32), depth.to(torch.int32), index, index, index, host, tiles, tables, sizes)
+        short = end.to(torch.int32), depth.to(torch.int32)
+        return cls(*short, index, index, index, host, tiles, tables, sizes, tables, host)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +116,18 @@ def _copy(plan: RadixPlan, device: torch.device) -> tuple[tuple[Tensor, ...], At
         pack_tables(plan.end, plan.depth) if on_cuda else (np.zeros(0, np.int32), np.zeros(4, np.int32))
     )
     tiles = np.zeros(0, np.int32) if on_cuda else pack_tiles(plan.end, plan.depth)
-    short: list[NDArray[Any]] = [plan.end, plan.depth, tables]
+    runs, statistics = pack_runs(plan.end, plan.depth) if on_cuda else (np.zeros(0, np.int32), np.zeros(0, np.int64))
+    short: list[NDArray[Any]] = [plan.end, plan.depth, tables, runs]
     sizes = [8 * len(array) for array in long] + [4 * len(array) for array in short]
     packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=on_cuda)
     dtypes = [torch.int64] * len(long) + [torch.int32] * len(short)
     for array, part in zip(long + short, _parts(packed, sizes, dtypes), strict=True):
         np.copyto(part.numpy(), array)
     parts = _parts(packed.to(device, non_blocking=True), sizes, dtypes)
-    ids, positions, fold, unfold, cu, last, end, depth, device_tables = parts
+    ids, positions, fold, unfold, cu, last, end, depth, device_tables, device_runs = parts
     host_cu = torch.tensor(plan.cu_seq_lengths)
     host = torch.from_numpy(tiles), device_tables, torch.from_numpy(table_sizes)
-    tree = AttentionTree(end, depth, fold, unfold, cu, host_cu, *host)
+    tree = AttentionTree(end, depth, fold, unfold, cu, host_cu, *host, device_runs, torch.from_numpy(statistics))
     return (ids, positions, fold, unfold, cu, last), tree
 
 

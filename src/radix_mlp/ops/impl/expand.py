@@ -1,10 +1,14 @@
 """The paper's RadixMLP: unfold q, k and v to every token, attend sequence by sequence, fold the result.
 
-The baseline: nothing of attention is shared. Autograd falls out of torch, so this runs outside the custom op and does
-not compile into one graph.
+The baseline: nothing of attention is shared.  On CUDA, in half precision and without a soft cap or sinks, rows are
+copied by one fused kernel for q, k and v, and torch's FlashAttention runs over all `N` tokens as packed sequences;
+elsewhere every sequence goes through torch's scaled dot-product attention by itself.  It runs outside the custom op and
+does not compile into one graph.
 """
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,9 +18,11 @@ from torch import Tensor
 
 from radix_mlp.ops.fold import copy_rows, first_rows
 from radix_mlp.ops.impl.common import attend, pack_heads, unpack_heads
+from radix_mlp.ops.impl.flash import Flash, InTreeFlash, why_not
+from radix_mlp.ops.impl.rows import Copies, gather_rows, sum_copies
 from radix_mlp.plan.device import AttentionTree
 
-__all__ = ["attention"]
+__all__ = ["attend_packed", "attention"]
 
 
 def attention(
@@ -34,6 +40,8 @@ def attention(
     if q.shape[0] == 0:
         return _attend(q, k, v, sinks, scale=scale, window=window, softcap=softcap)
     tree = _with_sequences(tree)
+    if q.is_cuda and why_not(q, v, sinks, softcap, scale) is None:
+        return attend_packed(q, k, v, tree, scale=scale, window=window, flash=InTreeFlash())
     lengths = tree.host_cu_seq_lengths.diff().tolist()
     sequences = zip(*(copy_rows(x, tree.unfold_index).split(lengths) for x in (q, k, v)), strict=True)
     parts = [
@@ -42,6 +50,68 @@ def attention(
         if len(one_q)
     ]
     return first_rows(torch.cat(parts), tree.fold_index, tree.unfold_index)
+
+
+def attend_packed(
+    q: Tensor, k: Tensor, v: Tensor, tree: AttentionTree, *, scale: float, window: int | None, flash: Flash
+) -> Tensor:
+    """All sequences in one call of `flash`: `[M, Hq, D]`, `[M, Hkv, D]` twice -> `[M, Hq, D]`, differentiable once."""
+    out = _Packed.apply(
+        q, k, v, tree.fold_index, tree.unfold_index, tree.cu_seq_lengths, tree.end, tree.depth,
+        int(tree.host_cu_seq_lengths.diff().max()), {"scale": scale, "window": window}, flash,
+    )  # fmt: skip
+    return cast(Tensor, out)
+
+
+class _Packed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        fold_index: Tensor,
+        unfold_index: Tensor,
+        cu_seq_lengths: Tensor,
+        end: Tensor,
+        depth: Tensor,
+        longest: int,
+        options: dict[str, Any],
+        flash: Flash,
+    ) -> Tensor:
+        unfolded = gather_rows((q, k, v), unfold_index)
+        cu = cu_seq_lengths.to(torch.int32)
+        out, lse = flash.forward(*_three(unfolded), cu, cu, longest, longest, **options)
+        ctx.save_for_backward(*unfolded, out, lse, cu, fold_index, unfold_index, end, depth)
+        ctx.rest = longest, options, flash
+        return gather_rows((out,), fold_index)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+        q, k, v, out, lse, cu, fold_index, unfold_index, end, depth = ctx.saved_tensors
+        longest, options, flash = ctx.rest
+        # a row's gradient goes to its first occurrence, and zeros to the other tokens
+        token = torch.arange(unfold_index.shape[0], device=unfold_index.device)
+        first = torch.where(fold_index.index_select(0, unfold_index) == token, unfold_index, -1)
+        (spread,) = gather_rows((grad_out,), first)
+        grads = flash.backward(spread, q, k, v, out, lse, cu, cu, longest, longest, **options)
+        return *sum_copies(grads, _copies(unfold_index, cu, end, depth)), *[None] * 8
+
+
+def _copies(unfold_index: Tensor, cu_seq_lengths: Tensor, end: Tensor, depth: Tensor) -> Copies:
+    """Copies of every row: the sequences through row `j` are those whose last row is in `[j, end[j])`."""
+    starts, stops = cu_seq_lengths[:-1], cu_seq_lengths[1:]
+    last = torch.where(stops > starts, unfold_index.index_select(0, (stops - 1).clamp(min=0)), -1)
+    last, order = last.sort(stable=True)
+    row = torch.arange(end.shape[0], device=end.device)
+    first, past = (torch.searchsorted(last, edge, out_int32=True) for edge in (row, end.long()))
+    return Copies(first, past, starts.index_select(0, order), depth)
+
+
+def _three(tensors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = tensors
+    return q, k, v
 
 
 def _attend(
@@ -90,6 +160,7 @@ def _with_sequences(tree: AttentionTree) -> AttentionTree:
     return tree._replace(
         fold_index=torch.from_numpy(np.unique(paths, return_index=True)[1]).to(device),
         unfold_index=torch.from_numpy(paths).to(device),
+        cu_seq_lengths=torch.from_numpy(cu).to(device),
         host_cu_seq_lengths=torch.from_numpy(cu),
     )
 

@@ -1,0 +1,145 @@
+"""FlashAttention for packed sequences as torch brings it, causal from the bottom right, as plain functions.
+
+torch keeps its arguments by position from 2.11 to 2.13.  If the user has switched on another FlashAttention with
+`torch.nn.attention.activate_flash_attention_impl`, this runs it.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from radix_mlp.errors import UnsupportedImplError
+
+__all__ = ["DTYPES", "Flash", "InTreeFlash", "why_not"]
+
+DTYPES = (torch.bfloat16, torch.float16)
+_MAX_WIDTH = 256
+_MAX_ELEMENTS = 2**31
+
+
+class Flash(Protocol):
+    """Attention of packed sequences: sequence `l` has queries `[cu_q[l], cu_q[l + 1])` and likewise keys.
+
+    Its last query sees all of its keys, the one before all but the last, and so on; with a window only the last
+    `window` of those.
+    """
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        longest_q: int,
+        longest_k: int,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """`q [T, Hq, D]`, `k, v [K, Hkv, D]` -> `out [T, Hq, D]` and the log-sum-exp `[Hq, T]` float32."""
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        longest_q: int,
+        longest_k: int,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of q, k and v, in their shapes."""
+
+
+class InTreeFlash:
+    """torch's own kernels. The gradient of q is summed in no fixed order, unless torch's deterministic mode is on."""
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        longest_q: int,
+        longest_k: int,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """See `Flash`."""
+        left, causal = _window(window)
+        out, lse, *_ = torch.ops.aten._flash_attention_forward(
+            q, k, v, cu_q, cu_k, longest_q, longest_k, 0.0, causal, False,
+            scale=scale, window_size_left=left, window_size_right=0,
+        )  # fmt: skip
+        return out, lse
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        out: Tensor,
+        lse: Tensor,
+        cu_q: Tensor,
+        cu_k: Tensor,
+        longest_q: int,
+        longest_k: int,
+        *,
+        scale: float,
+        window: int | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """See `Flash`.
+
+        Raises:
+            UnsupportedImplError: q or the keys of all query heads hold 2^31 numbers or more: the kernels then read
+                past their ends.
+        """
+        elements = max(q.shape[0], k.shape[0]) * q.shape[1] * q.shape[2]
+        if elements >= _MAX_ELEMENTS:
+            raise UnsupportedImplError(
+                f"the backward of torch's FlashAttention takes less than 2^31 numbers, not {elements}: "
+                "use impl='triton' or smaller batches"
+            )
+        left, causal = _window(window)
+        # no dropout: the kernels ask for a random state and do not read it
+        state, unused = q.new_empty(2, dtype=torch.uint64), q.new_empty(0)
+        grad_q, grad_k, grad_v = torch.ops.aten._flash_attention_backward(
+            grad_out, q, k, v, out, lse, cu_q, cu_k, longest_q, longest_k, 0.0, causal, state, unused,
+            scale=scale, window_size_left=left, window_size_right=0,
+        )  # fmt: skip
+        return grad_q, grad_k, grad_v
+
+
+def why_not(q: Tensor, v: Tensor, sinks: Tensor | None, softcap: float | None, scale: float) -> str | None:
+    """What keeps torch's FlashAttention from this call; None if nothing does."""
+    if q.dtype not in DTYPES:
+        return f"takes bfloat16 and float16, not {q.dtype}"
+    if softcap is not None:
+        return "has no soft cap"
+    if sinks is not None:
+        return "has no sinks"
+    if q.shape[2] != v.shape[2]:
+        return f"needs one head dimension, not {q.shape[2]} and {v.shape[2]}"
+    if q.shape[2] > _MAX_WIDTH or q.shape[2] % 8:
+        return f"takes head dimensions up to {_MAX_WIDTH} in steps of 8, not {q.shape[2]}"
+    if not scale > 0:
+        return f"takes a scale above 0, not {scale}"
+    return None
+
+
+def _window(window: int | None) -> tuple[int, bool]:
+    """Keys left of the query's own, -1 for all, and whether the plain causal kernel runs."""
+    return (-1, True) if window is None else (window - 1, False)

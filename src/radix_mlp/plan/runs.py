@@ -1,0 +1,147 @@
+"""Runs: the tree cut into paths, one a leaf, with the keys that each of them sees. Made once a batch.
+
+In depth-first order the first child of a row is the next row.  So the rows after one leaf up to and including the next
+are a path: each is the first child of the one before.  These are the runs; run `l` ends with leaf `l`, and its rows see
+the root path of that leaf, causal from the bottom right.
+
+Gathering the keys of every run along its root path copies `sum(depth[leaf] + 1)` rows: every leaf is the end of some
+sequence, and no two are of one, so that is at most `N` (and one row for each row of padding).  Paths that follow the
+heaviest child instead of the first copy as many, since they end in the same leaves, but are not consecutive rows.
+
+Copies are found again without a list: the runs whose root path holds row `j` are those from the run of `j` to the run
+of its last descendant, and the copy in run `l` is number `cu_keys[l] + depth[j]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radix_mlp.errors import InvalidInputError
+
+__all__ = ["Runs", "TreeStatistics", "make_runs", "pack_runs", "tree_statistics"]
+
+Int32 = NDArray[np.int32]
+
+FLASH_ROWS = 128
+"""Query rows of a tile of FlashAttention, which does not share tiles between runs."""
+
+
+class Runs(NamedTuple):
+    """`R` runs over `M` rows and the `K` keys gathered for them."""
+
+    cu_rows: Int32
+    """`[R + 1]` first row of every run, and `M`."""
+    cu_keys: Int32
+    """`[R + 1]` first gathered key of every run, and `K`."""
+    run_of_row: Int32
+    """`[M]` row -> its run."""
+    gather: Int32
+    """`[K]` gathered key -> row; empty where it would be the rows themselves, since nothing is shared."""
+
+
+class TreeStatistics(NamedTuple):
+    """What the cost of attention depends on, all integers."""
+
+    num_rows: int
+    """`M`, padding included."""
+    num_runs: int
+    """`R`, paths to leaves."""
+    num_gathered: int
+    """`K`, keys gathered along the root paths of the runs; `M` where nothing is shared."""
+    longest_run: int
+    """Rows."""
+    longest_path: int
+    """Tokens from a root to a leaf."""
+    pairs: int
+    """Query-key pairs that see each other."""
+    flash_pairs: int
+    """Pairs in the tiles that FlashAttention computes for the runs: `FLASH_ROWS` query rows each."""
+
+
+def make_runs(end: Int32, depth: Int32) -> Runs:
+    """Runs of a tree, `end` and `depth` are `[M]` int32, in `O(M + K)`.
+
+    Example: `a b c | a b d | a e` lies as `a b c d e`, and the runs are `a b c`, `d` and `e`.
+        >>> runs = make_runs(np.array([5, 4, 3, 4, 5], np.int32), np.array([0, 1, 2, 2, 1], np.int32))
+        >>> runs.cu_rows.tolist(), runs.cu_keys.tolist(), runs.gather.tolist()
+        ([0, 3, 4, 5], [0, 3, 6, 8], [0, 1, 2, 0, 1, 3, 0, 4])
+    """
+    cu_rows, cu_keys = _offsets(end, depth)
+    num_runs, num_rows = len(cu_rows) - 1, len(end)
+    lengths = np.diff(cu_rows)
+    run_of_row = np.repeat(np.arange(num_runs, dtype=np.int32), lengths)
+    num_gathered = int(cu_keys[-1])
+    gather = np.empty(0 if num_gathered == num_rows else num_gathered, np.int32)
+    if len(gather):
+        _compiled(_fill)(cu_rows, cu_keys, gather, np.empty(int(depth.max()) + 1, np.int32))
+    return Runs(cu_rows, cu_keys.astype(np.int32), run_of_row, gather)
+
+
+def tree_statistics(end: Int32, depth: Int32) -> TreeStatistics:
+    """Statistics of a tree, `end` and `depth` are `[M]` int32: one pass to find the leaves, then `O(R)`.
+
+    >>> tree_statistics(np.array([5, 4, 3, 4, 5], np.int32), np.array([0, 1, 2, 2, 1], np.int32)).pairs
+    11
+    """
+    return _statistics(*_offsets(end, depth))
+
+
+def pack_runs(end: Int32, depth: Int32) -> tuple[Int32, NDArray[np.int64]]:
+    """Both in vectors: `Runs` in the order of its fields, int32, and `TreeStatistics`, `[7]` int64."""
+    runs = make_runs(end, depth)
+    statistics = _statistics(runs.cu_rows, runs.cu_keys)
+    return np.concatenate(runs), np.array(statistics, np.int64)
+
+
+def _offsets(end: Int32, depth: Int32) -> tuple[Int32, NDArray[np.int64]]:
+    if end.shape != depth.shape or end.ndim != 1:
+        raise InvalidInputError(f"end {end.shape} and depth {depth.shape} must be two vectors of M rows")
+    leaves = np.flatnonzero(end == np.arange(1, len(end) + 1))
+    cu_rows = np.zeros(len(leaves) + 1, np.int32)
+    cu_rows[1:] = leaves + 1
+    cu_keys = np.zeros(len(leaves) + 1, np.int64)
+    np.cumsum(depth[leaves].astype(np.int64) + 1, out=cu_keys[1:])
+    if cu_keys[-1] > np.iinfo(np.int32).max:
+        raise InvalidInputError(f"{cu_keys[-1]} tokens in one batch: the root paths must have less than 2^31")
+    return cu_rows, cu_keys
+
+
+def _statistics(cu_rows: NDArray[Any], cu_keys: NDArray[Any]) -> TreeStatistics:
+    rows, keys = np.diff(cu_rows).astype(np.int64), np.diff(cu_keys).astype(np.int64)
+    before = keys - rows
+    tiles = -(-rows // FLASH_ROWS)
+    # all tiles but the last are full, and see the rows up to their own last one
+    tile_keys = tiles * before + FLASH_ROWS * tiles * (tiles - 1) // 2 + rows
+    return TreeStatistics(
+        num_rows=int(cu_rows[-1]),
+        num_runs=len(rows),
+        num_gathered=int(cu_keys[-1]),
+        longest_run=int(rows.max(initial=0)),
+        longest_path=int(keys.max(initial=0)),
+        pairs=int((rows * before + rows * (rows + 1) // 2).sum()),
+        flash_pairs=int(FLASH_ROWS * tile_keys.sum()),
+    )
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` through Numba, imported here because that takes half a second."""
+    import numba
+
+    return numba.njit(cache=True)(function)
+
+
+def _fill(cu_rows: Int32, cu_keys: NDArray[np.int64], gather: Int32, path: Int32) -> None:
+    for run in range(len(cu_rows) - 1):
+        start, stop = cu_rows[run], cu_rows[run + 1]
+        first, last = cu_keys[run], cu_keys[run + 1]
+        # the run's own rows replace the path below the row that it branches from
+        shared = last - first - (stop - start)
+        for i in range(stop - start):
+            path[shared + i] = start + i
+        gather[first:last] = path[: last - first]

@@ -1,0 +1,167 @@
+"""`impl="varlen"`: its lists with plain attention in float64 on the CPU, and torch's FlashAttention on the GPU."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.ops.attention_cases import OPTIONS, TOLERANCES, Options, error, inputs, plans, run
+from tests.ops.packed_attention import PlainFlash
+from torch import Tensor
+
+from radix_mlp.errors import UnsupportedImplError
+from radix_mlp.ops import AttentionTree, tree_attention
+from radix_mlp.ops.impl import flash, varlen
+from radix_mlp.plan import RadixPlan, build_plan
+from radix_mlp.plan.runs import pack_runs
+from radix_mlp.testing.batches import prefix_batch, random_batch
+
+PLAIN = Options(4, 2, 8, 8, None, None, False, False, 0)
+VARLEN_OPTIONS = OPTIONS.map(lambda options: replace(options, value_width=options.width, softcap=None, sinks=False))
+
+
+def tree_of(plan: RadixPlan, *, with_runs: bool = True) -> AttentionTree:
+    tree = AttentionTree.from_end(torch.tensor(plan.end), torch.tensor(plan.depth))
+    if not with_runs:
+        return tree
+    runs, statistics = pack_runs(plan.end, plan.depth)
+    return tree._replace(runs=torch.from_numpy(runs), host_statistics=torch.from_numpy(statistics))
+
+
+def run_plain(tensors: list[Tensor], plan: RadixPlan, options: Options, tree: AttentionTree) -> list[Tensor]:
+    """What `attention_cases.run` returns, through `varlen` with plain attention."""
+    q, k, v = (x.detach() for x in tensors)
+    chosen = {"scale": options.width**-0.5, "window": options.window, "flash": PlainFlash()}
+    runs = varlen.run_tensors(tree)
+    out, lse = varlen.attend_runs(q, k, v, runs, **chosen)
+    generator = torch.Generator().manual_seed(options.seed + 1)
+    grad = torch.zeros_like(out)
+    shape = (plan.num_compact, *out.shape[1:])
+    grad[: plan.num_compact] = torch.randn(shape, generator=generator, dtype=torch.float64)
+    grads = varlen.attend_runs_backward(grad, q, k, v, out, lse, runs, tree.end, tree.depth, **chosen)
+    return [out[: plan.num_compact], *grads]
+
+
+def worst(actual: list[Tensor], expected: list[Tensor]) -> float:
+    return max(error(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(plan=plans(), options=VARLEN_OPTIONS, with_runs=st.booleans())
+def test_matches_reference(plan: RadixPlan, options: Options, with_runs: bool) -> None:
+    tensors = inputs(plan, options)
+    actual = run_plain(tensors, plan, options, tree_of(plan, with_runs=with_runs))
+    assert worst(actual, run("reference", tensors, plan, options)) < TOLERANCES[torch.float64]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_batches(seed: int) -> None:
+    """Duplicates, sequences that are part of others, empty ones."""
+    rng = np.random.default_rng(seed)
+    ids, cu = random_batch(rng, num_sequences=20, vocab_size=3, max_length=30, branch=0.8, duplicate=0.2, empty=0.1)
+    plan = build_plan(ids, cu, pad_multiple_of=[None, 16][seed % 2])
+    options = replace(PLAIN, window=[None, 7][seed % 3 == 0], seed=seed)
+    tensors = inputs(plan, options)
+    actual = run_plain(tensors, plan, options, tree_of(plan))
+    assert worst(actual, run("reference", tensors, plan, options)) < TOLERANCES[torch.float64]
+
+
+def test_one_token_no_tokens_nothing_shared() -> None:
+    for ids, cu in (([7], [0, 1]), ([], [0]), ([], [0, 0]), ([1, 2, 3, 4], [0, 2, 4])):
+        plan = build_plan(ids, cu)
+        tensors = inputs(plan, PLAIN)
+        actual = run_plain(tensors, plan, PLAIN, tree_of(plan))
+        assert worst(actual, run("reference", tensors, plan, PLAIN)) < TOLERANCES[torch.float64] or not ids
+
+
+@pytest.mark.parametrize("list_name", ["gather", "cu_rows", "cu_keys", "run_of_row"])
+def test_a_wrong_list_fails(list_name: str) -> None:
+    """One number off by one in any list is an error or an answer far from the reference."""
+    plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=4, prefix=6, suffix=5))
+    tensors = inputs(plan, PLAIN)
+    expected = run("reference", tensors, plan, PLAIN)
+    tree = tree_of(plan)
+    right = varlen.run_tensors(tree)
+    assert worst(run_plain(tensors, plan, PLAIN, tree), expected) < TOLERANCES[torch.float64]
+    wrong = getattr(right, list_name)
+    wrong[len(wrong) // 2] += 1 if list_name != "cu_rows" else -1
+    try:
+        actual = run_plain(tensors, plan, PLAIN, tree)
+    except (AssertionError, IndexError, RuntimeError):
+        return
+    assert worst(actual, expected) > 100 * TOLERANCES[torch.float64]
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"q": torch.zeros(4, 2, 8)}, "bfloat16 and float16, not torch.float32"),
+        ({"softcap": 2.0}, "has no soft cap: use impl='triton'"),
+        ({"sinks": torch.zeros(2)}, "has no sinks"),
+        ({"v": torch.zeros(4, 2, 16).half()}, "one head dimension, not 8 and 16"),
+        ({"q": torch.zeros(4, 2, 12).half(), "v": torch.zeros(4, 2, 12).half()}, "in steps of 8, not 12"),
+        ({"q": torch.zeros(4, 2, 264).half(), "v": torch.zeros(4, 2, 264).half()}, "up to 256 in steps of 8, not 264"),
+        ({"scale": -1.0}, "a scale above 0, not -1.0"),
+    ],
+)
+def test_refusals(change: dict[str, object], match: str) -> None:
+    half = torch.zeros(4, 2, 8).half()
+    arguments = {"q": half, "k": half, "v": half, "sinks": None, "scale": 1.0, "softcap": None, **change}
+    q, k, v, sinks = (arguments.pop(name) for name in ("q", "k", "v", "sinks"))
+    tree = tree_of(build_plan([1, 2, 3, 4], [0, 4]))
+    with pytest.raises(UnsupportedImplError, match=match):
+        varlen.forward(q, k, v, sinks, tree, window=None, **arguments)
+
+
+def test_backward_of_too_many_numbers_is_refused() -> None:
+    q = torch.empty(1, 1, 1).expand(2**25, 1, 64)
+    cu = torch.zeros(1)
+    with pytest.raises(UnsupportedImplError, match=r"2\^31 numbers, not 2147483648"):
+        flash.InTreeFlash().backward(q, q, q, q, q, q, cu, cu, 1, 1, scale=1.0, window=None)
+
+
+GPU_CASES = [
+    *(Options(8, 2, d, d, None, None, False, True, d) for d in (64, 80, 128, 256)),
+    Options(6, 6, 96, 96, 50, None, False, False, 1),
+    Options(4, 1, 128, 128, 2, None, False, False, 2),
+    Options(5, 1, 72, 72, None, None, False, True, 3),
+]
+
+
+def run_on_gpu(impl: str, tensors: list[Tensor], plan: RadixPlan, options: Options) -> list[Tensor]:
+    out = tree_attention(*tensors, plan, window=options.window, impl=impl)[: plan.num_compact]
+    grad = torch.randn(out.shape, generator=torch.Generator().manual_seed(options.seed + 1)).to(out)
+    return [out.detach(), *torch.autograd.grad(out, tensors, grad)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("impl", ["varlen", "expand", "auto"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("options", GPU_CASES, ids=str)
+def test_on_the_gpu(impl: str, dtype: torch.dtype, options: Options) -> None:
+    rng = np.random.default_rng(options.seed)
+    ids, cu = random_batch(rng, num_sequences=12, vocab_size=50, max_length=250, branch=0.9, duplicate=0.2)
+    plan = build_plan(ids, cu, pad_multiple_of=64)
+    tensors = [(x.detach() / 2).cuda().requires_grad_() for x in inputs(plan, options, dtype)]
+    expected = run_on_gpu("reference", tensors, plan, options)
+    actual = run_on_gpu(impl, tensors, plan, options)
+    assert worst(actual, expected) < TOLERANCES[dtype]
+    for right in expected:
+        assert min(error(torch.zeros_like(right), right), error(right.roll(1, 0), right)) > 10 * TOLERANCES[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("impl", ["varlen", "expand", "auto"])
+@pytest.mark.parametrize("batch", [([7], [0, 1]), ([], [0]), ([1, 2, 3, 4, 1], [0, 2, 4, 4, 5])], ids=str)
+def test_small_on_the_gpu(impl: str, batch: tuple[list[int], list[int]]) -> None:
+    plan = build_plan(*batch)
+    tensors = [x.detach().cuda().requires_grad_() for x in inputs(plan, GPU_CASES[0], torch.bfloat16)]
+    expected = run_on_gpu("reference", tensors, plan, GPU_CASES[0])
+    actual = run_on_gpu(impl, tensors, plan, GPU_CASES[0])
+    assert [x.shape for x in actual] == [x.shape for x in expected]
+    for a, b in zip(actual, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.05, atol=0.05)

@@ -291,8 +291,8 @@ def test_what_the_kernels_do_not_take() -> None:
         triton_forward(problem.q.double(), problem.k.double(), problem.v.double(), *rest, scale=1.0)
     with pytest.raises(UnsupportedImplError, match="scale"):
         triton_forward(problem.q, problem.k, problem.v, *rest, scale=-1.0)
-    wide = torch.zeros(len(problem.end), 2, 257)
-    with pytest.raises(UnsupportedImplError, match="257"):
+    wide = torch.zeros(len(problem.end), 2, 513)
+    with pytest.raises(UnsupportedImplError, match="513"):
         triton_forward(wide, wide, wide, *rest, scale=1.0)
 
 
@@ -315,6 +315,8 @@ GPU_CASES = [
     *(Case(4, 2, d, d, torch.float32, strided=True) for d in (64, 80, 128, 256)),
     *(Case(2 * g, 2, 64, 64, torch.bfloat16) for g in (1, 2, 3, 5, 6, 7, 12, 16)),
     Case(8, 8, 192, 128, torch.bfloat16, strided=True),
+    Case(8, 1, 512, 512, torch.bfloat16, strided=True),
+    Case(2, 1, 320, 320, torch.float32),
     Case(8, 2, 128, 128, torch.bfloat16, window=100, strided=True),
     Case(8, 4, 256, 256, torch.bfloat16, window=64, softcap=5.0, strided=True),
     Case(16, 2, 64, 64, torch.bfloat16, window=128, sinks=True),

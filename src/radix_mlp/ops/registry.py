@@ -88,6 +88,8 @@ COMPOSITES = {
     "reference": "radix_mlp.ops.impl.reference",
 }
 """Those that are plain differentiable torch: a function `attention` in the module."""
+# looked up once: compiled code cannot trace the search
+_MISSING = {name for name, impl in IMPLS.items() if impl.requires and find_spec(impl.requires) is None}
 AUTO: dict[str, tuple[str, ...]] = {"cuda": ("triton", "dense")}
 """Preference of `impl="auto"` by device type; `dense` where nothing stands here."""
 
@@ -101,8 +103,7 @@ def available_impls(device_type: str) -> tuple[str, ...]:
     names = [
         name
         for name, impl in IMPLS.items()
-        if (impl.devices is None or device_type in impl.devices)
-        and (impl.requires is None or find_spec(impl.requires) is not None)
+        if (impl.devices is None or device_type in impl.devices) and name not in _MISSING
     ]
     return (*names, *COMPOSITES)
 

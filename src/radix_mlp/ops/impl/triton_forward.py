@@ -35,7 +35,7 @@ def forward_kernel(
     G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, SEGMENT: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr,
-    TMA: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, STAGES_E: tl.constexpr, WS: tl.constexpr = False,
+    TMA: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, STAGES_E: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of `T` tokens x `G` heads of one kv head, `BLOCK_M >= T * G` packed rows.
 
@@ -82,7 +82,7 @@ def forward_kernel(
             ranges, line, full_limit, t1, depth, lowest, highest, window, HAS_WINDOW, BLOCK_N
         )
         line = tl.load(ranges + line * 4 + 3)
-        for start in tl.range(full, full_stop, BLOCK_N, num_stages=STAGES, warp_specialize=WS):
+        for start in tl.range(full, full_stop, BLOCK_N, num_stages=STAGES):
             key = load_keys(k, kv_head, start, num_rows, stride_kt, TMA, False, D, BLOCK_D, BLOCK_N)
             raw = tl.dot(query, key.T, input_precision=PRECISION)
             if HAS_CAP:

@@ -18,7 +18,7 @@ __all__ = ["TritonBlocks", "triton_backward", "triton_forward"]
 
 _LOG2_E = 1.4426950408889634
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_MAX_WIDTH = 256
+_MAX_WIDTH = 512
 
 
 class TritonBlocks(NamedTuple):

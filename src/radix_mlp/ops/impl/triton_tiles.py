@@ -25,34 +25,39 @@ class Tiles(NamedTuple):
     tma: bool
 
 
-# measured on an H200 with benchmarks/tune_triton.py: bf16, 4 query heads a kv head
+# measured on an H200 with benchmarks/tune_triton.py: bf16, 4 query heads a kv head (512: a guess that fits)
 _HOPPER = {
     ("forward", 64): Tiles(64, 64, 64, 4, 3, 2, True),
     ("forward", 128): Tiles(128, 64, 64, 4, 2, 2, True),
     ("forward", 256): Tiles(128, 64, 64, 8, 2, 2, True),
+    ("forward", 512): Tiles(64, 32, 32, 8, 2, 1, False),
     ("dq", 64): Tiles(64, 64, 64, 4, 3, 2, True),
     ("dq", 128): Tiles(128, 32, 32, 4, 3, 2, True),
     ("dq", 256): Tiles(128, 32, 32, 8, 2, 2, True),
+    ("dq", 512): Tiles(64, 32, 32, 8, 1, 1, False),
     ("dkdv", 64): Tiles(64, 64, 0, 4, 3, 2, True),
     ("dkdv", 128): Tiles(64, 64, 0, 4, 2, 2, True),
     ("dkdv", 256): Tiles(64, 64, 0, 8, 2, 2, True),
+    ("dkdv", 512): Tiles(32, 32, 0, 8, 1, 1, False),
 }
-# small enough for the 99 KB of shared memory that chips from Ampere on have at least
+# small enough for the 99 KB of shared memory that chips from Ampere on have at least (float32 of width 512 takes 132)
 SAFE = {
     64: Tiles(64, 64, 64, 4, 2, 2, False),
     128: Tiles(64, 32, 32, 4, 2, 1, False),
     256: Tiles(32, 32, 32, 4, 1, 1, False),
+    512: Tiles(16, 16, 16, 4, 1, 1, False),
 }
 _SAFE_FLOAT32 = {
     64: Tiles(32, 32, 32, 4, 1, 1, False),
     128: Tiles(32, 32, 32, 4, 1, 1, False),
     256: Tiles(16, 16, 16, 4, 1, 1, False),
+    512: Tiles(16, 16, 16, 8, 1, 1, False),
 }
 
 
 def choose_tiles(kernel: str, device: torch.device, dtype: torch.dtype, width: int, group: int) -> Tiles:
     """Tiles for `kernel` (`forward`, `dq`, `dkdv`) with heads of at most `width` and `group` heads a kv head."""
-    column = 64 if width <= 64 else 128 if width <= 128 else 256
+    column = next(limit for limit in SAFE if width <= limit)
     if dtype == torch.float32:
         tiles = _SAFE_FLOAT32[column]
     elif device.type == "cuda" and _capability(device.index or 0) == (9, 0):

@@ -81,6 +81,13 @@ IMPLS: dict[str, Impl] = {
         saves_lse=True,
         requires="triton",
     ),
+    "varlen": Impl(
+        "radix_mlp.ops.impl.varlen",
+        ("end", "depth", "runs", "host_statistics"),
+        devices=("cuda",),
+        dtypes=(torch.bfloat16, torch.float16),
+        saves_lse=True,
+    ),
 }
 """Those that run inside the custom op."""
 COMPOSITES = {

@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.engine import Engine, Score
+    from radix_mlp.engine.engine import Engine, Label, Ranked, Score
 
-__all__ = ["Engine", "Score"]
+__all__ = ["Engine", "Label", "Ranked", "Score"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,14 +1,11 @@
-"""`Engine`: texts in, embeddings or log-probabilities out, in the caller's order."""
+"""`Engine`: texts in; embeddings, relevance, labels or log-probabilities out, in the caller's order."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -16,67 +13,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from radix_mlp.engine.head import output_head
+from radix_mlp.engine.classify import Label, classify
+from radix_mlp.engine.embed import embed
+from radix_mlp.engine.job import JobStats, Progress, run_job
 from radix_mlp.engine.load import load, max_length_of
-from radix_mlp.engine.scheduler import Ids, cut_by_padding, schedule
-from radix_mlp.engine.step import plan_of, run_batch
-from radix_mlp.engine.tokenize import tokenize_pairs, tokenize_texts
-from radix_mlp.errors import InvalidInputError, RadixError
+from radix_mlp.engine.rerank import Ranked, check_top_n, ranked, rerank_pairs
+from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.score import Score, score
+from radix_mlp.engine.sentence_transformers_folder import FolderSettings, read_folder
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, RadixError
 from radix_mlp.hf import disable, enable
 from radix_mlp.hf.threshold import check_threshold
-from radix_mlp.ops import cls, last_token, mean, token_logprobs, weighted_mean
 from radix_mlp.plan import RadixPlan
+from radix_mlp.testing.tiny import TINY_NAMES
 
-__all__ = ["Engine", "JobStats", "Progress", "Score"]
+__all__ = ["Engine", "JobStats", "Label", "Progress", "Ranked", "Score"]
 
-POOLINGS: dict[str, Callable[[Tensor, RadixPlan], Tensor]] = {
-    "last": last_token,
-    "mean": mean,
-    "weighted_mean": weighted_mean,
-    "cls": cls,
-}
-
-Progress = Callable[[int, int], None]
-"""Called with (requests answered, requests in all)."""
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Score:
-    """How likely a model finds a continuation."""
-
-    logprob: float
-    """Sum of `token_logprobs`: log p(continuation | context), natural logarithm."""
-    is_greedy: bool
-    """Whether every token of the continuation is the likeliest one in its place."""
-    token_logprobs: list[float]
-    """One a token of the continuation."""
-
-
-@dataclass
-class JobStats:
-    """What a job took."""
-
-    num_requests: int = 0
-    num_tokens: int = 0
-    """Tokens of all requests."""
-    num_compact: int = 0
-    """Tokens that the model computed (padding not counted)."""
-    num_batches: int = 0
-    seconds: float = 0.0
-    """From token ids to results on the host; tokenization is not in it."""
-
-    @property
-    def compression(self) -> float:
-        """`num_compact / num_tokens`."""
-        return self.num_compact / self.num_tokens if self.num_tokens else 1.0
 
 
 class Engine:
     """Runs texts through a model so that tokens which texts share are computed once.
 
     Args:
-        model: a hub id, a folder, a loaded transformers model, or `"tiny"`.
+        model: a hub id, a folder (of transformers or sentence-transformers), a loaded transformers model, or `"tiny"`
+            (also `"tiny-reranker"`, `"tiny-classifier"`).
         tokenizer: needed with a loaded model; else the model's own.
         device: CUDA where there is one, else the CPU; a loaded model stays where it is.
         dtype: the checkpoint's own unless given, as `torch.float32` or `"float32"`.
@@ -85,6 +46,7 @@ class Engine:
         threshold: 0 never folds and runs padded batches through the unmodified model; 1 or more always folds;
             between, batches whose compression is below it; `"auto"` those where it pays.
         impl: the way to run attention.
+        kind: load the checkpoint as `"causal"`, `"classifier"` or `"trunk"` (no head), whatever its configuration says.
         trust_remote_code: run code that comes with the model.
 
     A loaded model that is passed in is enabled for folding by the jobs, or disabled when `threshold` is 0.
@@ -112,17 +74,23 @@ class Engine:
         max_length: int | None = None,
         threshold: float | Literal["auto"] = "auto",
         impl: str = "auto",
+        kind: Literal["auto", "causal", "classifier", "trunk"] = "auto",
         trust_remote_code: bool = False,
     ) -> None:
         check_threshold(threshold)
         for name, value in (("max_batch_tokens", max_batch_tokens), ("max_length", max_length)):
             if value is not None and value < 1:
                 raise InvalidInputError(f"{name}={value}: must be at least 1.")
+        self.folder = FolderSettings()
+        """What a sentence-transformers folder says about its model."""
+        if isinstance(model, str | Path) and str(model) not in TINY_NAMES:
+            self.folder = read_folder(str(model))
+            model = self.folder.checkpoint
         self.model, self.tokenizer = load(
-            model, tokenizer=tokenizer, device=device, dtype=dtype, trust_remote_code=trust_remote_code
+            model, tokenizer=tokenizer, device=device, dtype=dtype, kind=kind, trust_remote_code=trust_remote_code
         )
         self.max_batch_tokens = max_batch_tokens
-        self.max_length = max_length or max_length_of(self.model, self.tokenizer)
+        self.max_length = max_length or self.folder.max_length or max_length_of(self.model, self.tokenizer)
         self.threshold: float | Literal["auto"] = threshold
         self.impl = impl
         self.stats = JobStats()
@@ -134,42 +102,153 @@ class Engine:
         texts: Sequence[str],
         *,
         prompt: str | None = None,
+        prompt_name: str | None = None,
         normalize: bool = True,
         dimensions: int | None = None,
-        pooling: Literal["last", "mean", "weighted_mean", "cls"] = "last",
+        pooling: Literal["last", "mean", "weighted_mean", "cls"] | None = None,
         truncate: bool = False,
         progress: Progress | None = None,
     ) -> NDArray[np.float32]:
         """One vector a text, `[n, d]` float32.
 
+        A sentence-transformers folder brings its pooling, dense layers, default prompt, length limit and dimensions.
+
         Args:
-            prompt: put before every text, as one string with it.
+            prompt: put before every text, as one string with it; the model's default prompt unless given.
+            prompt_name: use the model's prompt of this name.
             normalize: scale every vector to length 1.
             dimensions: keep this many leading dimensions (before scaling), for models trained to allow it.
-            pooling: which hidden states of the last layer make the vector.
+            pooling: which hidden states of the last layer make the vector; unless given, as the model's files say, or
+                the last.
             truncate: cut texts longer than `max_length` instead of refusing them.
             progress: called as texts are done.
 
         Raises:
             RejectedItemsError: texts that are empty or too long; `.rejected` lists all of them.
+            UnsupportedModelError: the folder has a module that is not supported.
         """
-        if pooling not in POOLINGS:
-            raise InvalidInputError(f"pooling={pooling!r}: must be one of {', '.join(POOLINGS)}.")
-        sequences = tokenize_texts(self.tokenizer, texts, prompt=prompt, max_length=self.max_length, truncate=truncate)
+        return embed(
+            self,
+            texts,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            normalize=normalize,
+            dimensions=dimensions,
+            pooling=pooling,
+            truncate=truncate,
+            progress=progress,
+        )
 
-        def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> Tensor:
-            if dimensions is not None and not 1 <= dimensions <= hidden.shape[1]:
-                raise InvalidInputError(f"dimensions={dimensions}: the model has {hidden.shape[1]}.")
-            pooled = POOLINGS[pooling](hidden, plan)[:, :dimensions].float()
-            return torch.nn.functional.normalize(pooled, dim=-1) if normalize else pooled
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        top_n: int | None = None,
+        prompt_name: str | None = None,
+        template: Literal["auto", "qwen3", "chat", "pair"] = "auto",
+        raw_scores: bool = False,
+        truncate: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Ranked]:
+        """The documents as `(index, score, document)`, the most relevant to the query first, ties by index.
 
-        vectors = np.empty((0, dimensions or self.model.config.get_text_config().hidden_size), np.float32)
-        for indices, _, pooled in self._run(sequences, finish, progress):
-            if not len(vectors):
-                vectors = np.empty((len(sequences), pooled.shape[1]), np.float32)
-            vectors[indices] = pooled.cpu().numpy()
-        self._check_finite(np.asarray(np.isfinite(vectors).all(axis=1)), "texts")
-        return vectors
+        The score is a probability: of "yes" against "no" as the next token, or of a classifier's label; a model whose
+        files say that its scores are used as they are keeps them so.
+
+        Args:
+            instruction: what relevant means, in words; the model's default unless given.
+            top_n: return this many.
+            prompt_name: take the model's prompt of this name as the instruction.
+            template: how the model reads query and document: `"qwen3"` as Qwen3-Reranker, `"chat"` through the
+                tokenizer's chat template with the roles query and document, `"pair"` as the tokenizer joins two texts.
+            raw_scores: log-odds (or what else the model gives) instead of probabilities.
+            truncate: cut documents at their end where they are too long, instead of refusing them.
+            progress: called as documents are done.
+
+        Raises:
+            RejectedItemsError: documents that are too long; `.rejected` lists all of them.
+            UnsupportedModelError: not a reranker, or it is not known how this one reads query and document.
+
+        Example:
+            >>> engine = Engine("tiny-reranker")
+            >>> [place.index for place in engine.rerank("what is a radix?", ["a root", "a fruit"], top_n=1)]
+            [0]
+        """
+        check_top_n(top_n)
+        if not isinstance(query, str):
+            raise InvalidDtypeError(f"query must be a string, not {query!r:.60}.")
+        if isinstance(documents, str):
+            raise InvalidDtypeError("documents must be a list of strings, not one string: write [document].")
+        scores = rerank_pairs(
+            self,
+            [(query, document) for document in documents],
+            instruction=instruction,
+            prompt_name=prompt_name,
+            template=template,
+            raw_scores=raw_scores,
+            truncate=truncate,
+            progress=progress,
+            what="documents",
+        )
+        return ranked(documents, scores, top_n)
+
+    def rerank_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        template: Literal["auto", "qwen3", "chat", "pair"] = "auto",
+        raw_scores: bool = False,
+        truncate: bool = False,
+        progress: Progress | None = None,
+    ) -> NDArray[np.float64]:
+        """The relevance of every (query, document), `[n]` float64 in the caller's order; arguments as in `rerank`.
+
+        Example:
+            >>> Engine("tiny-reranker").rerank_pairs([("a radix?", "a root"), ("an orange?", "a fruit")]).shape
+            (2,)
+        """
+        return rerank_pairs(
+            self,
+            pairs,
+            instruction=instruction,
+            prompt_name=prompt_name,
+            template=template,
+            raw_scores=raw_scores,
+            truncate=truncate,
+            progress=progress,
+        )
+
+    def classify(
+        self,
+        inputs: Sequence[str | tuple[str, str]],
+        *,
+        raw_scores: bool = False,
+        truncate: bool = False,
+        progress: Progress | None = None,
+    ) -> list[list[Label]]:
+        """For every text, or pair of texts, all `(label, score)` of the model, the highest score first.
+
+        Scores are probabilities: over all labels together, or of each alone where the configuration says
+        `multi_label_classification`. A single label (a reward model) and a regression have raw scores.
+
+        Args:
+            raw_scores: what the model itself gives instead of probabilities.
+            truncate: cut inputs longer than `max_length` instead of refusing them.
+            progress: called as inputs are done.
+
+        Raises:
+            RejectedItemsError: inputs that are empty or too long; `.rejected` lists all of them.
+            UnsupportedModelError: the model has no classification head.
+
+        Example:
+            >>> [label for label, _ in Engine("tiny-classifier").classify(["a text"])[0]]
+            ['negative', 'positive', 'neutral']
+        """
+        return classify(self, inputs, raw_scores=raw_scores, truncate=truncate, progress=progress)
 
     def score(
         self,
@@ -194,30 +273,7 @@ class Engine:
             RejectedItemsError: pairs that are too long or have no continuation; `.rejected` lists all of them.
             UnsupportedModelError: the model has no language-model head.
         """
-        sequences, starts = tokenize_pairs(
-            self.tokenizer, pairs, max_length=self.max_length, truncate=truncate, add_bos=add_bos
-        )
-        if not sequences:
-            self.stats = JobStats()
-            return []
-        head = output_head(self.model, sequences[0])
-
-        def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> tuple[Tensor, Tensor]:
-            rows = np.concatenate(_continuation_rows(plan, [starts[index] for index in indices]))
-            scored = token_logprobs(hidden, head, plan, np.unique(rows))
-            return scored.logprob, scored.is_greedy
-
-        scores: dict[int, Score] = {}
-        for indices, plan, (logprob, is_greedy) in self._run(sequences, finish, progress):
-            values, greedy = logprob.cpu().numpy().astype(np.float64), is_greedy.cpu().numpy()
-            for index, rows in zip(
-                indices, _continuation_rows(plan, [starts[index] for index in indices]), strict=True
-            ):
-                tokens = values[rows]
-                scores[index] = Score(float(tokens.sum()), bool(greedy[rows].all()), tokens.tolist())
-        answers = [scores[index] for index in range(len(sequences))]
-        self._check_finite(np.asarray([not np.isnan(answer.logprob) for answer in answers]), "pairs")
-        return answers
+        return score(self, pairs, add_bos=add_bos, truncate=truncate, progress=progress)
 
     def unfolded(self) -> Engine:
         """An engine on the same model that never folds: the unmodified model on padded batches.
@@ -235,51 +291,35 @@ class Engine:
             # a direct call of the model then runs unfolded; folded batches go through forward_compact
             enable(self.model, impl=self.impl, threshold=0)
 
-    def _run(
+    def run(
         self,
         sequences: Sequence[Ids],
         finish: Callable[[list[int], Tensor, RadixPlan], Result],
         progress: Progress | None,
     ) -> Iterator[tuple[list[int], RadixPlan, Result]]:
-        """Schedule and run all requests; yields each batch's indices, plan and result, one batch behind the device."""
-        self._prepare()
-        stats = self.stats = JobStats(num_requests=len(sequences))
-        if self.threshold != 0 and sequences:
-            # the planner compiles once on a machine; that is not the job's time
-            plan_of(sequences[:1]).to(self.model.device)
-        began = time.perf_counter()
-        if self.threshold == 0:
-            batches = cut_by_padding([len(sequence) for sequence in sequences], self.max_batch_tokens)
-        else:
-            batches = [batch.indices for batch in schedule(sequences, self.max_batch_tokens)]
-        done = 0
-        waiting: tuple[list[int], RadixPlan, Result] | None = None
-        for indices in [*batches, None]:
-            started = None
-            if indices is not None:
-                batch = [sequences[index] for index in indices]
-                result, plan = run_batch(self.model, batch, partial(finish, indices), self.threshold)
-                started = (indices, plan, result)
-                stats.num_batches += 1
-                stats.num_tokens += plan.num_tokens
-                stats.num_compact += plan.num_compact
-            if waiting is not None:
-                yield waiting
-                done += len(waiting[0])
-                if progress is not None:
-                    progress(done, len(sequences))
-            waiting = started
-        stats.seconds = time.perf_counter() - began
+        """Schedule and run all requests; yields each batch's indices, plan and result, one batch behind the device.
 
-    def _check_finite(self, finite: NDArray[np.bool_], kind: str) -> None:
+        Args:
+            sequences: token ids of every request, at least one each.
+            finish: gets (indices, hidden states, plan) of a batch and makes its result on the device.
+            progress: called as requests are answered.
+        """
+        self._prepare()
+        self.stats = JobStats(num_requests=len(sequences))
+        return run_job(
+            self.model,
+            sequences,
+            finish,
+            self.stats,
+            threshold=self.threshold,
+            max_batch_tokens=self.max_batch_tokens,
+            progress=progress,
+        )
+
+    def check_finite(self, finite: NDArray[np.bool_], kind: str) -> None:
+        """Raise `RadixError` for the first of the answers that is not finite."""
         if not finite.all():
             raise RadixError(
                 f"{kind}[{int((~finite).argmax())}]: the model's answer is not a number. If {self.model.dtype} "
                 "overflows, try dtype='float32'."
             )
-
-
-def _continuation_rows(plan: RadixPlan, starts: list[int]) -> list[Any]:
-    """Compact rows of every sequence's tokens from its start on."""
-    bounds = zip(plan.cu_seq_lengths[:-1], plan.cu_seq_lengths[1:], starts, strict=True)
-    return [plan.unfold_index[begin + start : end] for begin, end, start in bounds]

@@ -1,8 +1,9 @@
-"""The output head of a causal model as a function of hidden states."""
+"""The output heads of models as functions of hidden states."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,13 +13,16 @@ from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.step import hidden_of_one
 from radix_mlp.errors import UnsupportedModelError
 
-__all__ = ["output_head"]
+__all__ = ["classification_head", "output_head", "pad_token_of"]
 
 PROBE_TOKENS = 8
 
 
-def output_head(model: PreTrainedModel, probe: Ids) -> Callable[[Tensor], Tensor]:
+def output_head(model: PreTrainedModel, probe: Ids, tokens: Sequence[int] | None = None) -> Callable[[Tensor], Tensor]:
     """Hidden states `[R, h]` -> logits `[R, V]`, as the model's own forward makes them.
+
+    With `tokens`, the logits of these alone, `[R, len(tokens)]`, from as many rows of the head and in float32 or
+    wider: the difference of two logits in bfloat16 has three digits at best.
 
     Architectures scale or cap their logits in different ways, so the function is held to the model's own logits
     on the first tokens of `probe` before it is used.
@@ -37,19 +41,70 @@ def output_head(model: PreTrainedModel, probe: Ids) -> Callable[[Tensor], Tensor
     factor = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
 
+    project = linear if tokens is None else _rows(linear, tokens)
+
     def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = linear(hidden) * factor / divisor
+        logits: Tensor = project(hidden) * factor / divisor
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
     with torch.inference_mode():
-        probe = probe[:PROBE_TOKENS]
-        ours = head(hidden_of_one(model, probe)).float()
-        input_ids = torch.from_numpy(probe.astype("int64"))[None].to(model.device)
-        own = model(input_ids, use_cache=False).logits[0].float()
-        off = float((ours - own).abs().max() / own.abs().max())
-    if not off < (1e-4 if own.dtype == torch.float64 or model.dtype.itemsize >= 4 else 3e-2):
-        raise UnsupportedModelError(
-            f"{kind} makes its logits in a way that is not known here (off by {off:.1g} of the largest). Score it "
-            "through radix_mlp.enable(model) and the model's own forward."
-        )
+        ours, own = head(hidden_of_one(model, probe[:PROBE_TOKENS])), _own_logits(model, probe)[0]
+        _check(model, ours, own if tokens is None else own[:, list(tokens)], scale=own)
     return head
+
+
+def classification_head(model: PreTrainedModel, probe: Ids) -> Callable[[Tensor], Tensor]:
+    """Hidden states `[R, h]` -> scores `[R, L]` of a `ForSequenceClassification` model, in float32 or wider.
+
+    Held to the model's own scores of the first tokens of `probe` before it is used.
+
+    Raises:
+        UnsupportedModelError: the model's scores are not its `score` layer on the last token.
+    """
+    linear = getattr(model, "score", None)
+    if not isinstance(linear, torch.nn.Linear):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no linear layer `score`, so it makes its scores in a way that is not known "
+            "here. Call it through radix_mlp.enable(model) and its own forward."
+        )
+    head = _rows(linear, range(linear.out_features))
+    with torch.inference_mode():
+        # the model reads its scores at the last token that is not padding
+        ends = torch.arange(len(probe[:PROBE_TOKENS]))[torch.from_numpy(probe[:PROBE_TOKENS] != pad_token_of(model))]
+        last = int(ends[-1]) if len(ends) else 0
+        own = _own_logits(model, probe)
+        _check(model, head(hidden_of_one(model, probe[:PROBE_TOKENS])[last : last + 1]), own, scale=own)
+    return head
+
+
+def pad_token_of(model: PreTrainedModel) -> int:
+    """The id that a classifier takes for padding, wherever it stands; -1 if there is none."""
+    pad = model.config.get_text_config().pad_token_id
+    return -1 if pad is None else int(pad)
+
+
+def _rows(linear: torch.nn.Module, rows: Sequence[int]) -> Callable[[Tensor], Tensor]:
+    """The outputs `rows` of a linear layer, computed in float32 or wider."""
+    whole: Tensor = linear.get_parameter("weight").detach()
+    index = torch.tensor(list(rows), device=whole.device)
+    weight = whole.index_select(0, index)
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    weight = weight.to(wide)
+    bias: Any = getattr(linear, "bias", None)
+    bias = None if bias is None else bias.detach().index_select(0, index).to(wide)
+    return lambda hidden: torch.nn.functional.linear(hidden.to(wide), weight, bias)
+
+
+def _own_logits(model: PreTrainedModel, probe: Ids) -> Tensor:
+    input_ids = torch.from_numpy(probe[:PROBE_TOKENS].astype("int64"))[None].to(model.device)
+    logits: Tensor = model(input_ids, use_cache=False).logits
+    return logits
+
+
+def _check(model: PreTrainedModel, ours: Tensor, own: Tensor, scale: Tensor) -> None:
+    off = float((ours.float() - own.float()).abs().max() / scale.float().abs().max())
+    if not off < (1e-4 if model.dtype.itemsize >= 4 else 3e-2):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} makes its logits in a way that is not known here (off by {off:.1g} of the "
+            "largest). Score it through radix_mlp.enable(model) and the model's own forward."
+        )

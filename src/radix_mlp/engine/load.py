@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    AutoModelForCausalLM,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from radix_mlp.engine.kind import auto_class_of, check_kind, kind_of, kind_of_checkpoint
 from radix_mlp.engine.load_tokenizer import check_folder, load_tokenizer, not_loaded
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.testing.tiny import TINY_NAMES, tiny_by_name
 
 __all__ = ["default_device", "load", "max_length_of"]
 
@@ -29,21 +25,25 @@ def load(
     tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | str | None = None,
+    kind: str = "auto",
     trust_remote_code: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model in evaluation mode on `device`, and its tokenizer.
 
     Args:
-        model: a hub id, a folder, a loaded transformers model, or `"tiny"`.
+        model: a hub id, a folder, a loaded transformers model, or `"tiny"`, `"tiny-reranker"`, `"tiny-classifier"`.
         tokenizer: of a loaded model, which does not bring one; else the model's own unless given.
         device: `"cuda"` where there is one, else `"cpu"`, unless given; a loaded model stays where it is.
         dtype: `torch.float32`, `"bfloat16"`, …; the checkpoint's own unless given.
+        kind: load it as `"causal"`, `"classifier"` or `"trunk"`, whatever class its configuration names.
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        InvalidInputError: there is no such model or dtype; the message says what to do.
+        InvalidInputError: there is no such model, dtype or kind, or the checkpoint lacks the weights of its kind; the
+            message says what to do.
     """
     dtype = _dtype(dtype)
+    check_kind(kind)
     if isinstance(model, torch.nn.Module):
         if tokenizer is None:
             raise InvalidInputError(
@@ -51,19 +51,22 @@ def load(
                 "tokenizer=AutoTokenizer.from_pretrained(...), or the model's name instead of the model."
             )
         loaded: Any = model
+        if kind not in ("auto", kind_of(loaded)):
+            raise InvalidInputError(
+                f"kind={kind!r}: the loaded {type(model).__name__} is of the kind {kind_of(loaded)!r}."
+            )
         loaded = loaded if device is None else loaded.to(device)
         loaded = loaded if dtype is None else loaded.to(dtype)
         return loaded.eval(), _tokenizer(tokenizer, trust_remote_code)
     if not isinstance(model, str | Path):
         raise InvalidDtypeError(f"model must be a name, a folder or a transformers model, not {type(model).__name__}.")
     name = str(model)
-    if name == "tiny":
-        from radix_mlp.testing.tiny import tiny_model
-
-        loaded = tiny_model(dtype=dtype)
+    if name in TINY_NAMES:
+        loaded = tiny_by_name(name, dtype)
+        _check_loaded(loaded, kind)
     else:
         check_folder(name, "model", "config.json")
-        loaded = _load_model(name, dtype, trust_remote_code)
+        loaded = _load_model(name, dtype, kind, trust_remote_code)
     return loaded.to(device or default_device()).eval(), _tokenizer(tokenizer or name, trust_remote_code)
 
 
@@ -82,16 +85,30 @@ def max_length_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     return min(known, default=None)
 
 
-def _load_model(name: str, dtype: torch.dtype | None, trust_remote_code: bool) -> PreTrainedModel:
+def _load_model(name: str, dtype: torch.dtype | None, kind: str, trust_remote_code: bool) -> PreTrainedModel:
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-        # a class without an output head would get a random one from AutoModelForCausalLM
-        classes = config.architectures or ["ForCausalLM"]
-        causal = any(kind.endswith(("ForCausalLM", "LMHeadModel")) for kind in classes)
-        auto: Any = AutoModelForCausalLM if causal else AutoModel
-        return auto.from_pretrained(name, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
+        loaded_as = kind_of_checkpoint(config, kind)
+        model, found = auto_class_of(loaded_as).from_pretrained(
+            name, dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
+        )
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise not_loaded("model", name, error) from error
+    missing = sorted(found["missing_keys"])
+    if missing and loaded_as != "trunk":
+        # transformers makes them up with no more than a warning
+        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise InvalidInputError(
+            f"model={name!r}: the checkpoint lacks {shown}, which a {type(model).__name__} needs. Load what it holds "
+            "with kind='trunk' (or 'causal', 'classifier')."
+        )
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def _check_loaded(model: PreTrainedModel, kind: str) -> None:
+    if kind != "auto" and kind_of(model) != kind:
+        raise InvalidInputError(f"kind={kind!r}: a {type(model).__name__} is of the kind {kind_of(model)!r}.")
 
 
 def _tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase, trust_remote_code: bool) -> PreTrainedTokenizerBase:

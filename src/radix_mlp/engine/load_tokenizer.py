@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.testing.tiny import TINY_NAMES, tiny_reranker_tokenizer, tiny_tokenizer
 
 __all__ = ["check_folder", "load_tokenizer", "not_loaded"]
 
@@ -22,10 +23,8 @@ QWEN_SPLIT = (
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """A tokenizer by hub id, folder, `"tiny"`, or a `.tiktoken` file of ranks (taken as Qwen's)."""
     name = str(name)
-    if name == "tiny":
-        from radix_mlp.testing.tiny import tiny_tokenizer
-
-        return tiny_tokenizer()
+    if name in TINY_NAMES:
+        return tiny_reranker_tokenizer() if name == "tiny-reranker" else tiny_tokenizer()
     if name.endswith(".tiktoken"):
         return tokenizer_from_ranks(Path(name))
     check_folder(name, "tokenizer", "tokenizer*")

@@ -11,7 +11,17 @@ from transformers import PreTrainedTokenizerBase
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 
-__all__ = ["RejectedItemsError", "tokenize_pairs", "tokenize_texts"]
+__all__ = [
+    "RejectedItemsError",
+    "check_pairs",
+    "encode",
+    "prompt_length",
+    "shown",
+    "tokenize_inputs",
+    "tokenize_pairs",
+    "tokenize_texts",
+    "too_long",
+]
 
 TEXTS_A_CALL = 1000
 
@@ -36,6 +46,7 @@ def tokenize_texts(
     prompt: str | None = None,
     max_length: int | None = None,
     truncate: bool = False,
+    lower_case: bool = False,
     on_progress: OnProgress | None = None,
 ) -> list[Ids]:
     """Ids of `prompt + text`, encoded as one string, with the special tokens that the tokenizer itself adds.
@@ -44,6 +55,7 @@ def tokenize_texts(
         max_length: longest allowed, in tokens; None has no limit.
         truncate: cut longer texts to `max_length` as the tokenizer does (its own special tokens stay) instead
             of refusing them.
+        lower_case: write everything in lower case first.
 
     Raises:
         RejectedItemsError: texts without a single token, or longer than `max_length`.
@@ -51,21 +63,57 @@ def tokenize_texts(
     """
     _check_strings(texts, "texts")
     whole = [prompt + text for text in texts] if prompt else list(texts)
-    rows = _encode(tokenizer, whole, on_progress=on_progress)
-    rejected: list[tuple[int, str]] = []
-    too_long = [index for index, row in enumerate(rows) if max_length is not None and len(row) > max_length]
-    if truncate and too_long:
-        cut = _encode(tokenizer, [whole[index] for index in too_long], truncation=True, max_length=max_length)
-        for index, row in zip(too_long, cut, strict=True):
-            rows[index] = row
-    for index, row in enumerate(rows):
-        if not len(row):
-            rejected.append((index, f"{_shown(texts[index])} has no tokens"))
-        elif max_length is not None and len(row) > max_length:
-            rejected.append((index, _too_long(texts[index], len(row), max_length)))
-    if rejected:
-        raise RejectedItemsError("texts", rejected)
+    if lower_case:
+        whole = [text.lower() for text in whole]
+    rows = encode(tokenizer, whole, on_progress=on_progress)
+    if truncate and max_length is not None:
+        _truncate(tokenizer, rows, max_length, whole)
+    _check_lengths(rows, texts, max_length, "texts")
     return rows
+
+
+def tokenize_inputs(
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Sequence[str | tuple[str, str]],
+    *,
+    max_length: int | None = None,
+    truncate: bool = False,
+) -> list[Ids]:
+    """Ids of texts and of pairs of texts, which the tokenizer joins in its own way.
+
+    Args:
+        max_length: longest allowed, in tokens; None has no limit.
+        truncate: cut longer inputs as the tokenizer does (the longer text of a pair first) instead of refusing them.
+
+    Raises:
+        RejectedItemsError: inputs without a single token, or longer than `max_length`.
+        InvalidDtypeError: something other than a list of strings and pairs of strings.
+    """
+    if isinstance(inputs, str):
+        raise InvalidDtypeError(f"inputs must be a list, not one string: write [{shown(inputs)}].")
+    parts: list[Sequence[str]] = [(value,) if isinstance(value, str) else value for value in inputs]
+    for index, part in enumerate(parts):
+        if not isinstance(part, tuple | list) or (len(part) != 2 and not isinstance(inputs[index], str)):
+            raise InvalidDtypeError(f"inputs[{index}] must be a string or a pair of strings, not {shown(part)}.")
+    _check_strings([part[0] for part in parts], "inputs")
+    _check_strings([part[-1] for part in parts], "inputs")
+    rows: list[Ids] = [np.empty(0, np.int32)] * len(inputs)
+    for count in (1, 2):
+        places = [index for index, part in enumerate(parts) if len(part) == count]
+        columns = [[parts[index][place] for index in places] for place in range(count)]
+        found = encode(tokenizer, *columns)
+        if truncate and max_length is not None:
+            _truncate(tokenizer, found, max_length, *columns)
+        for index, row in zip(places, found, strict=True):
+            rows[index] = row
+    _check_lengths(rows, inputs, max_length, "inputs")
+    return rows
+
+
+def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    """How many tokens a prompt takes before a text, a special token at its end not counted."""
+    ids = encode(tokenizer, [prompt])[0]
+    return len(ids) - int(len(ids) > 0 and int(ids[-1]) in tokenizer.all_special_ids)
 
 
 def tokenize_pairs(
@@ -93,17 +141,13 @@ def tokenize_pairs(
         RejectedItemsError: continuations without a single token, or pairs longer than `max_length`.
         InvalidInputError: an empty context, and a tokenizer without a begin or end token.
     """
-    for index, pair in enumerate(pairs):
-        if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise InvalidDtypeError(f"pairs[{index}] must be (context, continuation), not {_shown(pair)}.")
-    _check_strings([context for context, _ in pairs], "contexts")
-    _check_strings([continuation for _, continuation in pairs], "continuations")
+    check_pairs(pairs, "pairs", ("context", "continuation"))
     contexts = [context.rstrip() for context, _ in pairs]
     wholes = [context + continuation for context, continuation in pairs]
     # a context is shared by several continuations: encode each once
     distinct = {context: place for place, context in enumerate(dict.fromkeys(contexts))}
-    context_rows = _encode(tokenizer, list(distinct), add_special_tokens=False)
-    whole_rows = _encode(tokenizer, wholes, add_special_tokens=False, on_progress=on_progress)
+    context_rows = encode(tokenizer, list(distinct), add_special_tokens=False)
+    whole_rows = encode(tokenizer, wholes, add_special_tokens=False, on_progress=on_progress)
     sequences: list[Ids] = []
     starts: list[int] = []
     rejected: list[tuple[int, str]] = []
@@ -111,7 +155,7 @@ def tokenize_pairs(
         head = context_rows[distinct[context]]
         tail = row[len(head) :]
         if not len(tail):
-            rejected.append((index, f"the continuation {_shown(pairs[index][1])} has no tokens of its own"))
+            rejected.append((index, f"the continuation {shown(pairs[index][1])} has no tokens of its own"))
         if not len(head):
             begin = _begin_token(tokenizer)
             # a continuation that brings the begin token along is conditioned on its own
@@ -122,7 +166,7 @@ def tokenize_pairs(
         start = len(head)
         if max_length is not None and len(sequence) > max_length:
             if not truncate or len(tail) >= max_length:
-                rejected.append((index, _too_long(wholes[index], len(sequence), max_length)))
+                rejected.append((index, too_long(wholes[index], len(sequence), max_length)))
             sequence, start = sequence[-max_length:], start - (len(sequence) - max_length)
         sequences.append(sequence)
         starts.append(start)
@@ -131,21 +175,56 @@ def tokenize_pairs(
     return sequences, starts
 
 
-def _encode(
+def check_pairs(pairs: Sequence[Any], name: str, parts: tuple[str, str]) -> None:
+    """Raise `InvalidDtypeError` for anything that is not a list of pairs of strings."""
+    if isinstance(pairs, str):
+        raise InvalidDtypeError(f"{name} must be a list of pairs, not one string: write [({shown(pairs)}, ...)].")
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InvalidDtypeError(f"{name}[{index}] must be ({', '.join(parts)}), not {shown(pair)}.")
+    _check_strings([first for first, _ in pairs], _plural(parts[0]))
+    _check_strings([second for _, second in pairs], _plural(parts[1]))
+
+
+def encode(
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
+    others: list[str] | None = None,
     *,
     on_progress: OnProgress | None = None,
     **options: Any,
 ) -> list[Ids]:
+    """Ids of every text, or of every text with the one in its place in `others`."""
     rows: list[Ids] = []
     for start in range(0, len(texts), TEXTS_A_CALL):
         part = texts[start : start + TEXTS_A_CALL]
+        if others is not None:
+            options["text_pair"] = others[start : start + TEXTS_A_CALL]
         encoded = tokenizer(part, return_attention_mask=False, return_token_type_ids=False, verbose=False, **options)
         rows.extend(np.asarray(row, np.int32) for row in encoded["input_ids"])
         if on_progress is not None:
             on_progress(len(part))
     return rows
+
+
+def _truncate(tokenizer: PreTrainedTokenizerBase, rows: list[Ids], max_length: int, *columns: list[str]) -> None:
+    """Encode what is too long once more, cut."""
+    places = [index for index, row in enumerate(rows) if len(row) > max_length]
+    cut_columns = [[column[index] for index in places] for column in columns]
+    cut = encode(tokenizer, *cut_columns, truncation=True, max_length=max_length) if places else []
+    for index, row in zip(places, cut, strict=True):
+        rows[index] = row
+
+
+def _check_lengths(rows: list[Ids], items: Sequence[Any], max_length: int | None, name: str) -> None:
+    rejected: list[tuple[int, str]] = []
+    for index, row in enumerate(rows):
+        if not len(row):
+            rejected.append((index, f"{shown(items[index])} has no tokens"))
+        elif max_length is not None and len(row) > max_length:
+            rejected.append((index, too_long(items[index], len(row), max_length)))
+    if rejected:
+        raise RejectedItemsError(name, rejected)
 
 
 def _begin_token(tokenizer: PreTrainedTokenizerBase) -> Ids:
@@ -160,10 +239,10 @@ def _begin_token(tokenizer: PreTrainedTokenizerBase) -> Ids:
 
 def _check_strings(texts: Sequence[Any], name: str) -> None:
     if isinstance(texts, str):
-        raise InvalidDtypeError(f"{name} must be a list of strings, not one string: write [{_shown(texts)}].")
+        raise InvalidDtypeError(f"{name} must be a list of strings, not one string: write [{shown(texts)}].")
     for index, text in enumerate(texts):
         if not isinstance(text, str):
-            raise InvalidDtypeError(f"{name}[{index}] must be a string, not {_shown(text)}.")
+            raise InvalidDtypeError(f"{name}[{index}] must be a string, not {shown(text)}.")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -171,13 +250,19 @@ def _check_strings(texts: Sequence[Any], name: str) -> None:
             raise RejectedItemsError(name, [(index, reason)]) from None
 
 
-def _too_long(text: str, length: int, max_length: int) -> str:
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+
+
+def too_long(item: object, length: int, max_length: int, with_what: str = "") -> str:
+    """Why an item is rejected that has more tokens than the limit."""
     return (
-        f"{_shown(text)} has {length:,} tokens, more than the limit of {max_length:,}; shorten it, or allow "
+        f"{shown(item)} {with_what}has {length:,} tokens, more than the limit of {max_length:,}; shorten it, or allow "
         "cutting with truncate (--truncate)"
     )
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """A value for an error message: one line, not long."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

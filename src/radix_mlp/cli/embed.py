@@ -22,6 +22,7 @@ def embed(
     *,
     field: o.FieldOption = "text",
     prompt: o.PromptOption = None,
+    prompt_name: o.PromptNameOption = None,
     file_format: o.FormatOption = None,
     skip_bad: o.SkipBadOption = False,
     max_length: o.MaxLengthOption = None,
@@ -35,13 +36,14 @@ def embed(
     trust_remote_code: o.TrustOption = False,
     output: o.OutputOption = None,
     pooling: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME",
-            help="What of the last layer makes the vector: last, mean, weighted_mean or cls.",
+            help="What of the last layer makes the vector: last, mean, weighted_mean or cls; unless given, as the "
+            "model's files say, or last.",
             rich_help_panel=o.OUTPUT,
         ),
-    ] = "last",
+    ] = None,
     normalize: Annotated[bool, typer.Option(help="Scale every vector to length 1.", rich_help_panel=o.OUTPUT)] = True,
     dimensions: Annotated[
         int | None,
@@ -56,6 +58,7 @@ def embed(
 ) -> None:
     """Embed every text of a file: one vector a text, in the file's order.
 
+    A sentence-transformers folder brings its pooling, layers and prompts along.
     A .npy file holds the vectors alone, float32, a row a text. JSON lines and
     Parquet hold line (its number in FILE), text and embedding.
 
@@ -64,6 +67,7 @@ def embed(
       radix-mlp embed texts.jsonl -o vectors.npy --model ./Qwen3-Embedding-0.6B
       radix-mlp embed table.csv --field title -o vectors.parquet -m tiny
       radix-mlp embed queries.txt -m tiny --prompt "Query: " --compare
+      radix-mlp embed queries.txt -m ./Qwen3-Embedding-0.6B --prompt-name query
       cat texts.jsonl | radix-mlp embed - -m tiny --skip-bad > vectors.jsonl
     """
     check_output(output)
@@ -91,6 +95,7 @@ def embed(
             return engine.embed(
                 [record.values[0] for record in records],
                 prompt=prompt,
+                prompt_name=prompt_name,
                 normalize=normalize,
                 dimensions=dimensions,
                 pooling=pooling,  # type: ignore[arg-type]

@@ -35,6 +35,12 @@ SkipBadOption = Annotated[
 PromptOption = Annotated[
     str | None, typer.Option("--prompt", help="Put this before every text (an instruction).", rich_help_panel=INPUT)
 ]
+PromptNameOption = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-name", metavar="NAME", help="Put the model's prompt of this name first.", rich_help_panel=INPUT
+    ),
+]
 TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.", rich_help_panel=INPUT)]
 MaxLengthOption = Annotated[
     int | None,
@@ -51,7 +57,8 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="NAME|FOLDER",
-        help="A Hugging Face hub id, a folder, or tiny (built in, random weights, needs no download).",
+        help="A Hugging Face hub id, a folder, or tiny, tiny-reranker, tiny-classifier (built in, random weights, no "
+        "download).",
         rich_help_panel=MODEL,
     ),
 ]

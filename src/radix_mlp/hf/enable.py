@@ -88,7 +88,7 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
         4
     """
     check_threshold(threshold)
-    known = ("auto", *IMPLS, *COMPOSITES)
+    known = dict.fromkeys(("auto", *IMPLS, *COMPOSITES))
     if impl not in known:
         raise InvalidInputError(f"impl is {impl!r}; it must be one of {', '.join(known)}.")
     inner = _pretrained(model)

@@ -87,9 +87,9 @@ def copies_of(seed: int, device: str) -> tuple[Copies, Tensor, int]:
     """Copies of a random tree, the index that made them, and the number of rows."""
     rng = np.random.default_rng(seed)
     if seed % 2:
-        ids, cu = random_batch(rng, num_sequences=15, vocab_size=3, branch=0.9)
+        ids, cu = random_batch(rng, num_sequences=9, vocab_size=3, max_length=14, branch=0.9)
     else:
-        ids, cu = prefix_batch(rng, num_sequences=13, prefix=11, suffix=3)
+        ids, cu = prefix_batch(rng, num_sequences=7, prefix=11, suffix=3)
     plan = build_plan(ids, cu, pad_multiple_of=8)
     runs = make_runs(plan.end, plan.depth)
     run = torch.tensor(runs.run_of_row)
@@ -101,8 +101,8 @@ def copies_of(seed: int, device: str) -> tuple[Copies, Tensor, int]:
 
 @devices
 @dtypes
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("launch", [SUM, Launch(1, 1), Launch(32, 4)], ids=str)
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("launch", [SUM, Launch(32, 4)], ids=str)
 def test_sums(device: str, dtype: torch.dtype, seed: int, launch: Launch) -> None:
     copies, index, num_rows = copies_of(seed, device)
     tensors = draw(len(index), [(3, 24), (2, 24), (1, 16)], dtype, device, "mhd")

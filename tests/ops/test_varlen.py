@@ -124,6 +124,16 @@ def test_backward_of_too_many_numbers_is_refused() -> None:
         flash.InTreeFlash().backward(q, q, q, q, q, q, cu, cu, 1, 1, scale=1.0, window=None)
 
 
+def test_what_is_not_aligned_is_copied() -> None:
+    x = torch.arange(6 * 4 * 64.0).view(6, 4, 64).half()
+    for view in (x, x.transpose(0, 1), x[:, 1:3, 8:40], x[:1, :1, 8:16], x[:0]):
+        assert flash.aligned(view).data_ptr() == view.data_ptr()
+    for view in (x[..., 1:33], x[..., ::2], x.flatten()[4:1028].view(4, 4, 64)):
+        copy = flash.aligned(view)
+        assert copy.data_ptr() != view.data_ptr()
+        assert torch.equal(copy, view)
+
+
 GPU_CASES = [
     *(Options(8, 2, d, d, None, None, False, True, d) for d in (64, 80, 128, 256)),
     Options(6, 6, 96, 96, 50, None, False, False, 1),

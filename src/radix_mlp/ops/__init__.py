@@ -1,6 +1,7 @@
 """Operations on folded batches: torch, any device."""
 
 from radix_mlp.ops.attention import tree_attention
+from radix_mlp.ops.choose import report
 from radix_mlp.ops.fold import fold, unfold
 from radix_mlp.ops.logprobs import TokenLogprobs, token_logprobs
 from radix_mlp.ops.pool import cls, last_token, mean, weighted_mean
@@ -16,6 +17,7 @@ __all__ = [
     "fold",
     "last_token",
     "mean",
+    "report",
     "token_logprobs",
     "tree_attention",
     "unfold",

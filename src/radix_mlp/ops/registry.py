@@ -88,6 +88,15 @@ IMPLS: dict[str, Impl] = {
         dtypes=(torch.bfloat16, torch.float16),
         saves_lse=True,
     ),
+    # chooses between the two above when it runs
+    "auto": Impl(
+        "radix_mlp.ops.impl.auto",
+        ("end", "depth", "tables", "host_table_sizes", "runs", "host_statistics"),
+        devices=("cuda",),
+        dtypes=(torch.bfloat16, torch.float16, torch.float32),
+        saves_lse=True,
+        requires="triton",
+    ),
 }
 """Those that run inside the custom op."""
 COMPOSITES = {
@@ -97,7 +106,7 @@ COMPOSITES = {
 """Those that are plain differentiable torch: a function `attention` in the module."""
 # looked up once: compiled code cannot trace the search
 _MISSING = {name for name, impl in IMPLS.items() if impl.requires and find_spec(impl.requires) is None}
-AUTO: dict[str, tuple[str, ...]] = {"cuda": ("triton", "dense")}
+AUTO: dict[str, tuple[str, ...]] = {"cuda": ("auto", "dense")}
 """Preference of `impl="auto"` by device type; `dense` where nothing stands here."""
 
 
@@ -107,20 +116,18 @@ def available_impls(device_type: str) -> tuple[str, ...]:
     >>> available_impls("cpu")
     ('dense', 'expand', 'reference')
     """
-    names = [
-        name
-        for name, impl in IMPLS.items()
-        if (impl.devices is None or device_type in impl.devices) and name not in _MISSING
-    ]
-    return (*names, *COMPOSITES)
+    return (*(name for name in IMPLS if name != "auto" and _runs_on(name, device_type)), *COMPOSITES)
 
 
 def resolve_impl(impl: str, device_type: str, dtype: torch.dtype) -> str:
-    """The name that `impl` stands for on a device; raises `UnsupportedImplError` if it cannot run there."""
-    available = available_impls(device_type)
+    """The name that `impl` stands for on a device; raises `UnsupportedImplError` if it cannot run there.
+
+    `auto` stands for itself where the choice is made when it runs, by `radix_mlp.ops.choose`.
+    """
     if impl == "auto":
-        fitting = (name for name in AUTO.get(device_type, ()) if name in available and dtype in IMPLS[name].dtypes)
-        return next(fitting, "dense")
+        preferred = (name for name in AUTO.get(device_type, ()) if dtype in IMPLS[name].dtypes)
+        return next((name for name in preferred if _runs_on(name, device_type)), "dense")
+    available = available_impls(device_type)
     if impl not in available:
         known = "cannot run on" if impl in IMPLS else "is not an implementation for"
         raise UnsupportedImplError(f"impl={impl!r} {known} {device_type}: use one of {('auto', *available)}")
@@ -129,6 +136,11 @@ def resolve_impl(impl: str, device_type: str, dtype: torch.dtype) -> str:
             f"impl={impl!r} does not take {dtype}: use one of {IMPLS[impl].dtypes} or impl='auto'"
         )
     return impl
+
+
+def _runs_on(name: str, device_type: str) -> bool:
+    impl = IMPLS[name]
+    return (impl.devices is None or device_type in impl.devices) and name not in _MISSING
 
 
 def load_impl(name: str) -> ImplModule:

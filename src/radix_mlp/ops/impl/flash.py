@@ -13,11 +13,11 @@ from torch import Tensor
 
 from radix_mlp.errors import UnsupportedImplError
 
-__all__ = ["DTYPES", "Flash", "InTreeFlash", "why_not"]
+__all__ = ["DTYPES", "MAX_ELEMENTS", "MAX_WIDTH", "Flash", "InTreeFlash", "aligned", "why_not"]
 
 DTYPES = (torch.bfloat16, torch.float16)
-_MAX_WIDTH = 256
-_MAX_ELEMENTS = 2**31
+MAX_WIDTH = 256
+MAX_ELEMENTS = 2**31
 
 
 class Flash(Protocol):
@@ -78,6 +78,7 @@ class InTreeFlash:
         window: int | None,
     ) -> tuple[Tensor, Tensor]:
         """See `Flash`."""
+        q, k, v = aligned(q), aligned(k), aligned(v)
         left, causal = _window(window)
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
             q, k, v, cu_q, cu_k, longest_q, longest_k, 0.0, causal, False,
@@ -108,11 +109,12 @@ class InTreeFlash:
                 past their ends.
         """
         elements = max(q.shape[0], k.shape[0]) * q.shape[1] * q.shape[2]
-        if elements >= _MAX_ELEMENTS:
+        if elements >= MAX_ELEMENTS:
             raise UnsupportedImplError(
                 f"the backward of torch's FlashAttention takes less than 2^31 numbers, not {elements}: "
                 "use impl='triton' or smaller batches"
             )
+        grad_out, q, k, v = aligned(grad_out.contiguous()), aligned(q), aligned(k), aligned(v)
         left, causal = _window(window)
         # no dropout: the kernels ask for a random state and do not read it
         state, unused = q.new_empty(2, dtype=torch.uint64), q.new_empty(0)
@@ -133,11 +135,22 @@ def why_not(q: Tensor, v: Tensor, sinks: Tensor | None, softcap: float | None, s
         return "has no sinks"
     if q.shape[2] != v.shape[2]:
         return f"needs one head dimension, not {q.shape[2]} and {v.shape[2]}"
-    if q.shape[2] > _MAX_WIDTH or q.shape[2] % 8:
-        return f"takes head dimensions up to {_MAX_WIDTH} in steps of 8, not {q.shape[2]}"
+    if q.shape[2] > MAX_WIDTH or q.shape[2] % 8:
+        return f"takes head dimensions up to {MAX_WIDTH} in steps of 8, not {q.shape[2]}"
     if not scale > 0:
         return f"takes a scale above 0, not {scale}"
     return None
+
+
+def aligned(x: Tensor) -> Tensor:
+    """`x [T, H, D]`, copied unless every head of every row lies dense and starts at a multiple of 16 bytes.
+
+    The kernels read 16 bytes at once and do not check.
+    """
+    size = x.element_size()
+    steps = [stride * size for stride, length in zip(x.stride()[:2], x.shape[:2], strict=True) if length > 1]
+    fits = x.stride(2) == 1 and not any(step % 16 for step in steps) and x.data_ptr() % 16 == 0
+    return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
 def _window(window: int | None) -> tuple[int, bool]:

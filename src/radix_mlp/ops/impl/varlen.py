@@ -86,7 +86,7 @@ def attend_runs(
     """The output `[M, Hq, D]` and the log-sum-exp `[Hq, M]`, with `flash` for packed sequences."""
     if q.shape[0] == 0:
         return q.new_empty(q.shape), q.new_empty((q.shape[1], 0)).float()
-    q, (k, v) = _dense(q), runs.keys(_dense(k), _dense(v))
+    k, v = runs.keys(k, v)
     cu = runs.cu_rows, runs.cu_keys, runs.longest_run, runs.longest_path
     out, lse = flash.forward(q, k, v, *cu, scale=scale, window=window)
     return out.contiguous(), lse
@@ -110,7 +110,7 @@ def attend_runs_backward(
     """Gradients of q, k and v, contiguous. `end` and `depth` are `[M]` int32."""
     if q.shape[0] == 0:
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
-    q, (gathered_k, gathered_v) = _dense(q), runs.keys(_dense(k), _dense(v))
+    gathered_k, gathered_v = runs.keys(k, v)
     cu = runs.cu_rows, runs.cu_keys, runs.longest_run, runs.longest_path
     grad_q, grad_k, grad_v = flash.backward(
         grad_out, q, gathered_k, gathered_v, out, lse, *cu, scale=scale, window=window
@@ -140,10 +140,6 @@ def run_tensors(tree: AttentionTree) -> RunTensors:
 def _make(tree: AttentionTree) -> tuple[Tensor, Tensor]:
     packed, statistics = pack_runs(tree.end.cpu().numpy(), tree.depth.cpu().numpy())
     return torch.from_numpy(packed).to(tree.end.device), torch.from_numpy(statistics)
-
-
-def _dense(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
 
 
 def _check(q: Tensor, v: Tensor, sinks: Tensor | None, softcap: float | None, scale: float) -> None:

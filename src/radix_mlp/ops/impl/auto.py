@@ -1,0 +1,63 @@
+"""`impl="auto"` on CUDA: asks `radix_mlp.ops.choose` inside the custom op, so that compiled models choose anew a batch.
+
+What it may choose saves the same output and log-sum-exp, so the backward pass is chosen on its own.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from radix_mlp.ops.choose import Call, Choice, choose, device_facts
+from radix_mlp.ops.registry import load_impl
+from radix_mlp.plan.device import AttentionTree
+from radix_mlp.plan.runs import TreeStatistics
+
+__all__ = ["backward", "choice", "forward"]
+
+
+def forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    tree: AttentionTree,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor]:
+    """See `radix_mlp.ops.registry.ImplModule`."""
+    plain = softcap is None and sinks is None and scale > 0
+    impl = choice(q, v, tree, window, plain=plain, backward=False).impl
+    return load_impl(impl).forward(q, k, v, sinks, tree, scale=scale, window=window, softcap=softcap)
+
+
+def backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    tree: AttentionTree,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """See `radix_mlp.ops.registry.ImplModule`."""
+    plain = softcap is None and sinks is None and scale > 0
+    impl = choice(q, v, tree, window, plain=plain, backward=True).impl
+    return load_impl(impl).backward(
+        grad_out, q, k, v, sinks, out, lse, tree, scale=scale, window=window, softcap=softcap
+    )
+
+
+def choice(q: Tensor, v: Tensor, tree: AttentionTree, window: int | None, *, plain: bool, backward: bool) -> Choice:
+    """What runs: the tree kernel for a tree that came without its lists, since they would be made for every layer."""
+    if tree.host_statistics.shape[0] == 0:
+        return Choice("triton", float("nan"), ("the tree came without the lists of its runs",))
+    chip, has_flash = device_facts(q.device.index or 0)
+    call = Call(q.shape[1], v.shape[1], q.shape[2], v.shape[2], q.dtype, window, plain, backward, has_flash)
+    return choose(TreeStatistics(*tree.host_statistics.tolist()), call, chip)

@@ -1,0 +1,176 @@
+"""What `impl="auto"` chooses on CUDA: a pure function of the tree's statistics, the call and the chip."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from tests.ops.attention_cases import TOLERANCES, Options, error, inputs
+
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops import available_impls, report, tree_attention
+from radix_mlp.ops.choose import CHIPS, Call, choose
+from radix_mlp.ops.impl import auto
+from radix_mlp.ops.registry import IMPLS, load_impl, resolve_impl
+from radix_mlp.plan import RadixPlan, build_plan
+from radix_mlp.plan.runs import TreeStatistics, tree_statistics
+from radix_mlp.testing.batches import prefix_batch
+
+H200 = "NVIDIA H200"
+CALL = Call(32, 8, 128, 128, torch.bfloat16)
+# prefix, suffix, sequences: forward milliseconds of the prototypes that the constants come from
+MEASURED = {
+    (2048, 256, 32): {"triton": 0.87, "varlen": 1.19},
+    (512, 256, 32): {"triton": 0.31, "varlen": 0.41},
+    (512, 32, 32): {"triton": 0.055, "varlen": 0.20},
+    (128, 96, 64): {"triton": 0.113, "varlen": 0.20},
+    (128, 96, 10): {"triton": 0.027, "varlen": 0.056},
+    (4096, 1024, 16): {"triton": 3.28, "varlen": 4.3},
+}
+
+
+def plan_of(prefix: int, suffix: int, sequences: int) -> RadixPlan:
+    rng = np.random.default_rng(0)
+    return build_plan(*prefix_batch(rng, num_sequences=sequences, prefix=prefix, suffix=suffix))
+
+
+def statistics_of(prefix: int, suffix: int, sequences: int) -> TreeStatistics:
+    plan = plan_of(prefix, suffix, sequences)
+    return tree_statistics(plan.end, plan.depth)
+
+
+@pytest.mark.parametrize("case", MEASURED, ids=str)
+def test_estimates_are_near_what_was_measured(case: tuple[int, int, int]) -> None:
+    measured = MEASURED[case]
+    chosen = choose(statistics_of(*case), CALL, H200)
+    assert chosen.impl == min(measured, key=measured.__getitem__)
+    assert chosen.milliseconds == pytest.approx(measured[chosen.impl], rel=0.25)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("chip", [H200, "NVIDIA Something"])
+@pytest.mark.parametrize("case", [(0, 2048, 16), (0, 256, 64), (0, 1, 1), (0, 7, 3)], ids=str)
+def test_nothing_shared_is_plain_packed_attention(case: tuple[int, int, int], chip: str, backward: bool) -> None:
+    chosen = choose(statistics_of(*case), replace(CALL, backward=backward), chip)
+    assert chosen.impl == "varlen"
+    assert "nothing is shared" in chosen.reasons
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"plain": False}, "no soft cap"),
+        ({"dtype": torch.float32}, "float32"),
+        ({"value_width": 64}, "head dimensions 128 and 64"),
+        ({"width": 100, "value_width": 100}, "head dimensions 100"),
+        ({"width": 512, "value_width": 512}, "head dimensions 512"),
+        ({"flash": False}, "compute capability 8.0"),
+    ],
+)
+@pytest.mark.parametrize("chip", [H200, "NVIDIA Something"])
+def test_what_flash_attention_cannot_do_runs_on_the_tree_kernel(
+    change: dict[str, object], reason: str, chip: str
+) -> None:
+    chosen = choose(statistics_of(0, 64, 4), replace(CALL, **change), chip)  # type: ignore[arg-type]
+    assert chosen.impl == "triton"
+    assert any(reason in text for text in chosen.reasons)
+
+
+def test_the_backward_of_too_many_keys_runs_on_the_tree_kernel() -> None:
+    statistics = statistics_of(0, 2**10, 1)._replace(num_rows=2**19, num_gathered=2**19)
+    assert choose(statistics, CALL, H200).impl == "varlen"
+    assert choose(statistics, replace(CALL, backward=True), H200).impl == "triton"
+
+
+def test_an_unknown_chip_has_no_estimate() -> None:
+    chosen = choose(statistics_of(64, 16, 8), CALL, "NVIDIA Something")
+    assert chosen.impl == "triton"
+    assert math.isnan(chosen.milliseconds)
+    assert "nothing was measured on NVIDIA Something" in chosen.reasons
+
+
+def test_more_work_costs_more() -> None:
+    for backward in (False, True):
+        costs = [
+            choose(statistics_of(256, suffix, 16), replace(CALL, backward=backward), H200).milliseconds
+            for suffix in (16, 64, 256, 1024)
+        ]
+        assert costs == sorted(costs)
+    statistics = statistics_of(4096, 64, 16)
+    full, windowed = choose(statistics, CALL, H200), choose(statistics, replace(CALL, window=128), H200)
+    assert windowed.milliseconds < full.milliseconds / 4
+
+
+def test_no_rows() -> None:
+    assert math.isfinite(choose(tree_statistics(np.zeros(0, np.int32), np.zeros(0, np.int32)), CALL, H200).milliseconds)
+
+
+def test_report() -> None:
+    text = report(plan_of(512, 32, 32), heads=32, kv_heads=8, width=128, chip=H200)
+    assert "17408 tokens in 32 sequences -> 1536 rows, compression 0.088" in text
+    assert "32 runs, the longest of 544 rows; paths of up to 544 tokens" in text
+    assert "17408 keys to gather" in text
+    assert f"forward on {H200}: triton: triton takes about" in text
+    assert f"backward on {H200}: triton" in text
+    unshared = report(plan_of(0, 20, 3), heads=8, kv_heads=8, width=64, chip=H200)
+    assert "compression 1.000" in unshared
+    assert "0 keys to gather" in unshared
+    assert "nothing is shared" in unshared
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_report_needs_a_chip() -> None:
+    with pytest.raises(InvalidInputError, match="chip=None"):
+        report(plan_of(4, 2, 2), heads=8, kv_heads=2, width=64)
+
+
+def test_auto_is_no_implementation_of_its_own() -> None:
+    pytest.importorskip("triton")
+    for device_type in ("cpu", "cuda"):
+        assert "auto" not in available_impls(device_type)
+    assert resolve_impl("auto", "cpu", torch.bfloat16) == "dense"
+    assert resolve_impl("auto", "cuda", torch.bfloat16) == "auto"
+    assert resolve_impl("auto", "cuda", torch.float64) == "dense"
+    assert resolve_impl("varlen", "cuda", torch.float16) == "varlen"
+    # it hands its fields on
+    assert {*IMPLS["triton"].fields, *IMPLS["varlen"].fields} == {*IMPLS["auto"].fields}
+    assert all(IMPLS[name].saves_lse for name in ("auto", "triton", "varlen"))
+
+
+def test_a_tree_without_lists_runs_on_the_tree_kernel() -> None:
+    plan = plan_of(0, 20, 3)
+    q = torch.zeros(60, 2, 8)
+    tree = plan.to("cpu").tree
+    assert tree.host_statistics.shape[0] == 0
+    assert auto.choice(q, q, tree, None, plain=True, backward=False).impl == "triton"
+
+
+def test_chips_have_sane_rates() -> None:
+    for chip in CHIPS.values():
+        assert all(10 < rate < 1000 for rate in (*chip.triton, *chip.flash))
+        assert chip.multiprocessors > 0
+        assert chip.gather > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("first", ["triton", "varlen"])
+@pytest.mark.parametrize("second", ["triton", "varlen"])
+@pytest.mark.parametrize("window", [None, 50])
+def test_passes_of_different_implementations_fit_together(first: str, second: str, window: int | None) -> None:
+    """Both save the same output and log-sum-exp, so that the backward pass may be chosen on its own."""
+    options = Options(8, 2, 64, 64, window, None, False, True, 0)
+    plan = plan_of(200, 70, 6)
+    tree = plan.to("cuda").tree
+    q, k, v = ((x.detach() / 2).cuda().requires_grad_() for x in inputs(plan, options, torch.bfloat16))
+    grad = torch.randn(q.shape, generator=torch.Generator().manual_seed(0)).to(q)
+    wanted = tree_attention(q, k, v, plan, window=window, impl="reference")
+    expected = torch.autograd.grad(wanted, (q, k, v), grad)
+    q, k, v = (x.detach() for x in (q, k, v))
+    chosen = {"scale": 64**-0.5, "window": window, "softcap": None}
+    out, lse = load_impl(first).forward(q, k, v, None, tree, **chosen)
+    grads = load_impl(second).backward(grad, q, k, v, None, out, lse, tree, **chosen)
+    for actual, right in zip((out, *grads[:3]), (wanted.detach(), *expected), strict=True):
+        assert error(actual, right) < TOLERANCES[torch.bfloat16]

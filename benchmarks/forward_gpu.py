@@ -1,7 +1,7 @@
 """The folded forward against Hugging Face's padded SDPA on a CUDA device: whole Qwen3-shaped models, bf16.
 
-Random weights; rows are prefix / suffix / sequences. "padded" is the unmodified model on the rectangular batch, in which
-nothing is padding because all sequences have one length. "folded" is the enabled model's trunk on compact rows, planning
+Random weights; rows are prefix / suffix / sequences. "padded" is the unmodified model on the rectangular batch (all
+sequences have one length, so nothing in it is padding). "folded" is the enabled model's trunk on compact rows, planning
 and the copy of the plan included: eager, and with --compile also compiled with dynamic shapes. The gate: last hidden
 states within twice the error that the unmodified bf16 model has against float32.
 

@@ -26,3 +26,15 @@ def score(model, context_ids, continuation_ids):
     logprobs = logits.log_softmax(-1)[-len(continuation_ids) :]
     tokens = torch.tensor(continuation_ids)
     return logprobs[torch.arange(len(tokens)), tokens], bool((logprobs.argmax(-1) == tokens).all())
+
+
+def relevance(model, ids, yes, no):
+    """The probability of yes among yes and no."""
+    with torch.no_grad():
+        logits = model(torch.tensor([ids])).logits[0, -1]
+    return float(logits[[yes, no]].softmax(-1)[0])
+
+
+def label_scores(model, ids):
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0]

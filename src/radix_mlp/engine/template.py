@@ -120,8 +120,7 @@ class _TextTemplate:
 
     def cut(self, pair: tuple[str, str], instruction: str | None, row: Ids, max_length: int) -> Ids | None:
         head, _, tail = self.text(pair[0], _MARK, instruction).rpartition(_MARK)
-        # a space before the document belongs to its first token
-        head_ids, tail_ids = self._ids([head.rstrip(" "), tail])
+        head_ids, tail_ids = self._ids([head, tail])
         kept = max_length - len(tail_ids)
         return np.concatenate([row[:kept], tail_ids]) if kept > len(head_ids) else None
 

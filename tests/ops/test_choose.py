@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -54,7 +53,7 @@ def test_estimates_are_near_what_was_measured(case: tuple[int, int, int]) -> Non
 @pytest.mark.parametrize("chip", [H200, "NVIDIA Something"])
 @pytest.mark.parametrize("case", [(0, 2048, 16), (0, 256, 64), (0, 1, 1), (0, 7, 3)], ids=str)
 def test_nothing_shared_is_plain_packed_attention(case: tuple[int, int, int], chip: str, backward: bool) -> None:
-    chosen = choose(statistics_of(*case), replace(CALL, backward=backward), chip)
+    chosen = choose(statistics_of(*case), CALL._replace(backward=backward), chip)
     assert chosen.impl == "varlen"
     assert "nothing is shared" in chosen.reasons
 
@@ -74,7 +73,7 @@ def test_nothing_shared_is_plain_packed_attention(case: tuple[int, int, int], ch
 def test_what_flash_attention_cannot_do_runs_on_the_tree_kernel(
     change: dict[str, object], reason: str, chip: str
 ) -> None:
-    chosen = choose(statistics_of(0, 64, 4), replace(CALL, **change), chip)  # type: ignore[arg-type]
+    chosen = choose(statistics_of(0, 64, 4), CALL._replace(**change), chip)
     assert chosen.impl == "triton"
     assert any(reason in text for text in chosen.reasons)
 
@@ -82,7 +81,7 @@ def test_what_flash_attention_cannot_do_runs_on_the_tree_kernel(
 def test_the_backward_of_too_many_keys_runs_on_the_tree_kernel() -> None:
     statistics = statistics_of(0, 2**10, 1)._replace(num_rows=2**19, num_gathered=2**19)
     assert choose(statistics, CALL, H200).impl == "varlen"
-    assert choose(statistics, replace(CALL, backward=True), H200).impl == "triton"
+    assert choose(statistics, CALL._replace(backward=True), H200).impl == "triton"
 
 
 def test_an_unknown_chip_has_no_estimate() -> None:
@@ -95,12 +94,12 @@ def test_an_unknown_chip_has_no_estimate() -> None:
 def test_more_work_costs_more() -> None:
     for backward in (False, True):
         costs = [
-            choose(statistics_of(256, suffix, 16), replace(CALL, backward=backward), H200).milliseconds
+            choose(statistics_of(256, suffix, 16), CALL._replace(backward=backward), H200).milliseconds
             for suffix in (16, 64, 256, 1024)
         ]
         assert costs == sorted(costs)
     statistics = statistics_of(4096, 64, 16)
-    full, windowed = choose(statistics, CALL, H200), choose(statistics, replace(CALL, window=128), H200)
+    full, windowed = choose(statistics, CALL, H200), choose(statistics, CALL._replace(window=128), H200)
     assert windowed.milliseconds < full.milliseconds / 4
 
 

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import NamedTuple
 
@@ -31,8 +30,7 @@ from radix_mlp.plan.runs import TreeStatistics, tree_statistics
 __all__ = ["CHIPS", "Call", "Chip", "Choice", "choose", "device_facts", "report"]
 
 
-@dataclass(frozen=True)
-class Call:
+class Call(NamedTuple):
     """One call of attention but for its tree."""
 
     heads: int

@@ -34,6 +34,10 @@ class Launch(NamedTuple):
 GATHER = Launch(rows=32, warps=4)
 SUM = Launch(rows=8, warps=4)
 
+# numbers and lists differ with every batch: a kernel compiled for one must serve all
+_STRIDES = [f"{kind}_stride{i}" for i in range(3) for kind in ("row", "head")]
+_LISTS = ["firsts", "lasts", "starts", "depths"]
+
 
 @triton.jit
 def _copy_tile(
@@ -51,7 +55,7 @@ def _copy_tile(
     tl.store(out, values, mask=inside[:, None] & (columns < D)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", *_STRIDES], do_not_specialize_on_alignment=["index"])
 def gather_kernel(
     x0, x1, x2, out0, out1, out2, index, num_rows,
     row_stride0, head_stride0, row_stride1, head_stride1, row_stride2, head_stride2,
@@ -87,7 +91,7 @@ def _sum_tile(
     tl.store(out, total.to(target.dtype.element_ty), mask=(rows < num_rows)[:, None] & wide)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=_LISTS)
 def sum_kernel(
     x0, x1, x2, out0, out1, out2, firsts, lasts, starts, depths, num_rows,
     H0: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,

@@ -20,8 +20,8 @@ from radix_mlp.testing.batches import prefix_batch
 
 H200 = "NVIDIA H200"
 CALL = Call(32, 8, 128, 128, torch.bfloat16)
-# prefix, suffix, sequences: forward milliseconds of the prototypes that the constants come from
-MEASURED = {
+# prefix, suffix, sequences: forward milliseconds of the prototypes, which the kernels must beat
+PROTOTYPES = {
     (2048, 256, 32): {"triton": 0.87, "varlen": 1.19},
     (512, 256, 32): {"triton": 0.31, "varlen": 0.41},
     (512, 32, 32): {"triton": 0.055, "varlen": 0.20},
@@ -41,12 +41,14 @@ def statistics_of(prefix: int, suffix: int, sequences: int) -> TreeStatistics:
     return tree_statistics(plan.end, plan.depth)
 
 
-@pytest.mark.parametrize("case", MEASURED, ids=str)
+@pytest.mark.parametrize("case", PROTOTYPES, ids=str)
 def test_estimates_are_near_what_was_measured(case: tuple[int, int, int]) -> None:
-    measured = MEASURED[case]
+    measured = PROTOTYPES[case]
     chosen = choose(statistics_of(*case), CALL, H200)
     assert chosen.impl == min(measured, key=measured.__getitem__)
-    assert chosen.milliseconds == pytest.approx(measured[chosen.impl], rel=0.25)
+    assert 0.6 < chosen.milliseconds / measured[chosen.impl] < 1
+    if case == (2048, 256, 32):
+        assert chosen.milliseconds == pytest.approx(0.653, rel=0.1)
 
 
 @pytest.mark.parametrize("backward", [False, True])

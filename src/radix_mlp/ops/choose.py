@@ -62,12 +62,12 @@ class Chip(NamedTuple):
 
 
 CHIPS: dict[str, Chip] = {
-    # NVIDIA H200, torch 2.11, Triton 3.6, bf16, 32 and 8 heads of 128, six batches from 128/96/10 to 4096/1024/16
-    # (prefix/suffix/sequences).  Forward: fitted to a prototype of the tree kernel (0.027 to 3.28 ms, within 20%) and
-    # to FlashAttention-2 on compact queries with index_select (0.056 to 4.3 ms; 10 to 35% below, as gathers are fused
-    # now).  Backward of flash: the same, forward and backward (2.2 to 17.9 ms).  Backward of triton: not measured, set
-    # below the forward by as much as that of flash.  To be measured again with benchmarks/impls.py --backward.
-    "NVIDIA H200": Chip(132, triton=(440.0, 330.0), flash=(370.0, 280.0), gather=2600.0, launch=5.0),
+    # one NVIDIA H200, torch 2.11, Triton 3.6, bf16, 32 and 8 heads of 128; batches as prefix/suffix/sequences.
+    # triton forward: 0.653 ms on 2048/256/32 (docs/log.md); backward: not measured, as far below as that of flash.
+    # flash, gather, launch: FlashAttention-2 on compact queries with k and v from index_select, six batches from
+    # 128/96/10 (0.056 ms) to 4096/1024/16 (4.3 ms), backward 2.2 to 17.9 ms with the forward; estimates are 5 to 35%
+    # below that, as the gather is fused now.  To be measured again with benchmarks/impls.py --backward.
+    "NVIDIA H200": Chip(132, triton=(580.0, 440.0), flash=(370.0, 280.0), gather=2600.0, launch=5.0),
 }
 
 _FLOPS = (4, 10)

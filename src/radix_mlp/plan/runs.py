@@ -71,61 +71,50 @@ def make_runs(end: Int32, depth: Int32) -> Runs:
         >>> runs.cu_rows.tolist(), runs.cu_keys.tolist(), runs.gather.tolist()
         ([0, 3, 4, 5], [0, 3, 6, 8], [0, 1, 2, 0, 1, 3, 0, 4])
     """
-    cu_rows, cu_keys = _offsets(end, depth)
-    num_runs, num_rows = len(cu_rows) - 1, len(end)
-    lengths = np.diff(cu_rows)
-    run_of_row = np.repeat(np.arange(num_runs, dtype=np.int32), lengths)
-    num_gathered = int(cu_keys[-1])
-    gather = np.empty(0 if num_gathered == num_rows else num_gathered, np.int32)
-    if len(gather):
-        _compiled(_fill)(cu_rows, cu_keys, gather, np.empty(int(depth.max()) + 1, np.int32))
-    return Runs(cu_rows, cu_keys.astype(np.int32), run_of_row, gather)
+    return _make(*_scan(end, depth))
 
 
 def tree_statistics(end: Int32, depth: Int32) -> TreeStatistics:
-    """Statistics of a tree, `end` and `depth` are `[M]` int32: one pass to find the leaves, then `O(R)`.
+    """Statistics of a tree, `end` and `depth` are `[M]` int32: one pass that stops at leaves.
 
     >>> tree_statistics(np.array([5, 4, 3, 4, 5], np.int32), np.array([0, 1, 2, 2, 1], np.int32)).pairs
     11
     """
-    return _statistics(*_offsets(end, depth))
+    return TreeStatistics(*_scan(end, depth)[2].tolist())
 
 
 def pack_runs(end: Int32, depth: Int32) -> tuple[Int32, NDArray[np.int64]]:
     """Both in vectors: `Runs` in the order of its fields, int32, and `TreeStatistics`, `[7]` int64."""
-    runs = make_runs(end, depth)
-    statistics = _statistics(runs.cu_rows, runs.cu_keys)
-    return np.concatenate(runs), np.array(statistics, np.int64)
+    cu_rows, cu_keys, statistics = _scan(end, depth)
+    return np.concatenate(_make(cu_rows, cu_keys, statistics)), statistics
 
 
-def _offsets(end: Int32, depth: Int32) -> tuple[Int32, NDArray[np.int64]]:
+def _scan(end: Int32, depth: Int32) -> tuple[Int32, Int32, NDArray[np.int64]]:
+    """`cu_rows`, `cu_keys`, and the statistics in the order of their fields."""
     if end.shape != depth.shape or end.ndim != 1:
         raise InvalidInputError(f"end {end.shape} and depth {depth.shape} must be two vectors of M rows")
-    leaves = np.flatnonzero(end == np.arange(1, len(end) + 1))
-    cu_rows = np.zeros(len(leaves) + 1, np.int32)
-    cu_rows[1:] = leaves + 1
-    cu_keys = np.zeros(len(leaves) + 1, np.int64)
-    np.cumsum(depth[leaves].astype(np.int64) + 1, out=cu_keys[1:])
-    if cu_keys[-1] > np.iinfo(np.int32).max:
-        raise InvalidInputError(f"{cu_keys[-1]} tokens in one batch: the root paths must have less than 2^31")
-    return cu_rows, cu_keys
+    cu_rows, cu_keys = np.zeros(len(end) + 1, np.int32), np.zeros(len(end) + 1, np.int32)
+    statistics = np.zeros(len(TreeStatistics._fields), np.int64)
+    num_runs = _compiled(_find_leaves)(_read_only(end), _read_only(depth), cu_rows, cu_keys, statistics)
+    known = TreeStatistics(*statistics.tolist())
+    if known.num_gathered > np.iinfo(np.int32).max:
+        raise InvalidInputError(f"root paths of {known.num_gathered} tokens in one batch: there must be less than 2^31")
+    return cu_rows[: num_runs + 1], cu_keys[: num_runs + 1], statistics
 
 
-def _statistics(cu_rows: NDArray[Any], cu_keys: NDArray[Any]) -> TreeStatistics:
-    rows, keys = np.diff(cu_rows).astype(np.int64), np.diff(cu_keys).astype(np.int64)
-    before = keys - rows
-    tiles = -(-rows // FLASH_ROWS)
-    # all tiles but the last are full, and see the rows up to their own last one
-    tile_keys = tiles * before + FLASH_ROWS * tiles * (tiles - 1) // 2 + rows
-    return TreeStatistics(
-        num_rows=int(cu_rows[-1]),
-        num_runs=len(rows),
-        num_gathered=int(cu_keys[-1]),
-        longest_run=int(rows.max(initial=0)),
-        longest_path=int(keys.max(initial=0)),
-        pairs=int((rows * before + rows * (rows + 1) // 2).sum()),
-        flash_pairs=int(FLASH_ROWS * tile_keys.sum()),
-    )
+def _make(cu_rows: Int32, cu_keys: Int32, statistics: NDArray[np.int64]) -> Runs:
+    known = TreeStatistics(*statistics.tolist())
+    gather = np.empty(0 if known.num_gathered == known.num_rows else known.num_gathered, np.int32)
+    run_of_row = np.empty(known.num_rows, np.int32)
+    _compiled(_fill)(cu_rows, cu_keys, run_of_row, gather, np.empty(known.longest_path, np.int32))
+    return Runs(cu_rows, cu_keys, run_of_row, gather)
+
+
+def _read_only(array: Int32) -> Int32:
+    """Kernels are compiled for each kind of array, and those of a plan are read-only."""
+    view = np.ascontiguousarray(array, np.int32).view()
+    view.flags.writeable = False
+    return view
 
 
 @cache
@@ -136,9 +125,34 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(cache=True)(function)
 
 
-def _fill(cu_rows: Int32, cu_keys: NDArray[np.int64], gather: Int32, path: Int32) -> None:
+def _find_leaves(end: Int32, depth: Int32, cu_rows: Int32, cu_keys: Int32, statistics: NDArray[np.int64]) -> int:
+    """Write the offsets of the runs and the fields of `TreeStatistics`; returns the number of runs."""
+    run, start, total = 0, 0, 0
+    for row in range(len(end)):
+        if end[row] != row + 1:
+            continue
+        rows, keys = row + 1 - start, depth[row] + 1
+        total += keys
+        start = row + 1
+        run += 1
+        cu_rows[run], cu_keys[run] = start, total
+        before = keys - rows
+        tiles = (rows + FLASH_ROWS - 1) // FLASH_ROWS
+        statistics[3] = max(statistics[3], rows)
+        statistics[4] = max(statistics[4], keys)
+        statistics[5] += rows * before + rows * (rows + 1) // 2
+        # all tiles but the last are full, and see the rows up to their own last one
+        statistics[6] += FLASH_ROWS * (tiles * before + FLASH_ROWS * (tiles * (tiles - 1) // 2) + rows)
+    statistics[0], statistics[1], statistics[2] = len(end), run, total
+    return run
+
+
+def _fill(cu_rows: Int32, cu_keys: Int32, run_of_row: Int32, gather: Int32, path: Int32) -> None:
     for run in range(len(cu_rows) - 1):
         start, stop = cu_rows[run], cu_rows[run + 1]
+        run_of_row[start:stop] = run
+        if len(gather) == 0:
+            continue
         first, last = cu_keys[run], cu_keys[run + 1]
         # the run's own rows replace the path below the row that it branches from
         shared = last - first - (stop - start)

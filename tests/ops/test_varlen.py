@@ -124,6 +124,18 @@ def test_backward_of_too_many_numbers_is_refused() -> None:
         flash.InTreeFlash().backward(q, q, q, q, q, q, cu, cu, 1, 1, scale=1.0, window=None)
 
 
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_operators_of_torch_take_what_they_get(window: int | None) -> None:
+    """Names and places of the arguments, on tensors without data."""
+    q, k = (torch.empty(30, heads, 64, device="meta", dtype=torch.bfloat16) for heads in (4, 2))
+    keys, cu = k.new_empty(40, 2, 64), k.new_empty(3, dtype=torch.int32)
+    chosen = {"scale": 0.1, "window": window}
+    out, lse = flash.InTreeFlash().forward(q, keys, keys, cu, cu, 20, 30, **chosen)
+    assert (out.shape, lse.shape, lse.dtype) == (q.shape, (4, 30), torch.float32)
+    grads = flash.InTreeFlash().backward(out, q, keys, keys, out, lse, cu, cu, 20, 30, **chosen)
+    assert [x.shape for x in grads] == [q.shape, keys.shape, keys.shape]
+
+
 def test_what_is_not_aligned_is_copied() -> None:
     x = torch.arange(6 * 4 * 64.0).view(6, 4, 64).half()
     for view in (x, x.transpose(0, 1), x[:, 1:3, 8:40], x[:1, :1, 8:16], x[:0]):

@@ -79,10 +79,10 @@ class InTreeFlash:
     ) -> tuple[Tensor, Tensor]:
         """See `Flash`."""
         q, k, v = aligned(q), aligned(k), aligned(v)
-        left, causal = _window(window)
+        left, right = _window(window)
         out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            q, k, v, cu_q, cu_k, longest_q, longest_k, 0.0, causal, False,
-            scale=scale, window_size_left=left, window_size_right=0,
+            q, k, v, cu_q, cu_k, longest_q, longest_k, 0.0, window is None, False,
+            scale=scale, window_size_left=left, window_size_right=right,
         )  # fmt: skip
         return out, lse
 
@@ -115,12 +115,12 @@ class InTreeFlash:
                 "use impl='triton' or smaller batches"
             )
         grad_out, q, k, v = aligned(grad_out.contiguous()), aligned(q), aligned(k), aligned(v)
-        left, causal = _window(window)
+        left, right = _window(window)
         # no dropout: the kernels ask for a random state and do not read it
         state, unused = q.new_empty(2, dtype=torch.uint64), q.new_empty(0)
         grad_q, grad_k, grad_v = torch.ops.aten._flash_attention_backward(
-            grad_out, q, k, v, out, lse, cu_q, cu_k, longest_q, longest_k, 0.0, causal, state, unused,
-            scale=scale, window_size_left=left, window_size_right=0,
+            grad_out, q, k, v, out, lse, cu_q, cu_k, longest_q, longest_k, 0.0, window is None, state, unused,
+            scale=scale, window_size_left=left, window_size_right=right,
         )  # fmt: skip
         return grad_q, grad_k, grad_v
 
@@ -153,6 +153,6 @@ def aligned(x: Tensor) -> Tensor:
     return x if fits else x.clone(memory_format=torch.contiguous_format)
 
 
-def _window(window: int | None) -> tuple[int, bool]:
-    """Keys left of the query's own, -1 for all, and whether the plain causal kernel runs."""
-    return (-1, True) if window is None else (window - 1, False)
+def _window(window: int | None) -> tuple[int | None, int | None]:
+    """Keys left and right of the query's own; FlashAttention-4 in torch 2.11 goes back only if they are not given."""
+    return (None, None) if window is None else (window - 1, 0)

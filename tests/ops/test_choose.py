@@ -20,14 +20,16 @@ from radix_mlp.testing.batches import prefix_batch
 
 H200 = "NVIDIA H200"
 CALL = Call(32, 8, 128, 128, torch.bfloat16)
-# prefix, suffix, sequences: forward milliseconds of the prototypes, which the kernels must beat
-PROTOTYPES = {
-    (2048, 256, 32): {"triton": 0.87, "varlen": 1.19},
-    (512, 256, 32): {"triton": 0.31, "varlen": 0.41},
-    (512, 32, 32): {"triton": 0.055, "varlen": 0.20},
-    (128, 96, 64): {"triton": 0.113, "varlen": 0.20},
-    (128, 96, 10): {"triton": 0.027, "varlen": 0.056},
-    (4096, 1024, 16): {"triton": 3.28, "varlen": 4.3},
+# prefix, suffix, sequences: milliseconds on one H200 (benchmarks/impls.py --backward, 2026-11-22), forward and backward
+MEASURED = {
+    (2048, 256, 32): {"triton": (0.650, 2.052), "varlen": (1.125, 4.208)},
+    (512, 256, 32): {"triton": (0.231, 0.762), "varlen": (0.419, 1.418)},
+    (512, 32, 32): {"triton": (0.051, 0.153), "varlen": (0.208, 0.643)},
+    (128, 96, 64): {"triton": (0.094, 0.308), "varlen": (0.212, 0.754)},
+    (128, 96, 10): {"triton": (0.022, 0.077), "varlen": (0.063, 0.162)},
+    (4096, 1024, 16): {"triton": (2.598, 7.813), "varlen": (4.063, 12.65)},
+    (0, 2048, 16): {"triton": (1.235, 3.623), "varlen": (1.792, 5.609)},
+    (0, 256, 64): {"triton": (0.195, 0.501), "varlen": (0.339, 0.969)},
 }
 
 
@@ -41,21 +43,21 @@ def statistics_of(prefix: int, suffix: int, sequences: int) -> TreeStatistics:
     return tree_statistics(plan.end, plan.depth)
 
 
-@pytest.mark.parametrize("case", PROTOTYPES, ids=str)
-def test_estimates_are_near_what_was_measured(case: tuple[int, int, int]) -> None:
-    measured = PROTOTYPES[case]
-    chosen = choose(statistics_of(*case), CALL, H200)
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("case", MEASURED, ids=str)
+def test_estimates_are_near_what_was_measured(case: tuple[int, int, int], backward: bool) -> None:
+    measured = {impl: times[backward] for impl, times in MEASURED[case].items()}
+    chosen = choose(statistics_of(*case), CALL._replace(backward=backward), H200)
     assert chosen.impl == min(measured, key=measured.__getitem__)
-    assert 0.6 < chosen.milliseconds / measured[chosen.impl] < 1
-    if case == (2048, 256, 32):
-        assert chosen.milliseconds == pytest.approx(0.653, rel=0.1)
+    assert 0.7 < chosen.milliseconds / measured[chosen.impl] < 1.15
 
 
 @pytest.mark.parametrize("backward", [False, True])
-@pytest.mark.parametrize("chip", [H200, "NVIDIA Something"])
 @pytest.mark.parametrize("case", [(0, 2048, 16), (0, 256, 64), (0, 1, 1), (0, 7, 3)], ids=str)
-def test_nothing_shared_is_plain_packed_attention(case: tuple[int, int, int], chip: str, backward: bool) -> None:
-    chosen = choose(statistics_of(*case), CALL._replace(backward=backward), chip)
+def test_nothing_shared_on_an_unknown_chip_is_plain_packed_attention(
+    case: tuple[int, int, int], backward: bool
+) -> None:
+    chosen = choose(statistics_of(*case), CALL._replace(backward=backward), "NVIDIA Something")
     assert chosen.impl == "varlen"
     assert "nothing is shared" in chosen.reasons
 
@@ -82,8 +84,8 @@ def test_what_flash_attention_cannot_do_runs_on_the_tree_kernel(
 
 def test_the_backward_of_too_many_keys_runs_on_the_tree_kernel() -> None:
     statistics = statistics_of(0, 2**10, 1)._replace(num_rows=2**19, num_gathered=2**19)
-    assert choose(statistics, CALL, H200).impl == "varlen"
-    assert choose(statistics, CALL._replace(backward=True), H200).impl == "triton"
+    assert choose(statistics, CALL, "NVIDIA Something").impl == "varlen"
+    assert choose(statistics, CALL._replace(backward=True), "NVIDIA Something").impl == "triton"
 
 
 def test_an_unknown_chip_has_no_estimate() -> None:
@@ -116,7 +118,7 @@ def test_report() -> None:
     assert "17408 keys to gather" in text
     assert f"forward on {H200}: triton: triton takes about" in text
     assert f"backward on {H200}: triton" in text
-    unshared = report(plan_of(0, 20, 3), heads=8, kv_heads=8, width=64, chip=H200)
+    unshared = report(plan_of(0, 20, 3), heads=8, kv_heads=8, width=64, chip="NVIDIA Something")
     assert "compression 1.000" in unshared
     assert "0 keys to gather" in unshared
     assert "nothing is shared" in unshared

@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tests.cli.commands import LIMIT, PAIRS, TEXTS, jsonl, run
+from tests.engine.sentence_transformers_folders import dense_config, write_folder
 
 import radix_mlp
 from radix_mlp import Engine
 
-COMMANDS = ("demo", "embed", "score", "explain", "verify")
+COMMANDS = ("demo", "embed", "rerank", "classify", "score", "explain", "verify")
 
 
 @pytest.fixture
@@ -81,6 +82,19 @@ def test_embed_options_reach_the_engine(tmp_path, texts):
         TEXTS, prompt="Say: ", dimensions=8, pooling="mean", normalize=False
     )
     assert same(np.load(output), expected)
+
+
+def test_embed_of_a_sentence_transformers_folder(tmp_path, texts):
+    modules = [("Pooling", {"pooling_mode": "mean"}), ("Dense", dense_config(12, 64))]
+    folder = write_folder(tmp_path / "model", modules, settings={"prompts": {"say": "Say: "}})
+    output = str(tmp_path / "out.npy")
+    for options, prompt in (([], ""), (["--prompt-name", "say"], "Say: ")):
+        assert run("embed", texts, "-m", folder, "-o", output, "--no-normalize", *options).exit_code == 0
+        found = np.load(output)
+        assert found.shape == (len(TEXTS), 12)
+        assert same(found, Engine(folder).embed(TEXTS, prompt=prompt, normalize=False))
+    result = run("embed", texts, "-m", folder, "--prompt-name", "other")
+    assert "the model's prompts are 'say'" in result.stderr
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".jsonl", ".parquet"])

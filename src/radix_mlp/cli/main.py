@@ -8,9 +8,11 @@ import typer
 from typer.core import TyperGroup
 
 from radix_mlp import __version__
+from radix_mlp.cli.classify import classify
 from radix_mlp.cli.demo import demo
 from radix_mlp.cli.embed import embed
 from radix_mlp.cli.explain import explain
+from radix_mlp.cli.rerank import rerank
 from radix_mlp.cli.score import score
 from radix_mlp.cli.show import errors
 from radix_mlp.cli.verify import verify
@@ -18,7 +20,7 @@ from radix_mlp.errors import RadixError
 
 __all__ = ["app"]
 
-HELP = """Embed and score texts with transformers that compute every shared token once.
+HELP = """Embed, rerank, classify and score texts with transformers that compute every shared token once.
 
 Texts that start alike (one instruction, one query, the same few-shot
 examples) are folded into a prefix tree; the model runs on the tree, and the
@@ -78,5 +80,5 @@ def options(
     pass
 
 
-for command in (demo, embed, score, explain, verify):
+for command in (demo, embed, rerank, classify, score, explain, verify):
     app.command()(command)

@@ -62,6 +62,15 @@ ModelOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+KindOption = Annotated[
+    str,
+    typer.Option(
+        "--kind",
+        metavar="NAME",
+        help="What the checkpoint holds: causal or classifier; auto is what its configuration says.",
+        rich_help_panel=MODEL,
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option("--device", help="cpu, cuda, cuda:1, …; CUDA where there is one.", rich_help_panel=MODEL),
@@ -101,6 +110,10 @@ OutputOption = Annotated[
         help="A .npy, .jsonl or .parquet file; JSON lines on standard output unless given.",
         rich_help_panel=OUTPUT,
     ),
+]
+RawScoresOption = Annotated[
+    bool,
+    typer.Option("--raw-scores", help="What the model itself gives instead of probabilities.", rich_help_panel=OUTPUT),
 ]
 CompareOption = Annotated[
     bool,

@@ -8,11 +8,11 @@ import sys
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["FORMATS", "Record", "read_records", "skip_rejected"]
+__all__ = ["FORMATS", "Record", "problem_of", "read_records", "read_rows", "skip_rejected"]
 
 FORMATS = ("jsonl", "txt", "csv", "tsv")
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt", ".csv": "csv", ".tsv": "tsv"}
@@ -29,6 +29,9 @@ class Record:
 
     line: int
     values: tuple[str, ...]
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
 
 
 def read_records(
@@ -52,6 +55,28 @@ def read_records(
         InvalidInputError: no such file, an unknown format, a missing column, a bad line (unless `on_skip`), or
             no line at all; names file, line and value.
     """
+
+    def problem(row: dict[str, Any]) -> str | None:
+        return problem_of(row, fields, may_be_empty)
+
+    rows = read_rows(name, fields, problem, file_format=file_format, on_skip=on_skip)
+    return [Record(number, tuple(row[field] for field in fields)) for number, row in rows]
+
+
+def read_rows(
+    name: str,
+    fields: tuple[str, ...],
+    problem: Callable[[dict[str, Any]], str | None],
+    *,
+    file_format: str | None = None,
+    on_skip: OnSkip | None = None,
+) -> list[tuple[int, dict[str, Any]]]:
+    """Line numbers and fields of all lines that are valid; arguments and errors as in `read_records`.
+
+    Args:
+        fields: what a table must have as columns; a text file has the first alone.
+        problem: tells what is wrong with a line's fields, or None.
+    """
     shown = "<stdin>" if name == "-" else name
     rows = {"jsonl": _json_rows, "txt": _text_rows, "csv": _csv_rows, "tsv": _tsv_rows}
     reader = rows[_format(name, file_format)]
@@ -59,24 +84,24 @@ def read_records(
         raise InvalidInputError(
             f"{shown}: a text file has one field a line, and {' and '.join(fields)} are needed. Use JSON lines or CSV."
         )
-    records: list[Record] = []
+    good: list[tuple[int, dict[str, Any]]] = []
     for number, row in reader(_lines(name), fields, shown):
-        problem = row if isinstance(row, str) else _problem(row, fields, may_be_empty)
-        if problem is None and isinstance(row, dict):
-            records.append(Record(number, tuple(row[field] for field in fields)))
+        wrong = row if isinstance(row, str) else problem(row)
+        if wrong is None and isinstance(row, dict):
+            good.append((number, row))
             continue
-        message = f"{shown}:{number}: {problem}"
+        message = f"{shown}:{number}: {wrong}"
         if on_skip is None:
             raise InvalidInputError(f"{message}. Mend the line, or leave such lines out with --skip-bad.")
         on_skip(message)
-    if not records:
+    if not good:
         raise InvalidInputError(f"{shown}: not a single text in it.")
-    return records
+    return good
 
 
 def skip_rejected(
-    name: str, records: list[Record], rejected: list[tuple[int, str]], on_skip: OnSkip | None
-) -> list[Record]:
+    name: str, records: list[AnyRecord], rejected: list[tuple[int, str]], on_skip: OnSkip | None
+) -> list[AnyRecord]:
     """What remains without the records that the engine rejected; an error without `on_skip`."""
     shown = "<stdin>" if name == "-" else name
     messages = [f"{shown}:{records[index].line}: {reason}" for index, reason in rejected]
@@ -107,7 +132,7 @@ def _format(name: str, file_format: str | None) -> str:
 
 
 def _lines(name: str) -> Iterator[str]:
-    """Lines without their ends; bytes that are not UTF-8 become lone surrogates, which `_problem` finds."""
+    """Lines without their ends; bytes that are not UTF-8 become lone surrogates, which `problem_of` finds."""
     try:
         if name == "-":
             yield from _decoded(sys.stdin.buffer)
@@ -174,7 +199,8 @@ def _tsv_rows(lines: Iterator[str], fields: tuple[str, ...], shown: str) -> Iter
     return _csv_rows(lines, fields, shown, "\t")
 
 
-def _problem(row: dict[str, Any], fields: tuple[str, ...], may_be_empty: Container[str]) -> str | None:
+def problem_of(row: dict[str, Any], fields: tuple[str, ...], may_be_empty: Container[str] = ()) -> str | None:
+    """What is wrong with the string fields of a line, if anything."""
     for field in fields:
         if field not in row:
             names = ", ".join(map(repr, row)) or "none"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -65,12 +65,21 @@ class Comparison:
         self.of = of
 
 
-def show_summary(stats: JobStats, *, folded: bool = True, skipped: int = 0, compared: Comparison | None = None) -> None:
-    """The closing lines of a job; `folded` is False when it was told never to fold."""
+def show_summary(
+    stats: JobStats,
+    *,
+    folded: bool = True,
+    skipped: int = 0,
+    compared: Comparison | None = None,
+    notes: Mapping[str, str] | None = None,
+) -> None:
+    """The closing lines of a job; `folded` is False when it was told never to fold, `notes` come first."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(justify="right")
     table.add_column()
+    for name, note in (notes or {}).items():
+        table.add_row(name, note, "")
     batches = "batch" if stats.num_batches == 1 else "batches"
     table.add_row("texts", f"{stats.num_requests:,}", f"in {stats.num_batches:,} {batches}")
     if skipped:

@@ -78,7 +78,6 @@ def test_rerank_sorts_by_score_and_ties_by_index(model, tolerance):
     ranked = engine.rerank(QUERY, DOCUMENTS)
     expected = expected_scores(model, [(QUERY, document) for document in DOCUMENTS])
     order = sorted(range(len(DOCUMENTS)), key=lambda index: (-expected[index], index))
-    # copies of a text are one path of the tree: their scores are equal to the last bit
     assert [place.index for place in ranked] == order
     assert [place.document for place in ranked] == [DOCUMENTS[index] for index in order]
     assert [place.score for place in ranked] == pytest.approx([expected[index] for index in order], abs=tolerance)
@@ -86,6 +85,18 @@ def test_rerank_sorts_by_score_and_ties_by_index(model, tolerance):
     assert len(engine.rerank(QUERY, DOCUMENTS, top_n=99)) == len(DOCUMENTS)
     assert engine.rerank(QUERY, []) == []
     assert engine.stats.num_requests == 0
+
+
+@pytest.mark.parametrize("threshold", [1.0, 0])
+@pytest.mark.parametrize("max_batch_tokens", [16384, 400])
+def test_copies_tie_to_the_last_bit(threshold, max_batch_tokens):
+    engine = Engine("tiny-reranker", threshold=threshold, max_batch_tokens=max_batch_tokens)
+    for count in range(2, 9):
+        documents = [*DOCUMENTS[:count], *["the root"] * count]
+        ranked = engine.rerank(QUERY, documents)
+        copies = [place for place in ranked if place.document == "the root"]
+        assert len({place.score for place in copies}) == 1
+        assert [place.index for place in copies] == sorted(place.index for place in copies)
 
 
 def test_the_instruction_replaces_the_default(model, tolerance):

@@ -79,7 +79,9 @@ def rerank_pairs(
     for indices, _, found in engine.run(sequences, finish, progress):
         scores[indices] = found.cpu().double().numpy()
     engine.check_finite(np.isfinite(scores), what)
-    return scores
+    # copies of a document tie, though a last bit may depend on a row's place in its batch
+    first: dict[tuple[str, str], int] = {}
+    return scores[[first.setdefault((query, document), index) for index, (query, document) in enumerate(pairs)]]
 
 
 def check_top_n(top_n: int | None) -> None:

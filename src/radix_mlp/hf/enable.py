@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import FALLBACKS, is_tree_mask, register
 from radix_mlp.hf.calls import USES_CACHE, read_call
+from radix_mlp.hf.forward import takes_any_keyword
 from radix_mlp.hf.outputs import FoldedCache, FoldedCall
 from radix_mlp.hf.probe import probe
 from radix_mlp.hf.proven import PROVEN_TYPES
@@ -196,7 +197,7 @@ def _folding_forward(module: PreTrainedModel) -> types.MethodType:
         folded = _fold_call(self, arguments)
         if folded is not None:
             return folded.unfold(run(**folded.arguments))
-        if self is not decoder_of(self) and _takes_any_keyword(signature):
+        if self is not decoder_of(self) and takes_any_keyword(type(self)):
             # a head that stays unfolded must not have its trunk fold behind its back
             kwargs[_STAY_UNFOLDED] = True
         return run(*args, **kwargs)
@@ -230,10 +231,6 @@ def _fold_call(model: PreTrainedModel, arguments: dict[str, Any]) -> FoldedCall 
             "tree. Call radix_mlp.enable(model) again."
         )
     return FoldedCall(model, arguments, call, plan.to(arguments["input_ids"].device))
-
-
-def _takes_any_keyword(signature: inspect.Signature) -> bool:
-    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in signature.parameters.values())
 
 
 def _note_unfolded(settings: _Settings, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -14,7 +15,7 @@ from radix_mlp.hf.support import decoder_of
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
 
-__all__ = ["compact_arguments", "forward_compact"]
+__all__ = ["compact_arguments", "forward_compact", "takes_any_keyword"]
 
 
 def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any]:
@@ -26,10 +27,16 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
         "use_cache": False,
         "return_dict": True,
     }
-    parameters = inspect.signature(type(model).forward).parameters.values()
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+    if takes_any_keyword(type(model)):
         arguments["radix_tree"] = plan.tree
     return arguments
+
+
+@functools.cache
+def takes_any_keyword(model_class: type[PreTrainedModel]) -> bool:
+    """Whether the forward of a class has `**kwargs`, which transformers hands down to attention."""
+    parameters = inspect.signature(model_class.forward).parameters.values()
+    return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
 def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:

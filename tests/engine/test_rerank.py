@@ -142,6 +142,19 @@ def test_truncation_cuts_the_document_and_nothing_else(model, tolerance, kept):
     assert {place.document for place in found} == {document, "a"}
 
 
+def test_truncated_pairs_keep_the_query_however_long_it_is():
+    model = tiny_classifier(["relevant"], dtype=torch.float64)
+    query, document = "a query longer than its document", "the root of it"
+    engine = Engine(model, tokenizer=tiny_tokenizer(), max_length=len(query) + 4)
+    found = engine.rerank_pairs([(query, document), ("q", "d")], truncate=True)
+    disable(model)
+    expected = [oracle.label_scores(model, list(text.encode())) for text in (query + document[:4], "qd")]
+    assert found == pytest.approx([float(logits.sigmoid()[0]) for logits in expected], abs=1e-10)
+    engine.max_length = len(query)
+    with pytest.raises(RejectedItemsError, match=r"pairs\[0\]: the query .* leaves no place"):
+        engine.rerank_pairs([(query, document), ("q", "d")], truncate=True)
+
+
 def test_a_query_that_leaves_no_place_is_refused_also_when_cutting(model):
     limit = len(prompt_ids(QUERY, ""))
     engine = Engine(model, tokenizer=TOKENIZER, max_length=limit)

@@ -203,7 +203,7 @@ def test_hub_models_that_cannot_be_asked_are_not_taken_for_plain_ones(monkeypatc
     tiny_tokenizer().save_pretrained(tmp_path)
     assert folders.read_folder("someone/some-model").looked_up is False
     monkeypatch.setattr(
-        "radix_mlp.engine.engine.read_folder", lambda name: folders.FolderSettings(name, looked_up=False)
+        "radix_mlp.engine.runner.read_folder", lambda name: folders.FolderSettings(name, looked_up=False)
     )
     engine = Engine(str(tmp_path))
     with pytest.raises(InvalidInputError, match=r"without a network it cannot be told.*pooling="):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,16 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from radix_mlp.engine.head import classification_head, pad_token_of
-from radix_mlp.engine.job import JobStats
+from radix_mlp.engine.job import JobStats, Progress
 from radix_mlp.engine.kind import require_kind
+from radix_mlp.engine.runner import Runner
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.tokenize import tokenize_inputs
 from radix_mlp.ops.fold import copy_rows
 from radix_mlp.plan import RadixPlan
-
-if TYPE_CHECKING:
-    from radix_mlp.engine.engine import Engine
-    from radix_mlp.engine.job import Progress
 
 __all__ = ["Label", "classified_rows", "classify", "label_names"]
 
@@ -33,7 +30,7 @@ class Label(NamedTuple):
 
 
 def classify(
-    engine: Engine,
+    engine: Runner,
     inputs: Sequence[str | tuple[str, str]],
     *,
     raw_scores: bool,

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from radix_mlp.engine.job import Progress
 from radix_mlp.engine.pooler import pooler_of
+from radix_mlp.engine.runner import Runner
 from radix_mlp.engine.tokenize import RejectedItemsError, prompt_length, shown, tokenize_texts
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.plan import RadixPlan
-
-if TYPE_CHECKING:
-    from radix_mlp.engine.engine import Engine
-    from radix_mlp.engine.job import Progress
 
 __all__ = ["embed"]
 
 
 def embed(
-    engine: Engine,
+    engine: Runner,
     texts: Sequence[str],
     *,
     prompt: str | None,

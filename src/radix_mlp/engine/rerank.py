@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerBase
 
 from radix_mlp.engine.classify import classified_rows, label_names
 from radix_mlp.engine.head import classification_head, output_head, pad_token_of
-from radix_mlp.engine.job import JobStats
+from radix_mlp.engine.job import JobStats, Progress
 from radix_mlp.engine.kind import kind_of, require_kind
+from radix_mlp.engine.runner import Runner
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.sentence_transformers_folder import FolderSettings
 from radix_mlp.engine.template import Template, choose_template, encode_pairs
@@ -22,10 +23,6 @@ from radix_mlp.engine.tokenize import check_pairs
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.ops import last_token
 from radix_mlp.plan import RadixPlan
-
-if TYPE_CHECKING:
-    from radix_mlp.engine.engine import Engine
-    from radix_mlp.engine.job import Progress
 
 __all__ = ["Ranked", "check_top_n", "ranked", "rerank_pairs"]
 
@@ -43,7 +40,7 @@ class Ranked(NamedTuple):
 
 
 def rerank_pairs(
-    engine: Engine,
+    engine: Runner,
     pairs: Sequence[tuple[str, str]],
     *,
     instruction: str | None,
@@ -103,7 +100,7 @@ Relevance = Callable[[list[Ids], Tensor, RadixPlan], Tensor]
 """(sequences, hidden `[M, h]`, plan) -> `[S]`, the log-odds of being relevant or another score, float32 or wider."""
 
 
-def _check_model(engine: Engine, template: str) -> Template:
+def _check_model(engine: Runner, template: str) -> Template:
     require_kind(engine.model, ("causal", "classifier"), "rerank")
     folder = engine.folder
     if not folder.looked_up and template == "auto":
@@ -118,7 +115,7 @@ def _check_model(engine: Engine, template: str) -> Template:
     return choose_template(template, engine.model, engine.tokenizer, folder)
 
 
-def _relevance(engine: Engine, probe: Ids) -> Relevance:
+def _relevance(engine: Runner, probe: Ids) -> Relevance:
     if kind_of(engine.model) == "causal":
         tokens = _answer_tokens(engine.folder, engine.tokenizer)
         answers = output_head(engine.model, probe, tokens)
@@ -160,7 +157,7 @@ def _answer_tokens(folder: FolderSettings, tokenizer: PreTrainedTokenizerBase) -
     return tokens
 
 
-def _relevant_label(engine: Engine) -> int:
+def _relevant_label(engine: Runner) -> int:
     """Which of one or two labels means relevant: the one called yes, else the last."""
     labels = label_names(engine.model)
     if len(labels) > 2:
@@ -172,7 +169,7 @@ def _relevant_label(engine: Engine) -> int:
     return lower.index("yes") if "yes" in lower else len(lower) - 1
 
 
-def _is_probability(engine: Engine) -> bool:
+def _is_probability(engine: Runner) -> bool:
     """Whether the score is turned into a probability, which it is unless the model's files say otherwise."""
     config = engine.model.config
     if kind_of(engine.model) == "classifier" and config.num_labels == 2:

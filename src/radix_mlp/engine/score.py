@@ -4,20 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from radix_mlp.engine.head import output_head
-from radix_mlp.engine.job import JobStats
+from radix_mlp.engine.job import JobStats, Progress
+from radix_mlp.engine.runner import Runner
 from radix_mlp.engine.tokenize import tokenize_pairs
 from radix_mlp.ops import token_logprobs
 from radix_mlp.plan import RadixPlan
-
-if TYPE_CHECKING:
-    from radix_mlp.engine.engine import Engine
-    from radix_mlp.engine.job import Progress
 
 __all__ = ["Score", "score"]
 
@@ -35,7 +32,7 @@ class Score:
 
 
 def score(
-    engine: Engine, pairs: Sequence[tuple[str, str]], *, add_bos: bool, truncate: bool, progress: Progress | None
+    engine: Runner, pairs: Sequence[tuple[str, str]], *, add_bos: bool, truncate: bool, progress: Progress | None
 ) -> list[Score]:
     """`Engine.score`."""
     sequences, starts = tokenize_pairs(

@@ -1,0 +1,115 @@
+"""`Runner`: a loaded model and what it takes to run requests through it; the tasks build on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from radix_mlp.engine.job import JobStats, Progress, run_job
+from radix_mlp.engine.load import load, max_length_of
+from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.sentence_transformers_folder import FolderSettings, read_folder
+from radix_mlp.errors import InvalidInputError, RadixError
+from radix_mlp.hf import disable, enable
+from radix_mlp.hf.threshold import check_threshold
+from radix_mlp.plan import RadixPlan
+from radix_mlp.testing.tiny import TINY_NAMES
+
+__all__ = ["Runner"]
+
+Result = TypeVar("Result")
+
+
+class Runner:
+    """Runs requests of token ids in batches, folded or not; arguments are those of `Engine`."""
+
+    def __init__(
+        self,
+        model: str | Path | PreTrainedModel,
+        *,
+        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | str | None = None,
+        max_batch_tokens: int = 16384,
+        max_length: int | None = None,
+        threshold: float | Literal["auto"] = "auto",
+        impl: str = "auto",
+        kind: Literal["auto", "causal", "classifier", "trunk"] = "auto",
+        trust_remote_code: bool = False,
+    ) -> None:
+        check_threshold(threshold)
+        for name, value in (("max_batch_tokens", max_batch_tokens), ("max_length", max_length)):
+            if value is not None and value < 1:
+                raise InvalidInputError(f"{name}={value}: must be at least 1.")
+        self.folder = FolderSettings()
+        """What a sentence-transformers folder says about its model."""
+        if isinstance(model, str | Path) and str(model) not in TINY_NAMES:
+            self.folder = read_folder(str(model))
+            model = self.folder.checkpoint
+        self.model, self.tokenizer = load(
+            model, tokenizer=tokenizer, device=device, dtype=dtype, kind=kind, trust_remote_code=trust_remote_code
+        )
+        self.max_batch_tokens = max_batch_tokens
+        self.max_length = max_length or self.folder.max_length or max_length_of(self.model, self.tokenizer)
+        self.threshold: float | Literal["auto"] = threshold
+        self.impl = impl
+        self.stats = JobStats()
+        """Of the last job."""
+        self._prepare()
+
+    def unfolded(self) -> Self:
+        """An engine on the same model that never folds: the unmodified model on padded batches.
+
+        The two take turns: do not run their jobs at the same time.
+        """
+        other = copy(self)
+        other.threshold, other.stats = 0, JobStats()
+        return other
+
+    def _prepare(self) -> None:
+        if self.threshold == 0:
+            disable(self.model)
+        else:
+            # a direct call of the model then runs unfolded; folded batches go through forward_compact
+            enable(self.model, impl=self.impl, threshold=0)
+
+    def run(
+        self,
+        sequences: Sequence[Ids],
+        finish: Callable[[list[int], Tensor, RadixPlan], Result],
+        progress: Progress | None,
+    ) -> Iterator[tuple[list[int], RadixPlan, Result]]:
+        """Schedule and run all requests; yields each batch's indices, plan and result, one batch behind the device.
+
+        Args:
+            sequences: token ids of every request, at least one each.
+            finish: gets (indices, hidden states, plan) of a batch and makes its result on the device.
+            progress: called as requests are answered.
+        """
+        self._prepare()
+        self.stats = JobStats(num_requests=len(sequences))
+        return run_job(
+            self.model,
+            sequences,
+            finish,
+            self.stats,
+            threshold=self.threshold,
+            max_batch_tokens=self.max_batch_tokens,
+            progress=progress,
+        )
+
+    def check_finite(self, finite: NDArray[np.bool_], kind: str) -> None:
+        """Raise `RadixError` for the first of the answers that is not finite."""
+        if not finite.all():
+            raise RadixError(
+                f"{kind}[{int((~finite).argmax())}]: the model's answer is not a number. If {self.model.dtype} "
+                "overflows, try dtype='float32'."
+            )

@@ -5,6 +5,7 @@
     │   └── InvalidDtypeError (also TypeError)   an argument has a wrong dtype or type
     ├── UnsupportedModelError                    this model cannot be folded exactly; says why
     ├── UnsupportedCallError                     this call on an enabled model cannot be folded; says why
+    │   └── NoCacheError (also AttributeError)   a folded call kept no key-value cache
     └── UnsupportedImplError                     this way to run attention cannot do what was asked
 
 Every message names the argument or model, the offending value, and what to do instead.
@@ -13,6 +14,7 @@ Every message names the argument or model, the offending value, and what to do i
 __all__ = [
     "InvalidDtypeError",
     "InvalidInputError",
+    "NoCacheError",
     "RadixError",
     "UnsupportedCallError",
     "UnsupportedImplError",
@@ -38,6 +40,10 @@ class UnsupportedModelError(RadixError):
 
 class UnsupportedCallError(RadixError):
     """A call that must be folded cannot be; the message says why and what to do."""
+
+
+class NoCacheError(UnsupportedCallError, AttributeError):
+    """The outputs of a folded call hold no key-value cache. An AttributeError, so that `hasattr` says no."""
 
 
 class UnsupportedImplError(RadixError):

@@ -89,10 +89,10 @@ def test_attention_dropout_is_not_shared_by_accident(model, sequences) -> None:
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.1
     radix_mlp.enable(model).train()
-    with pytest.warns(UserWarning, match="dropout above 0"):
+    with pytest.warns(UserWarning, match="dropout is above 0"):
         model(**labelled(sequences))
     assert not radix_mlp.last_call(model).folded
-    with pytest.raises(radix_mlp.errors.UnsupportedCallError, match="dropout above 0"):
+    with pytest.raises(radix_mlp.errors.UnsupportedCallError, match="dropout is above 0"):
         radix_mlp.enable(model, threshold=1.0)(**labelled(sequences))
     model.eval()
     model(**labelled(sequences))

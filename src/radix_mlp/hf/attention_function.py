@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.ops import AttentionTree, tree_attention
 
-__all__ = ["FALLBACKS", "is_tree_mask", "register", "tree_mask"]
+__all__ = ["FALLBACKS", "fallback_of", "is_tree_mask", "register", "tree_mask"]
 
 FALLBACKS = ("sdpa", "eager")
 """Implementations that calls which are not folded may run on."""
@@ -74,6 +74,13 @@ def register(impl: str, fallback: str) -> str:
     return name
 
 
+def fallback_of(name: str) -> str:
+    """The implementation behind one of our names, as in a configuration that another enabled model shares."""
+    if not name.startswith("radix"):
+        return name
+    return "eager" if name.endswith("_eager") else "sdpa"
+
+
 def _radix_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -100,6 +107,10 @@ def _radix_attention(
     if radix_tree is None:
         radix_tree = AttentionTree.from_end(attention_mask[0, 0, 0], attention_mask[0, 0, 1])
     options = _read_options(module, kwargs)
+    if torch.is_autocast_enabled(query.device.type):
+        # as torch's own attention does: models may hand over queries and keys in float32 and values in half precision
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     out = tree_attention(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),

@@ -30,6 +30,10 @@ _HARMLESS_ARGUMENTS = {
 }
 
 
+# transformers' and torch's own hooks that take rows as they come
+_HARMLESS_HOOKS = ("transformers.utils.output_capturing", "transformers.modeling_utils", "torch.", "accelerate.")
+
+
 @dataclass(frozen=True)
 class FoldableCall:
     """The real tokens of a call, sequence after sequence, and where they stand in the caller's layout."""
@@ -53,28 +57,28 @@ class FoldableCall:
 
 def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableCall | str:
     """Read the arguments of a forward call; a string is the reason why this call cannot be folded."""
-    reason = _reason_not_to_fold(model, arguments)
+    given = {name: value for name, value in arguments.items() if value is not None}
+    reason = _reason_of_arguments(model, given) or _reason_of_modules(model)
     if reason is not None:
         return reason
-    input_ids: torch.Tensor = arguments["input_ids"]
+    input_ids: torch.Tensor = given["input_ids"]
     batch, length = input_ids.shape
-    mask, positions, boundaries = (arguments.get(n) for n in ("attention_mask", "position_ids", "cu_seq_lens_q"))
+    mask, positions, boundaries = (given.get(n) for n in ("attention_mask", "position_ids", "cu_seq_lens_q"))
     ids = _to_numpy(input_ids).reshape(-1)
     position_ids = None if positions is None else _to_numpy(positions.expand(batch, length))
     if mask is None:
-        starts = _row_starts(batch, length)
-        if boundaries is not None:
-            if batch != 1:
-                return "cu_seq_lens_q is given for more than one row"
-            starts = _to_numpy(boundaries)[:-1]
-            if position_ids is None:
-                return "cu_seq_lens_q is given without position_ids"
-        elif position_ids is not None:
-            starts = _packed_starts(position_ids)
+        starts = np.arange(batch, dtype=np.int64) * length
+        if position_ids is not None:
+            steps = np.diff(position_ids, axis=1)
+            if (steps > 1).any():
+                return "position_ids jump ahead and there is no attention_mask to say that a row is one sequence"
+            starts = np.flatnonzero(np.pad(steps != 1, ((0, 0), (1, 0)), constant_values=True))
+        if boundaries is not None and not np.array_equal(_to_numpy(boundaries)[:-1], starts):
+            return "cu_seq_lens_q and position_ids disagree on where sequences start"
         token_index = np.arange(batch * length)
         cu_seq_lengths = np.append(starts, batch * length)
     else:
-        present = _to_numpy(mask) != 0
+        present = (mask != 0).cpu().numpy()
         lengths = present.sum(1)
         spans = np.where(lengths > 0, length - present[:, ::-1].argmax(1) - present.argmax(1), 0)
         if (spans != lengths).any():
@@ -88,11 +92,10 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
         None if position_ids is None else position_ids.reshape(-1)[token_index],
         cu_seq_lengths.astype(np.int64),
     )
-    return _reason_of_labels(arguments, call) or call
+    return _reason_of_labels(given, call) or call
 
 
-def _reason_not_to_fold(model: PreTrainedModel, arguments: Mapping[str, Any]) -> str | None:
-    given = {name: value for name, value in arguments.items() if value is not None}
+def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> str | None:
     if given.get("past_key_values") is not None or given.get("use_cache"):
         return USES_CACHE
     input_ids, mask, positions = (given.get(n) for n in ("input_ids", "attention_mask", "position_ids"))
@@ -108,47 +111,60 @@ def _reason_not_to_fold(model: PreTrainedModel, arguments: Mapping[str, Any]) ->
         return "attention weights are asked for (output_attentions)"
     if given.get("output_router_logits", getattr(model.config, "output_router_logits", False)):
         return "router logits are asked for (output_router_logits): balancing losses count tokens, not unique tokens"
-    if model.training and (dropout := _active_dropout(model)):
-        return f"{dropout} is a dropout above 0 in training: copies of a token would share one mask"
-    for name, value in given.items():
-        if name not in _OWN_ARGUMENTS | _HARMLESS_ARGUMENTS and value is not False:
-            return f"the argument {name} is given, which folding does not know"
-    return None
+    if not _is_plain_selection(given.get("logits_to_keep", 0)):
+        return "logits_to_keep is neither an int nor a 1-D tensor of columns"
+    unknown = given.keys() - _OWN_ARGUMENTS - _HARMLESS_ARGUMENTS
+    return f"the argument {min(unknown)} is given, which folding does not know" if unknown else None
 
 
-def _active_dropout(model: PreTrainedModel) -> str | None:
+def _is_plain_selection(logits_to_keep: object) -> bool:
+    if isinstance(logits_to_keep, torch.Tensor):
+        return logits_to_keep.ndim == 1 and logits_to_keep.dtype in (torch.int32, torch.int64)
+    return type(logits_to_keep) is int
+
+
+def _reason_of_modules(model: PreTrainedModel) -> str | None:
+    """What in the model itself makes a token's row depend on more than its left context, or shows rows to others."""
     for name, module in model.named_modules():
-        if isinstance(module, torch.nn.modules.dropout._DropoutNd) and module.p > 0:
-            return name
-        for attribute in ("attention_dropout", "dropout", "dropout_prob"):
-            value = getattr(module, attribute, 0.0)
-            if isinstance(value, float) and value > 0 and not isinstance(module, torch.nn.Dropout):
-                return f"{name}.{attribute}"
+        if module.training and (random := _randomness(module)):
+            return f"{name}{random} is above 0 in training: copies of a token would share one random draw"
+        if module is model:
+            # hooks of the module that was called see the caller's layout
+            continue
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            function = getattr(hook, "func", hook)
+            if not (getattr(function, "__module__", None) or "").startswith(_HARMLESS_HOOKS):
+                shown = getattr(function, "__name__", function)
+                return f"{name} has the forward hook {shown}, which would see compact rows"
     return None
 
 
-def _reason_of_labels(arguments: Mapping[str, Any], call: FoldableCall) -> str | None:
+def _randomness(module: torch.nn.Module) -> str | None:
+    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        return ".p" if module.p > 0 else None
+    for name, value in vars(module).items():
+        is_random = ("drop" in name or "jitter" in name) and "layerdrop" not in name
+        if is_random and isinstance(value, float) and value > 0:
+            return f".{name}"
+    return None
+
+
+def _reason_of_labels(given: Mapping[str, Any], call: FoldableCall) -> str | None:
     """Labels that are predicted from padding have no folded row to come from."""
-    labels = arguments.get("labels")
-    if labels is None or not call.is_padded or labels.shape != call.batch_shape:
+    labels, shifted = given.get("labels"), given.get("shift_labels")
+    if not call.is_padded or (labels is None and shifted is None):
         return None
+    if not isinstance(given.get("logits_to_keep", 0), int) or given.get("logits_to_keep", 0) != 0:
+        return "there are labels for a part of the logits of a padded batch (logits_to_keep)"
     real = np.zeros(call.batch_shape[0] * call.batch_shape[1], bool)
     real[call.token_index] = True
-    counted = _to_numpy(labels)[:, 1:] != -100
-    if (counted & ~real.reshape(call.batch_shape)[:, :-1]).any():
-        return "labels count tokens that follow padding (set them to -100)"
+    real = real.reshape(call.batch_shape)
+    counted = [(labels[:, 1:], real[:, :-1])] if labels is not None and labels.shape == call.batch_shape else []
+    counted += [(shifted, real)] if shifted is not None and shifted.shape == call.batch_shape else []
+    for targets, predictors in counted:
+        if ((_to_numpy(targets) != -100) & ~predictors).any():
+            return "labels count tokens that follow padding (set them to -100)"
     return None
-
-
-def _row_starts(batch: int, length: int) -> NDArray[np.int64]:
-    return np.arange(batch, dtype=np.int64) * length
-
-
-def _packed_starts(position_ids: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sequence starts in packed rows, by transformers' own rule: wherever a position does not follow the last."""
-    is_start = np.ones(position_ids.shape, bool)
-    is_start[:, 1:] = np.diff(position_ids, axis=1) != 1
-    return np.flatnonzero(is_start)
 
 
 def _to_numpy(tensor: torch.Tensor) -> NDArray[np.int64]:

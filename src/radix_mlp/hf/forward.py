@@ -15,7 +15,7 @@ from radix_mlp.hf.support import decoder_of
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
 
-__all__ = ["compact_arguments", "forward_compact", "takes_any_keyword"]
+__all__ = ["compact_arguments", "forward_compact", "signature_of", "takes_any_keyword"]
 
 
 def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any]:
@@ -27,16 +27,27 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
         "use_cache": False,
         "return_dict": True,
     }
-    if takes_any_keyword(type(model)):
+    if takes_any_keyword(model):
         arguments["radix_tree"] = plan.tree
     return arguments
 
 
-@functools.cache
-def takes_any_keyword(model_class: type[PreTrainedModel]) -> bool:
-    """Whether the forward of a class has `**kwargs`, which transformers hands down to attention."""
-    parameters = inspect.signature(model_class.forward).parameters.values()
+def signature_of(model: PreTrainedModel) -> inspect.Signature:
+    """The signature of the forward of the model's class, without `self`."""
+    model_class: Any = type(model)
+    return _signature(model_class)
+
+
+def takes_any_keyword(model: PreTrainedModel) -> bool:
+    """Whether the forward has `**kwargs`, which transformers hands down to attention."""
+    parameters = signature_of(model).parameters.values()
     return any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters)
+
+
+@functools.cache
+def _signature(model_class: Any) -> inspect.Signature:
+    signature = inspect.signature(model_class.forward)
+    return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
 def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:

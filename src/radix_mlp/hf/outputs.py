@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.errors import NoCacheError, UnsupportedCallError
 from radix_mlp.hf.calls import FoldableCall
 from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.ops.fold import copy_rows
@@ -23,7 +23,7 @@ class FoldedCache:
 
     def refuse(self) -> NoReturn:
         """Raise the error that any use of this object ends in."""
-        raise UnsupportedCallError(
+        raise NoCacheError(
             "the call that returned this was folded, so it kept no key-value cache. Call the model with use_cache=True "
             "to get one."
         )
@@ -45,22 +45,28 @@ class CallerLayout:
         self._device = plan.unfold_index.device
         rows = np.full(call.batch_shape[0] * call.batch_shape[1], -1, np.int64)
         rows[call.token_index] = plan.plan.unfold_index
+        self.num_rows = plan.plan.num_rows
         # [B, T], -1 where there is no token
         self._rows = rows.reshape(call.batch_shape)
 
     def keep(self, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
         """Narrow the layout to the columns that transformers keeps; returns the rows the head has to run on."""
-        columns: Any = slice(-logits_to_keep, None)
-        if isinstance(logits_to_keep, torch.Tensor):
-            columns = logits_to_keep.cpu().numpy()
+        columns: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep.cpu().numpy()
         rows = self._rows[:, np.arange(self._rows.shape[1])[columns]]
         unique, place = np.unique(rows[rows >= 0], return_inverse=True)
         self._rows = np.full(rows.shape, -1, np.int64)
         self._rows[rows >= 0] = place
-        return torch.from_numpy(unique).to(self._device)
+        # where only padding is asked for, the head gets a row for nothing
+        self.num_rows = max(len(unique), 1)
+        return torch.from_numpy(unique if len(unique) else np.zeros(1, np.int64)).to(self._device)
 
     def unfold(self, x: torch.Tensor) -> torch.Tensor:
         """`[1, M, ...]` -> `[B, T, ...]`, zero where there is no token; the gradient is summed in a fixed order."""
+        if tuple(x.shape[:2]) != (1, self.num_rows):
+            raise UnsupportedCallError(
+                f"an output has the shape {tuple(x.shape)} instead of (1, {self.num_rows}, ...), so it cannot be "
+                "unfolded. Call radix_mlp.disable(model) for this call."
+            )
         index = torch.from_numpy(self._rows).to(x.device)
         out = copy_rows(x[0], index.clamp(min=0).flatten()).view(*index.shape, *x.shape[2:])
         if (self._rows < 0).any():

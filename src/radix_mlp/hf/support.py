@@ -9,7 +9,9 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-__all__ = ["decoder_of", "why_unsupported"]
+from radix_mlp.hf.proven import PROVEN_TYPES
+
+__all__ = ["decoder_of", "is_proven", "why_unsupported"]
 
 _FOLDABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -41,6 +43,13 @@ def why_unsupported(model: PreTrainedModel) -> str | None:
         for reason in _module_reasons(name, module):
             return reason
     return None
+
+
+def is_proven(trunk: PreTrainedModel) -> bool:
+    """Whether the sweep has shown this type to fold exactly, and all its code is that of transformers."""
+    stock = ("transformers.models.", "transformers.activations", "transformers.pytorch_utils", "torch.", "peft.")
+    own_code = (type(module).__module__ for module in trunk.modules())
+    return trunk.config.model_type in PROVEN_TYPES and all(name.startswith(stock) for name in own_code)
 
 
 def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:

@@ -59,8 +59,8 @@ class AttentionTree(NamedTuple):
         tensor([3, 2, 3], dtype=torch.int32)
         """
         index = end.new_empty(0, dtype=torch.int64)
-        host = torch.empty(0, dtype=torch.int64)
-        tiles = torch.empty(0, dtype=torch.int32)
+        host = torch.empty(0, dtype=torch.int64, device="cpu")
+        tiles = torch.empty(0, dtype=torch.int32, device="cpu")
         tables = end.new_empty(0, dtype=torch.int32)
         sizes = torch.zeros(4, dtype=torch.int32)
         short = end.to(torch.int32), depth.to(torch.int32)
@@ -96,7 +96,9 @@ def to_device(plan: RadixPlan, device: torch.device | str) -> DevicePlan:
     # the tensors are kept, not the DevicePlan: that one points back here, and a cycle would hold device memory
     cache: dict[torch.device, tuple[tuple[Tensor, ...], AttentionTree]] = plan.__dict__.setdefault("_tensors", {})
     if device not in cache:
-        cache[device] = _copy(plan, device)
+        # kept for later calls, which may train
+        with torch.inference_mode(False):
+            cache[device] = _copy(plan, device)
     (ids, positions, fold, unfold, cu, last), tree = cache[device]
     return DevicePlan(ids, positions, fold, unfold, cu, last, tree, plan)
 
@@ -119,13 +121,13 @@ def _copy(plan: RadixPlan, device: torch.device) -> tuple[tuple[Tensor, ...], At
     runs, statistics = pack_runs(plan.end, plan.depth) if on_cuda else (np.zeros(0, np.int32), np.zeros(0, np.int64))
     short: list[NDArray[Any]] = [plan.end, plan.depth, tables, runs]
     sizes = [8 * len(array) for array in long] + [4 * len(array) for array in short]
-    packed = torch.empty(sum(sizes), dtype=torch.uint8, pin_memory=on_cuda)
+    packed = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu", pin_memory=on_cuda)
     dtypes = [torch.int64] * len(long) + [torch.int32] * len(short)
     for array, part in zip(long + short, _parts(packed, sizes, dtypes), strict=True):
         np.copyto(part.numpy(), array)
     parts = _parts(packed.to(device, non_blocking=True), sizes, dtypes)
     ids, positions, fold, unfold, cu, last, end, depth, device_tables, device_runs = parts
-    host_cu = torch.tensor(plan.cu_seq_lengths)
+    host_cu = torch.tensor(plan.cu_seq_lengths, device="cpu")
     host = torch.from_numpy(tiles), device_tables, torch.from_numpy(table_sizes)
     tree = AttentionTree(end, depth, fold, unfold, cu, host_cu, *host, device_runs, torch.from_numpy(statistics))
     return (ids, positions, fold, unfold, cu, last), tree

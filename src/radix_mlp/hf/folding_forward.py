@@ -1,0 +1,157 @@
+"""The forward of an enabled module: fold this call or run it as it is, and say which."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn
+
+import torch
+from transformers import PreTrainedModel
+
+from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.hf.attention_function import is_tree_mask, register
+from radix_mlp.hf.calls import USES_CACHE, read_call
+from radix_mlp.hf.forward import signature_of, takes_any_keyword
+from radix_mlp.hf.outputs import FoldedCache, FoldedCall
+from radix_mlp.hf.support import decoder_of
+from radix_mlp.hf.threshold import should_fold
+from radix_mlp.plan import build_plan
+
+__all__ = ["CallReport", "FoldingForward", "HeadForward", "Settings", "refuse_data_parallel"]
+
+# the keyword with which a head tells its trunk that this call runs unfolded
+_STAY_UNFOLDED = "radix_stay_unfolded"
+
+
+@dataclass(frozen=True)
+class CallReport:
+    """What the last call of an enabled model did."""
+
+    folded: bool
+    reason: str
+    num_tokens: int = 0
+    num_compact: int = 0
+
+
+@dataclass
+class Settings:
+    """What `enable` was asked for, shared by the trunk and the head of a model."""
+
+    threshold: float | Literal["auto"]
+    impl: str
+    fallback: str
+    last_call: CallReport | None = None
+    warned: set[str] = field(default_factory=set)
+
+    def note_unfolded(self, reason: str) -> None:
+        """Remember and tell why a call runs unfolded; an error where the caller asked to always fold."""
+        self.last_call = CallReport(False, reason)
+        if reason == USES_CACHE:
+            return
+        if self.threshold != "auto" and self.threshold >= 1:
+            raise UnsupportedCallError(
+                f"this call cannot be folded: {reason}. Change the call, or enable the model with threshold='auto' "
+                "to run such calls unfolded."
+            )
+        if reason not in self.warned:
+            self.warned.add(reason)
+            warnings.warn(f"radix-mlp runs this call unfolded: {reason}.", UserWarning, stacklevel=6)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """A model loaded in another process needs the attention function there, too."""
+        self.__dict__.update(state)
+        register(self.impl, self.fallback)
+
+
+class FoldingForward:
+    """Stands in for the forward of one module, which it owns: a copied or pickled model runs its own copy."""
+
+    def __init__(self, module: PreTrainedModel, settings: Settings) -> None:
+        self.module = module
+        self.settings = settings
+        self.previous: Callable[..., Any] | None = module.__dict__.get("forward")
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the module's own forward, since trainers inspect it."""
+        return signature_of(self.module)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Fold the call if that is exact and pays."""
+        run = self._run
+        if kwargs.pop(_STAY_UNFOLDED, False) or is_tree_mask(kwargs.get("attention_mask")):
+            return run(*args, **kwargs)
+        folded = self._fold(self._named(args, kwargs))
+        if folded is not None:
+            return folded.unfold(run(**folded.arguments))
+        if self.module is not decoder_of(self.module) and takes_any_keyword(self.module):
+            # a head that stays unfolded must not have its trunk fold behind its back
+            kwargs[_STAY_UNFOLDED] = True
+        return run(*args, **kwargs)
+
+    @property
+    def _run(self) -> Callable[..., Any]:
+        return self.previous or functools.partial(type(self.module).forward, self.module)
+
+    def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        arguments = self.__signature__.bind_partial(*args, **kwargs).arguments
+        return arguments | arguments.pop("kwargs", {})
+
+    @torch.compiler.disable
+    def _fold(self, arguments: dict[str, Any]) -> FoldedCall | None:
+        """The call on its way through compact rows, or None if it is to run unfolded."""
+        settings, module = self.settings, self.module
+        if isinstance(arguments.get("past_key_values"), FoldedCache):
+            arguments["past_key_values"].refuse()
+        if settings.threshold == 0:
+            settings.last_call = CallReport(False, "threshold is 0")
+            return None
+        call = read_call(module, arguments)
+        if isinstance(call, str):
+            settings.note_unfolded(call)
+            return None
+        plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
+        fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold)
+        settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact)
+        if not fold:
+            return None
+        attention = decoder_of(module).config._attn_implementation
+        if not attention.startswith("radix"):
+            raise UnsupportedCallError(
+                f"the attention implementation was set to {attention!r} after radix_mlp.enable, so no layer would see "
+                "the tree. Call radix_mlp.enable(model) again."
+            )
+        return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device))
+
+
+class HeadForward(FoldingForward):
+    """For heads on the trunk's output: the trunk folds, unless the loss would read what stands at padding."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the head as it is, its trunk folded or not."""
+        reason = self._reason(self._named(args, kwargs))
+        if reason is not None:
+            self.settings.note_unfolded(reason)
+            kwargs[_STAY_UNFOLDED] = True
+        return self._run(*args, **kwargs)
+
+    def _reason(self, arguments: dict[str, Any]) -> str | None:
+        if self.settings.threshold == 0 or not takes_any_keyword(self.module):
+            return None
+        labels, mask = arguments.get("labels"), arguments.get("attention_mask")
+        per_token = isinstance(labels, torch.Tensor) and isinstance(mask, torch.Tensor) and labels.shape == mask.shape
+        if (per_token or arguments.get("start_positions") is not None) and mask is not None and bool((mask == 0).any()):
+            return "the loss of this head may count padding, which a folded call does not compute"
+        return None
+
+
+def refuse_data_parallel() -> NoReturn:
+    """In place of `_replicate_for_data_parallel`: a replica's forward would run the weights of the original."""
+    raise UnsupportedCallError(
+        "torch.nn.DataParallel copies an enabled model without its forward. Use DistributedDataParallel (torchrun or "
+        "accelerate launch), one GPU (CUDA_VISIBLE_DEVICES), or radix_mlp.disable(model)."
+    )

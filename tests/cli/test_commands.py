@@ -168,6 +168,9 @@ def test_bad_lines(tmp_path, texts):
         (["verify", "TEXTS", "-m", "tiny", "--against", "it"], "against='it'"),
         (["explain", "TEXTS", "-t", "tiny", "--shape", "gpt-9"], "shape='gpt-9'"),
         (["explain", "TEXTS", "-t", "tiny", "--html", "nowhere/a.html"], "no folder nowhere"),
+        (["embed", "TEXTS", "-m", "tiny", "-o", "TEXTS"], "that is the input itself"),
+        (["explain", "TEXTS", "-t", "tiny", "--html", "TEXTS"], "that is the input itself"),
+        (["embed", ".", "-m", "tiny"], "that is a folder"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(texts, arguments, message):

@@ -59,7 +59,7 @@ def classify(
       radix-mlp classify table.csv --field title --pair-field body -m tiny-classifier
       radix-mlp classify answers.jsonl -m ./reward-model -o rewards.npy
     """
-    check_output(output)
+    check_output(output, file)
     chosen = o.parse_threshold(threshold)
     skipped = Skipped()
     on_skip = skipped if skip_bad else None

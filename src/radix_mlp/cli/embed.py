@@ -70,7 +70,7 @@ def embed(
       radix-mlp embed queries.txt -m ./Qwen3-Embedding-0.6B --prompt-name query
       cat texts.jsonl | radix-mlp embed - -m tiny --skip-bad > vectors.jsonl
     """
-    check_output(output)
+    check_output(output, file)
     chosen = o.parse_threshold(threshold)
     skipped = Skipped()
     on_skip = skipped if skip_bad else None

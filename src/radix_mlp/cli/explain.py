@@ -14,7 +14,7 @@ from radix_mlp.cli import options as o
 from radix_mlp.cli.job import without_rejected
 from radix_mlp.cli.read import Record, read_records
 from radix_mlp.cli.show import Skipped, tree_table
-from radix_mlp.errors import InvalidInputError
+from radix_mlp.cli.write import check_output
 
 if TYPE_CHECKING:
     from radix_mlp.engine.scheduler import Ids
@@ -81,9 +81,8 @@ def explain(
       radix-mlp explain texts.txt -t ./model --shape ./model --html tree.html
       radix-mlp explain options.jsonl -t tiny --field context --field continuation
     """
-    for output in (html, png):
-        if output is not None and not output.parent.is_dir():
-            raise InvalidInputError(f"{output}: no folder {output.parent}. Make it first.")
+    check_output(html, file, option="--html", suffixes=None)
+    check_output(png, file, option="--png", suffixes=None)
     skipped = Skipped()
     on_skip = skipped if skip_bad else None
     records = read_records(file, tuple(field or ["text"]), file_format=file_format, on_skip=on_skip)

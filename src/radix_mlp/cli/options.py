@@ -107,7 +107,7 @@ OutputOption = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="A .npy, .jsonl or .parquet file; JSON lines on standard output unless given.",
+        help="A .npy, .jsonl or .parquet file, replaced if it exists; JSON lines on standard output unless given.",
         rich_help_panel=OUTPUT,
     ),
 ]

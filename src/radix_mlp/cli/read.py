@@ -123,6 +123,8 @@ def _format(name: str, file_format: str | None) -> str:
         return file_format
     if name == "-":
         return "jsonl"
+    if Path(name).is_dir():
+        raise InvalidInputError(f"{name}: that is a folder. Give one file.")
     suffix = Path(name).suffix.lower()
     if suffix not in SUFFIXES:
         raise InvalidInputError(

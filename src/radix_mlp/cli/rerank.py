@@ -115,7 +115,7 @@ def rerank(
       radix-mlp rerank queries.jsonl -m ./reranker --instruction "Find such code"
       radix-mlp rerank queries.jsonl -m tiny-reranker --compare > ranked.jsonl
     """
-    check_output(output)
+    check_output(output, file)
     if output is not None and output.suffix.lower() == ".npy":
         raise InvalidInputError(f"--output {output}: sorted scores say nothing without their documents. Use .jsonl.")
     chosen = o.parse_threshold(threshold)

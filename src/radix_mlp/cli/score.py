@@ -68,7 +68,7 @@ def score(
       radix-mlp score table.csv --context-field question -m tiny -o scores.npy
       echo '{"context": "2 + 2 =", "continuation": " 4"}' | radix-mlp score - -m tiny
     """
-    check_output(output)
+    check_output(output, file)
     chosen = o.parse_threshold(threshold)
     skipped = Skipped()
     on_skip = skipped if skip_bad else None

@@ -21,16 +21,20 @@ Columns = Mapping[str, Any]
 """Name -> a list with one value a record, or an array with one row a record."""
 
 
-def check_output(output: Path | None) -> None:
-    """Raise `InvalidInputError` before any work if the results could not be written there."""
+def check_output(
+    output: Path | None, source: str, *, option: str = "--output", suffixes: tuple[str, ...] | None = SUFFIXES
+) -> None:
+    """Raise `InvalidInputError` before any work if the results could not be written there, or over their source."""
     if output is None:
         return
-    if output.suffix.lower() not in SUFFIXES:
-        raise InvalidInputError(f"--output {output}: unknown extension; known are {', '.join(SUFFIXES)}.")
+    if suffixes is not None and output.suffix.lower() not in suffixes:
+        raise InvalidInputError(f"{option} {output}: unknown extension; known are {', '.join(suffixes)}.")
     if not output.parent.is_dir():
-        raise InvalidInputError(f"--output {output}: no folder {output.parent}. Make it first.")
+        raise InvalidInputError(f"{option} {output}: no folder {output.parent}. Make it first.")
     if output.is_dir():
-        raise InvalidInputError(f"--output {output}: that is a folder.")
+        raise InvalidInputError(f"{option} {output}: that is a folder.")
+    if output.exists() and Path(source).exists() and output.samefile(source):
+        raise InvalidInputError(f"{option} {output}: that is the input itself. Give the results another name.")
 
 
 def write_results(output: Path | None, columns: Columns, array: str) -> None:

@@ -30,21 +30,16 @@ def batch(sequences) -> dict[str, torch.Tensor]:
     ("model_type", "attribute"),
     [
         ("starcoder2", "residual_dropout"),
-        ("mixtral", "router_jitter_noise"),
         ("mixtral", "jitter_noise"),
         ("phimoe", "input_jitter_noise"),
         ("seed_oss", "residual_dropout"),
     ],
 )
 def test_every_random_number_of_training_is_seen(batch, model_type, attribute) -> None:
-    config = tiny_config(model_type)
     model = tiny_model(model_type)
     radix_mlp.enable(model).train()
-    if not hasattr(config, attribute):
-        pytest.skip(f"{model_type} has no {attribute}")
     found = [module for module in model.modules() if isinstance(vars(module).get(attribute), float)]
-    if not found:
-        pytest.skip(f"{model_type} keeps no {attribute} on its modules")
+    assert found
     for module in found:
         setattr(module, attribute, 0.1)
     with pytest.warns(UserWarning, match=f"{attribute} is above 0"):

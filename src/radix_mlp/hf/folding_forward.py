@@ -74,6 +74,8 @@ class FoldingForward:
         self.module = module
         self.settings = settings
         self.previous: Callable[..., Any] | None = module.__dict__.get("forward")
+        # whether keywords of ours reach the trunk
+        self.passes_keywords = takes_any_keyword(module)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -85,10 +87,10 @@ class FoldingForward:
         run = self._run
         if kwargs.pop(_STAY_UNFOLDED, False) or is_tree_mask(kwargs.get("attention_mask")):
             return run(*args, **kwargs)
-        folded = self._fold(self._named(args, kwargs))
+        folded = self._fold(args, kwargs)
         if folded is not None:
             return folded.unfold(run(**folded.arguments))
-        if self.module is not decoder_of(self.module) and takes_any_keyword(self.module):
+        if self.passes_keywords and self.module is not decoder_of(self.module):
             # a head that stays unfolded must not have its trunk fold behind its back
             kwargs[_STAY_UNFOLDED] = True
         return run(*args, **kwargs)
@@ -102,9 +104,9 @@ class FoldingForward:
         return arguments | arguments.pop("kwargs", {})
 
     @torch.compiler.disable
-    def _fold(self, arguments: dict[str, Any]) -> FoldedCall | None:
+    def _fold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FoldedCall | None:
         """The call on its way through compact rows, or None if it is to run unfolded."""
-        settings, module = self.settings, self.module
+        settings, module, arguments = self.settings, self.module, self._named(args, kwargs)
         if isinstance(arguments.get("past_key_values"), FoldedCache):
             arguments["past_key_values"].refuse()
         if settings.threshold == 0:
@@ -133,15 +135,17 @@ class HeadForward(FoldingForward):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the head as it is, its trunk folded or not."""
-        reason = self._reason(self._named(args, kwargs))
+        reason = self._reason(args, kwargs)
         if reason is not None:
             self.settings.note_unfolded(reason)
             kwargs[_STAY_UNFOLDED] = True
         return self._run(*args, **kwargs)
 
-    def _reason(self, arguments: dict[str, Any]) -> str | None:
-        if self.settings.threshold == 0 or not takes_any_keyword(self.module):
+    @torch.compiler.disable
+    def _reason(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        if self.settings.threshold == 0 or not self.passes_keywords:
             return None
+        arguments = self._named(args, kwargs)
         labels, mask = arguments.get("labels"), arguments.get("attention_mask")
         per_token = isinstance(labels, torch.Tensor) and isinstance(mask, torch.Tensor) and labels.shape == mask.shape
         if (per_token or arguments.get("start_positions") is not None) and mask is not None and bool((mask == 0).any()):

@@ -7,10 +7,15 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 if not torch.cuda.is_available():
     # kernels run in Triton's interpreter; it reads this when it is first imported, by whichever test that is
     os.environ["TRITON_INTERPRET"] = "1"
+
+# the first draw of a process may wait for the planner to compile
+settings.register_profile("tests", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -75,7 +75,7 @@ class CallerLayout:
 
 
 class FoldedCall:
-    """A caller's call while it runs on compact rows: the arguments that go in, and the outputs in the layout it was given in."""
+    """A call while it runs on compact rows: the arguments that go in, and the outputs in the caller's layout."""
 
     def __init__(
         self, model: PreTrainedModel, caller_arguments: dict[str, Any], call: FoldableCall, plan: DevicePlan

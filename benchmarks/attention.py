@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -37,6 +35,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from provenance import provenance
 from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.testing.batches import prefix_batch, random_batch
@@ -94,8 +93,8 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a CUDA device")
-    provenance = describe()
-    print("  ".join(f"{key} {value}" for key, value in provenance.items()))
+    where = provenance()
+    print(json.dumps(where))
     print(
         f"{args.heads} query heads, {args.kv_heads} kv heads, width {args.width}, {args.dtype}, storage {args.layout}"
     )
@@ -126,30 +125,11 @@ def main() -> None:
                 shape = {"heads": args.heads, "kv_heads": args.kv_heads, "width": args.width, "dtype": args.dtype}
                 rows.append(
                     {"case": name, "pass": kind, "method": method.name, "ms": milliseconds, "tflops": speed}
-                    | {"layout": args.layout, "host_us": host[method.name], **shape, **provenance}
+                    | {"layout": args.layout, "host_us": host[method.name], **shape, **where}
                 )
     if args.json:
         args.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sys.exit(red)
-
-
-def describe() -> dict[str, str]:
-    def run(*command: str) -> str:
-        try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-        except (OSError, subprocess.CalledProcessError):
-            return "unknown"
-
-    import triton as triton_package
-
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "driver": run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
-        "torch": torch.__version__,
-        "triton": triton_package.__version__,
-        "python": platform.python_version(),
-        "commit": run("git", "describe", "--always", "--dirty"),
-    }
 
 
 def make_problem(name: str, args: argparse.Namespace) -> Problem:

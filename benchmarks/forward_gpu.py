@@ -37,8 +37,7 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also time the compiled trunk")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
-    gpu = torch.cuda.get_device_name()
-    print(json.dumps(provenance(gpu=gpu, cuda=torch.version.cuda, shape=options.shape)))
+    print(json.dumps(provenance(cuda=torch.version.cuda, shape=options.shape)))
     torch.manual_seed(0)
     config = Qwen3Config(
         **SHAPES[options.shape], num_key_value_heads=8, head_dim=128, vocab_size=32_000, initializer_range=0.05

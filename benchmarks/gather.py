@@ -13,6 +13,7 @@ the last bits of the dtype) before anything is timed.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +22,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attention import DTYPES, Method, describe, measure
+from attention import DTYPES, Method, measure
+from provenance import provenance
 from radix_mlp.ops.impl.rows import Copies
 from radix_mlp.ops.impl.triton_gather import GATHER, SUM, Launch, triton_gather, triton_sum
 from radix_mlp.plan import RadixPlan, build_plan
@@ -45,7 +47,7 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a CUDA device")
-    print("  ".join(f"{key} {value}" for key, value in describe().items()))
+    print(json.dumps(provenance()))
     print(f"q {args.heads}, k and v {args.kv_heads} heads, width {args.width}, {args.dtype}, storage {args.layout}")
     print(f"{'case':>14} {'M':>7} {'N':>8} {'what':>8} {'method':>14} {'ms':>8} {'GB/s':>7} {'of copy':>7}")
     red = False

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attention import CASES, DTYPES, Method, Problem, describe, flash, gate, make_problem, measure, through_autograd
+from attention import CASES, DTYPES, Method, Problem, flash, gate, make_problem, measure, through_autograd
+from provenance import provenance
 from radix_mlp.ops import tree_attention
 
 
@@ -40,8 +41,8 @@ def main() -> None:
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a CUDA device")
-    provenance = describe()
-    print("  ".join(f"{key} {value}" for key, value in provenance.items()))
+    where = provenance()
+    print(json.dumps(where))
     print(f"{'case':>14} {'M':>7} {'N':>8} {'pass':>8} {'method':>8} {'ms':>9} {'host us':>8}")
     rows: list[dict[str, Any]] = []
     red = False
@@ -65,7 +66,7 @@ def main() -> None:
                     f"{milliseconds:>9.4f} {host[method]:>8.0f}"
                 )
                 shape = {key: getattr(args, key) for key in ("heads", "kv_heads", "width", "dtype", "layout")}
-                rows.append({"case": name, "pass": kind, "method": method, "ms": milliseconds, **shape, **provenance})
+                rows.append({"case": name, "pass": kind, "method": method, "ms": milliseconds, **shape, **where})
     if args.json:
         args.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
     sys.exit(red)

@@ -21,10 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -32,11 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
 import radix_mlp
+from provenance import provenance
 from radix_mlp.plan import build_plan
 from radix_mlp.testing.batches import random_batch
 from radix_mlp.testing.planner_process import UPSTREAM_VERSION, PlannerProcess, fetch_upstream
@@ -66,9 +63,8 @@ def main() -> None:
     theirs_folder = options.upstream or fetch_upstream(options.version)
     ours_folder = Path(radix_mlp.__file__).parent.parent
 
-    for line in provenance(theirs_folder):
-        print(line)
-    print()
+    upstream = next((path.name for path in theirs_folder.glob("radix_mlp-*.dist-info")), "unknown")
+    print(json.dumps(provenance(upstream=upstream)) + "\n")
     print(
         f"{'kind':8}{'batch':34}{'N':>9}{'M/N':>7}{'ours us':>10}"
         f"{'ns/tok':>8}{'theirs us':>11}{'ratio':>7}{'plan us':>10}"
@@ -210,23 +206,6 @@ def few_shot(rng: np.random.Generator) -> Batch:
 def with_positions(ids: NDArray[np.int64], cu: NDArray[np.int64]) -> Batch:
     positions = np.arange(len(ids)) - np.repeat(cu[:-1], np.diff(cu))
     return ids.astype(np.uint32), positions.astype(np.uint32), cu.astype(np.uint32)
-
-
-def provenance(theirs: Path) -> list[str]:
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
-    here = Path(__file__).parent
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True, check=False
-    )
-    upstream = next((path.name for path in theirs.glob("radix_mlp-*.dist-info")), "unknown")
-    return [
-        f"{cpu}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}, {platform.system()}",
-        f"Python {platform.python_version()}, numpy {np.__version__}, numba {numba.__version__}",
-        f"radix-mlp {radix_mlp.__version__} at {commit.stdout.strip() or 'no commit'}; upstream {upstream}",
-    ]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import sys
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -14,7 +15,12 @@ __all__ = ["cpu_name", "provenance"]
 
 
 def provenance(**more: Any) -> dict[str, Any]:
-    """Machine, versions, commit and date as one JSON-able record."""
+    """Machine, versions, commit and date as one JSON-able record; the GPU too, where torch is in use and sees one."""
+    torch = sys.modules.get("torch")
+    gpu = {}
+    if torch is not None and torch.cuda.is_available():
+        driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        gpu = {"gpu": torch.cuda.get_device_name(), "driver": driver, "triton": _version("triton")}
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": commit(),
@@ -23,16 +29,15 @@ def provenance(**more: Any) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
         **{name: _version(name) for name in ("radix-mlp", "torch", "transformers", "numpy", "numba")},
+        **gpu,
         **more,
     }
 
 
 def commit() -> str:
     """The commit of the checkout, with a mark if files have changed since."""
-    here = Path(__file__).parent
-    run = lambda *words: subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=False)  # noqa: E731
-    short = run("rev-parse", "--short", "HEAD").stdout.strip()
-    return (short + ("+" if run("status", "--porcelain", "-uno").stdout.strip() else "")) or "no checkout"
+    changed = _output("git", "status", "--porcelain", "-uno")
+    return (_output("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")) or "no checkout"
 
 
 def cpu_name() -> str:
@@ -42,6 +47,15 @@ def cpu_name() -> str:
     return next(
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
+
+
+def _output(*command: str) -> str:
+    """What a command prints, run in the checkout; nothing if it fails or is not there."""
+    try:
+        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return result.stdout.strip()
 
 
 def _version(package: str) -> str:

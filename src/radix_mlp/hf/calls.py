@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-__all__ = ["USES_CACHE", "FoldableCall", "read_call"]
+__all__ = ["USES_CACHE", "FoldableCall", "read_call", "selects_logits"]
 
 USES_CACHE = "a key-value cache is used"
 
@@ -123,6 +123,12 @@ def _is_plain_selection(logits_to_keep: object) -> bool:
     return type(logits_to_keep) is int
 
 
+def selects_logits(arguments: Mapping[str, Any]) -> bool:
+    """Whether `logits_to_keep` asks for some columns only; 0 and None stand for all."""
+    kept = arguments.get("logits_to_keep")
+    return isinstance(kept, torch.Tensor) or bool(kept)
+
+
 def _reason_of_modules(model: PreTrainedModel) -> str | None:
     """What in the model itself makes a token's row depend on more than its left context, or shows rows to others."""
     for name, module in model.named_modules():
@@ -154,7 +160,7 @@ def _reason_of_labels(given: Mapping[str, Any], call: FoldableCall) -> str | Non
     labels, shifted = given.get("labels"), given.get("shift_labels")
     if not call.is_padded or (labels is None and shifted is None):
         return None
-    if not isinstance(given.get("logits_to_keep", 0), int) or given.get("logits_to_keep", 0) != 0:
+    if selects_logits(given):
         return "there are labels for a part of the logits of a padded batch (logits_to_keep)"
     real = np.zeros(call.batch_shape[0] * call.batch_shape[1], bool)
     real[call.token_index] = True

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from radix_mlp.errors import NoCacheError, UnsupportedCallError
-from radix_mlp.hf.calls import FoldableCall
+from radix_mlp.hf.calls import FoldableCall, selects_logits
 from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.ops.fold import copy_rows
 from radix_mlp.plan.device import DevicePlan
@@ -86,10 +86,9 @@ class FoldedCall:
         self._layout = self._logits_layout = CallerLayout(call, plan)
         if "output_hidden_states" in caller_arguments:
             self.arguments["output_hidden_states"] = caller_arguments["output_hidden_states"]
-        logits_to_keep = caller_arguments.get("logits_to_keep", 0)
-        if isinstance(logits_to_keep, torch.Tensor) or logits_to_keep:
+        if selects_logits(caller_arguments):
             self._logits_layout = CallerLayout(call, plan)
-            self.arguments["logits_to_keep"] = self._logits_layout.keep(logits_to_keep)
+            self.arguments["logits_to_keep"] = self._logits_layout.keep(caller_arguments["logits_to_keep"])
 
     @torch.compiler.disable
     def unfold(self, outputs: ModelOutput) -> ModelOutput | tuple[Any, ...]:

@@ -64,6 +64,22 @@ def test_half_types_and_no_gradient() -> None:
     assert not result.logprob.requires_grad
 
 
+@pytest.mark.parametrize("budget", [1, 70, 1 << 25])
+def test_likeliest_tokens_are_those_of_the_parent(budget: int) -> None:
+    generator = torch.Generator().manual_seed(3)
+    plan = build_plan([0, 1, 2, 0, 1, 3, 0, 4], [0, 3, 6, 8])
+    hidden, head = torch.randn(5, 6, generator=generator), torch.randn(50, 6, generator=generator)
+    best, ids = (hidden @ head.T).log_softmax(-1).topk(4)
+    result = token_logprobs(hidden, head, plan, rows=[1, 3, 4], top=4, max_logits=budget)
+    assert result.top_ids is not None
+    assert result.top_logprobs is not None
+    assert result.top_ids[[1, 3, 4]].tolist() == ids[[0, 1, 0]].tolist()
+    torch.testing.assert_close(result.top_logprobs[[1, 3, 4]], best[[0, 1, 0]])
+    assert (result.top_ids[[0, 2]] == -1).all()
+    assert result.top_logprobs[[0, 2]].isnan().all()
+    assert token_logprobs(hidden, head, plan).top_ids is None
+
+
 def test_refusals() -> None:
     plan = build_plan([0, 1, 0, 2], [0, 2, 4])
     hidden, head = torch.ones(3, 4), torch.ones(9, 4)
@@ -79,5 +95,9 @@ def test_refusals() -> None:
         token_logprobs(hidden, torch.ones(2, 4), plan)
     with pytest.raises(InvalidInputError, match="bias"):
         token_logprobs(hidden, lambda x: x, plan, bias=torch.ones(4))
+    with pytest.raises(InvalidInputError, match="top is -1"):
+        token_logprobs(hidden, head, plan, top=-1)
+    with pytest.raises(InvalidInputError, match="top is 10: the head has 9"):
+        token_logprobs(hidden, head, plan, top=10)
     with pytest.raises(InvalidDtypeError, match="head is a str"):
         token_logprobs(hidden, "head", plan)  # type: ignore[arg-type]

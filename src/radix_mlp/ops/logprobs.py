@@ -33,6 +33,10 @@ class TokenLogprobs(NamedTuple):
     """`[M]` float32, log p(token of the row | its left context)."""
     is_greedy: Tensor
     """`[M]` bool, whether that token has the largest logit (the first of equals, as argmax has it)."""
+    top_ids: Tensor | None = None
+    """`[M, k]` int64, with `top=k`: the likeliest tokens after the row's parent, best first; -1 elsewhere."""
+    top_logprobs: Tensor | None = None
+    """`[M, k]` float32, with `top=k`: their log-probabilities; NaN elsewhere."""
 
 
 @torch.no_grad()
@@ -43,9 +47,10 @@ def token_logprobs(
     rows: ArrayLike | None = None,
     *,
     bias: Tensor | None = None,
+    top: int = 0,
     max_logits: int = MAX_LOGITS,
 ) -> TokenLogprobs:
-    """How likely the token of every row is after its parent. No gradients.
+    """How likely the token of every row is after its parent. No gradients (`edge_logprobs` has them).
 
     Args:
         hidden: `[M, h]`, the model's last hidden states on the rows of the plan.
@@ -53,16 +58,21 @@ def token_logprobs(
         plan: of the batch.
         rows: rows wanted, on the host; all that have a parent if None. First tokens of sequences have none.
         bias: `[V]`, with a weight.
+        top: how many of the likeliest tokens after each row's parent to tell; at most the vocabulary.
         max_logits: logits (rows times vocabulary) computed at a time.
 
     Raises:
-        InvalidInputError: shapes do not fit, or a row has no parent.
+        InvalidInputError: shapes do not fit, a row has no parent, or `top` is negative or above the vocabulary.
 
     >>> from radix_mlp.plan import build_plan
     >>> plan = build_plan([0, 1, 0, 2], [0, 2, 4])
     >>> token_logprobs(torch.eye(3), torch.eye(3), plan).logprob
     tensor([    nan, -1.5514, -1.5514])
+    >>> token_logprobs(torch.eye(3), torch.eye(3), plan, top=1).top_ids.flatten()
+    tensor([-1,  0,  0])
     """
+    if top < 0:
+        raise InvalidInputError(f"top is {top}: pass the number of likeliest tokens wanted, or 0 for none")
     device_plan = plan.to(hidden.device) if isinstance(plan, RadixPlan) else plan
     host = device_plan.plan
     _check(hidden, head, bias, host)
@@ -70,6 +80,8 @@ def token_logprobs(
     unique_parents, parent_at = np.unique(parents, return_inverse=True)
     logprob = torch.full((host.num_rows,), torch.nan, device=hidden.device)
     is_greedy = torch.zeros(host.num_rows, dtype=torch.bool, device=hidden.device)
+    top_ids = torch.full((host.num_rows, top), -1, device=hidden.device) if top else None
+    top_logprobs = torch.full((host.num_rows, top), torch.nan, device=hidden.device) if top else None
 
     vocabulary = head.shape[0] if isinstance(head, Tensor) else None
     first = 0
@@ -85,10 +97,17 @@ def token_logprobs(
         rows_here = _to(children[low:high], hidden)
         at = _to(parent_at[low:high] - first, hidden)
         tokens = device_plan.compact_ids.index_select(0, rows_here)
-        logprob[rows_here] = logits[at, tokens] - logits.logsumexp(dim=1)[at]
+        total = logits.logsumexp(dim=1)
+        logprob[rows_here] = logits[at, tokens] - total[at]
         is_greedy[rows_here] = logits.argmax(dim=1)[at] == tokens
+        if top_ids is not None and top_logprobs is not None:
+            if top > vocabulary:
+                raise InvalidInputError(f"top is {top}: the head has {vocabulary} tokens")
+            best, ids = logits.topk(top, dim=1)
+            top_ids[rows_here] = ids[at]
+            top_logprobs[rows_here] = (best - total[:, None])[at]
         first += count
-    return TokenLogprobs(logprob, is_greedy)
+    return TokenLogprobs(logprob, is_greedy, top_ids, top_logprobs)
 
 
 def _edges(plan: RadixPlan, rows: ArrayLike | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -6,15 +6,29 @@
     ├── UnsupportedModelError                    this model cannot be folded exactly; says why
     ├── UnsupportedCallError                     this call on an enabled model cannot be folded; says why
     │   └── NoCacheError (also AttributeError)   a folded call kept no key-value cache
-    └── UnsupportedImplError                     this way to run attention cannot do what was asked
+    ├── UnsupportedImplError                     this way to run attention cannot do what was asked
+    └── EngineError                              the engine could not answer a request
+        ├── OverloadedError                      too many requests wait already
+        ├── DeadlineExceededError (also TimeoutError)    not answered in time
+        ├── EngineClosedError                    it is closed, or closing
+        ├── EngineDeadError                      one of its threads has died; nothing runs any more
+        └── InferenceError                       the model failed on this request
+            └── DeviceMemoryError                this request alone does not fit into the device's memory
 
 Every message names the argument or model, the offending value, and what to do instead.
 """
 
 __all__ = [
+    "DeadlineExceededError",
+    "DeviceMemoryError",
+    "EngineClosedError",
+    "EngineDeadError",
+    "EngineError",
+    "InferenceError",
     "InvalidDtypeError",
     "InvalidInputError",
     "NoCacheError",
+    "OverloadedError",
     "RadixError",
     "UnsupportedCallError",
     "UnsupportedImplError",
@@ -48,3 +62,31 @@ class NoCacheError(UnsupportedCallError, AttributeError):
 
 class UnsupportedImplError(RadixError):
     """The requested attention implementation cannot run here or lacks an option; nothing falls back silently."""
+
+
+class EngineError(RadixError):
+    """The engine could not answer a request."""
+
+
+class OverloadedError(EngineError):
+    """As many requests as the engine takes are waiting already; try again later."""
+
+
+class DeadlineExceededError(EngineError, TimeoutError):
+    """The request was not answered in the time that it was given; what had not started was not run."""
+
+
+class EngineClosedError(EngineError):
+    """The engine is closed, or closing and takes no more requests."""
+
+
+class EngineDeadError(EngineError):
+    """One of the engine's threads has died, so nothing runs any more; the cause says why. Start a new one."""
+
+
+class InferenceError(EngineError):
+    """The model failed on this request; the cause says how."""
+
+
+class DeviceMemoryError(InferenceError):
+    """A request does not fit into the device's memory, not even in a batch of its own."""

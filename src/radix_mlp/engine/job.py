@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from radix_mlp.engine.scheduler import Ids, cut_by_padding, schedule
-from radix_mlp.engine.step import plan_of, run_batch
+from radix_mlp.engine.step import Forward, plan_of, run_batch
 from radix_mlp.plan import RadixPlan
 
 __all__ = ["JobStats", "Progress", "run_job"]
@@ -48,6 +48,7 @@ def run_job(
     finish: Callable[[list[int], Tensor, RadixPlan], Result],
     stats: JobStats,
     *,
+    forward: Forward | None = None,
     threshold: float | Literal["auto"],
     max_batch_tokens: int,
     progress: Progress | None = None,
@@ -67,7 +68,7 @@ def run_job(
         started = None
         if indices is not None:
             batch = [sequences[index] for index in indices]
-            result, plan = run_batch(model, batch, partial(finish, indices), threshold)
+            result, plan = run_batch(model, batch, partial(finish, indices), threshold, forward=forward)
             started = (indices, plan, result)
             stats.num_batches += 1
             stats.num_tokens += plan.num_tokens

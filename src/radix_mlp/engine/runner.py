@@ -17,8 +17,9 @@ from radix_mlp.engine.job import JobStats, Progress, run_job
 from radix_mlp.engine.load import load, max_length_of
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.sentence_transformers_folder import FolderSettings, read_folder
+from radix_mlp.engine.step import Forward
 from radix_mlp.errors import InvalidInputError, RadixError
-from radix_mlp.hf import disable, enable
+from radix_mlp.hf import disable, enable, forward_compact
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.plan import RadixPlan
 from radix_mlp.testing.tiny import TINY_NAMES
@@ -61,6 +62,8 @@ class Runner:
         self.max_length = max_length or self.folder.max_length or max_length_of(self.model, self.tokenizer)
         self.threshold: float | Literal["auto"] = threshold
         self.impl = impl
+        self.forward: Forward = self._forward_compact
+        """Runs the trunk on a folded batch: `(plan, needed rows or None) -> [M, hidden]`."""
         self.stats = JobStats()
         """Of the last job."""
         self._prepare()
@@ -73,6 +76,9 @@ class Runner:
         other = copy(self)
         other.threshold, other.stats = 0, JobStats()
         return other
+
+    def _forward_compact(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
+        return forward_compact(self.model, plan)
 
     def _prepare(self) -> None:
         if self.threshold == 0:
@@ -101,6 +107,7 @@ class Runner:
             sequences,
             finish,
             self.stats,
+            forward=self.forward,
             threshold=self.threshold,
             max_batch_tokens=self.max_batch_tokens,
             progress=progress,

@@ -14,6 +14,7 @@ from typing import Literal, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -23,15 +24,27 @@ from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.plan import RadixPlan, build_plan
 
-__all__ = ["hidden_of_one", "padded_hidden", "plan_of", "run_batch", "unshared_plan"]
+__all__ = ["Forward", "NeededRows", "hidden_of_one", "padded_hidden", "plan_of", "run_batch", "unshared_plan"]
 
 Result = TypeVar("Result")
 Finish = Callable[[Tensor, RadixPlan], Result]
 """What becomes of the hidden states: `(hidden [M, h], plan)` -> vectors, log-probabilities, …"""
 
+Rows = NDArray[np.int64]
+NeededRows = Callable[[RadixPlan], Rows | None]
+"""The compact rows `[R]`, ascending, whose hidden states `finish` reads; None for all of them."""
+Forward = Callable[[RadixPlan, Rows | None], Tensor]
+"""`(plan, needed rows)` -> hidden states after the last norm, `[M, hidden]`; other rows may hold anything."""
+
 
 def run_batch(
-    model: PreTrainedModel, sequences: Sequence[Ids], finish: Finish[Result], threshold: float | Literal["auto"] = 1.0
+    model: PreTrainedModel,
+    sequences: Sequence[Ids],
+    finish: Finish[Result],
+    threshold: float | Literal["auto"] = 1.0,
+    *,
+    needed_rows: NeededRows | None = None,
+    forward: Forward | None = None,
 ) -> tuple[Result, RadixPlan]:
     """Run one batch through an enabled model and `finish` it.
 
@@ -40,6 +53,8 @@ def run_batch(
         sequences: token ids of each text, at least one each.
         finish: gets the hidden states after the last norm, `[M, hidden]`, and the plan.
         threshold: whether to fold this batch, as in `radix_mlp.enable`.
+        needed_rows: tells which rows `finish` reads; all of them unless given.
+        forward: runs the trunk on a folded batch; `forward_compact` unless given.
 
     Returns:
         What `finish` returned, and the plan that was run: one that shares nothing if the batch was not folded.
@@ -58,7 +73,8 @@ def run_batch(
             plan = plan_of(sequences)
             num_padded = len(sequences) * max(map(len, sequences))
             if should_fold(plan, num_padded, threshold)[0]:
-                hidden = forward_compact(model, plan)
+                rows = None if needed_rows is None else needed_rows(plan)
+                hidden = forward_compact(model, plan) if forward is None else forward(plan, rows)
                 return finish(hidden, plan), plan
         plan = unshared_plan(sequences)
         return finish(padded_hidden(model, sequences), plan), plan

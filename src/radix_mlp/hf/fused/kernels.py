@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import triton
 import triton.language as tl
@@ -12,6 +14,7 @@ from torch import Tensor
 
 __all__ = ["gate", "rms_norm", "rotate_heads_"]
 
+_PDL = os.environ.get("PDL") == "1"
 _GATE_BLOCK = 1024
 _ROTATE_ROWS = 16
 
@@ -25,7 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     rows, width = x.shape
     if rows:
         block = triton.next_power_of_2(width)
-        _rms_norm_kernel[(rows,)](x, weight, out, epsilon, width, BLOCK=block, num_warps=_warps(block))
+        _rms_norm_kernel[(rows,)](x, weight, out, epsilon, width, BLOCK=block, PDL=_PDL, num_warps=_warps(block), launch_pdl=_PDL)
     return out
 
 
@@ -48,7 +51,7 @@ def rotate_heads_(
     grid = (triton.cdiv(rows, _ROTATE_ROWS), heads + kv_heads)
     _rotate_kernel[grid](
         qkv, cos, sin, q_weight, k_weight, epsilon, rows, heads, qkv.stride(0),
-        D=width, HALF=triton.next_power_of_2(width // 2), ROWS=_ROTATE_ROWS, NORM=norms is not None, num_warps=4,
+        D=width, HALF=triton.next_power_of_2(width // 2), ROWS=_ROTATE_ROWS, NORM=norms is not None, PDL=_PDL, num_warps=4, launch_pdl=_PDL,
     )  # fmt: skip
 
 
@@ -57,7 +60,7 @@ def gate(gate_up: Tensor) -> Tensor:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, width)
     if rows:
-        _gate_kernel[(rows, triton.cdiv(width, _GATE_BLOCK))](gate_up, out, width, BLOCK=_GATE_BLOCK, num_warps=4)
+        _gate_kernel[(rows, triton.cdiv(width, _GATE_BLOCK))](gate_up, out, width, BLOCK=_GATE_BLOCK, PDL=_PDL, num_warps=4, launch_pdl=_PDL)
     return out
 
 
@@ -66,7 +69,10 @@ def _warps(block: int) -> int:
 
 
 @triton.jit
-def _rms_norm_kernel(x, weight, out, epsilon, width, BLOCK: tl.constexpr):
+def _rms_norm_kernel(x, weight, out, epsilon, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -79,8 +85,11 @@ def _rms_norm_kernel(x, weight, out, epsilon, width, BLOCK: tl.constexpr):
 @triton.jit
 def _rotate_kernel(
     qkv, cos, sin, q_weight, k_weight, epsilon, rows, heads, stride,
-    D: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr,
+    D: tl.constexpr, HALF: tl.constexpr, ROWS: tl.constexpr, NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     head = tl.program_id(1)
     column = tl.arange(0, HALF)
@@ -102,7 +111,10 @@ def _rotate_kernel(
 
 
 @triton.jit
-def _gate_kernel(gate_up, out, width, BLOCK: tl.constexpr):
+def _gate_kernel(gate_up, out, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width

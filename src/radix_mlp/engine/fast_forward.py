@@ -1,0 +1,106 @@
+"""Which forward runs the trunk on a folded batch: fused layers, compiled modules, or the modules as they are."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from radix_mlp.engine.step import Forward
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.hf.forward import compact_arguments, forward_compact
+from radix_mlp.hf.fused.layers import why_not_fused
+from radix_mlp.hf.support import decoder_of
+from radix_mlp.plan import RadixPlan
+
+__all__ = ["FastForward", "check_compile"]
+
+
+def check_compile(compile: object) -> None:
+    """Raise `InvalidInputError` for anything but True, False and `"auto"`."""
+    if compile not in (True, False, "auto"):
+        raise InvalidInputError(f"compile={compile!r}: must be True, False or 'auto'.")
+
+
+class FastForward:
+    """Runs the trunk of an enabled model on a folded batch, in the fastest way that is known for it.
+
+    Args:
+        model: an enabled model.
+        impl: the way to run attention.
+        compile: `"auto"`: on CUDA, fused layers where the architecture has them, else the model's own modules; True: where
+            it has none, the modules compiled by torch for batches of any size (a minute or so, once a machine); False: the
+            model's own modules.
+
+    Example:
+        >>> import radix_mlp
+        >>> from radix_mlp.testing.tiny import tiny_model
+        >>> forward = FastForward(radix_mlp.enable(tiny_model()))
+        >>> forward.describe()
+        "the model's own modules: the model is on cpu"
+        >>> forward(radix_mlp.build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]), None).shape
+        torch.Size([4, 64])
+    """
+
+    def __init__(self, model: PreTrainedModel, *, impl: str = "auto", compile: bool | Literal["auto"] = "auto") -> None:
+        check_compile(compile)
+        self.model = model
+        self.impl = impl
+        self.compile = compile
+        self._forward: Forward | None = None
+        self._made_for: object = None
+        self._reason = ""
+
+    def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
+        """Hidden states `[M, h]` after the final norm; rows that are not needed may hold NaN."""
+        return self._current()(plan, needed_rows)
+
+    def describe(self) -> str:
+        """What runs, and why not something faster."""
+        self._current()
+        return self._reason
+
+    def _current(self) -> Forward:
+        """The forward, made anew if the model was moved or its parameters were replaced."""
+        trunk = decoder_of(self.model)
+        parameters = next(trunk.parameters())
+        made_for = parameters.device, parameters.dtype, parameters.data_ptr()
+        if self._forward is None or self._made_for != made_for:
+            self._forward = self._make(trunk)
+            self._made_for = made_for
+        return self._forward
+
+    def refresh(self) -> None:
+        """Look again whether what was made of the model is still made of its parameters; a job asks once."""
+        is_current = getattr(self._forward, "is_current", None)
+        if is_current is not None and not is_current():
+            self._forward = None
+
+    def _make(self, trunk: PreTrainedModel) -> Forward:
+        reason = "compile=False"
+        if self.compile is not False:
+            reason = why_not_fused(trunk) if trunk.device.type == "cuda" else f"the model is on {trunk.device}"
+            if reason is None:
+                from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
+
+                self._reason = "fused layers"
+                return GraphedDecoder(FusedDecoder(self.model, impl=self.impl))
+        if self.compile is True:
+            self._reason = f"compiled modules: {reason}"
+            return _compiled(trunk)
+        self._reason = f"the model's own modules: {reason}"
+        return lambda plan, needed_rows: forward_compact(self.model, plan)
+
+
+def _compiled(trunk: PreTrainedModel) -> Forward:
+    runner = torch.compile(trunk, dynamic=True)
+
+    def forward(plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
+        hidden: Tensor = runner(**compact_arguments(trunk, plan.to(trunk.device))).last_hidden_state
+        return hidden[0]
+
+    return forward

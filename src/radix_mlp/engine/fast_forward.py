@@ -17,13 +17,16 @@ from radix_mlp.hf.fused.layers import why_not_fused
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["FastForward", "check_compile"]
+__all__ = ["FastForward", "Mode", "check_mode"]
 
 
-def check_compile(compile: object) -> None:
+Mode = bool | Literal["auto"]
+
+
+def check_mode(mode: object) -> None:
     """Raise `InvalidInputError` for anything but True, False and `"auto"`."""
-    if compile not in (True, False, "auto"):
-        raise InvalidInputError(f"compile={compile!r}: must be True, False or 'auto'.")
+    if mode not in (True, False, "auto"):
+        raise InvalidInputError(f"compile={mode!r}: must be True, False or 'auto'.")
 
 
 class FastForward:
@@ -32,9 +35,9 @@ class FastForward:
     Args:
         model: an enabled model.
         impl: the way to run attention.
-        compile: `"auto"`: on CUDA, fused layers where the architecture has them, else the model's own modules; True: where
-            it has none, the modules compiled by torch for batches of any size (a minute or so, once a machine); False: the
-            model's own modules.
+        mode: the engine's `compile`. `"auto"`: on CUDA, fused layers where the architecture has them, else the model's
+            own modules. True: where it has none, the modules compiled by torch for batches of any size (a minute or so,
+            once a machine). False: the model's own modules.
 
     Example:
         >>> import radix_mlp
@@ -46,11 +49,11 @@ class FastForward:
         torch.Size([4, 64])
     """
 
-    def __init__(self, model: PreTrainedModel, *, impl: str = "auto", compile: bool | Literal["auto"] = "auto") -> None:
-        check_compile(compile)
+    def __init__(self, model: PreTrainedModel, *, impl: str = "auto", mode: Mode = "auto") -> None:
+        check_mode(mode)
         self.model = model
         self.impl = impl
-        self.compile = compile
+        self.mode = mode
         self._forward: Forward | None = None
         self._made_for: object = None
         self._reason = ""
@@ -81,15 +84,15 @@ class FastForward:
             self._forward = None
 
     def _make(self, trunk: PreTrainedModel) -> Forward:
-        reason = "compile=False"
-        if self.compile is not False:
+        reason: str | None = "compile=False"
+        if self.mode is not False:
             reason = why_not_fused(trunk) if trunk.device.type == "cuda" else f"the model is on {trunk.device}"
             if reason is None:
                 from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
 
                 self._reason = "fused layers"
                 return GraphedDecoder(FusedDecoder(self.model, impl=self.impl))
-        if self.compile is True:
+        if self.mode is True:
             self._reason = f"compiled modules: {reason}"
             return _compiled(trunk)
         self._reason = f"the model's own modules: {reason}"

@@ -1,0 +1,6 @@
+"""Adapters for other libraries, one file each, imported only when used.
+
+from radix_mlp.integrations.sentence_transformers import enable    # a loaded SentenceTransformer or CrossEncoder
+python -m radix_mlp.integrations.lm_eval --model radix-mlp ...     # lm-evaluation-harness
+from radix_mlp.integrations.mteb import RadixEncoder               # mteb
+"""

@@ -1,0 +1,219 @@
+"""A loaded `SentenceTransformer` or `CrossEncoder` that computes shared tokens once.
+
+    from radix_mlp.integrations.sentence_transformers import enable
+
+    model = enable(SentenceTransformer("Qwen/Qwen3-Embedding-0.6B"))
+    model.encode(texts)                                   # same arguments, same answers
+
+The library pads its batches and sorts texts by length, which tears prefixes apart.  Here its own code tokenises all
+texts of a call, the engine forms batches by prefix and runs the transformer on unique tokens, and the library's own
+pooling, dense and other modules and its own last steps (truncation, precision, activation, …) do the rest.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+from collections.abc import Sequence
+from copy import copy
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from sentence_transformers import CrossEncoder, SentenceTransformer
+from tqdm.auto import tqdm  # type: ignore[import-untyped]
+
+from radix_mlp.engine.engine import Engine, JobStats
+from radix_mlp.engine.scheduler import Ids
+from radix_mlp.errors import InvalidInputError, UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf import disable as disable_transformer
+from radix_mlp.integrations.sentence_transformers_modules import Tail, gathered, tail_of
+
+__all__ = ["disable", "enable", "is_enabled", "stats"]
+
+AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
+
+TEXTS_A_CALL = 1000
+"""Texts tokenised at a time."""
+ALL = sys.maxsize
+"""As `batch_size`: the library hands over all texts at once, and the engine cuts batches by tokens."""
+
+
+def enable(model: AnyModel, **options: Any) -> AnyModel:
+    """Make `encode` (and `encode_query`, …) or `predict` and `rank` of a loaded model compute shared tokens once.
+
+    The object keeps its class, its modules and all its arguments.  `batch_size` has no effect: batches are cut by
+    tokens.  Training, and calls of the model or of its modules, run as before.
+
+    Args:
+        model: a `SentenceTransformer` or `CrossEncoder` around a causal transformer; changed in place.
+        options: of the engine: `max_batch_tokens`, `threshold`, `impl`, …, as `radix_mlp.Engine` has them.
+
+    Returns:
+        The same model.
+
+    Raises:
+        UnsupportedModelError: another kind of model or module, or a transformer that cannot be folded; says why.
+
+    Example:
+        >>> from sentence_transformers import SentenceTransformer          # doctest: +SKIP
+        >>> model = enable(SentenceTransformer("Qwen/Qwen3-Embedding-0.6B"))    # doctest: +SKIP
+        >>> model.encode(["a query", "a query and more"], prompt_name="query").shape    # doctest: +SKIP
+        (2, 1024)
+        >>> stats(model).num_compact    # doctest: +SKIP
+        19
+    """
+    method = _method_of(model)
+    disable(model)
+    tail = tail_of(model)
+    tokenizer: Any = model.tokenizer
+    engine = Engine(tail.transformer, tokenizer=tokenizer, **options)
+    # in the instance's dictionary: class and modules stay as they are
+    model.__dict__[method] = FoldingMethod(model, method, engine, tail)
+    return model
+
+
+def disable(model: AnyModel) -> AnyModel:
+    """Undo `enable`. Does nothing to a model that is not enabled."""
+    folding = _folding(model)
+    if folding is not None:
+        del model.__dict__[folding.method]
+        disable_transformer(folding.engine.model)
+    return model
+
+
+def is_enabled(model: torch.nn.Module) -> bool:
+    """Whether `enable` is in force on this model."""
+    return _folding(model) is not None
+
+
+def stats(model: torch.nn.Module) -> JobStats:
+    """What the last call of an enabled model took: tokens, tokens computed, batches, seconds."""
+    folding = _folding(model)
+    if folding is None:
+        raise InvalidInputError(
+            "model is not enabled: call radix_mlp.integrations.sentence_transformers.enable(model) first."
+        )
+    return folding.engine.stats
+
+
+class FoldingMethod:
+    """Stands in for `encode` or `predict` of one model."""
+
+    def __init__(self, model: Any, method: str, engine: Engine, tail: Tail) -> None:
+        self.model = model
+        self.method = method
+        self.engine = engine
+        self.tail = tail
+        self.__name__ = method
+        self.__doc__ = getattr(type(model), method).__doc__
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the library's own method."""
+        signature = inspect.signature(getattr(type(self.model), self.method))
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the library's own method on a copy of the model whose tokenisation and forward pass are ours."""
+        stock = getattr(type(self.model), self.method)
+        # a shallow copy shares all modules, and several calls may run at once
+        call = copy(self.model)
+        del call.__dict__[self.method]
+        bound = inspect.signature(stock).bind_partial(call, *args, **kwargs)
+        arguments = bound.arguments
+        self._check(arguments)
+        run = _Call(
+            self, wants_tokens=arguments.get("output_value") == "token_embeddings", progress=self._shows(arguments)
+        )
+        # a compiled forward of the library's would pass by ours
+        call.__dict__.update(preprocess=run.preprocess, forward=run.forward, _compiled_call_impl=None)
+        arguments.update(batch_size=ALL, show_progress_bar=False)
+        answer = stock(*bound.args, **bound.kwargs)
+        self.model.training = call.training
+        return answer
+
+    def _check(self, arguments: dict[str, Any]) -> None:
+        batch_size = arguments.get("batch_size", 1)
+        if batch_size < 1:
+            raise InvalidInputError(f"batch_size={batch_size}: must be at least 1.")
+        advice = "Call radix_mlp.integrations.sentence_transformers.disable(model) for this call."
+        if arguments.get("pool") is not None or isinstance(arguments.get("device"), list | tuple):
+            raise UnsupportedCallError(
+                "a pool or a list of devices was given: worker processes would not fold. Start one process a device, "
+                "load the model and enable it in each. " + advice
+            )
+        if getattr(self.model, "_distributed_inference", None) is not None:
+            raise UnsupportedCallError("the library spreads this call over several ranks itself. " + advice)
+        if arguments.get("output_value", "") is None:
+            raise UnsupportedCallError(
+                "output_value=None asks for the features of padded batches, which a folded call does not make. "
+                + advice
+            )
+
+    def _shows(self, arguments: dict[str, Any]) -> bool:
+        shows = arguments.get("show_progress_bar")
+        if shows is None:
+            # as the library decides
+            logger = logging.getLogger(type(self.model).__module__)
+            return logger.getEffectiveLevel() in (logging.INFO, logging.DEBUG)
+        return bool(shows)
+
+
+class _Call:
+    """One call: what the library's method sees in place of the model's own tokenisation and forward pass."""
+
+    def __init__(self, folding: FoldingMethod, *, wants_tokens: bool, progress: bool) -> None:
+        self.folding = folding
+        self.wants_tokens = wants_tokens
+        self.progress = progress
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """Token ids of all inputs, by the library's own tokenisation, as lists instead of padded tensors."""
+        given: dict[str, dict[str, Any]] = kwargs.pop("processing_kwargs", None) or {}
+        unpadded = {**given.get("text", {}), "padding": False}
+        ragged = {**given, "text": unpadded, "common": {**given.get("common", {}), "return_tensors": None}}
+        sequences: list[Ids] = []
+        features: dict[str, Any] = {}
+        for start in range(0, len(inputs), TEXTS_A_CALL):
+            part = inputs[start : start + TEXTS_A_CALL]
+            features = dict(self.folding.model.preprocess(part, prompt=prompt, processing_kwargs=ragged, **kwargs))
+            rows = [np.asarray(row, np.int32) for row in features.pop("input_ids")]
+            empty = [text for text, row in zip(part, rows, strict=True) if not len(row)]
+            if empty:
+                raise InvalidInputError(f"the input {empty[0]!r:.60} has no tokens: leave it out.")
+            sequences.extend(rows)
+        self.folding.tail.check_features(features)
+        return {"sequences": sequences, "shared": features}
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """The features that the model's last module leaves, for all inputs."""
+        engine, tail = self.folding.engine, self.folding.tail
+        sequences: list[Ids] = features["sequences"]
+        finish = tail.finisher(sequences, features["shared"], kwargs, wants_tokens=self.wants_tokens)
+        order, batches = [], []
+        with tqdm(total=len(sequences), desc="Texts", disable=not self.progress) as bar:
+            for indices, _, answers in engine.run(sequences, finish, lambda done, _: bar.update(done - bar.n)):
+                order.append(indices)
+                batches.append(answers)
+        return gathered(order, batches)
+
+
+def _method_of(model: torch.nn.Module) -> str:
+    if isinstance(model, SentenceTransformer):
+        return "encode"
+    if isinstance(model, CrossEncoder):
+        return "predict"
+    raise UnsupportedModelError(
+        f"model is a {type(model).__name__}; only SentenceTransformer and CrossEncoder can be enabled here. For a "
+        "transformers model, use radix_mlp.enable."
+    )
+
+
+def _folding(model: torch.nn.Module) -> FoldingMethod | None:
+    for method in ("encode", "predict"):
+        found = model.__dict__.get(method)
+        if isinstance(found, FoldingMethod):
+            return found
+    return None

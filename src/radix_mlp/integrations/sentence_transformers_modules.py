@@ -1,0 +1,233 @@
+"""Hidden states on compact rows -> what the modules after the transformer make of them.
+
+Those modules are the library's own and are called as it calls them; they get the features of a batch padded on the
+right, unfolded from the compact rows a part at a time.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from typing import Any
+
+import numpy as np
+import torch
+from sentence_transformers.base.modules import Transformer
+from sentence_transformers.cross_encoder.modules import LogitScore
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from radix_mlp.engine.classify import classified_rows
+from radix_mlp.engine.head import classification_head, output_head, pad_token_of
+from radix_mlp.engine.kind import kind_of
+from radix_mlp.engine.scheduler import Ids
+from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.support import decoder_of
+from radix_mlp.ops import last_token
+from radix_mlp.plan import RadixPlan
+
+__all__ = ["Features", "Finish", "Tail", "gathered", "tail_of"]
+
+Features = dict[str, Any]
+"""Names -> tensors whose first dimension counts texts, or lists with one tensor a text."""
+Finish = Callable[[list[int], Tensor, RadixPlan], Features]
+
+MAX_UNFOLDED = 1 << 26
+"""Numbers of unfolded hidden states held at a time: 128 MiB in bfloat16."""
+
+# what tokenisation hands over besides the ids, and the library's own modules may read
+_KNOWN_FEATURES = {"attention_mask", "token_type_ids", "modality", "prompt_length", "logits_to_keep"}
+_OUTPUT_OF_KIND = {"trunk": "last_hidden_state", "causal": "logits", "classifier": "logits"}
+
+
+def tail_of(model: Any) -> Tail:
+    """Look at a model's modules.
+
+    Raises:
+        UnsupportedModelError: one of them does something that is not done here; says what.
+    """
+    name, first = next(iter(model.named_children()))
+    kind = type(first)
+    if not (isinstance(first, Transformer) and kind.forward is Transformer.forward):
+        raise UnsupportedModelError(
+            f"the model's first module is a {kind.__name__}, and only the library's own Transformer is known here. For "
+            "a transformers model in another wrapper, use radix_mlp.enable."
+        )
+    transformer = first.model
+    get_base_model = getattr(transformer, "get_base_model", None)
+    if callable(get_base_model) and not getattr(transformer.active_peft_config, "is_prompt_learning", True):
+        transformer = get_base_model()
+    if not isinstance(transformer, PreTrainedModel):
+        raise UnsupportedModelError(
+            f"the model runs a {type(transformer).__name__}, and only transformers models in torch can be folded. Load "
+            'it with backend="torch", and without prompt learning.'
+        )
+    reason = _why_not(first, transformer)
+    if reason is not None:
+        raise UnsupportedModelError(
+            f"{reason}, which is not supported here. Call radix_mlp.enable on the model inside."
+        )
+    return Tail(model, name, transformer)
+
+
+def _why_not(first: Transformer, transformer: PreTrainedModel) -> str | None:
+    kind = kind_of(transformer)
+    for modality, settings in first.modality_config.items():
+        if modality not in ("text", "message"):
+            return f"the model takes {modality}, not only text"
+        named: Any = settings["method_output_name"]
+        output: list[str] = [named] if isinstance(named, str) else list(named or ["all"])
+        if settings["method"] != "forward" or output != [_OUTPUT_OF_KIND[kind]]:
+            return f"the transformer hands on {'.'.join(output)} of {settings['method']}"
+    if kind == "trunk" and decoder_of(transformer) is not transformer:
+        return f"{type(transformer).__name__} does something after its layers"
+    if getattr(transformer.config, "output_hidden_states", False):
+        return "the hidden states of all layers are asked for (output_hidden_states)"
+    if getattr(first, "query_expansion", None) is not None:
+        return "queries are expanded by padding (query_expansion)"
+    own = {"task", "prompt_length", "modality"} & inspect.signature(type(transformer).forward).parameters.keys()
+    return f"{type(transformer).__name__} reads {', '.join(sorted(own))}" if own else None
+
+
+class Tail:
+    """What comes after a model's transformer."""
+
+    def __init__(self, model: Any, name_of_first: str, transformer: PreTrainedModel) -> None:
+        self.model = model
+        self.name_of_first = name_of_first
+        self.transformer = transformer
+
+    def check_features(self, features: Features) -> None:
+        """Raise `UnsupportedCallError` if tokenisation hands over what a folded call would lose."""
+        unknown = sorted(features.keys() - _KNOWN_FEATURES)
+        types = features.get("token_type_ids")
+        if types is not None and "token_type_ids" in inspect.signature(type(self.transformer).forward).parameters:
+            unknown += ["token_type_ids"] if any(map(any, types)) else []
+        if features.get("logits_to_keep", 1) != 1:
+            unknown.append("logits_to_keep")
+        if unknown:
+            raise UnsupportedCallError(
+                f"the tokenised inputs have {', '.join(unknown)}, which folding does not know. Call "
+                "radix_mlp.integrations.sentence_transformers.disable(model) for this call."
+            )
+
+    def finisher(self, sequences: Sequence[Ids], shared: Features, options: Features, *, wants_tokens: bool) -> Finish:
+        """The function that makes a batch's answers out of `(indices, hidden [M, h], plan)`.
+
+        Args:
+            sequences: token ids of all texts.
+            shared: features that are the same for all texts.
+            options: what the caller passes on to modules.
+            wants_tokens: whether the vectors of all tokens are wanted besides.
+        """
+        shared = {name: shared[name] for name in ("modality", "prompt_length") if name in shared}
+        rest = copy(self.model)
+        modules = OrderedDict(rest._modules)
+        first: Any = modules.pop(self.name_of_first)
+        rest.__dict__["_modules"] = modules
+        taken = options.keys() & {*(rest.module_kwargs or {}).get(self.name_of_first, ()), *first.forward_kwargs}
+        if taken - {"task"}:
+            raise UnsupportedCallError(
+                f"{', '.join(sorted(taken))} would go to the transformer, and a folded call cannot pass it on. Call "
+                "radix_mlp.integrations.sentence_transformers.disable(model) for this call."
+            )
+        # past a forward of the instance, which may be ours
+        forward = type(rest).forward
+        if kind_of(self.transformer) == "trunk":
+
+            def from_tokens(indices: list[int], hidden: Tensor, plan: RadixPlan) -> Features:
+                answers = []
+                for features, lengths in _padded(hidden, plan, first.module_output_name):
+                    made = forward(rest, {**shared, **features}, **options)
+                    answers.append(_answer(made, lengths if wants_tokens else None))
+                return _joined(answers)
+
+            return from_tokens
+        start = self._scores(first, modules, sequences)
+
+        def from_scores(indices: list[int], hidden: Tensor, plan: RadixPlan) -> Features:
+            made = start([sequences[index] for index in indices], hidden, plan)
+            return {"scores": forward(rest, {**shared, **made}, **options)["scores"]}
+
+        return from_scores
+
+    def _scores(
+        self, first: Any, modules: OrderedDict[str, Any], sequences: Sequence[Ids]
+    ) -> Callable[[list[Ids], Tensor, RadixPlan], Features]:
+        """The features that the transformer's head adds; a `LogitScore` is taken off `modules` and done here."""
+        name = first.module_output_name
+        if kind_of(self.transformer) == "classifier":
+            labels = classification_head(self.transformer, sequences[0])
+            pad = pad_token_of(self.transformer)
+            return lambda batch, hidden, plan: {name: labels(classified_rows(hidden, plan, batch, pad))}
+        key, module = next(iter(modules.items()), ("", None))
+        if type(module) is not LogitScore or module.module_input_name != name:
+            head = output_head(self.transformer, sequences[0])
+            return lambda batch, hidden, plan: {name: head(last_token(hidden, plan))[:, None]}
+        # two rows of the head, in float32, instead of the whole vocabulary
+        del modules[key]
+        tokens = [module.true_token_id, module.false_token_id]
+        answers = output_head(self.transformer, sequences[0], [token for token in tokens if token is not None])
+
+        def log_odds(batch: list[Ids], hidden: Tensor, plan: RadixPlan) -> Features:
+            logits = answers(last_token(hidden, plan))
+            return {"scores": logits[:, :1] if logits.shape[1] == 1 else logits[:, :1] - logits[:, 1:]}
+
+        return log_odds
+
+
+def gathered(order: list[list[int]], batches: list[Features]) -> Features:
+    """Answers of batches in the order of the texts: `order` has the places of each batch's texts."""
+    places = np.concatenate([np.asarray(part, np.int64) for part in order])
+    joined = _joined(batches)
+    back = np.argsort(places)
+    return {
+        name: value[torch.from_numpy(back).to(value.device)]
+        if isinstance(value, Tensor)
+        else [value[place] for place in back]
+        for name, value in joined.items()
+    }
+
+
+def _padded(hidden: Tensor, plan: RadixPlan, name: str) -> Iterator[tuple[Features, list[int]]]:
+    """Features of the batch, padded on the right, in parts; the lengths of their texts beside them."""
+    on_device = plan.to(hidden.device)
+    lengths = np.diff(plan.cu_seq_lengths)
+    start = 0
+    while start < len(lengths):
+        longest = np.maximum.accumulate(lengths[start:])
+        sizes = longest * np.arange(1, len(longest) + 1) * hidden.shape[1]
+        stop = start + max(1, int(np.searchsorted(sizes, MAX_UNFOLDED, side="right")))
+        width = int(longest[stop - start - 1])
+        offsets = on_device.cu_seq_lengths[start : stop + 1]
+        column = torch.arange(width, device=hidden.device)
+        present = column < offsets.diff()[:, None]
+        # padding repeats a token that is there, and the mask leaves it out
+        rows = on_device.unfold_index[torch.where(present, offsets[:-1, None] + column, offsets[:-1, None])]
+        features = {
+            "input_ids": on_device.compact_ids[rows],
+            "attention_mask": present.long(),
+            name: hidden[rows],
+        }
+        yield features, lengths[start:stop].tolist()
+        start = stop
+
+
+def _answer(features: Features, lengths: list[int] | None) -> Features:
+    answer: Features = {name: features[name] for name in ("sentence_embedding", "scores") if name in features}
+    if lengths is not None:
+        tokens, mask = features["token_embeddings"], features["attention_mask"]
+        for name, value in (("token_embeddings", tokens), ("attention_mask", mask)):
+            answer[name] = [row[:length].clone() for row, length in zip(value, lengths, strict=True)]
+    return answer
+
+
+def _joined(parts: list[Features]) -> Features:
+    return {
+        name: torch.cat([part[name] for part in parts])
+        if isinstance(parts[0][name], Tensor)
+        else [row for part in parts for row in part[name]]
+        for name in parts[0]
+    }

@@ -1,0 +1,11 @@
+"""Adapters are tested where the library that they adapt is installed."""
+
+from importlib.util import find_spec
+
+NEEDS = {
+    "test_sentence_transformers.py": ["sentence_transformers", "peft"],
+    "test_lm_eval.py": ["lm_eval"],
+    "test_mteb.py": ["mteb", "sentence_transformers"],
+}
+
+collect_ignore = [file for file, packages in NEEDS.items() if not all(map(find_spec, packages))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,15 +12,25 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from radix_mlp.engine.head import classification_head, pad_token_of
-from radix_mlp.engine.job import JobStats, Progress
 from radix_mlp.engine.kind import require_kind
 from radix_mlp.engine.runner import Runner
 from radix_mlp.engine.scheduler import Ids
-from radix_mlp.engine.tokenize import tokenize_inputs
+from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.token_ids import TextOrIds
+from radix_mlp.engine.tokenize import num_characters, tokenize_inputs
 from radix_mlp.ops.fold import copy_rows
 from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.device import DevicePlan
 
-__all__ = ["Label", "classified_rows", "classify", "label_names"]
+__all__ = [
+    "Classification",
+    "Label",
+    "classified_rows",
+    "classify_call",
+    "label_names",
+    "label_scores",
+    "rows_to_classify",
+]
 
 
 class Label(NamedTuple):
@@ -29,43 +40,56 @@ class Label(NamedTuple):
     score: float
 
 
-def classify(
-    engine: Runner,
-    inputs: Sequence[str | tuple[str, str]],
-    *,
-    raw_scores: bool,
-    truncate: bool,
-    progress: Progress | None,
-) -> list[list[Label]]:
-    """`Engine.classify`."""
-    require_kind(engine.model, ("classifier",), "classify")
-    sequences = tokenize_inputs(engine.tokenizer, inputs, max_length=engine.max_length, truncate=truncate)
-    answers: list[list[Label]] = [[] for _ in sequences]
-    if not sequences:
-        engine.stats = JobStats()
-        return answers
-    head = classification_head(engine.model, sequences[0])
-    config = engine.model.config
-    several = config.problem_type == "multi_label_classification"
-    names = label_names(engine.model)
-    one = len(names) == 1 or config.problem_type == "regression"
+@dataclass(frozen=True)
+class Classification(Task):
+    """All scores of a sequence's labels."""
 
-    def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> Tensor:
-        rows = classified_rows(hidden, plan, [sequences[index] for index in indices], pad_token_of(engine.model))
-        scores = head(rows)
-        if raw_scores or (one and not several):
+    engine: Runner
+    raw_scores: bool
+
+    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
+        return np.unique(rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.engine.model)))
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
+        scores = label_scores(self.engine, hidden, plan, items)
+        config = self.engine.model.config
+        several = config.problem_type == "multi_label_classification"
+        one = scores.shape[1] == 1 or config.problem_type == "regression"
+        if self.raw_scores or (one and not several):
             return scores
         return torch.sigmoid(scores) if several else torch.softmax(scores, -1)
 
-    finite = np.empty(len(sequences), bool)
-    for indices, _, found in engine.run(sequences, finish, progress):
-        scores = found.cpu().double().numpy()
-        finite[indices] = np.isfinite(scores).all(axis=1)
-        for index, row in zip(indices, scores, strict=True):
-            order = np.argsort(-row, kind="stable")
-            answers[index] = [Label(names[place], float(row[place])) for place in order]
-    engine.check_finite(finite, "inputs")
-    return answers
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[list[Label]]:
+        names = label_names(self.engine.model)
+        scores = found.astype(np.float64)
+        orders = np.argsort(-scores, axis=1, kind="stable")
+        return [
+            [Label(names[place], float(row[place])) for place in order]
+            for row, order in zip(scores, orders, strict=True)
+        ]
+
+
+def classify_call(
+    engine: Runner,
+    tokenizer: Any,
+    inputs: Sequence[TextOrIds | tuple[str, str]],
+    *,
+    raw_scores: bool,
+    truncate: bool,
+) -> Call[list[list[Label]]]:
+    """What `Engine.classify` does before and after the model."""
+    require_kind(engine.model, ("classifier",), "classify")
+    sequences = tokenize_inputs(
+        tokenizer, inputs, max_length=engine.max_length, truncate=truncate, vocabulary=engine.vocabulary
+    )
+    task = Classification(engine, raw_scores)
+
+    def value(answers: list[list[Label]]) -> list[list[Label]]:
+        finite = [all(np.isfinite(label.score) for label in labels) for labels in answers]
+        engine.check_finite(np.asarray(finite, bool), "inputs")
+        return answers
+
+    return Call([Item(ids, task) for ids in sequences], value, "inputs", num_characters(inputs))
 
 
 def label_names(model: PreTrainedModel) -> list[str]:
@@ -74,12 +98,22 @@ def label_names(model: PreTrainedModel) -> list[str]:
     return [str(names[index]) for index in range(len(names))]
 
 
+def label_scores(engine: Runner, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
+    """What a classifier says of every sequence, `[S, L]`, float32 or wider."""
+    head = classification_head(engine.model, items[0].ids, checked=engine.checked_heads)
+    return head(classified_rows(hidden, plan.plan, [item.ids for item in items], pad_token_of(engine.model)))
+
+
 def classified_rows(hidden: Tensor, plan: RadixPlan, sequences: Sequence[Ids], pad_token: int) -> Tensor:
-    """Hidden states `[S, h]` of the tokens that transformers' classifiers read: the last that is not `pad_token`."""
+    """Hidden states `[S, h]` of the tokens that transformers' classifiers read."""
+    return copy_rows(hidden, torch.from_numpy(rows_to_classify(plan, sequences, pad_token)).to(hidden.device))
+
+
+def rows_to_classify(plan: RadixPlan, sequences: Sequence[Ids], pad_token: int) -> Rows:
+    """Compact row `[S]` of every sequence's last token that is not `pad_token`."""
     places = np.zeros(len(sequences), np.int64)
     for index, sequence in enumerate(sequences):
         present = np.flatnonzero(sequence != pad_token)
         # transformers takes the first token where all are padding
         places[index] = present[-1] if len(present) else 0
-    rows = plan.unfold_index[plan.cu_seq_lengths[:-1] + places].astype(np.int64)
-    return copy_rows(hidden, torch.from_numpy(rows).to(hidden.device))
+    return plan.unfold_index[plan.cu_seq_lengths[:-1] + places].astype(np.int64)

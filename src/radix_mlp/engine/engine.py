@@ -8,15 +8,15 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from radix_mlp.engine.classify import Label, classify
-from radix_mlp.engine.embed import embed
+from radix_mlp.engine.classify import Label, classify_call
+from radix_mlp.engine.embed import embed_call, embed_tokens_call
 from radix_mlp.engine.job import JobStats, Progress
-from radix_mlp.engine.rerank import Ranked, check_top_n, ranked, rerank_pairs
+from radix_mlp.engine.rerank import Ranked, check_top_n, document_pairs, ranked, rerank_call
 from radix_mlp.engine.runner import Runner
-from radix_mlp.engine.score import Score, score
-from radix_mlp.errors import InvalidDtypeError
+from radix_mlp.engine.score import Score, TokenScores, score_call, token_scores_call
+from radix_mlp.engine.token_ids import TextOrIds
 
-__all__ = ["Engine", "JobStats", "Label", "Progress", "Ranked", "Score"]
+__all__ = ["Engine", "JobStats", "Label", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
 
 
 class Engine(Runner):
@@ -52,7 +52,7 @@ class Engine(Runner):
 
     def embed(
         self,
-        texts: Sequence[str],
+        texts: Sequence[TextOrIds],
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -67,6 +67,7 @@ class Engine(Runner):
         A sentence-transformers folder brings its pooling, dense layers, default prompt, length limit and dimensions.
 
         Args:
+            texts: texts, or lists of token ids, which are taken as they are: no prompt before them.
             prompt: put before every text, as one string with it; the model's default prompt unless given.
             prompt_name: use the model's prompt of this name.
             normalize: scale every vector to length 1.
@@ -80,8 +81,9 @@ class Engine(Runner):
             RejectedItemsError: texts that are empty or too long; `.rejected` lists all of them.
             UnsupportedModelError: the folder has a module that is not supported.
         """
-        return embed(
+        call = embed_call(
             self,
+            self.tokenizer,
             texts,
             prompt=prompt,
             prompt_name=prompt_name,
@@ -89,8 +91,29 @@ class Engine(Runner):
             dimensions=dimensions,
             pooling=pooling,
             truncate=truncate,
-            progress=progress,
         )
+        return self.answer(call, progress)
+
+    def embed_tokens(
+        self,
+        texts: Sequence[TextOrIds],
+        *,
+        prompt: str | None = None,
+        prompt_name: str | None = None,
+        truncate: bool = False,
+        progress: Progress | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """The vectors of every token of every text, `[tokens, hidden]` float32 each: neither pooled nor scaled.
+
+        These are the hidden states after the model's last norm, the tokens of a prompt among them; arguments and
+        errors as in `embed`.
+
+        Example:
+            >>> [vectors.shape for vectors in Engine("tiny").embed_tokens(["ab", "abc"])]
+            [(2, 64), (3, 64)]
+        """
+        call = embed_tokens_call(self, self.tokenizer, texts, prompt=prompt, prompt_name=prompt_name, truncate=truncate)
+        return self.answer(call, progress)
 
     def rerank(
         self,
@@ -130,21 +153,18 @@ class Engine(Runner):
             [0]
         """
         check_top_n(top_n)
-        if not isinstance(query, str):
-            raise InvalidDtypeError(f"query must be a string, not {query!r:.60}.")
-        if isinstance(documents, str):
-            raise InvalidDtypeError("documents must be a list of strings, not one string: write [document].")
-        scores = rerank_pairs(
+        call = rerank_call(
             self,
-            [(query, document) for document in documents],
+            self.tokenizer,
+            document_pairs(query, documents),
             instruction=instruction,
             prompt_name=prompt_name,
             template=template,
             raw_scores=raw_scores,
             truncate=truncate,
-            progress=progress,
             what="documents",
         )
+        scores = self.answer(call, progress)
         return ranked(documents, scores, top_n)
 
     def rerank_pairs(
@@ -164,20 +184,21 @@ class Engine(Runner):
             >>> Engine("tiny-reranker").rerank_pairs([("a radix?", "a root"), ("an orange?", "a fruit")]).shape
             (2,)
         """
-        return rerank_pairs(
+        call = rerank_call(
             self,
+            self.tokenizer,
             pairs,
             instruction=instruction,
             prompt_name=prompt_name,
             template=template,
             raw_scores=raw_scores,
             truncate=truncate,
-            progress=progress,
         )
+        return self.answer(call, progress)
 
     def classify(
         self,
-        inputs: Sequence[str | tuple[str, str]],
+        inputs: Sequence[TextOrIds | tuple[str, str]],
         *,
         raw_scores: bool = False,
         truncate: bool = False,
@@ -189,6 +210,7 @@ class Engine(Runner):
         `multi_label_classification`. A single label (a reward model) and a regression have raw scores.
 
         Args:
+            inputs: texts, pairs of texts, or lists of token ids, which are taken as they are.
             raw_scores: what the model itself gives instead of probabilities.
             truncate: cut inputs longer than `max_length` instead of refusing them.
             progress: called as inputs are done.
@@ -201,11 +223,12 @@ class Engine(Runner):
             >>> [label for label, _ in Engine("tiny-classifier").classify(["a text"])[0]]
             ['negative', 'positive', 'neutral']
         """
-        return classify(self, inputs, raw_scores=raw_scores, truncate=truncate, progress=progress)
+        call = classify_call(self, self.tokenizer, inputs, raw_scores=raw_scores, truncate=truncate)
+        return self.answer(call, progress)
 
     def score(
         self,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Sequence[tuple[TextOrIds, TextOrIds]],
         *,
         add_bos: bool = False,
         truncate: bool = False,
@@ -217,7 +240,8 @@ class Engine(Runner):
         continuation, and the continuation is what follows the first `len(encode(context))` tokens.
 
         Args:
-            pairs: (context, continuation); an empty context stands for the begin (or end) token.
+            pairs: (context, continuation), texts or lists of token ids; an empty context stands for the begin (or
+                end) token.
             add_bos: start every context with the begin token, which Gemma and Llama models expect.
             truncate: drop tokens from the left of pairs longer than `max_length` instead of refusing them.
             progress: called as pairs are done.
@@ -226,4 +250,35 @@ class Engine(Runner):
             RejectedItemsError: pairs that are too long or have no continuation; `.rejected` lists all of them.
             UnsupportedModelError: the model has no language-model head.
         """
-        return score(self, pairs, add_bos=add_bos, truncate=truncate, progress=progress)
+        call = score_call(self, self.tokenizer, pairs, add_bos=add_bos, truncate=truncate)
+        return self.answer(call, progress)
+
+    def token_scores(
+        self,
+        texts: Sequence[TextOrIds],
+        *,
+        top: int = 1,
+        truncate: bool = False,
+        progress: Progress | None = None,
+    ) -> list[TokenScores]:
+        """Log-probability of every token of every text after all tokens before it, and the `top` likeliest ones.
+
+        The first token has nothing before it, and None. Special tokens are the tokenizer's own.
+
+        Args:
+            texts: texts, or lists of token ids, which are taken as they are.
+            top: how many of the likeliest tokens to tell in every place.
+            truncate: cut texts longer than `max_length` instead of refusing them.
+            progress: called as texts are done.
+
+        Raises:
+            RejectedItemsError: texts that are empty or too long; `.rejected` lists all of them.
+            UnsupportedModelError: the model has no language-model head.
+
+        Example:
+            >>> found = Engine("tiny").token_scores([[72, 105]], top=2)[0]
+            >>> found.logprobs[0], len(found.top_ids[1])
+            (None, 2)
+        """
+        call = token_scores_call(self, self.tokenizer, texts, top=top, truncate=truncate)
+        return self.answer(call, progress)

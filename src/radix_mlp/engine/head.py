@@ -13,29 +13,27 @@ from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.step import hidden_of_one
 from radix_mlp.errors import UnsupportedModelError
 
-__all__ = ["classification_head", "output_head", "pad_token_of"]
+__all__ = ["classification_head", "output_head", "pad_token_of", "require_output_head"]
 
 PROBE_TOKENS = 8
 
 
-def output_head(model: PreTrainedModel, probe: Ids, tokens: Sequence[int] | None = None) -> Callable[[Tensor], Tensor]:
+def output_head(
+    model: PreTrainedModel, probe: Ids, tokens: Sequence[int] | None = None, *, checked: set[Any] | None = None
+) -> Callable[[Tensor], Tensor]:
     """Hidden states `[R, h]` -> logits `[R, V]`, as the model's own forward makes them.
 
     With `tokens`, the logits of these alone, `[R, len(tokens)]`, from as many rows of the head and in float32 or
     wider: the difference of two logits in bfloat16 has three digits at best.
 
     Architectures scale or cap their logits in different ways, so the function is held to the model's own logits
-    on the first tokens of `probe` before it is used.
+    on the first tokens of `probe` before it is used, unless it is in `checked`, where it is then entered.
 
     Raises:
         UnsupportedModelError: the model has no output head, or one that does something else besides.
     """
-    kind = type(model).__name__
+    require_output_head(model)
     linear = model.get_output_embeddings()
-    if linear is None:
-        raise UnsupportedModelError(
-            f"{kind} has no language-model head, so it cannot score tokens. Load the checkpoint's ForCausalLM class."
-        )
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     factor = getattr(config, "logit_scale", None) or 1.0
@@ -47,16 +45,29 @@ def output_head(model: PreTrainedModel, probe: Ids, tokens: Sequence[int] | None
         logits: Tensor = project(hidden) * factor / divisor
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
-    with torch.inference_mode():
-        ours, own = head(hidden_of_one(model, probe[:PROBE_TOKENS])), _own_logits(model, probe)[0]
-        _check(model, ours, own if tokens is None else own[:, list(tokens)], scale=own)
+    if _is_new(model, linear, checked, tokens):
+        with torch.inference_mode():
+            ours, own = head(hidden_of_one(model, probe[:PROBE_TOKENS])), _own_logits(model, probe)[0]
+            _check(model, ours, own if tokens is None else own[:, list(tokens)], scale=own)
+        _enter(model, linear, checked, tokens)
     return head
 
 
-def classification_head(model: PreTrainedModel, probe: Ids) -> Callable[[Tensor], Tensor]:
+def require_output_head(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedModelError` if the model has no logits over a vocabulary."""
+    if model.get_output_embeddings() is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no language-model head, so it cannot score tokens. Load the checkpoint's "
+            "ForCausalLM class."
+        )
+
+
+def classification_head(
+    model: PreTrainedModel, probe: Ids, *, checked: set[Any] | None = None
+) -> Callable[[Tensor], Tensor]:
     """Hidden states `[R, h]` -> scores `[R, L]` of a `ForSequenceClassification` model, in float32 or wider.
 
-    Held to the model's own scores of the first tokens of `probe` before it is used.
+    Held to the model's own scores of the first tokens of `probe` before it is used, unless it is in `checked`.
 
     Raises:
         UnsupportedModelError: the model's scores are not its `score` layer on the last token.
@@ -68,12 +79,15 @@ def classification_head(model: PreTrainedModel, probe: Ids) -> Callable[[Tensor]
             "here. Call it through radix_mlp.enable(model) and its own forward."
         )
     head = _rows(linear, range(linear.out_features))
-    with torch.inference_mode():
-        # the model reads its scores at the last token that is not padding
-        ends = torch.arange(len(probe[:PROBE_TOKENS]))[torch.from_numpy(probe[:PROBE_TOKENS] != pad_token_of(model))]
-        last = int(ends[-1]) if len(ends) else 0
-        own = _own_logits(model, probe)
-        _check(model, head(hidden_of_one(model, probe[:PROBE_TOKENS])[last : last + 1]), own, scale=own)
+    if _is_new(model, linear, checked, None):
+        with torch.inference_mode():
+            # the model reads its scores at the last token that is not padding
+            begin = probe[:PROBE_TOKENS]
+            ends = torch.arange(len(begin))[torch.from_numpy(begin != pad_token_of(model))]
+            last = int(ends[-1]) if len(ends) else 0
+            own = _own_logits(model, probe)
+            _check(model, head(hidden_of_one(model, begin)[last : last + 1]), own, scale=own)
+        _enter(model, linear, checked, None)
     return head
 
 
@@ -81,6 +95,19 @@ def pad_token_of(model: PreTrainedModel) -> int:
     """The id that a classifier takes for padding, wherever it stands; -1 if there is none."""
     pad = model.config.get_text_config().pad_token_id
     return -1 if pad is None else int(pad)
+
+
+def _key(model: PreTrainedModel, linear: Any, tokens: Sequence[int] | None) -> tuple[Any, ...]:
+    return type(model), id(linear), None if tokens is None else tuple(tokens)
+
+
+def _is_new(model: PreTrainedModel, linear: Any, checked: set[Any] | None, tokens: Sequence[int] | None) -> bool:
+    return checked is None or _key(model, linear, tokens) not in checked
+
+
+def _enter(model: PreTrainedModel, linear: Any, checked: set[Any] | None, tokens: Sequence[int] | None) -> None:
+    if checked is not None:
+        checked.add(_key(model, linear, tokens))
 
 
 def _rows(linear: torch.nn.Module, rows: Sequence[int]) -> Callable[[Tensor], Tensor]:

@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal, TypeVar
+from typing import TYPE_CHECKING
 
-from torch import Tensor
-from transformers import PreTrainedModel
+from radix_mlp.engine.batch import FailedBatch, LaunchedBatch, PreparedBatch, launch_or_halve, prepare
+from radix_mlp.engine.scheduler import cut_by_padding, schedule
+from radix_mlp.engine.step import plan_of
+from radix_mlp.engine.task import Item
 
-from radix_mlp.engine.scheduler import Ids, cut_by_padding, schedule
-from radix_mlp.engine.step import Forward, plan_of, run_batch
-from radix_mlp.plan import RadixPlan
+if TYPE_CHECKING:
+    from radix_mlp.engine.runner import Runner
 
 __all__ = ["JobStats", "Progress", "run_job"]
 
-Result = TypeVar("Result")
-
 Progress = Callable[[int, int], None]
 """Called with (requests answered, requests in all)."""
+
+Launched = tuple[list[int], LaunchedBatch]
+"""Places of a batch's items in the job, and the batch."""
+
+PREPARED_AHEAD = 2
+"""Batches that are planned, or being planned, while the device is at work."""
 
 
 @dataclass
@@ -43,40 +49,58 @@ class JobStats:
 
 
 def run_job(
-    model: PreTrainedModel,
-    sequences: Sequence[Ids],
-    finish: Callable[[list[int], Tensor, RadixPlan], Result],
-    stats: JobStats,
-    *,
-    forward: Forward | None = None,
-    threshold: float | Literal["auto"],
-    max_batch_tokens: int,
-    progress: Progress | None = None,
-) -> Iterator[tuple[list[int], RadixPlan, Result]]:
-    """Schedule and run all requests; yields each batch's indices, plan and result, one batch behind the device."""
-    if threshold != 0 and sequences:
+    engine: Runner, items: Sequence[Item], stats: JobStats, progress: Progress | None = None
+) -> Iterator[Launched]:
+    """Schedule and run all items; yields each batch with the places of its items, one batch behind the device.
+
+    The calling thread runs the model; another one plans the batches to come.
+    """
+    sequences = [item.ids for item in items]
+    if engine.threshold != 0 and sequences:
         # the planner compiles once on a machine; that is not the job's time
-        plan_of(sequences[:1]).to(model.device)
+        plan_of(sequences[:1]).to(engine.model.device)
     began = time.perf_counter()
-    if threshold == 0:
-        batches = cut_by_padding([len(sequence) for sequence in sequences], max_batch_tokens)
+    if engine.threshold == 0:
+        batches = cut_by_padding([len(sequence) for sequence in sequences], engine.max_batch_tokens)
     else:
-        batches = [batch.indices for batch in schedule(sequences, max_batch_tokens)]
+        batches = [batch.indices for batch in schedule(sequences, engine.max_batch_tokens)]
     done = 0
-    waiting: tuple[list[int], RadixPlan, Result] | None = None
-    for indices in [*batches, None]:
-        started = None
-        if indices is not None:
-            batch = [sequences[index] for index in indices]
-            result, plan = run_batch(model, batch, partial(finish, indices), threshold, forward=forward)
-            started = (indices, plan, result)
-            stats.num_batches += 1
-            stats.num_tokens += plan.num_tokens
-            stats.num_compact += plan.num_compact
+    for places, launched in _one_behind(_launched(engine, items, batches)):
+        stats.num_batches += 1
+        stats.num_tokens += launched.step.plan.num_tokens
+        stats.num_compact += launched.step.plan.num_compact
+        yield places, launched
+        done += len(places)
+        if progress is not None:
+            progress(done, len(items))
+    stats.seconds = time.perf_counter() - began
+
+
+def _launched(engine: Runner, items: Sequence[Item], batches: list[list[int]]) -> Iterator[Launched]:
+    place_of = {id(item): place for place, item in enumerate(items)}
+    with ThreadPoolExecutor(1, "radix-plan") as planner:
+        planned: deque[Future[PreparedBatch]] = deque()
+        try:
+            for index in range(len(batches) + PREPARED_AHEAD):
+                if index < len(batches):
+                    planned.append(planner.submit(prepare, engine, [items[place] for place in batches[index]]))
+                if index < PREPARED_AHEAD:
+                    continue
+                for outcome in launch_or_halve(engine, planned.popleft().result()):
+                    if isinstance(outcome, FailedBatch):
+                        raise outcome.error
+                    yield [place_of[id(item)] for item in outcome.items], outcome
+        finally:
+            for future in planned:
+                future.cancel()
+
+
+def _one_behind(batches: Iterator[Launched]) -> Iterator[Launched]:
+    """The same, each given out once the next one is launched: the device has work while the host reads answers."""
+    waiting: Launched | None = None
+    for batch in batches:
         if waiting is not None:
             yield waiting
-            done += len(waiting[0])
-            if progress is not None:
-                progress(done, len(sequences))
-        waiting = started
-    stats.seconds = time.perf_counter() - began
+        waiting = batch
+    if waiting is not None:
+        yield waiting

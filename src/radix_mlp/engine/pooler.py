@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -15,10 +16,11 @@ from radix_mlp.engine.sentence_transformers_folder import FolderModule, FolderSe
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops import cls, last_token, mean, weighted_mean
 from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.device import DevicePlan
 
 __all__ = ["POOLINGS", "Pooler", "pooler_of"]
 
-POOLINGS: dict[str, Callable[[Tensor, RadixPlan], Tensor]] = {
+POOLINGS: dict[str, Callable[[Tensor, RadixPlan | DevicePlan], Tensor]] = {
     "last": last_token,
     "mean": mean,
     "weighted_mean": weighted_mean,
@@ -47,18 +49,29 @@ class Pooler:
     layers: tuple[nn.Module, ...] = ()
     """Run on the vectors, one after another."""
 
-    def __call__(self, hidden: Tensor, plan: RadixPlan, skip: int = 0) -> Tensor:
+    def __call__(self, hidden: Tensor, plan: DevicePlan, skip: NDArray[np.int64]) -> Tensor:
         """`[M, h] -> [S, d]`, float32 or wider.
 
         Args:
-            skip: leave this many tokens at the begin of every sequence out of the pooling.
+            skip: `[S]`, leave this many tokens at the begin of each sequence out of the pooling.
         """
-        parts = [_pool_after(mode, hidden, plan, skip) if skip else POOLINGS[mode](hidden, plan) for mode in self.modes]
+        parts = [
+            _pool_after(mode, hidden, plan.plan, skip) if skip.any() else POOLINGS[mode](hidden, plan)
+            for mode in self.modes
+        ]
         pooled = torch.cat(parts, dim=-1)
         pooled = pooled if pooled.dtype == torch.float64 else pooled.float()
         for layer in self.layers:
             pooled = layer.to(pooled.device, pooled.dtype)(pooled)
         return pooled
+
+    def needed_rows(self, plan: RadixPlan, skip: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Compact rows whose hidden states the pooling reads; None for all."""
+        if not set(self.modes) <= {"last", "cls"}:
+            return None
+        first = plan.unfold_index[plan.cu_seq_lengths[:-1] + skip]
+        rows = {"last": plan.last_rows, "cls": first}
+        return np.unique(np.concatenate([rows[mode] for mode in self.modes])).astype(np.int64)
 
     def width(self, model: PreTrainedModel) -> int:
         """`d`, without a run."""
@@ -169,8 +182,8 @@ def _weights(name: str, path: str) -> dict[str, Tensor]:
     return weights
 
 
-def _pool_after(mode: str, hidden: Tensor, plan: RadixPlan, skip: int) -> Tensor:
-    """Pooling without the first `skip` tokens of every sequence, which all have more; weights keep their places."""
+def _pool_after(mode: str, hidden: Tensor, plan: RadixPlan, skip: NDArray[np.int64]) -> Tensor:
+    """Pooling without the first `skip[s]` tokens of sequence s, which has more; weights keep their places."""
     starts, ends = plan.cu_seq_lengths[:-1] + skip, plan.cu_seq_lengths[1:]
     if mode in ("last", "cls"):
         rows = plan.unfold_index[ends - 1 if mode == "last" else starts]
@@ -179,7 +192,7 @@ def _pool_after(mode: str, hidden: Tensor, plan: RadixPlan, skip: int) -> Tensor
     places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     rows = plan.unfold_index[places + np.repeat(starts, lengths)].astype(np.int64)
     wide = hidden if hidden.dtype == torch.float64 else hidden.float()
-    weights = torch.ones(len(rows)) if mode == "mean" else torch.from_numpy(places + skip + 1)
+    weights = torch.ones(len(rows)) if mode == "mean" else torch.from_numpy(places + np.repeat(skip, lengths) + 1)
     weights = weights.to(wide)[:, None]
     offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])).to(hidden.device)
 

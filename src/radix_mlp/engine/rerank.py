@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -11,20 +12,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from radix_mlp.engine.classify import classified_rows, label_names
-from radix_mlp.engine.head import classification_head, output_head, pad_token_of
-from radix_mlp.engine.job import JobStats, Progress
+from radix_mlp.engine.classify import label_names, label_scores, rows_to_classify
+from radix_mlp.engine.head import output_head, pad_token_of
 from radix_mlp.engine.kind import kind_of, require_kind
 from radix_mlp.engine.runner import Runner
-from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.sentence_transformers_folder import FolderSettings
+from radix_mlp.engine.task import Call, Item, Rows, Task
 from radix_mlp.engine.template import Template, choose_template, encode_pairs
-from radix_mlp.engine.tokenize import check_pairs
-from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.engine.tokenize import check_pairs, num_characters
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.ops import last_token
 from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.device import DevicePlan
 
-__all__ = ["Ranked", "check_top_n", "ranked", "rerank_pairs"]
+__all__ = ["Ranked", "Relevance", "check_top_n", "document_pairs", "ranked", "rerank_call"]
 
 ANSWERS = ("yes", "no")
 
@@ -39,8 +40,40 @@ class Ranked(NamedTuple):
     document: str
 
 
-def rerank_pairs(
+@dataclass(frozen=True)
+class Relevance(Task):
+    """One score a sequence, from the hidden state of one token."""
+
+    engine: Runner
+    tokens: tuple[int, ...]
+    """Of a causal model: the answer for relevant and, if there is one, for not relevant. Empty for a classifier."""
+    relevant: int
+    """Of a classifier: which of one or two labels means relevant."""
+    as_probability: bool
+
+    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
+        if self.tokens:
+            return np.unique(plan.last_rows).astype(np.int64)
+        return np.unique(rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.engine.model)))
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
+        if self.tokens:
+            head = output_head(self.engine.model, items[0].ids, self.tokens, checked=self.engine.checked_heads)
+            scores = head(last_token(hidden, plan))
+            score = scores[:, 0] if len(self.tokens) == 1 else scores[:, 0] - scores[:, 1]
+        else:
+            scores = label_scores(self.engine, hidden, plan, items)
+            score = scores[:, 0] if scores.shape[1] == 1 else scores[:, self.relevant] - scores[:, 1 - self.relevant]
+        return torch.sigmoid(score) if self.as_probability else score
+
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[float]:
+        scores: list[float] = found.astype(np.float64).tolist()
+        return scores
+
+
+def rerank_call(
     engine: Runner,
+    tokenizer: Any,
     pairs: Sequence[tuple[str, str]],
     *,
     instruction: str | None,
@@ -48,12 +81,11 @@ def rerank_pairs(
     template: str,
     raw_scores: bool,
     truncate: bool,
-    progress: Progress | None,
     what: str = "pairs",
-) -> NDArray[np.float64]:
-    """`Engine.rerank_pairs`."""
+) -> Call[NDArray[np.float64]]:
+    """What `Engine.rerank_pairs` does before and after the model."""
     check_pairs(pairs, what, ("query", "document"))
-    chosen = _check_model(engine, template)
+    chosen = _check_model(engine, tokenizer, template)
     sequences = encode_pairs(
         chosen,
         pairs,
@@ -62,23 +94,29 @@ def rerank_pairs(
         truncate=truncate,
         what=what,
     )
-    scores = np.empty(len(sequences))
-    if not sequences:
-        engine.stats = JobStats()
-        return scores
-    relevance = _relevance(engine, sequences[0])
-    as_probability = not raw_scores and _is_probability(engine)
-
-    def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> Tensor:
-        score = relevance([sequences[index] for index in indices], hidden, plan)
-        return torch.sigmoid(score) if as_probability else score
-
-    for indices, _, found in engine.run(sequences, finish, progress):
-        scores[indices] = found.cpu().double().numpy()
-    engine.check_finite(np.isfinite(scores), what)
     # copies of a document tie, though a last bit may depend on a row's place in its batch
     first: dict[tuple[str, str], int] = {}
-    return scores[[first.setdefault((query, document), index) for index, (query, document) in enumerate(pairs)]]
+    same = [first.setdefault((query, document), index) for index, (query, document) in enumerate(pairs)]
+
+    def value(answers: list[float]) -> NDArray[np.float64]:
+        scores = np.asarray(answers, np.float64)
+        engine.check_finite(np.asarray(np.isfinite(scores)), what)
+        return scores[same]
+
+    items: list[Item] = []
+    if sequences:
+        task = _relevance(engine, tokenizer, as_probability=not raw_scores and _is_probability(engine))
+        items = [Item(ids, task) for ids in sequences]
+    return Call(items, value, what, num_characters(pairs))
+
+
+def document_pairs(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
+    """One query with each of its documents; `InvalidDtypeError` if they are no strings."""
+    if not isinstance(query, str):
+        raise InvalidDtypeError(f"query must be a string, not {query!r:.60}.")
+    if isinstance(documents, str):
+        raise InvalidDtypeError("documents must be a list of strings, not one string: write [document].")
+    return [(query, document) for document in documents]
 
 
 def check_top_n(top_n: int | None) -> None:
@@ -96,11 +134,7 @@ def ranked(documents: Sequence[str], scores: NDArray[np.float64], top_n: int | N
     return [Ranked(int(index), float(scores[index]), documents[index]) for index in order]
 
 
-Relevance = Callable[[list[Ids], Tensor, RadixPlan], Tensor]
-"""(sequences, hidden `[M, h]`, plan) -> `[S]`, the log-odds of being relevant or another score, float32 or wider."""
-
-
-def _check_model(engine: Runner, template: str) -> Template:
+def _check_model(engine: Runner, tokenizer: Any, template: str) -> Template:
     require_kind(engine.model, ("causal", "classifier"), "rerank")
     folder = engine.folder
     if not folder.looked_up and template == "auto":
@@ -112,29 +146,15 @@ def _check_model(engine: Runner, template: str) -> Template:
         folder.check_transformer(("logits",))
         if folder.lower_case:
             raise folder.unsupported("it reads lower case only")
-    return choose_template(template, engine.model, engine.tokenizer, folder)
+    return choose_template(template, engine.model, tokenizer, folder)
 
 
-def _relevance(engine: Runner, probe: Ids) -> Relevance:
+def _relevance(engine: Runner, tokenizer: Any, *, as_probability: bool) -> Relevance:
     if kind_of(engine.model) == "causal":
-        tokens = _answer_tokens(engine.folder, engine.tokenizer)
-        answers = output_head(engine.model, probe, tokens)
-
-        def from_answers(sequences: list[Ids], hidden: Tensor, plan: RadixPlan) -> Tensor:
-            logits = answers(last_token(hidden, plan))
-            return logits[:, 0] if len(tokens) == 1 else logits[:, 0] - logits[:, 1]
-
-        return from_answers
+        return Relevance(engine, tuple(_answer_tokens(engine.folder, tokenizer)), 0, as_probability)
     if engine.folder.modules:
         raise engine.folder.unsupported(f"its scores go through {engine.folder.modules[0].kind}")
-    relevant = _relevant_label(engine)
-    head = classification_head(engine.model, probe)
-
-    def from_labels(sequences: list[Ids], hidden: Tensor, plan: RadixPlan) -> Tensor:
-        scores = head(classified_rows(hidden, plan, sequences, pad_token_of(engine.model)))
-        return scores[:, 0] if scores.shape[1] == 1 else scores[:, relevant] - scores[:, 1 - relevant]
-
-    return from_labels
+    return Relevance(engine, (), _relevant_label(engine), as_probability)
 
 
 def _answer_tokens(folder: FolderSettings, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
@@ -13,13 +15,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from radix_mlp.engine.batch import collect
 from radix_mlp.engine.job import JobStats, Progress, run_job
 from radix_mlp.engine.load import load, max_length_of
+from radix_mlp.engine.pooler import Pooler, pooler_of
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.sentence_transformers_folder import FolderSettings, read_folder
 from radix_mlp.engine.step import Forward
-from radix_mlp.errors import InvalidInputError, RadixError
-from radix_mlp.hf import disable, enable, forward_compact
+from radix_mlp.engine.task import Call, FunctionTask, Item
+from radix_mlp.errors import InferenceError, InvalidInputError
+from radix_mlp.hf import disable, enable, forward_compact, is_enabled
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.plan import RadixPlan
 from radix_mlp.testing.tiny import TINY_NAMES
@@ -27,6 +32,7 @@ from radix_mlp.testing.tiny import TINY_NAMES
 __all__ = ["Runner"]
 
 Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 class Runner:
@@ -66,6 +72,10 @@ class Runner:
         """Runs the trunk on a folded batch: `(plan, needed rows or None) -> [M, hidden]`."""
         self.stats = JobStats()
         """Of the last job."""
+        self.checked_heads: set[Any] = set()
+        """Output heads that gave the model's own logits; see `radix_mlp.engine.head`."""
+        self._poolers: dict[str | None, Pooler] = {}
+        self._model_lock = threading.RLock()
         self._prepare()
 
     def unfolded(self) -> Self:
@@ -87,13 +97,34 @@ class Runner:
             # a direct call of the model then runs unfolded; folded batches go through forward_compact
             enable(self.model, impl=self.impl, threshold=0)
 
+    @contextmanager
+    def model_turn(self) -> Iterator[None]:
+        """The model to oneself, enabled as this engine wants it, for one batch."""
+        with self._model_lock:
+            if is_enabled(self.model) == (self.threshold == 0):
+                self._prepare()
+            yield
+
+    def answer(self, call: Call[Value], progress: Progress | None = None) -> Value:
+        """Run all items of a call and return its value."""
+        self._prepare()
+        self.checked_heads.clear()
+        self.stats = JobStats(num_requests=len(call.items))
+        answers: list[Any] = [None] * len(call.items)
+        for places, launched in run_job(self, call.items, self.stats, progress):
+            for place, answer in zip(places, collect(launched), strict=True):
+                if isinstance(answer, Exception):
+                    raise answer
+                answers[place] = answer
+        return call.value(answers)
+
     def run(
         self,
         sequences: Sequence[Ids],
         finish: Callable[[list[int], Tensor, RadixPlan], Result],
         progress: Progress | None,
     ) -> Iterator[tuple[list[int], RadixPlan, Result]]:
-        """Schedule and run all requests; yields each batch's indices, plan and result, one batch behind the device.
+        """Schedule and run sequences of your own; yields each batch's indices, plan and result, one behind the device.
 
         Args:
             sequences: token ids of every request, at least one each.
@@ -102,21 +133,30 @@ class Runner:
         """
         self._prepare()
         self.stats = JobStats(num_requests=len(sequences))
-        return run_job(
-            self.model,
-            sequences,
-            finish,
-            self.stats,
-            forward=self.forward,
-            threshold=self.threshold,
-            max_batch_tokens=self.max_batch_tokens,
-            progress=progress,
-        )
+        task = FunctionTask(finish)
+        items = [Item(ids, task, place) for place, ids in enumerate(sequences)]
+        for places, launched in run_job(self, items, self.stats, progress):
+            ((_, result),) = launched.parts
+            if isinstance(result, Exception):
+                raise result
+            yield places, launched.step.plan, result.value
+
+    @property
+    def vocabulary(self) -> int:
+        """Token ids are below this."""
+        embeddings: Any = self.model.get_input_embeddings()
+        return int(embeddings.weight.shape[0])
+
+    def pooler(self, pooling: str | None) -> Pooler:
+        """`pooler_of` this model's folder, made once."""
+        if pooling not in self._poolers:
+            self._poolers[pooling] = pooler_of(self.folder, pooling)
+        return self._poolers[pooling]
 
     def check_finite(self, finite: NDArray[np.bool_], kind: str) -> None:
-        """Raise `RadixError` for the first of the answers that is not finite."""
+        """Raise `InferenceError` for the first of the answers that is not finite."""
         if not finite.all():
-            raise RadixError(
+            raise InferenceError(
                 f"{kind}[{int((~finite).argmax())}]: the model's answer is not a number. If {self.model.dtype} "
                 "overflows, try dtype='float32'."
             )

@@ -1,4 +1,4 @@
-"""Scoring: the log-probability of continuations, straight from compact rows."""
+"""Scoring: log-probabilities of continuations and of whole texts, straight from compact rows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from radix_mlp.engine.head import output_head
-from radix_mlp.engine.job import JobStats, Progress
+from radix_mlp.engine.head import output_head, require_output_head
 from radix_mlp.engine.runner import Runner
-from radix_mlp.engine.tokenize import tokenize_pairs
+from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.token_ids import TextOrIds
+from radix_mlp.engine.tokenize import num_characters, tokenize_pairs, tokenize_texts
+from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops import token_logprobs
 from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.device import DevicePlan
 
-__all__ = ["Score", "score"]
+__all__ = ["Score", "Scoring", "TokenScores", "TokenScoring", "score_call", "token_scores_call"]
 
 
 @dataclass(frozen=True)
@@ -31,35 +34,103 @@ class Score:
     """One a token of the continuation."""
 
 
-def score(
-    engine: Runner, pairs: Sequence[tuple[str, str]], *, add_bos: bool, truncate: bool, progress: Progress | None
-) -> list[Score]:
-    """`Engine.score`."""
+@dataclass(frozen=True)
+class TokenScores:
+    """How likely a model finds every token of a text."""
+
+    ids: list[int]
+    logprobs: list[float | None]
+    """log p(token | all tokens before it), natural logarithm; None for the first."""
+    top_ids: list[list[int] | None]
+    """The likeliest tokens in that place, the likeliest first; None for the first."""
+    top_logprobs: list[list[float] | None]
+    """Their log-probabilities."""
+
+
+@dataclass(frozen=True)
+class Scoring(Task):
+    """Log-probabilities of the tokens from an item's `start` on, and of the `top` likeliest in their places."""
+
+    engine: Runner
+    top: int = 0
+
+    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
+        return np.unique(plan.parent[np.concatenate(_scored_rows(plan, items))]).astype(np.int64)
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> tuple[Tensor, ...]:
+        head = output_head(self.engine.model, items[0].ids, checked=self.engine.checked_heads)
+        rows = np.unique(np.concatenate(_scored_rows(plan.plan, items)))
+        return tuple(found for found in token_logprobs(hidden, head, plan, rows, top=self.top) if found is not None)
+
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[Any]:
+        logprob, greedy = found[0].astype(np.float64), found[1]
+        scores: list[Score] = []
+        for rows in _scored_rows(plan, items):
+            tokens = logprob[rows]
+            scores.append(Score(float(tokens.sum()), bool(greedy[rows].all()), tokens.tolist()))
+        return scores
+
+
+@dataclass(frozen=True)
+class TokenScoring(Scoring):
+    """Log-probabilities of all tokens of a text."""
+
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[TokenScores]:
+        logprob, _, *top = found
+        scores: list[TokenScores] = []
+        for item, rows in zip(items, _scored_rows(plan, items), strict=True):
+            ids, values = (array[rows].tolist() for array in top) if top else ([[]] * len(rows), [[]] * len(rows))
+            logprobs = logprob[rows].astype(np.float64).tolist()
+            scores.append(TokenScores(item.ids.tolist(), [None, *logprobs], [None, *ids], [None, *values]))
+        return scores
+
+
+def score_call(
+    engine: Runner, tokenizer: Any, pairs: Sequence[tuple[TextOrIds, TextOrIds]], *, add_bos: bool, truncate: bool
+) -> Call[list[Score]]:
+    """What `Engine.score` does before and after the model."""
     sequences, starts = tokenize_pairs(
-        engine.tokenizer, pairs, max_length=engine.max_length, truncate=truncate, add_bos=add_bos
+        tokenizer,
+        pairs,
+        max_length=engine.max_length,
+        truncate=truncate,
+        add_bos=add_bos,
+        vocabulary=engine.vocabulary,
     )
-    if not sequences:
-        engine.stats = JobStats()
-        return []
-    head = output_head(engine.model, sequences[0])
+    if sequences:
+        require_output_head(engine.model)
+    task = Scoring(engine)
 
-    def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> tuple[Tensor, Tensor]:
-        rows = np.concatenate(_continuation_rows(plan, [starts[index] for index in indices]))
-        scored = token_logprobs(hidden, head, plan, np.unique(rows))
-        return scored.logprob, scored.is_greedy
+    def value(answers: list[Score]) -> list[Score]:
+        engine.check_finite(np.asarray([not np.isnan(answer.logprob) for answer in answers], bool), "pairs")
+        return answers
 
-    scores: dict[int, Score] = {}
-    for indices, plan, (logprob, is_greedy) in engine.run(sequences, finish, progress):
-        values, greedy = logprob.cpu().numpy().astype(np.float64), is_greedy.cpu().numpy()
-        for index, rows in zip(indices, _continuation_rows(plan, [starts[index] for index in indices]), strict=True):
-            tokens = values[rows]
-            scores[index] = Score(float(tokens.sum()), bool(greedy[rows].all()), tokens.tolist())
-    answers = [scores[index] for index in range(len(sequences))]
-    engine.check_finite(np.asarray([not np.isnan(answer.logprob) for answer in answers]), "pairs")
-    return answers
+    items = [Item(ids, task, start) for ids, start in zip(sequences, starts, strict=True)]
+    return Call(items, value, "pairs", num_characters(pairs))
 
 
-def _continuation_rows(plan: RadixPlan, starts: list[int]) -> list[Any]:
-    """Compact rows of every sequence's tokens from its start on."""
-    bounds = zip(plan.cu_seq_lengths[:-1], plan.cu_seq_lengths[1:], starts, strict=True)
-    return [plan.unfold_index[begin + start : end] for begin, end, start in bounds]
+def token_scores_call(
+    engine: Runner, tokenizer: Any, texts: Sequence[TextOrIds], *, top: int, truncate: bool
+) -> Call[list[TokenScores]]:
+    """What `Engine.token_scores` does before and after the model."""
+    require_output_head(engine.model)
+    vocabulary = engine.model.get_output_embeddings().weight.shape[0]
+    if not 0 <= top <= vocabulary:
+        raise InvalidInputError(f"top={top}: must be from 0 to {vocabulary}, the size of the model's vocabulary.")
+    sequences = tokenize_texts(
+        tokenizer, texts, max_length=engine.max_length, truncate=truncate, vocabulary=engine.vocabulary
+    )
+    task = TokenScoring(engine, top)
+
+    def value(answers: list[TokenScores]) -> list[TokenScores]:
+        sums = [sum(logprob for logprob in answer.logprobs if logprob is not None) for answer in answers]
+        engine.check_finite(~np.isnan(np.asarray(sums, float)), "texts")
+        return answers
+
+    return Call([Item(ids, task, 1) for ids in sequences], value, "texts", num_characters(texts))
+
+
+def _scored_rows(plan: RadixPlan, items: Sequence[Item]) -> list[Any]:
+    """Compact rows of every sequence's tokens from the item's start on."""
+    bounds = zip(plan.cu_seq_lengths[:-1], plan.cu_seq_lengths[1:], items, strict=True)
+    return [plan.unfold_index[begin + item.start : end] for begin, end, item in bounds]

@@ -10,6 +10,7 @@ The engine, the command line and the notebooks all run their batches through `ru
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -24,7 +25,18 @@ from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.plan import RadixPlan, build_plan
 
-__all__ = ["Forward", "NeededRows", "hidden_of_one", "padded_hidden", "plan_of", "run_batch", "unshared_plan"]
+__all__ = [
+    "Forward",
+    "NeededRows",
+    "PreparedStep",
+    "hidden_of_one",
+    "hidden_states",
+    "padded_hidden",
+    "plan_of",
+    "prepare_step",
+    "run_batch",
+    "unshared_plan",
+]
 
 Result = TypeVar("Result")
 Finish = Callable[[Tensor, RadixPlan], Result]
@@ -35,6 +47,17 @@ NeededRows = Callable[[RadixPlan], Rows | None]
 """The compact rows `[R]`, ascending, whose hidden states `finish` reads; None for all of them."""
 Forward = Callable[[RadixPlan, Rows | None], Tensor]
 """`(plan, needed rows)` -> hidden states after the last norm, `[M, hidden]`; other rows may hold anything."""
+
+
+@dataclass(frozen=True)
+class PreparedStep:
+    """A batch that is planned."""
+
+    sequences: Sequence[Ids]
+    plan: RadixPlan
+    """One that shares nothing if the batch is not folded."""
+    folded: bool
+    needed_rows: Rows | None
 
 
 def run_batch(
@@ -68,16 +91,28 @@ def run_batch(
         >>> vectors.shape, plan.num_compact
         (torch.Size([2, 64]), 4)
     """
+    step = prepare_step(sequences, threshold, needed_rows)
     with torch.inference_mode():
-        if threshold != 0:
-            plan = plan_of(sequences)
-            num_padded = len(sequences) * max(map(len, sequences))
-            if should_fold(plan, num_padded, threshold)[0]:
-                rows = None if needed_rows is None else needed_rows(plan)
-                hidden = forward_compact(model, plan) if forward is None else forward(plan, rows)
-                return finish(hidden, plan), plan
-        plan = unshared_plan(sequences)
-        return finish(padded_hidden(model, sequences), plan), plan
+        return finish(hidden_states(model, step, forward), step.plan), step.plan
+
+
+def prepare_step(
+    sequences: Sequence[Ids], threshold: float | Literal["auto"] = 1.0, needed_rows: NeededRows | None = None
+) -> PreparedStep:
+    """What `run_batch` does on the CPU: plan the batch, and decide whether it is folded."""
+    if threshold != 0:
+        plan = plan_of(sequences)
+        num_padded = len(sequences) * max(map(len, sequences))
+        if should_fold(plan, num_padded, threshold)[0]:
+            return PreparedStep(sequences, plan, True, None if needed_rows is None else needed_rows(plan))
+    return PreparedStep(sequences, unshared_plan(sequences), False, None)
+
+
+def hidden_states(model: PreTrainedModel, step: PreparedStep, forward: Forward | None = None) -> Tensor:
+    """What `run_batch` does on the device: the trunk's hidden states `[M, hidden]` on the rows of the plan."""
+    if not step.folded:
+        return padded_hidden(model, step.sequences)
+    return forward_compact(model, step.plan) if forward is None else forward(step.plan, step.needed_rows)
 
 
 def plan_of(sequences: Sequence[Ids]) -> RadixPlan:
@@ -101,10 +136,12 @@ def padded_hidden(model: PreTrainedModel, sequences: Sequence[Ids]) -> Tensor:
     input_ids = torch.zeros(present.shape, dtype=torch.int64)
     input_ids[present] = torch.from_numpy(_packed(sequences)[0])
     trunk = decoder_of(model)
-    present = present.to(trunk.device)
-    output = trunk(input_ids.to(trunk.device), attention_mask=present.long(), use_cache=False, return_dict=True)
-    hidden: Tensor = output.last_hidden_state
-    return hidden[present]
+    mask = present.long().to(trunk.device)
+    hidden: Tensor = trunk(
+        input_ids.to(trunk.device), attention_mask=mask, use_cache=False, return_dict=True
+    ).last_hidden_state
+    # places known on the host: a mask would make it wait for the device
+    return hidden.flatten(0, 1).index_select(0, present.flatten().nonzero()[:, 0].to(trunk.device))
 
 
 def hidden_of_one(model: PreTrainedModel, sequence: Ids) -> Tensor:

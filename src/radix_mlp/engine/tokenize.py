@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.token_ids import TextOrIds, as_ids, is_ids
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 
 __all__ = [
     "RejectedItemsError",
     "check_pairs",
     "encode",
+    "num_characters",
     "prompt_length",
     "shown",
     "tokenize_inputs",
@@ -24,6 +28,8 @@ __all__ = [
 ]
 
 TEXTS_A_CALL = 1000
+TOKENIZER_THREADS = 2
+"""One encodes, which happens outside of Python, while the other turns what it has into arrays."""
 
 OnProgress = Callable[[int], None]
 """Called with the number of items finished since the last call."""
@@ -41,45 +47,58 @@ class RejectedItemsError(InvalidInputError):
 
 def tokenize_texts(
     tokenizer: PreTrainedTokenizerBase,
-    texts: Sequence[str],
+    texts: Sequence[TextOrIds],
     *,
     prompt: str | None = None,
     max_length: int | None = None,
     truncate: bool = False,
     lower_case: bool = False,
+    vocabulary: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> list[Ids]:
     """Ids of `prompt + text`, encoded as one string, with the special tokens that the tokenizer itself adds.
+
+    Token ids in place of a text are taken as they are.
 
     Args:
         max_length: longest allowed, in tokens; None has no limit.
         truncate: cut longer texts to `max_length` as the tokenizer does (its own special tokens stay) instead
             of refusing them.
         lower_case: write everything in lower case first.
+        vocabulary: token ids that are given must be below.
 
     Raises:
         RejectedItemsError: texts without a single token, or longer than `max_length`.
-        InvalidDtypeError: something other than a list of strings.
+        InvalidDtypeError: something other than a list of strings (or lists of ids).
+        InvalidInputError: a token id that is not in the vocabulary.
     """
-    _check_strings(texts, "texts")
-    whole = [prompt + text for text in texts] if prompt else list(texts)
-    if lower_case:
-        whole = [text.lower() for text in whole]
-    rows = encode(tokenizer, whole, on_progress=on_progress)
-    if truncate and max_length is not None:
-        _truncate(tokenizer, rows, max_length, whole)
+    if isinstance(texts, str):
+        raise InvalidDtypeError(f"texts must be a list of strings, not one string: write [{shown(texts)}].")
+
+    def encode_texts(places: list[int]) -> list[Ids]:
+        whole = [str(texts[place]) for place in places]
+        whole = [prompt + text for text in whole] if prompt else whole
+        whole = [text.lower() for text in whole] if lower_case else whole
+        rows = encode(tokenizer, whole, on_progress=on_progress)
+        if truncate and max_length is not None:
+            _truncate(tokenizer, rows, max_length, whole)
+        return rows
+
+    limit = max_length if truncate else None
+    rows = _texts_and_ids(texts, "texts", encode_texts, vocabulary, limit)
     _check_lengths(rows, texts, max_length, "texts")
     return rows
 
 
 def tokenize_inputs(
     tokenizer: PreTrainedTokenizerBase,
-    inputs: Sequence[str | tuple[str, str]],
+    inputs: Sequence[TextOrIds | tuple[str, str]],
     *,
     max_length: int | None = None,
     truncate: bool = False,
+    vocabulary: int | None = None,
 ) -> list[Ids]:
-    """Ids of texts and of pairs of texts, which the tokenizer joins in its own way.
+    """Ids of texts and of pairs of texts, which the tokenizer joins in its own way; ids are taken as they are.
 
     Args:
         max_length: longest allowed, in tokens; None has no limit.
@@ -91,16 +110,20 @@ def tokenize_inputs(
     """
     if isinstance(inputs, str):
         raise InvalidDtypeError(f"inputs must be a list, not one string: write [{shown(inputs)}].")
-    parts: list[Sequence[str]] = [(value,) if isinstance(value, str) else value for value in inputs]
-    for index, part in enumerate(parts):
+    given = [index for index, value in enumerate(inputs) if is_ids(value)]
+    others = [index for index in range(len(inputs)) if index not in set(given)]
+    parts = {index: (value,) if isinstance(value := inputs[index], str) else value for index in others}
+    for index, part in parts.items():
         if not isinstance(part, tuple | list) or (len(part) != 2 and not isinstance(inputs[index], str)):
             raise InvalidDtypeError(f"inputs[{index}] must be a string or a pair of strings, not {shown(part)}.")
-    _check_strings([part[0] for part in parts], "inputs")
-    _check_strings([part[-1] for part in parts], "inputs")
+    for place in (0, -1):
+        check_strings({index: part[place] for index, part in parts.items()}, "inputs")
     rows: list[Ids] = [np.empty(0, np.int32)] * len(inputs)
+    for index in given:
+        rows[index] = _cut(as_ids(inputs[index], f"inputs[{index}]", vocabulary), max_length if truncate else None)
     for count in (1, 2):
-        places = [index for index, part in enumerate(parts) if len(part) == count]
-        columns = [[parts[index][place] for index in places] for place in range(count)]
+        places = [index for index, part in parts.items() if len(part) == count]
+        columns = [[str(parts[index][place]) for index in places] for place in range(count)]
         found = encode(tokenizer, *columns)
         if truncate and max_length is not None:
             _truncate(tokenizer, found, max_length, *columns)
@@ -108,6 +131,31 @@ def tokenize_inputs(
             rows[index] = row
     _check_lengths(rows, inputs, max_length, "inputs")
     return rows
+
+
+def _texts_and_ids(
+    texts: Sequence[TextOrIds],
+    name: str,
+    encode_texts: Callable[[list[int]], list[Ids]],
+    vocabulary: int | None,
+    limit: int | None = None,
+) -> list[Ids]:
+    """Ids of all: those given, and those of the texts, which `encode_texts` makes from their places."""
+    given = {index: as_ids(text, f"{name}[{index}]", vocabulary) for index, text in enumerate(texts) if is_ids(text)}
+    places = [index for index in range(len(texts)) if index not in given]
+    check_strings({place: texts[place] for place in places}, name)
+    rows = {index: _cut(row, limit) for index, row in given.items()}
+    rows.update(zip(places, encode_texts(places), strict=True))
+    return [rows[index] for index in range(len(texts))]
+
+
+def _cut(row: Ids, limit: int | None) -> Ids:
+    return row if limit is None else row[:limit]
+
+
+def num_characters(values: Sequence[Any]) -> int:
+    """Characters of all texts, also those in pairs."""
+    return sum(len(value) if isinstance(value, str) else num_characters(value) for value in values if not is_ids(value))
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
@@ -118,11 +166,12 @@ def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
 
 def tokenize_pairs(
     tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[TextOrIds, TextOrIds]],
     *,
     max_length: int | None = None,
     truncate: bool = False,
     add_bos: bool = False,
+    vocabulary: int | None = None,
     on_progress: OnProgress | None = None,
 ) -> tuple[list[Ids], list[int]]:
     """Ids of each `context + continuation`, and at which token the continuation starts; as lm-eval does it.
@@ -141,19 +190,11 @@ def tokenize_pairs(
         RejectedItemsError: continuations without a single token, or pairs longer than `max_length`.
         InvalidInputError: an empty context, and a tokenizer without a begin or end token.
     """
-    check_pairs(pairs, "pairs", ("context", "continuation"))
-    contexts = [context.rstrip() for context, _ in pairs]
-    wholes = [context + continuation for context, continuation in pairs]
-    # a context is shared by several continuations: encode each once
-    distinct = {context: place for place, context in enumerate(dict.fromkeys(contexts))}
-    context_rows = encode(tokenizer, list(distinct), add_special_tokens=False)
-    whole_rows = encode(tokenizer, wholes, add_special_tokens=False, on_progress=on_progress)
+    check_pairs(pairs, "pairs", ("context", "continuation"), ids=True)
     sequences: list[Ids] = []
     starts: list[int] = []
     rejected: list[tuple[int, str]] = []
-    for index, (context, row) in enumerate(zip(contexts, whole_rows, strict=True)):
-        head = context_rows[distinct[context]]
-        tail = row[len(head) :]
+    for index, (head, tail) in enumerate(_heads_and_tails(tokenizer, pairs, vocabulary, on_progress)):
         if not len(tail):
             rejected.append((index, f"the continuation {shown(pairs[index][1])} has no tokens of its own"))
         if not len(head):
@@ -166,7 +207,7 @@ def tokenize_pairs(
         start = len(head)
         if max_length is not None and len(sequence) > max_length:
             if not truncate or len(tail) >= max_length:
-                rejected.append((index, too_long(wholes[index], len(sequence), max_length)))
+                rejected.append((index, too_long(_whole(pairs[index]), len(sequence), max_length)))
             sequence, start = sequence[-max_length:], start - (len(sequence) - max_length)
         sequences.append(sequence)
         starts.append(start)
@@ -175,15 +216,44 @@ def tokenize_pairs(
     return sequences, starts
 
 
-def check_pairs(pairs: Sequence[Any], name: str, parts: tuple[str, str]) -> None:
-    """Raise `InvalidDtypeError` for anything that is not a list of pairs of strings."""
+def _heads_and_tails(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[Any, Any]],
+    vocabulary: int | None,
+    on_progress: OnProgress | None,
+) -> Iterator[tuple[Ids, Ids]]:
+    texts = {index: pair for index, pair in enumerate(pairs) if isinstance(pair[0], str)}
+    contexts = [context.rstrip() for context, _ in texts.values()]
+    # a context is shared by several continuations: encode each once
+    distinct = list(dict.fromkeys(contexts))
+    context_rows = dict(zip(distinct, encode(tokenizer, distinct, add_special_tokens=False), strict=True))
+    wholes = [_whole(pair) for pair in texts.values()]
+    whole_rows = encode(tokenizer, wholes, add_special_tokens=False, on_progress=on_progress)
+    encoded = iter(zip(contexts, whole_rows, strict=True))
+    for index, pair in enumerate(pairs):
+        if index in texts:
+            context, row = next(encoded)
+            length = len(context_rows[context])
+            yield context_rows[context], row[length:]
+        else:
+            names = f"pairs[{index}][0]", f"pairs[{index}][1]"
+            yield as_ids(pair[0], names[0], vocabulary), as_ids(pair[1], names[1], vocabulary)
+
+
+def _whole(pair: tuple[Any, Any]) -> Any:
+    return pair[0] + pair[1] if isinstance(pair[0], str) else pair
+
+
+def check_pairs(pairs: Sequence[Any], name: str, parts: tuple[str, str], *, ids: bool = False) -> None:
+    """Raise `InvalidDtypeError` for anything that is not a list of pairs of strings (or of `ids`, both of a pair)."""
     if isinstance(pairs, str):
         raise InvalidDtypeError(f"{name} must be a list of pairs, not one string: write [({shown(pairs)}, ...)].")
     for index, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InvalidDtypeError(f"{name}[{index}] must be ({', '.join(parts)}), not {shown(pair)}.")
-    _check_strings([first for first, _ in pairs], _plural(parts[0]))
-    _check_strings([second for _, second in pairs], _plural(parts[1]))
+    texts = {place: pair for place, pair in enumerate(pairs) if not (ids and is_ids(pair[0]) and is_ids(pair[1]))}
+    check_strings({place: first for place, (first, _) in texts.items()}, _plural(parts[0]))
+    check_strings({place: second for place, (_, second) in texts.items()}, _plural(parts[1]))
 
 
 def encode(
@@ -195,15 +265,23 @@ def encode(
     **options: Any,
 ) -> list[Ids]:
     """Ids of every text, or of every text with the one in its place in `others`."""
+
+    def encode_part(start: int) -> list[Ids]:
+        part = slice(start, start + TEXTS_A_CALL)
+        second = {} if others is None else {"text_pair": others[part]}
+        encoded = tokenizer(
+            texts[part], return_attention_mask=False, return_token_type_ids=False, verbose=False, **second, **options
+        )
+        return [np.asarray(row, np.int32) for row in encoded["input_ids"]]
+
     rows: list[Ids] = []
-    for start in range(0, len(texts), TEXTS_A_CALL):
-        part = texts[start : start + TEXTS_A_CALL]
-        if others is not None:
-            options["text_pair"] = others[start : start + TEXTS_A_CALL]
-        encoded = tokenizer(part, return_attention_mask=False, return_token_type_ids=False, verbose=False, **options)
-        rows.extend(np.asarray(row, np.int32) for row in encoded["input_ids"])
-        if on_progress is not None:
-            on_progress(len(part))
+    # the first part sets the tokenizer's truncation; after it, threads may share it
+    starts = range(0, len(texts), TEXTS_A_CALL)
+    with ThreadPoolExecutor(TOKENIZER_THREADS if tokenizer.is_fast else 1, "radix-tokenize") as threads:
+        for found in itertools.chain(map(encode_part, starts[:1]), threads.map(encode_part, starts[1:])):
+            rows.extend(found)
+            if on_progress is not None:
+                on_progress(len(found))
     return rows
 
 
@@ -237,10 +315,9 @@ def _begin_token(tokenizer: PreTrainedTokenizerBase) -> Ids:
     )
 
 
-def _check_strings(texts: Sequence[Any], name: str) -> None:
-    if isinstance(texts, str):
-        raise InvalidDtypeError(f"{name} must be a list of strings, not one string: write [{shown(texts)}].")
-    for index, text in enumerate(texts):
+def check_strings(texts: dict[int, Any], name: str) -> None:
+    """Raise for texts, by their places in the caller's list, that are not valid strings."""
+    for index, text in texts.items():
         if not isinstance(text, str):
             raise InvalidDtypeError(f"{name}[{index}] must be a string, not {shown(text)}.")
         try:

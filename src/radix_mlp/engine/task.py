@@ -1,0 +1,91 @@
+"""What the engine is asked: a call has items, and each item is one sequence with a task to be done on it.
+
+A call is made by the function of its task (`embed_call`, `score_call`, ...) and run by an offline job or by the online
+front; neither knows one task from another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from radix_mlp.engine.scheduler import Ids
+from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.device import DevicePlan
+
+__all__ = ["Call", "FunctionTask", "Item", "Kept", "Rows", "Task", "union_of_rows"]
+
+Rows = NDArray[np.int64]
+Value = TypeVar("Value")
+
+
+class Task:
+    """One kind of work with its options. Subclasses are frozen dataclasses: equal tasks are finished together."""
+
+    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
+        """Compact rows `[R]` whose hidden states `finish` reads; None for all. `plan` has the items' sequences."""
+        return None
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Any:
+        """Hidden states `[M, h]` of a batch -> tensors on the device, which are then copied to the host."""
+        raise NotImplementedError
+
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[Any]:
+        """What `finish` gave, as NumPy arrays -> one answer an item."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionTask(Task):
+    """A caller's own way to finish a batch; what it returns stays where it is."""
+
+    function: Callable[[list[int], Tensor, RadixPlan], Any]
+    """Gets the `start` of every item, hidden states and plan."""
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Any:
+        return Kept(self.function([item.start for item in items], hidden, plan.plan))
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A result that is not copied to the host."""
+
+    value: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Item:
+    """One sequence: the unit that is scheduled."""
+
+    ids: Ids
+    """`[n]`, at least one."""
+    task: Task
+    start: int = 0
+    """The first token that counts: where a continuation begins, or a text after its prompt."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call(Generic[Value]):
+    """All items of one call, and how their answers become its value."""
+
+    items: list[Item]
+    value: Callable[[list[Any]], Value]
+    """Gets the answers in the order of `items`."""
+    what: str = "texts"
+    """How errors call the items."""
+    num_characters: int = 0
+
+
+def union_of_rows(parts: Sequence[Rows | None]) -> Rows | None:
+    """Rows that at least one part needs, ascending; None if one needs all.
+
+    >>> union_of_rows([np.array([4, 2]), np.array([2, 3])]).tolist()
+    [2, 3, 4]
+    """
+    found = [rows for rows in parts if rows is not None]
+    return np.unique(np.concatenate(found)).astype(np.int64) if len(found) == len(parts) else None

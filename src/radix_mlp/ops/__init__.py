@@ -2,7 +2,18 @@
 
 from radix_mlp.ops.attention import tree_attention
 from radix_mlp.ops.choose import report
+from radix_mlp.ops.edge_logprobs import EdgeLogprobs, edge_logprobs
+from radix_mlp.ops.edges import (
+    DeviceEdges,
+    Edges,
+    edges_to_tokens,
+    label_edges,
+    sequence_sums,
+    tokens_to_edges,
+    tree_edges,
+)
 from radix_mlp.ops.fold import fold, unfold
+from radix_mlp.ops.linear_head import LinearHead
 from radix_mlp.ops.logprobs import TokenLogprobs, token_logprobs
 from radix_mlp.ops.pool import cls, last_token, mean, weighted_mean
 from radix_mlp.ops.registry import available_impls
@@ -10,16 +21,26 @@ from radix_mlp.plan.device import AttentionTree, DevicePlan
 
 __all__ = [
     "AttentionTree",
+    "DeviceEdges",
     "DevicePlan",
+    "EdgeLogprobs",
+    "Edges",
+    "LinearHead",
     "TokenLogprobs",
     "available_impls",
     "cls",
+    "edge_logprobs",
+    "edges_to_tokens",
     "fold",
+    "label_edges",
     "last_token",
     "mean",
     "report",
+    "sequence_sums",
     "token_logprobs",
+    "tokens_to_edges",
     "tree_attention",
+    "tree_edges",
     "unfold",
     "weighted_mean",
 ]

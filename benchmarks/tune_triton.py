@@ -64,6 +64,9 @@ def main() -> None:
         }
         for one in sorted(tiles, key=means.__getitem__)[: args.show]:
             print(f'("{kernel}", {width}): {one},  # {means[one]:.3f}  {[round(t, 4) for t in times[one]]}')
+        for case, column in zip(args.cases.split(","), zip(*times.values(), strict=True), strict=True):
+            fastest = min(zip(column, tiles, strict=True))
+            print(f"    fastest on {case}: {fastest[1]} {fastest[0]:.4f}")
 
 
 def candidates(kernel: str, width: int) -> list[Tiles]:

@@ -20,6 +20,8 @@ Order = NDArray[np.int64]
 
 TOKENS_PER_COMPACT_TOKEN = 64
 """A batch ends at this many times its budget in tokens, too: a million copies of a text stay plannable."""
+PAIRS_PER_COMPACT_TOKEN = 8192
+"""And at this many times its budget in query-key pairs: attention on long texts outweighs everything else."""
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,15 @@ def cut_by_budget(
     growing = _GrowingTree(sequences, lexicographic)
     for index in order.tolist():
         added = growing.added_by(index)
+        length = len(sequences[index])
+        pairs = causal_pairs(length) - causal_pairs(length - added)
         if growing.indices and (
             growing.num_compact + added > max_batch_tokens
-            or growing.num_tokens + len(sequences[index]) > TOKENS_PER_COMPACT_TOKEN * max_batch_tokens
+            or growing.attention_pairs + pairs > PAIRS_PER_COMPACT_TOKEN * max_batch_tokens
+            or growing.num_tokens + length > TOKENS_PER_COMPACT_TOKEN * max_batch_tokens
         ):
             batches.append(growing.take())
-            added = len(sequences[index])
+            added = length
         growing.add(index, added)
     return [*batches, growing.take()] if growing.indices else batches
 

@@ -1,11 +1,12 @@
-"""CUDA graphs of a fused decoder for small batches, where launching kernels takes longer than running them.
+"""CUDA graphs of a fused decoder for batches whose kernels take longer to launch than to run.
 
-A graph has fixed addresses and sizes, so a batch is padded to the next multiple of `STEP` rows: padding rows are
+A graph has fixed addresses and sizes, so a batch is padded to the next size of a few per power of two: padding rows are
 sequences of one token, and everything that depends on the batch is copied into the graph's own tensors in one go.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -18,24 +19,39 @@ from radix_mlp.ops import AttentionTree
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.gpu_blocks import KEY_BLOCK, SEGMENT, range_tree
 
-__all__ = ["MAX_ROWS", "GraphedDecoder"]
+__all__ = ["GraphedDecoder", "padded_size"]
 
-STEP = 64
-"""Rows that graphs are apart."""
-MAX_ROWS = 2048
-"""Largest batch that runs as a graph; above, kernels take longer than their launches."""
-_ROW_CLASSES = (8, 32, 128, 512, MAX_ROWS)
+_SMALLEST_STEP = 64
+_SIZES_PER_OCTAVE = 32
+_LAYER_FLOP = 0.45e12
+"""Work of a layer above which its kernels take longer than their launches: about 0.6 ms on an H200."""
+_MAX_GRAPHS = 64
 _GRAPH_IMPLS = ("auto", "triton")
 
 
-class GraphedDecoder:
-    """A `FusedDecoder` that replays a CUDA graph for batches of up to `max_rows` compact rows.
+def padded_size(number: int, smallest_step: int = _SMALLEST_STEP) -> int:
+    """The next size that graphs are made for: at most a 32nd larger, except where steps of `smallest_step` are coarser.
 
-    A graph is captured when a size comes for the second time, and they share one pool of memory.
+    >>> [padded_size(number) for number in (1, 65, 1088, 6272, 6273, 10_000)]
+    [64, 128, 1088, 6272, 6400, 10240]
+    """
+    step = max(smallest_step, (1 << max(number - 1, 1).bit_length() - 1) // _SIZES_PER_OCTAVE)
+    return -(-number // step) * step
+
+
+class GraphedDecoder:
+    """A `FusedDecoder` that replays CUDA graphs for batches of up to `max_rows` compact rows.
+
+    A graph is captured when a size comes for the second time; graphs share one pool of memory, and the one that was not
+    used for longest goes when there are too many.
     """
 
-    def __init__(self, decoder: FusedDecoder, max_rows: int = MAX_ROWS) -> None:
+    def __init__(self, decoder: FusedDecoder, max_rows: int | None = None) -> None:
         self.decoder = decoder
+        if max_rows is None:
+            layer = decoder.layers[0]
+            weights = sum(weight.numel() for weight in (layer.qkv, layer.out, layer.gate_up, layer.down))
+            max_rows = int(_LAYER_FLOP / (2 * weights))
         self.max_rows = max_rows if decoder.impl in _GRAPH_IMPLS else 0
         self._graphs: dict[tuple[int, int | None], _Graph] = {}
         self._seen: set[tuple[int, int | None]] = set()
@@ -49,21 +65,26 @@ class GraphedDecoder:
     def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None = None) -> Tensor:
         """As `FusedDecoder`, whatever the size of the batch."""
         num_rows = plan.num_rows
-        padded = -(-num_rows // STEP) * STEP
-        if not 0 < padded <= self.max_rows:
+        if not 0 < num_rows <= self.max_rows:
             return self.decoder(plan, needed_rows)
-        key = padded, None if needed_rows is None else next(n for n in _ROW_CLASSES if n >= len(needed_rows))
-        if key not in self._graphs:
-            if key not in self._seen:
-                self._seen.add(key)
-                return self.decoder(plan, needed_rows)
-            self._pool = self._pool or torch.cuda.graph_pool_handle()
-            self._graphs[key] = _Graph(self.decoder, *key, self._pool)
-        graph = self._graphs[key]
+        size = padded_size(num_rows)
+        key = size, None if needed_rows is None else min(padded_size(max(1, len(needed_rows)), 32), size)
+        if key not in self._graphs and key not in self._seen:
+            self._seen.add(key)
+            return self.decoder(plan, needed_rows)
+        graph = self._graphs.pop(key, None) or self._captured(*key)
+        self._graphs[key] = graph
         graph.replay(plan, needed_rows)
         if needed_rows is None:
             return graph.hidden[:num_rows].clone()
         return spread(graph.hidden, graph.rows[: len(needed_rows)], num_rows)
+
+    def _captured(self, size: int, num_needed: int | None) -> _Graph:
+        if len(self._graphs) == _MAX_GRAPHS:
+            # dictionaries keep their order: the first was used longest ago
+            del self._graphs[next(iter(self._graphs))]
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        return _Graph(self.decoder, size, num_needed, self._pool)
 
 
 class _Graph:
@@ -100,7 +121,7 @@ class _Graph:
         self.graph.replay()
 
     def _fill(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> None:
-        host = torch.zeros(len(self.packed), dtype=torch.int32, pin_memory=True)
+        host = torch.empty(len(self.packed), dtype=torch.int32, pin_memory=True)
         pack(host.numpy(), plan, needed_rows, self.sizes)
         self.packed.copy_(host, non_blocking=True)
 
@@ -108,17 +129,27 @@ class _Graph:
 def pack(
     packed: NDArray[np.int32], plan: RadixPlan, needed_rows: NDArray[np.int64] | None, sizes: tuple[int, ...]
 ) -> None:
-    """Write what a graph reads of a batch over the zeros of `packed`, in parts of `sizes`."""
+    """Write what a graph reads of a batch to `packed`, in parts of `sizes`."""
     num_rows, padded = plan.num_rows, sizes[3]
-    ids, positions, rows, end, depth, range_of_row, ranges, order, _ = np.split(packed, np.cumsum(sizes)[:-1])
-    ids.view(np.int64)[:num_rows] = plan.compact_ids
-    positions.view(np.int64)[:num_rows] = plan.compact_positions
-    if needed_rows is not None:
-        rows.view(np.int64)[: len(needed_rows)] = needed_rows
+    starts = [0, *itertools.accumulate(sizes)]
+    ids, positions, rows, end, depth, range_of_row, ranges, order = (
+        packed[start:stop] for start, stop in itertools.pairwise(starts[:-1])
+    )
+    for part, values in ((ids, plan.compact_ids), (positions, plan.compact_positions)):
+        wide = part.view(np.int64)
+        wide[:num_rows] = values
+        wide[num_rows:] = 0
+    if len(rows):
+        wide = rows.view(np.int64)
+        wide[:] = 0
+        if needed_rows is not None:
+            wide[: len(needed_rows)] = needed_rows
     end[:num_rows], depth[:num_rows] = plan.end, plan.depth
     end[num_rows:] = np.arange(num_rows + 1, padded + 1)
+    depth[num_rows:] = 0
     tree = range_tree(end, depth)
     range_of_row[:] = tree.range_of_row
+    # what is past them is never read
     ranges[: tree.ranges.size] = tree.ranges.ravel()
     order[:] = tree.order
 

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-import os
+from functools import cache
 
 import torch
 import triton
@@ -14,7 +14,6 @@ from torch import Tensor
 
 __all__ = ["gate", "rms_norm", "rotate_heads_"]
 
-_PDL = os.environ.get("PDL") == "1"
 _GATE_BLOCK = 1024
 _ROTATE_ROWS = 16
 
@@ -28,7 +27,7 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     rows, width = x.shape
     if rows:
         block = triton.next_power_of_2(width)
-        _rms_norm_kernel[(rows,)](x, weight, out, epsilon, width, BLOCK=block, PDL=_PDL, num_warps=_warps(block), launch_pdl=_PDL)
+        _rms_norm_kernel[(rows,)](x, weight, out, epsilon, width, BLOCK=block, num_warps=_warps(block), **_early(x))
     return out
 
 
@@ -51,7 +50,8 @@ def rotate_heads_(
     grid = (triton.cdiv(rows, _ROTATE_ROWS), heads + kv_heads)
     _rotate_kernel[grid](
         qkv, cos, sin, q_weight, k_weight, epsilon, rows, heads, qkv.stride(0),
-        D=width, HALF=triton.next_power_of_2(width // 2), ROWS=_ROTATE_ROWS, NORM=norms is not None, PDL=_PDL, num_warps=4, launch_pdl=_PDL,
+        D=width, HALF=triton.next_power_of_2(width // 2), ROWS=_ROTATE_ROWS, NORM=norms is not None,
+        num_warps=4, **_early(qkv),
     )  # fmt: skip
 
 
@@ -60,8 +60,20 @@ def gate(gate_up: Tensor) -> Tensor:
     rows, width = gate_up.shape[0], gate_up.shape[1] // 2
     out = gate_up.new_empty(rows, width)
     if rows:
-        _gate_kernel[(rows, triton.cdiv(width, _GATE_BLOCK))](gate_up, out, width, BLOCK=_GATE_BLOCK, PDL=_PDL, num_warps=4, launch_pdl=_PDL)
+        grid = rows, triton.cdiv(width, _GATE_BLOCK)
+        _gate_kernel[grid](gate_up, out, width, BLOCK=_GATE_BLOCK, num_warps=4, **_early(gate_up))
     return out
+
+
+def _early(x: Tensor) -> dict[str, bool]:
+    """Launch before the kernel ahead has ended, where the chip can (Hopper and later), and wait inside."""
+    can = x.is_cuda and _capability(x.device.index) >= (9, 0)
+    return {"PDL": can, "launch_pdl": can} if can else {"PDL": False}
+
+
+@cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 def _warps(block: int) -> int:
@@ -72,7 +84,6 @@ def _warps(block: int) -> int:
 def _rms_norm_kernel(x, weight, out, epsilon, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < width
@@ -89,7 +100,6 @@ def _rotate_kernel(
 ):  # fmt: skip
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     head = tl.program_id(1)
     column = tl.arange(0, HALF)
@@ -114,7 +124,6 @@ def _rotate_kernel(
 def _gate_kernel(gate_up, out, width, BLOCK: tl.constexpr, PDL: tl.constexpr):
     if PDL:
         tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < width

@@ -1,0 +1,271 @@
+"""Fused layers against the unmodified model fed one sequence at a time."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3Model,
+)
+
+import radix_mlp
+from radix_mlp.errors import UnsupportedModelError
+from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
+from radix_mlp.hf.fused.graphs import pack
+from radix_mlp.hf.fused.layers import FAMILIES, join_layers, why_not_fused
+from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.gpu_blocks import range_tree
+from radix_mlp.testing.sweep import plan_of, sample_sequences
+from radix_mlp.testing.zoo import tiny_model
+
+SMALL = {
+    "vocab_size": 128,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.3,
+}
+BUILDERS = {
+    "qwen3": lambda: Qwen3Model(Qwen3Config(head_dim=24, **SMALL)),
+    "qwen3-windows": lambda: Qwen3Model(
+        Qwen3Config(head_dim=16, use_sliding_window=True, sliding_window=3, max_window_layers=1, **SMALL)
+    ),
+    "qwen2": lambda: Qwen2Model(Qwen2Config(**SMALL)),
+    "llama": lambda: LlamaModel(LlamaConfig(**SMALL)),
+    "llama-biases": lambda: LlamaModel(LlamaConfig(attention_bias=True, mlp_bias=True, **SMALL)),
+    "mistral": lambda: MistralModel(MistralConfig(sliding_window=4, **SMALL)),
+}
+
+
+def build(name: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    model = BUILDERS[name]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                # biases and norms that do something
+                parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return model
+
+
+def alone(model: PreTrainedModel, sequences: list[torch.Tensor]) -> torch.Tensor:
+    """Hidden states `[N, h]` of every sequence through the model as it is."""
+    with torch.no_grad():
+        return torch.cat([model(s[None], use_cache=False).last_hidden_state[0] for s in sequences])
+
+
+def unfolded(hidden: torch.Tensor, plan: RadixPlan) -> torch.Tensor:
+    return radix_mlp.unfold(hidden, plan)
+
+
+def difference(found: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_same_as_the_model_alone(name: str) -> None:
+    model, sequences = build(name), sample_sequences()
+    expected = alone(model, sequences)
+    plan = plan_of(sequences)
+    found = FusedDecoder(radix_mlp.enable(model), impl="dense")(plan)
+    assert plan.num_compact < plan.num_tokens
+    assert difference(unfolded(found, plan), expected) < 1e-5
+
+
+def test_every_part_of_a_layer_shows() -> None:
+    """Zeroing or swapping any tensor that a layer holds moves the output by far more than the tolerance."""
+    model, sequences = build("llama-biases"), sample_sequences()
+    model = radix_mlp.enable(model)
+    plan = plan_of(sequences)
+    fused = FusedDecoder(model, impl="dense")
+    expected = fused(plan).clone()
+    layer = fused.layers[1]
+    for name in ("input_norm", "qkv", "qkv_bias", "out", "out_bias", "mlp_norm", "gate_up", "gate_up_bias", "down"):
+        tensor = getattr(layer, name)
+        kept = tensor.clone()
+        tensor.copy_(kept.flip(0))
+        assert difference(fused(plan), expected) > 1e-3, name
+        tensor.copy_(kept)
+    assert difference(fused(plan), expected) == 0
+
+
+def test_only_needed_rows_go_past_the_last_attention() -> None:
+    model, sequences = build("qwen3"), sample_sequences()
+    plan = plan_of(sequences)
+    fused = FusedDecoder(radix_mlp.enable(model), impl="dense")
+    rows = np.unique(plan.last_rows.astype(np.int64))
+    every, some = fused(plan), fused(plan, rows)
+    torch.testing.assert_close(some[rows], every[rows], rtol=0, atol=1e-6)
+    assert some.isnan().all(1).sum() == plan.num_rows - len(rows)
+
+
+def test_the_model_keeps_its_parameters_and_shares_their_memory() -> None:
+    model, sequences = build("llama-biases"), sample_sequences()
+    names, values = list(model.state_dict()), copy.deepcopy(model.state_dict())
+    expected = alone(model, sequences)
+    radix_mlp.enable(model)
+    fused = FusedDecoder(model, impl="dense")
+    assert list(model.state_dict()) == names
+    assert all(torch.equal(values[name], value) for name, value in model.state_dict().items())
+    radix_mlp.disable(model)
+    assert difference(alone(model, sequences), expected) < 1e-6
+
+    with torch.no_grad():
+        model.layers[1].self_attn.k_proj.weight.mul_(-1)
+    expected = alone(model, sequences)
+    plan = plan_of(sequences)
+    radix_mlp.enable(model)
+    assert fused.is_current()
+    assert difference(unfolded(fused(plan), plan), expected) < 1e-5
+    assert FusedDecoder(copy.deepcopy(model)).layers[0].qkv.data_ptr() != fused.layers[0].qkv.data_ptr()
+
+
+def test_the_model_can_be_trained_and_saved_afterwards(tmp_path) -> None:
+    model, sequences = build("qwen2"), sample_sequences()
+    expected = alone(model, sequences)
+    with torch.inference_mode():
+        join_layers(model)
+    model(sequences[0][None]).last_hidden_state.sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
+    model.save_pretrained(tmp_path)
+    assert difference(alone(Qwen2Model.from_pretrained(tmp_path).eval(), sequences), expected) == 0
+
+
+def test_replaced_parameters_are_noticed() -> None:
+    model = radix_mlp.enable(build("qwen3"))
+    fused = FusedDecoder(model, impl="dense")
+    assert fused.is_current()
+    model.to(torch.float64)
+    assert not fused.is_current()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda model: model.config.update({"hidden_act": "gelu"}), "gelu"),
+        (lambda model: model.to(torch.float64), "float64"),
+        (lambda model: model.layers[0].mlp.register_forward_hook(lambda *_: None), "hooks"),
+        (lambda model: setattr(model.layers[1].self_attn, "q_proj", torch.nn.Identity()), "seven linear"),
+        (lambda model: setattr(model.layers[1].mlp, "up_proj", torch.nn.Linear(48, 80)), "bias"),
+        (lambda model: model.config.rope_parameters.update(rope_type="dynamic"), "rotary"),
+        (lambda model: model.norm.half(), "several"),
+    ],
+)
+def test_what_is_not_known_is_refused(change, reason: str) -> None:
+    model = build("qwen3")
+    change(model)
+    with pytest.raises(UnsupportedModelError, match=reason):
+        FusedDecoder(model)
+
+
+def test_other_families_are_refused() -> None:
+    for model_type in ("gemma2", "gpt2", "mixtral", "phi3"):
+        assert model_type not in FAMILIES
+        with pytest.raises(UnsupportedModelError, match="not known"):
+            FusedDecoder(tiny_model(model_type))
+
+
+def test_what_a_graph_reads_is_the_plan_and_valid_padding() -> None:
+    plan = plan_of(sample_sequences())
+    padded, needed = 64, plan.last_rows.astype(np.int64)
+    assert plan.num_rows < padded
+    sizes = (2 * padded, 2 * padded, 2 * 8, padded, padded, padded, 4 * padded, 1, 2)
+    packed = np.full(sum(sizes), 77, np.int32)
+    pack(packed, plan, needed, sizes)
+    ids, positions, rows, end, depth, range_of_row, ranges, order, _ = np.split(packed, np.cumsum(sizes)[:-1])
+    assert (ids.view(np.int64)[: plan.num_rows] == plan.compact_ids).all()
+    assert (positions.view(np.int64)[: plan.num_rows] == plan.compact_positions).all()
+    assert (rows.view(np.int64)[: len(needed)] == needed).all()
+    assert (end[: plan.num_rows] == plan.end).all()
+    assert (depth[: plan.num_rows] == plan.depth).all()
+    # a padding row sees itself alone, and no row sees it
+    assert (end[plan.num_rows :] == np.arange(plan.num_rows, padded) + 1).all()
+    tree = range_tree(end, depth)
+    assert (range_of_row == tree.range_of_row).all()
+    assert (ranges[: tree.ranges.size] == tree.ranges.ravel()).all()
+    assert (order == tree.order).all()
+
+
+# on a device
+
+
+def bfloat16_cases() -> tuple[PreTrainedModel, list[list[torch.Tensor]]]:
+    """A model and batches of several sizes, among them one above the largest graph."""
+    torch.manual_seed(0)
+    config = SMALL | {"hidden_size": 256, "num_attention_heads": 8, "vocab_size": 1000, "initializer_range": 0.1}
+    model = Qwen3Model(Qwen3Config(head_dim=64, **config)).eval().cuda()
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for prefix, suffix, count in [(30, 5, 4), (130, 40, 12), (0, 50, 3), (300, 100, 30), (7, 1, 1)]:
+        stem = torch.randint(0, 1000, (prefix,), generator=generator)
+        batches.append(
+            [torch.cat([stem, torch.randint(0, 1000, (suffix + i,), generator=generator)]) for i in range(count)]
+        )
+    return model, batches
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_as_near_to_the_truth_as_the_unmodified_model(dtype: torch.dtype) -> None:
+    model, batches = bfloat16_cases()
+    truth = [alone(model, [s.cuda() for s in batch]) for batch in batches]
+    model.to(dtype)
+    usual = [alone(model, [s.cuda() for s in batch]).float() for batch in batches]
+    radix_mlp.enable(model)
+    fused = FusedDecoder(model)
+    graphed = GraphedDecoder(fused, max_rows=2048)
+    for forward in (fused, graphed):
+        # the third time a size comes, its graph has been captured and replayed
+        for _ in range(3):
+            for batch, expected, unmodified in zip(batches, truth, usual, strict=True):
+                plan = plan_of(batch)
+                found = unfolded(forward(plan), plan).float()
+                limit = 2 * (unmodified - expected).norm() / expected.norm()
+                assert (found - expected).norm() / expected.norm() < limit < 0.2
+
+
+@pytest.mark.gpu
+def test_graphs_and_needed_rows() -> None:
+    model, batches = bfloat16_cases()
+    model.bfloat16()
+    radix_mlp.enable(model)
+    fused = FusedDecoder(model)
+    graphed = GraphedDecoder(fused, max_rows=2048)
+    kept = []
+    for _ in range(3):
+        for batch in batches:
+            plan = plan_of(batch)
+            rows = np.unique(plan.last_rows.astype(np.int64))
+            every, some = fused(plan), graphed(plan, rows)
+            assert difference(some[rows].float(), every[rows].float()) < 2e-2
+            assert some.isnan().all(1).sum() == plan.num_rows - len(rows)
+            kept.append((some[rows], some[rows].clone()))
+    # what was returned is not overwritten by later replays
+    assert all(torch.equal(x, y) for x, y in kept)
+
+
+@pytest.mark.gpu
+def test_joining_keeps_no_second_copy_of_the_weights() -> None:
+    torch.manual_seed(0)
+    model = Qwen3Model(Qwen3Config(head_dim=64, **SMALL | {"hidden_size": 2048, "intermediate_size": 8192})).cuda()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    join_layers(model)
+    assert torch.cuda.memory_allocated() <= before * 1.01
+
+
+def test_a_reason_is_given_for_every_refusal() -> None:
+    assert why_not_fused(build("qwen3")) is None

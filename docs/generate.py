@@ -53,6 +53,8 @@ def _prose(text: str) -> str:
 def _rows(command: Any, *, with_default: bool = False) -> str:
     rows = []
     for param in command.params:
+        if getattr(param, "hidden", False):
+            continue
         if param.param_type_name == "argument":
             cells = [f"`{param.metavar}`", "required", param.help]
         else:

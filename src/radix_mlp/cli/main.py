@@ -14,6 +14,7 @@ from radix_mlp.cli.embed import embed
 from radix_mlp.cli.explain import explain
 from radix_mlp.cli.rerank import rerank
 from radix_mlp.cli.score import score
+from radix_mlp.cli.serve import ServeCommand, serve
 from radix_mlp.cli.show import errors
 from radix_mlp.cli.verify import verify
 from radix_mlp.errors import RadixError
@@ -80,5 +81,5 @@ def options(
     pass
 
 
-for command in (demo, embed, rerank, classify, score, explain, verify):
-    app.command()(command)
+for command in (demo, embed, rerank, classify, score, serve, explain, verify):
+    app.command(cls=ServeCommand if command is serve else None)(command)

@@ -1,0 +1,107 @@
+"""What a loaded model is to a client: its type, limits and labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from radix_mlp.engine.classify import label_names
+from radix_mlp.engine.engine import Engine
+from radix_mlp.engine.kind import kind_of
+from radix_mlp.engine.pooler import pooler_of
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.serve.errors import WrongModelError
+from radix_mlp.serve.settings import POOLING_NAMES, ServeSettings
+
+__all__ = ["ModelInfo", "ModelType", "model_info"]
+
+ModelType = Literal["embedding", "reranker", "classifier"]
+
+# the words of text-embeddings-inference
+_WRONG = {
+    "embedding": "Model is not an embedding model",
+    "reranker": "model is not a re-ranker model",
+    "classifier": "model is not a classifier model",
+}
+_POOLING = {"last": "last_token"}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """A model as `/info` tells of it."""
+
+    name: str
+    sha: str | None
+    dtype: str
+    device: str
+    type: ModelType
+    has_labels: bool
+    """Whether it is a classifier, be it one that serves as a reranker."""
+    labels: list[str]
+    pooling: str | None
+    dimensions: int | None
+    """Length of an embedding; None for other types."""
+    vocab_size: int
+    max_input_length: int
+
+    def require(self, *types: ModelType) -> None:
+        """Raise `WrongModelError` unless the model is of one of the types."""
+        if self.type not in types:
+            raise WrongModelError(_WRONG[types[0]])
+
+    def type_for_info(self) -> dict[str, Any]:
+        """`model_type` of `/info`."""
+        if self.type == "embedding":
+            return {"embedding": {"pooling": _POOLING.get(self.pooling or "", self.pooling)}}
+        id2label = {str(index): label for index, label in enumerate(self.labels)}
+        label2id = {label: index for index, label in enumerate(self.labels)}
+        return {self.type: {"id2label": id2label, "label2id": label2id}}
+
+
+def model_info(engine: Engine, settings: ServeSettings, sha: str | None = None) -> ModelInfo:
+    """What the engine's model is, by its files.
+
+    Raises:
+        InvalidInputError: the settings do not go with the model.
+    """
+    kind = model_type(engine, settings)
+    has_labels = kind_of(engine.model) == "classifier"
+    pooling, dimensions = None, None
+    if kind == "embedding":
+        chosen = POOLING_NAMES[settings.pooling] if settings.pooling else None
+        pooler = pooler_of(engine.folder, chosen)
+        pooling, dimensions = "+".join(pooler.modes), engine.folder.dimensions or pooler.width(engine.model)
+        # tells at the start of a prompt that is not there
+        engine.folder.prompt(settings.default_prompt, settings.default_prompt_name)
+    else:
+        for option in ("pooling", "default_prompt", "default_prompt_name"):
+            if getattr(settings, option) is not None:
+                raise InvalidInputError(
+                    f"--{option.replace('_', '-')} is for embedding models, and this is a {kind}. Rerank requests "
+                    "carry an `instruction` of their own."
+                )
+    return ModelInfo(
+        name=settings.name,
+        sha=sha,
+        dtype=str(engine.model.dtype).removeprefix("torch."),
+        device=str(engine.model.device),
+        type=kind,
+        has_labels=has_labels,
+        labels=label_names(engine.model) if has_labels else [],
+        pooling=pooling,
+        dimensions=dimensions,
+        vocab_size=int(engine.model.get_input_embeddings().get_parameter("weight").shape[0]),
+        max_input_length=engine.max_length or settings.max_batch_tokens,
+    )
+
+
+def model_type(engine: Engine, settings: ServeSettings) -> ModelType:
+    """What the model serves as: a classifier with labels, a reranker, or else an embedding model."""
+    called_reranker = "rerank" in f"{settings.model_id} {engine.model.config.name_or_path}".lower()
+    if kind_of(engine.model) == "classifier":
+        count = len(label_names(engine.model))
+        return "reranker" if count == 1 or (count == 2 and called_reranker) else "classifier"
+    modules = [module.kind for module in engine.folder.modules]
+    if modules:
+        return "reranker" if modules[0] == "LogitScore" else "embedding"
+    return "reranker" if called_reranker and kind_of(engine.model) == "causal" else "embedding"

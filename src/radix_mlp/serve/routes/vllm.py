@@ -1,0 +1,141 @@
+"""vLLM's routes for scoring, classification and pooling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from fastapi import APIRouter, Request
+from numpy.typing import NDArray
+from starlette.responses import Response
+
+from radix_mlp.serve.errors import WrongBodyError, WrongModelError
+from radix_mlp.serve.limits import check_not_empty
+from radix_mlp.serve.routes.common import OPENAI_ERRORS, ServiceOf, answered, as_list, head, usage
+from radix_mlp.serve.wire.answers import Classes, Pooled, Scores
+from radix_mlp.serve.wire.vllm import ClassifyRequest, GenerativeScoringRequest, PoolingRequest, ScoreRequest
+
+__all__ = ["router"]
+
+router = APIRouter(tags=["vLLM"], responses=OPENAI_ERRORS)
+
+# each pair of names that the two sides of a score may have
+SIDES = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
+
+
+@router.post("/v1/score", responses={200: {"model": Scores}})
+@router.post("/score", responses={200: {"model": Scores}})
+async def score(request: Request, body: ScoreRequest, service: ServiceOf) -> Response:
+    """How relevant texts are to others: a reranker's score, or the cosine of an embedding model."""
+    lefts, rights = _sides(body)
+    truncate = True if body.truncate_prompt_tokens == -1 else None
+    answer: Any
+    if service.info.type == "embedding":
+        if body.instruction is not None:
+            raise WrongBodyError("`instruction` is for rerankers; this is an embedding model.")
+        distinct = {text: index for index, text in enumerate(dict.fromkeys([*lefts, *rights]))}
+        answer = await service.embed(list(distinct), truncate=truncate, name="texts", num_items=len(lefts))
+        vectors: NDArray[np.float32] = answer.value
+        left = vectors[[distinct[text] for text in lefts]]
+        scores = (left * vectors[[distinct[text] for text in rights]]).sum(axis=1)
+    else:
+        service.info.require("reranker")
+        answer = await service.rerank_pairs(
+            list(zip(lefts, rights, strict=True)), instruction=body.instruction, truncate=truncate
+        )
+        scores = answer.value.astype(np.float32)
+    data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores)]
+    return answered(request, service, answer, {**head(service, "list", "score"), "data": data, "usage": usage(answer)})
+
+
+@router.post("/classify", responses={200: {"model": Classes}})
+async def classify(request: Request, body: ClassifyRequest, service: ServiceOf) -> Response:
+    """The label of every text, and the probability of each label."""
+    if not service.info.has_labels:
+        raise WrongModelError("model is not a classifier model")
+    texts, single = as_list(body.input)
+    answer = await service.classify(
+        texts, truncate=True if body.truncate_prompt_tokens == -1 else None, single=single, name="input"
+    )
+    labels = service.info.labels
+    data = []
+    for index, found in enumerate(answer.value):
+        by_label = dict(found)
+        probs = [np.float32(by_label[label]) for label in labels]
+        data.append({"index": index, "label": found[0].label, "probs": probs, "num_classes": len(labels)})
+    body_ = {**head(service, "list", "classify"), "data": data, "usage": usage(answer)}
+    return answered(request, service, answer, body_)
+
+
+@router.post("/pooling", responses={200: {"model": Pooled}})
+async def pooling(request: Request, body: PoolingRequest, service: ServiceOf) -> Response:
+    """A vector a token (the default) or a text, of length 1; or every label's score."""
+    texts, single = as_list(body.input)
+    truncate = True if body.truncate_prompt_tokens == -1 else None
+    task = body.task or ("token_embed" if service.info.type == "embedding" else "classify")
+    answer: Any
+    rows: Any
+    if task == "embed":
+        answer = await service.embed(texts, truncate=truncate, name="input", single=single)
+        rows = answer.value
+    elif task == "token_embed":
+        answer = await service.embed_tokens(texts, truncate=truncate, name="input", single=single)
+        rows = [row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-12) for row in answer.value]
+    else:
+        if not service.info.has_labels:
+            raise WrongModelError("model is not a classifier model")
+        answer = await service.classify(texts, truncate=truncate, name="input", single=single)
+        rows = [np.array([dict(found)[label] for label in service.info.labels], np.float32) for found in answer.value]
+    data = [{"index": index, "object": "pooling", "data": row} for index, row in enumerate(rows)]
+    return answered(request, service, answer, {**head(service, "list", "pool"), "data": data, "usage": usage(answer)})
+
+
+@router.post("/generative_scoring", responses={200: {"model": Scores}})
+async def generative_scoring(request: Request, body: GenerativeScoringRequest, service: ServiceOf) -> Response:
+    """How likely the first of some tokens is to follow a query and an item."""
+    check_not_empty([body.query, *body.items], "query and items")
+    check_not_empty(body.items, "items")
+    labels = body.label_token_ids
+    if len(set(labels)) < len(labels):
+        raise WrongBodyError("`label_token_ids`: one stands there twice.")
+    special = body.add_special_tokens
+    query = await _ids(service, body.query, special=special and not body.item_first)
+    items = [await _ids(service, item, special=special and body.item_first) for item in body.items]
+    contexts = [item + query if body.item_first else query + item for item in items]
+    answer = await service.score([(context, [label]) for context in contexts for label in labels], num_items=len(items))
+    logprobs = np.array([found.logprob for found in answer.value]).reshape(len(items), len(labels))
+    probs = np.exp(logprobs)
+    if body.apply_softmax:
+        # against the largest, so that none is too small for a number
+        probs = np.exp(logprobs - logprobs.max(axis=1, keepdims=True))
+        probs /= probs.sum(axis=1, keepdims=True)
+    data: list[dict[str, Any]] = []
+    for index, row in enumerate(probs):
+        of_token = {str(label): np.float32(value) for label, value in zip(labels, row, strict=True)}
+        data.append({"index": index, "object": "score", "score": np.float32(row[0]), "token_probs": of_token})
+    num_tokens = sum(map(len, contexts))
+    used = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
+    return answered(request, service, answer, {**head(service, "list", "generative"), "data": data, "usage": used})
+
+
+async def _ids(service: ServiceOf, text: str | list[int], *, special: bool) -> list[int]:
+    return await service.tokens.encode(text, add_special_tokens=special) if isinstance(text, str) else text
+
+
+def _sides(body: ScoreRequest) -> tuple[list[str], list[str]]:
+    """The two texts of every pair."""
+    given = {name for pair in SIDES for name in pair if getattr(body, name) is not None}
+    for left, right in SIDES:
+        if given == {left, right}:
+            break
+    else:
+        names = "; ".join(f"`{left}` and `{right}`" for left, right in SIDES)
+        raise WrongBodyError(f"give two sides: {names}.")
+    lefts, rights = ([side] if isinstance(side, str) else side for side in (getattr(body, left), getattr(body, right)))
+    check_not_empty(lefts, left)
+    check_not_empty(rights, right)
+    if len(lefts) == 1:
+        lefts = lefts * len(rights)
+    if len(lefts) != len(rights):
+        raise WrongBodyError(f"`{left}` has {len(lefts)} texts and `{right}` {len(rights)}: one, or as many.")
+    return lefts, rights

@@ -1,0 +1,302 @@
+"""`Service`: what every route does with the engine: limits, places, deadlines, metrics, large batches in parts."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from radix_mlp.engine.async_engine import Answer, AsyncEngine, TextOrIds, TokenScores
+from radix_mlp.engine.classify import Label
+from radix_mlp.engine.engine import Engine
+from radix_mlp.engine.score import Score
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.serve.errors import EmptyInputError
+from radix_mlp.serve.limits import Places, check_batch_size, check_not_empty, cut_characters
+from radix_mlp.serve.metrics import Metrics
+from radix_mlp.serve.model_info import ModelInfo, model_info
+from radix_mlp.serve.settings import POOLING_NAMES, ServeSettings
+from radix_mlp.serve.supervisor import Supervisor
+from radix_mlp.serve.tokens import Tokens
+
+__all__ = ["Service"]
+
+Item = TypeVar("Item")
+Value = TypeVar("Value")
+
+
+class Service:
+    """One model served: the state that all routes share."""
+
+    def __init__(self, engine: Engine, settings: ServeSettings, sha: str | None = None) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.info: ModelInfo = model_info(engine, settings, sha)
+        self.metrics = Metrics(self.info.max_input_length)
+        self.places = Places(settings.max_concurrent_requests)
+        self.tokens = Tokens(engine, self.info.max_input_length)
+        self.supervisor = Supervisor(engine, settings, self.metrics)
+        self.metrics.watch(lambda: self.supervisor.queue_depth, lambda: self.places.taken)
+        self.started = int(time.time())
+        self._pooling: Any = POOLING_NAMES[settings.pooling] if settings.pooling else None
+
+    async def start(self) -> None:
+        """Take requests from now on, after a first one that compiles what is compiled once."""
+        await self.supervisor.start()
+        front = self.supervisor.front
+        if self.info.type == "embedding":
+            await front.embed(["warm-up"] * 2, prompt="", pooling=self._pooling)
+        elif self.info.type == "reranker":
+            await front.rerank("warm-up", ["warm-up"] * 2)
+        else:
+            await front.classify(["warm-up"] * 2)
+
+    async def aclose(self) -> None:
+        """Answer what was accepted, and end."""
+        await self.supervisor.aclose(self.settings.shutdown_timeout)
+        self.tokens.close()
+
+    async def embed(
+        self,
+        texts: Sequence[TextOrIds],
+        *,
+        prompt_name: str | None = None,
+        normalize: bool = True,
+        dimensions: int | None = None,
+        truncate: bool | None = None,
+        left: bool = False,
+        name: str = "inputs",
+        single: bool = False,
+        num_items: int | None = None,
+    ) -> Answer[NDArray[np.float32]]:
+        """A vector a text, `[n, d]`; the batch limit counts `num_items`, unless all texts."""
+        self.info.require("embedding")
+        self._check_dimensions(dimensions)
+        texts, prompts, cut = await self._texts(texts, prompt_name, truncate, left, name)
+
+        async def part(front: AsyncEngine, texts: Sequence[TextOrIds], timeout: float | None) -> Any:
+            return await front.embed(
+                texts,
+                **prompts,
+                normalize=normalize,
+                dimensions=dimensions,
+                pooling=self._pooling,
+                truncate=cut,
+                timeout=timeout,
+            )
+
+        return await self._run("embed", part, texts, np.concatenate, single=single, num_items=num_items)
+
+    async def embed_tokens(
+        self,
+        texts: Sequence[TextOrIds],
+        *,
+        prompt_name: str | None = None,
+        truncate: bool | None = None,
+        left: bool = False,
+        name: str = "inputs",
+        single: bool = False,
+    ) -> Answer[list[NDArray[np.float32]]]:
+        """A vector a token."""
+        self.info.require("embedding")
+        texts, prompts, cut = await self._texts(texts, prompt_name, truncate, left, name)
+
+        async def part(front: AsyncEngine, texts: Sequence[TextOrIds], timeout: float | None) -> Any:
+            return await front.embed_tokens(texts, **prompts, truncate=cut, timeout=timeout)
+
+        return await self._run("embed", part, texts, _join, single=single)
+
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        instruction: str | None = None,
+        raw_scores: bool = False,
+        truncate: bool | None = None,
+        name: str = "texts",
+    ) -> Answer[NDArray[np.float64]]:
+        """How relevant every document is to the query."""
+        self.info.require("reranker")
+        check_not_empty([query], "query")
+        if not documents:
+            raise EmptyInputError(f"`{name}` cannot be empty")
+        cut = self.settings.auto_truncate if truncate is None else truncate
+        # the query is not cut, so it has to fit
+        cut_characters(query, self.info.max_input_length, truncate=False, name="query")
+        documents = [self._cut(document, truncate=cut, name=name) for document in documents]
+
+        async def part(front: AsyncEngine, documents: Sequence[str], timeout: float | None) -> Any:
+            return await front.rerank(
+                query, documents, instruction=instruction, raw_scores=raw_scores, truncate=cut, timeout=timeout
+            )
+
+        return await self._run("predict", part, documents, np.concatenate)
+
+    async def rerank_pairs(
+        self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None, truncate: bool | None = None
+    ) -> Answer[NDArray[np.float64]]:
+        """How relevant every pair's document is to its query."""
+        self.info.require("reranker")
+        check_not_empty([query for query, _ in pairs], "query")
+        cut = self.settings.auto_truncate if truncate is None else truncate
+        checked = []
+        for query, document in pairs:
+            cut_characters(query, self.info.max_input_length, truncate=False, name="query")
+            checked.append((query, self._cut(document, truncate=cut, name="documents")))
+
+        async def part(front: AsyncEngine, pairs: Sequence[tuple[str, str]], timeout: float | None) -> Any:
+            places: dict[str, list[int]] = {}
+            for index, (query, _) in enumerate(pairs):
+                places.setdefault(query, []).append(index)
+            calls = [
+                front.rerank(
+                    query,
+                    [pairs[index][1] for index in indices],
+                    instruction=instruction,
+                    truncate=cut,
+                    timeout=timeout,
+                )
+                for query, indices in places.items()
+            ]
+            answer = _joined(list(await asyncio.gather(*calls)), np.concatenate)
+            order = np.concatenate(list(places.values()))
+            scores = np.empty(len(pairs))
+            scores[order] = answer.value
+            return replace(answer, value=scores)
+
+        return await self._run("predict", part, checked, np.concatenate)
+
+    async def classify(
+        self,
+        inputs: Sequence[TextOrIds | tuple[str, str]],
+        *,
+        raw_scores: bool = False,
+        truncate: bool | None = None,
+        left: bool = False,
+        single: bool = False,
+        name: str = "inputs",
+    ) -> Answer[list[list[Label]]]:
+        """The labels of every text or pair, the highest score first."""
+        check_not_empty(["".join(item) if isinstance(item, tuple) else item for item in inputs], name)
+        cut = self.settings.auto_truncate if truncate is None else truncate
+        items: list[Any] = []
+        for item in inputs:
+            pair = isinstance(item, tuple)
+            if pair and left and cut:
+                raise InvalidInputError("`truncation_direction` left: pairs of texts are cut on the right only.")
+            parts = [self._cut(part, truncate=cut, name=name, left=left) for part in (item if pair else (item,))]
+            items.append(tuple(parts) if pair else parts[0])
+        if left and cut:
+            items = await self.tokens.cut_left(items)
+
+        async def part(front: AsyncEngine, items: Sequence[Any], timeout: float | None) -> Any:
+            return await front.classify(items, raw_scores=raw_scores, truncate=cut, timeout=timeout)
+
+        return await self._run("predict", part, items, _join, single=single)
+
+    async def score(self, pairs: Sequence[tuple[TextOrIds, TextOrIds]], *, num_items: int) -> Answer[list[Score]]:
+        """Log-probability of every continuation; the batch limit counts `num_items`, of which the pairs are made."""
+        for pair in pairs:
+            self._check_ids(pair, "label_token_ids and items")
+
+        async def part(front: AsyncEngine, pairs: Sequence[Any], timeout: float | None) -> Any:
+            return await front.score(pairs, timeout=timeout)
+
+        return await self._run("score", part, pairs, _join, num_items=num_items)
+
+    async def token_scores(self, texts: Sequence[TextOrIds], *, single: bool = False) -> Answer[list[TokenScores]]:
+        """Log-probability of every token, with the likeliest in its place."""
+        check_not_empty(texts, "prompt")
+        self._check_ids(texts, "prompt")
+
+        async def part(front: AsyncEngine, texts: Sequence[TextOrIds], timeout: float | None) -> Any:
+            return await front.token_scores(texts, top=1, timeout=timeout)
+
+        return await self._run("score", part, texts, _join, single=single)
+
+    async def _texts(
+        self, texts: Sequence[TextOrIds], prompt_name: str | None, truncate: bool | None, left: bool, name: str
+    ) -> tuple[Sequence[TextOrIds], dict[str, str | None], bool]:
+        """Checked texts, the prompt that goes before them, and whether to cut."""
+        check_not_empty(texts, name)
+        self._check_ids(texts, name)
+        cut = self.settings.auto_truncate if truncate is None else truncate
+        if prompt_name is not None:
+            prompts: dict[str, str | None] = {"prompt": None, "prompt_name": prompt_name}
+        else:
+            prompts = {"prompt": self.settings.default_prompt, "prompt_name": self.settings.default_prompt_name}
+        found = [self._cut(text, truncate=cut, name=name, left=left) for text in texts]
+        if left and cut:
+            prompt = self.engine.folder.prompt(prompts["prompt"], prompts["prompt_name"])
+            return await self.tokens.cut_left(found, prompt), {"prompt": ""}, cut
+        return found, prompts, cut
+
+    def _cut(self, text: Any, *, truncate: bool, name: str, left: bool = False) -> Any:
+        if not isinstance(text, str):
+            return text
+        return cut_characters(text, self.info.max_input_length, truncate=truncate, name=name, left=left)
+
+    def _check_ids(self, texts: Sequence[TextOrIds], name: str) -> None:
+        size = self.info.vocab_size
+        for index, ids in enumerate(texts):
+            largest = 0 if isinstance(ids, str) else max(ids, default=0)
+            if largest >= size:
+                raise InvalidInputError(f"`{name}` number {index}: token {largest}, and the model has {size}.")
+
+    def _check_dimensions(self, dimensions: int | None) -> None:
+        most = self.info.dimensions
+        if dimensions is not None and not (most is not None and 1 <= dimensions <= most):
+            raise InvalidInputError(f"`dimensions` is {dimensions}: must be from 1 to {most}, the model's own.")
+
+    async def _run(
+        self,
+        task: str,
+        part: Callable[[AsyncEngine, Sequence[Item], float | None], Awaitable[Answer[Value]]],
+        items: Sequence[Item],
+        join: Callable[[list[Value]], Value],
+        *,
+        single: bool = False,
+        num_items: int | None = None,
+    ) -> Answer[Value]:
+        """Run all items, in parts where that is allowed and needed; `num_items` is what the client sent."""
+        settings = self.settings
+        most = len(items)
+        if settings.split_client_batches:
+            most = max(settings.max_client_batch_size, settings.max_concurrent_requests // 4)
+        else:
+            check_batch_size(len(items) if num_items is None else num_items, settings.max_client_batch_size)
+        method: Literal["single", "batch"] = "single" if single else "batch"
+        self.metrics.requests.labels(method=method).inc()
+        if task in self.metrics.counts:
+            self.metrics.counts[task].inc(len(items))
+        began = time.monotonic()
+        deadline = None if settings.request_timeout is None else began + settings.request_timeout
+        answers: list[Answer[Value]] = []
+        with self.places.take(min(most, len(items))):
+            for first in range(0, len(items), most):
+                left = None if deadline is None else max(0.001, deadline - time.monotonic())
+                answers.append(await part(self.supervisor.front, items[first : first + most], left))
+        answer = answers[0] if len(answers) == 1 else _joined(answers, join)
+        self.metrics.observe_answer(task, method, len(items), time.monotonic() - began, answer)
+        return answer
+
+
+def _join(parts: list[list[Any]]) -> list[Any]:
+    return list(itertools.chain.from_iterable(parts))
+
+
+def _joined(answers: list[Answer[Value]], join: Callable[[list[Value]], Value]) -> Answer[Value]:
+    """One answer from those of the parts."""
+
+    def total(field: str) -> Any:
+        return sum(getattr(answer, field) for answer in answers)
+
+    fields = [field for field in Answer.__dataclass_fields__ if field != "value"]
+    return Answer(value=join([answer.value for answer in answers]), **{field: total(field) for field in fields})

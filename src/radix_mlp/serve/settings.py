@@ -1,0 +1,121 @@
+"""What a server is told when it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from radix_mlp.errors import InvalidInputError
+
+__all__ = ["POOLING_NAMES", "ServeSettings"]
+
+POOLING_NAMES = {"last-token": "last", "mean": "mean", "weighted-mean": "weighted_mean", "cls": "cls"}
+"""Names on the command line -> the engine's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """Options of `radix-mlp serve`, with its defaults; `docs/server.md` has the meaning of each.
+
+    Raises:
+        InvalidInputError: a value out of range, or two options that exclude each other.
+
+    Example:
+        >>> ServeSettings(model_id="tiny").name
+        'tiny'
+    """
+
+    model_id: str
+    revision: str | None = None
+    served_model_name: str | None = None
+    hf_token: str | None = field(default=None, repr=False)
+    huggingface_hub_cache: str | None = None
+    allow_pickle: bool = False
+    trust_remote_code: bool = False
+    device: str | None = None
+    dtype: str = "auto"
+    kind: Literal["auto", "causal", "classifier", "trunk"] = "auto"
+    pooling: str | None = None
+    impl: str = "auto"
+    radix_mlp_threshold: float | Literal["auto"] = "auto"
+    default_prompt: str | None = None
+    default_prompt_name: str | None = None
+
+    max_concurrent_requests: int = 512
+    max_batch_tokens: int = 16384
+    max_client_batch_size: int = 32
+    split_client_batches: bool = False
+    max_input_length: int | None = None
+    auto_truncate: bool = True
+    tokenization_workers: int | None = None
+    payload_limit: int = 2_000_000
+    request_timeout: float | None = 60.0
+    body_timeout: float = 30.0
+    shutdown_timeout: float = 30.0
+    hang_timeout: float = 120.0
+
+    hostname: str = "127.0.0.1"
+    port: int = 3000
+    uds_path: str | None = None
+    prometheus_port: int | None = None
+    api_key: str | None = field(default=None, repr=False)
+    cors_allow_origin: tuple[str, ...] = ()
+
+    json_output: bool = False
+    disable_spans: bool = False
+    log_level: str = "info"
+    otlp_endpoint: str | None = None
+    otlp_service_name: str = "radix-mlp.server"
+
+    def __post_init__(self) -> None:
+        if not self.model_id:
+            raise InvalidInputError("--model-id is empty: give a hub id, a folder, or tiny.")
+        if self.default_prompt is not None and self.default_prompt_name is not None:
+            raise InvalidInputError(
+                "--default-prompt and --default-prompt-name exclude each other: the one is a text, the other the name "
+                "of one of the model's prompts."
+            )
+        if self.pooling == "splade":
+            raise InvalidInputError("--pooling splade: models of this kind are not causal and cannot be folded.")
+        if self.pooling is not None and self.pooling not in POOLING_NAMES:
+            raise InvalidInputError(f"--pooling {self.pooling}: must be one of {', '.join(POOLING_NAMES)}.")
+        if self.api_key == "":
+            raise InvalidInputError("--api-key is empty, which would let everybody in. Give a key, or leave it out.")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise InvalidInputError(f"--log-level {self.log_level}: must be debug, info, warning or error.")
+        for name in (
+            "max_concurrent_requests",
+            "max_batch_tokens",
+            "max_client_batch_size",
+            "max_input_length",
+            "tokenization_workers",
+            "payload_limit",
+        ):
+            self._check_at_least(name, 1)
+        for name in ("request_timeout", "body_timeout", "shutdown_timeout", "hang_timeout"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidInputError(f"{_option(name)} {value}: must be more than 0 seconds.")
+        for name in ("port", "prometheus_port"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 65535:
+                raise InvalidInputError(f"{_option(name)} {value}: must be from 0 (any free port) to 65535.")
+        if not self.split_client_batches and self.max_client_batch_size > self.max_concurrent_requests:
+            raise InvalidInputError(
+                f"--max-client-batch-size {self.max_client_batch_size}: more than --max-concurrent-requests "
+                f"{self.max_concurrent_requests}, so the largest batches could never be let in. Raise the latter."
+            )
+
+    def _check_at_least(self, name: str, least: int) -> None:
+        value = getattr(self, name)
+        if value is not None and value < least:
+            raise InvalidInputError(f"{_option(name)} {value}: must be at least {least}.")
+
+    @property
+    def name(self) -> str:
+        """The model's name in answers."""
+        return self.served_model_name or self.model_id
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,108 @@
+"""The tokenizer as routes use it: tokens with their places in the text, ids back to text, texts cut from the left."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from radix_mlp.engine.engine import Engine
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.serve.limits import cut_characters
+
+__all__ = ["Tokens"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Tokens:
+    """Runs on a thread and a tokenizer of its own: one that two threads share fails while the other sets it up."""
+
+    def __init__(self, engine: Engine, max_length: int) -> None:
+        self._tokenizer: Any = copy.deepcopy(engine.tokenizer)
+        self._folder = engine.folder
+        self._max_length = max_length
+        self._thread = ThreadPoolExecutor(1, "radix-mlp-tokenizer")
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    async def tokenize(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True, prompt_name: str | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """Every text's tokens as text-embeddings-inference writes them: id, text, special, start and stop."""
+        prompt = self._folder.prompt(None, prompt_name) if prompt_name is not None else None
+        whole = [(prompt or "") + text for text in texts]
+        for text in whole:
+            cut_characters(text, self._max_length, truncate=False, name="inputs")
+        return await self._on_thread(self._tokenize, whole, add_special_tokens)
+
+    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text."""
+        cut_characters(text, self._max_length, truncate=False, name="inputs")
+        return await self._on_thread(lambda: self._ids([text], add_special_tokens=add_special_tokens)[0])
+
+    async def decode(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
+        """The text of every list of ids."""
+        size = len(self._tokenizer)
+        for row in rows:
+            if row and max(row) >= size:
+                raise InvalidInputError(f"`ids`: token {max(row)}, and the tokenizer has {size}.")
+        return await self._on_thread(
+            lambda: [self._tokenizer.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
+        )
+
+    async def texts_of(self, ids: Sequence[int]) -> list[str]:
+        """Each token alone as text."""
+        return await self._on_thread(lambda: [self._tokenizer.decode([token]) for token in ids])
+
+    async def cut_left(self, items: Sequence[Any], prompt: str | None = None) -> list[Any]:
+        """Ids of all texts behind the prompt, those that are too long without their begin; ids cut likewise."""
+        return await self._on_thread(self._cut_left, list(items), prompt or "")
+
+    def _cut_left(self, items: list[Any], prompt: str) -> list[Any]:
+        found = list(items)
+        places = [index for index, item in enumerate(items) if isinstance(item, str)]
+        texts = [prompt + items[index] for index in places]
+        if self._folder.lower_case:
+            texts = [text.lower() for text in texts]
+        self._tokenizer.truncation_side = "left"
+        rows = self._ids(texts, truncation=True, max_length=self._max_length) if texts else []
+        for index, row in zip(places, rows, strict=True):
+            found[index] = row
+        return [row[-self._max_length :] for row in found]
+
+    def _ids(self, texts: list[str], **options: Any) -> list[list[int]]:
+        encoded = self._tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **options)
+        rows: list[list[int]] = encoded["input_ids"]
+        return rows
+
+    def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[list[dict[str, Any]]]:
+        if not getattr(self._tokenizer, "is_fast", False):
+            raise InvalidInputError("this model's tokenizer does not tell where its tokens stand in the text.")
+        encoded = self._tokenizer(
+            texts,
+            add_special_tokens=add_special_tokens,
+            return_offsets_mapping=True,
+            return_special_tokens_mask=True,
+            verbose=False,
+        )
+        rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
+        return [
+            [self._token(text, *token) for token in zip(ids, offsets, special, strict=True)]
+            for text, ids, offsets, special in rows
+        ]
+
+    def _token(self, text: str, token: int, offsets: tuple[int, int], special: int) -> dict[str, Any]:
+        if special:
+            name = self._tokenizer.convert_ids_to_tokens(token)
+            return {"id": token, "text": name, "special": True, "start": None, "stop": None}
+        start, stop = offsets
+        return {"id": token, "text": text[start:stop], "special": False, "start": start, "stop": stop}
+
+    async def _on_thread(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: function(*args, **kwargs))

@@ -87,9 +87,9 @@ def test_same_as_the_model_alone(name: str) -> None:
 
 def test_every_part_of_a_layer_shows() -> None:
     """Zeroing or swapping any tensor that a layer holds moves the output by far more than the tolerance."""
-    model, sequences = build("llama-biases"), sample_sequences()
-    model = radix_mlp.enable(model)
-    plan = plan_of(sequences)
+    model = radix_mlp.enable(build("llama-biases"))
+    # the interpreter takes its time for every row
+    plan = plan_of([sequence[:4] for sequence in sample_sequences()[:2]])
     fused = FusedDecoder(model, impl="dense")
     expected = fused(plan).clone()
     layer = fused.layers[1]

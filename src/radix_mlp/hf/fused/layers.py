@@ -134,12 +134,11 @@ def _join(trunk: PreTrainedModel, layer: Any) -> DecoderLayer:
 
 def _joined(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
     weight = _joined_parameters([linear.weight for linear in linears])
-    # a linear layer's bias is typed as a tensor
-    biases: list[Any] = [linear.bias for linear in linears if linear.bias is not None]
+    biases = [linear.bias for linear in linears if linear.bias is not None]
     return weight, _joined_parameters(biases) if biases else None
 
 
-def _joined_parameters(parameters: list[nn.Parameter]) -> Tensor:
+def _joined_parameters(parameters: list[Any]) -> Tensor:
     # tensors made in inference mode could not be trained on later
     with torch.inference_mode(False), torch.no_grad():
         joined = torch.cat([parameter.detach() for parameter in parameters])

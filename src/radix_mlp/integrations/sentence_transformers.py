@@ -57,12 +57,17 @@ def enable(model: AnyModel, **options: Any) -> AnyModel:
         UnsupportedModelError: another kind of model or module, or a transformer that cannot be folded; says why.
 
     Example:
-        >>> from sentence_transformers import SentenceTransformer          # doctest: +SKIP
-        >>> model = enable(SentenceTransformer("Qwen/Qwen3-Embedding-0.6B"))    # doctest: +SKIP
-        >>> model.encode(["a query", "a query and more"], prompt_name="query").shape    # doctest: +SKIP
-        (2, 1024)
-        >>> stats(model).num_compact    # doctest: +SKIP
-        19
+        >>> from tempfile import TemporaryDirectory
+        >>> from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+        >>> from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+        >>> with TemporaryDirectory() as folder:
+        ...     tiny_model().model.save_pretrained(folder)
+        ...     files = tiny_tokenizer().save_pretrained(folder)
+        ...     model = SentenceTransformer(modules=[Transformer(folder), Pooling(64, "lasttoken")], device="cpu")
+        >>> enable(model).encode(["a query", "a question"]).shape
+        (2, 64)
+        >>> stats(model).num_tokens, stats(model).num_compact
+        (17, 12)
     """
     method = _method_of(model)
     disable(model)

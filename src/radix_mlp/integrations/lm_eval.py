@@ -1,0 +1,277 @@
+"""lm-evaluation-harness: its Hugging Face model, with log-likelihoods from batches that share their prompts.
+
+    python -m radix_mlp.integrations.lm_eval --model radix-mlp --model_args pretrained=Qwen/Qwen3-0.6B --tasks ...
+
+is `lm_eval` with one more model.  The harness finds models of other packages only when they have been imported, hence
+the module; from Python, importing this one is enough for `simple_evaluate(model="radix-mlp", ...)`.
+
+Tokenisation, truncation, chat templates, generation and arguments are those of the harness's own `hf` model, which
+`RadixLM` extends; only how log-likelihoods are computed differs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lm_eval.api.registry import model_registry
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from torch import Tensor
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from radix_mlp.engine.engine import Engine, JobStats
+from radix_mlp.engine.head import output_head
+from radix_mlp.engine.scheduler import Ids
+from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.plan import RadixPlan
+
+__all__ = ["RadixLM", "main"]
+
+NAME = "radix-mlp"
+
+TEXTS_A_CALL = 1000
+"""Texts tokenised at a time."""
+MAX_LOGITS = 1 << 25
+"""Logits at a time: 128 MiB of float32."""
+
+Request = tuple[tuple[str, str] | None, list[int], list[int]]
+"""(context and continuation as text, their tokens)."""
+Answer = tuple[float, bool]
+"""(log-probability, whether it is the greedy continuation)."""
+
+
+class RadixLM(HFLM):
+    """The harness's `hf` model with log-likelihoods computed on unique tokens.
+
+    Log-probabilities are taken in float32.  `batch_size` counts for generation only, `logits_cache` for nothing.
+
+    Args:
+        pretrained: a hub id, a folder or a loaded causal model.
+        max_batch_tokens: budget of a batch, in tokens computed.
+        threshold: whether to fold, as in `radix_mlp.Engine`.
+        impl: the way to run attention.
+        engine_options: more options of `radix_mlp.Engine`, as a dictionary.
+        options: those of lm-eval's `HFLM`.
+
+    Raises:
+        UnsupportedModelError: the model cannot be folded exactly; says why.
+        InvalidInputError: options of `HFLM` that have no meaning here.
+
+    Example:
+        >>> from lm_eval.api.instance import Instance
+        >>> from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+        >>> model = RadixLM(tiny_model(), tokenizer=tiny_tokenizer())
+        >>> pairs = [("Roots grow", " down"), ("Roots grow", " up")]
+        >>> requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
+        >>> [is_greedy for logprob, is_greedy in model.loglikelihood(requests, disable_tqdm=True)]
+        [False, False]
+        >>> model.stats.num_tokens, model.stats.num_compact
+        (26, 15)
+    """
+
+    def __init__(
+        self,
+        pretrained: Any,
+        *,
+        max_batch_tokens: int = 16384,
+        threshold: float | Literal["auto"] = "auto",
+        impl: str = "auto",
+        engine_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        refused = [name for name in ("parallelize", "tp_plan", "mixed_precision_dtype") if options.get(name)]
+        if options.get("softmax_dtype") not in (None, "float32", torch.float32):
+            refused.append("softmax_dtype")
+        if refused:
+            shown = ", ".join(f"{name}={options[name]!r}" for name in refused)
+            raise InvalidInputError(
+                f"{shown}: the model runs on one device, in its own dtype (dtype=...), log-probabilities in float32. "
+                "Leave it out, or use --model hf."
+            )
+        super().__init__(pretrained, **options)
+        if self.backend != "causal":
+            raise UnsupportedModelError(
+                "this is an encoder-decoder: its decoder also attends to an encoder. Use --model hf."
+            )
+        self._encoded: dict[str, list[int]] = {}
+        self._engine = Engine(
+            _without_adapter_class(self.model),
+            tokenizer=self.tokenizer,
+            max_batch_tokens=max_batch_tokens,
+            threshold=threshold,
+            impl=impl,
+            **(engine_options or {}),
+        )
+
+    @property
+    def stats(self) -> JobStats:
+        """What the last log-likelihoods took: tokens, tokens computed, batches, seconds."""
+        return self._engine.stats
+
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
+        """`(log-probability, is_greedy)` of every (context, continuation)."""
+        texts: dict[str, None] = {}
+        for context, continuation in (request.args for request in requests):
+            if context:
+                # where the harness cuts, spaces at the end of the context belong to the continuation
+                texts[context.rstrip()] = texts[context + continuation] = None
+        with self._encoded_ahead(list(texts)):
+            answers: list[Answer] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of every text, in windows of the model's length as the harness cuts them."""
+        texts = [request.args[0] for request in requests]
+        windows: list[Request] = []
+        counts = []
+        with self._encoded_ahead(texts):
+            for text in texts:
+                rolling = get_rolling_token_windows(
+                    token_list=self.tok_encode(text),
+                    prefix_token=self.prefix_token_id,
+                    max_seq_len=self.max_length,
+                    context_len=1,
+                )
+                cut = [(None, *make_disjoint_window(window)) for window in rolling]
+                windows.extend(cut)
+                counts.append(len(cut))
+        logprobs = iter(logprob for logprob, _ in self._loglikelihood_tokens(windows, disable_tqdm=disable_tqdm))
+        totals = [sum(next(logprobs) for _ in range(count)) for count in counts]
+        for text, total in zip(texts, totals, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
+        return totals
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
+        """Token ids of a text, as the harness's `hf` model has them."""
+        if add_special_tokens is None and not args and not kwargs and string in self._encoded:
+            return self._encoded[string]
+        ids: list[int] = super().tok_encode(string, add_special_tokens, *args, **kwargs)
+        return ids
+
+    @contextmanager
+    def _encoded_ahead(self, texts: list[str]) -> Iterator[None]:
+        """Encode many texts at once, which `tok_encode` does one by one, and more slowly than the model runs."""
+        begin = self.tokenizer.decode(self.prefix_token_id)
+        has_begin = [text for text in texts if has_bos_prefix(text, begin)]
+        others = [text for text in texts if not has_bos_prefix(text, begin)]
+        for part, options in (
+            (has_begin, {"add_special_tokens": False}),
+            (others, _add_special_kwargs(None, self.add_bos_token)),
+        ):
+            for start in range(0, len(part), TEXTS_A_CALL):
+                batch = part[start : start + TEXTS_A_CALL]
+                rows = self.tokenizer(batch, return_attention_mask=False, verbose=False, **options)["input_ids"]
+                self._encoded.update(zip(batch, rows, strict=True))
+        try:
+            yield
+        finally:
+            self._encoded = {}
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[Answer]:
+        # the last token predicts nothing and is left out; what is too long loses tokens on its left
+        whole = [(context + continuation)[-(self.max_length + 1) :] for _, context, continuation in requests]
+        sequences = [np.asarray(tokens[:-1], np.int32) for tokens in whole]
+        targets = [np.asarray(continuation, np.int64) for _, _, continuation in requests]
+        for (texts, context, _), sequence, target in zip(requests, sequences, targets, strict=True):
+            if not context or not len(target) or len(target) > len(sequence):
+                raise InvalidInputError(
+                    f"{texts!r:.80}: {len(context)} tokens of context and {len(target)} of continuation; there must be "
+                    f"some of both, and at most {self.max_length} of the continuation (max_length)."
+                )
+        if not sequences:
+            return []
+        answers: list[Answer] = [(0.0, False)] * len(requests)
+        finish = self._finisher(sequences, targets)
+        with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Log-likelihoods") as bar:
+            for indices, _, (logprob, is_greedy) in self._engine.run(sequences, finish, None):
+                bounds = np.cumsum([len(targets[index]) for index in indices])[:-1]
+                values = np.split(logprob.double().cpu().numpy(), bounds)
+                greedy = np.split(is_greedy.cpu().numpy(), bounds)
+                for index, tokens, likeliest in zip(indices, values, greedy, strict=True):
+                    answers[index] = float(tokens.sum()), bool(likeliest.all())
+                    if (texts := requests[index][0]) is not None:
+                        self.cache_hook.add_partial("loglikelihood", texts, answers[index])
+                bar.update(len(indices))
+        return answers
+
+    def _finisher(
+        self, sequences: list[Ids], targets: list[Any]
+    ) -> Callable[[list[int], Tensor, RadixPlan], tuple[Tensor, Tensor]]:
+        head = output_head(self._engine.model, sequences[0])
+
+        def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> tuple[Tensor, Tensor]:
+            ends = plan.cu_seq_lengths[1:]
+            predicting = [
+                plan.unfold_index[end - len(targets[index]) : end] for index, end in zip(indices, ends, strict=True)
+            ]
+            return next_token_logprobs(
+                hidden, head, np.concatenate(predicting), np.concatenate([targets[index] for index in indices])
+            )
+
+        return finish
+
+
+@torch.no_grad()
+def next_token_logprobs(
+    hidden: Tensor, head: Callable[[Tensor], Tensor], rows: Any, tokens: Any, *, max_logits: int = MAX_LOGITS
+) -> tuple[Tensor, Tensor]:
+    """How likely each of `tokens [T]` is after its compact row `rows [T]`, and whether it is the likeliest.
+
+    The head runs once a row, on as many rows at a time as `max_logits` allows.
+
+    Returns:
+        `[T]` float32 and `[T]` bool.
+
+    >>> next_token_logprobs(torch.eye(3), lambda hidden: hidden, np.array([0, 0]), np.array([0, 1]))
+    (tensor([-0.5514, -1.5514]), tensor([ True, False]))
+    """
+    unique, place = np.unique(rows, return_inverse=True)
+    order = np.argsort(place, kind="stable")
+    sorted_place = place[order]
+    logprob = torch.empty(len(rows), device=hidden.device)
+    is_greedy = torch.empty(len(rows), dtype=torch.bool, device=hidden.device)
+    start, count = 0, 1
+    while start < len(unique):
+        chunk = torch.from_numpy(unique[start : start + count].astype(np.int64)).to(hidden.device)
+        logits = head(hidden[chunk]).float()
+        wanted = order[slice(*np.searchsorted(sorted_place, [start, start + count]))]
+        at = torch.from_numpy(place[wanted] - start).to(hidden.device)
+        token = torch.from_numpy(np.asarray(tokens)[wanted]).to(hidden.device)
+        back = torch.from_numpy(wanted).to(hidden.device)
+        logprob[back] = logits[at, token] - logits.logsumexp(dim=1)[at]
+        is_greedy[back] = logits.argmax(dim=1)[at] == token
+        start += count
+        # the first row tells how many logits there are
+        count = max(1, max_logits // logits.shape[1])
+    return logprob, is_greedy
+
+
+def _without_adapter_class(model: Any) -> Any:
+    """The transformers model with its adapters' layers inside, out of the class that PEFT puts round it."""
+    get_base_model = getattr(model, "get_base_model", None)
+    if not callable(get_base_model):
+        return model
+    if model.active_peft_config.is_prompt_learning:
+        raise UnsupportedModelError("prompt learning puts vectors before every text, which have no tokens. Use hf.")
+    return get_base_model()
+
+
+def main() -> None:
+    """lm-eval's command line."""
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()
+
+
+if NAME not in model_registry:
+    model_registry.register(NAME, target=f"{__spec__.name if __spec__ else __name__}:RadixLM")
+
+if __name__ == "__main__":
+    main()

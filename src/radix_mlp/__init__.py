@@ -14,7 +14,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from radix_mlp.engine import Engine
+    from radix_mlp.engine import AsyncEngine, Engine
     from radix_mlp.hf import disable, enable, forward_compact, is_enabled, last_call, why_unsupported
     from radix_mlp.ops import fold, tree_attention, unfold
     from radix_mlp.plan import RadixPlan, build_plan, compute_fold_and_scatter
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME_OF_NAME = {
+    "AsyncEngine": "engine",
     "Engine": "engine",
     "RadixPlan": "plan",
     "build_plan": "plan",
@@ -40,6 +41,7 @@ _HOME_OF_NAME = {
 }
 
 __all__ = [
+    "AsyncEngine",
     "Engine",
     "RadixPlan",
     "build_plan",

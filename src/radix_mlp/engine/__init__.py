@@ -3,15 +3,32 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.engine import Engine, Label, Ranked, Score
+    from radix_mlp.engine.async_engine import Answer, AsyncEngine, BatchReport, FrontStats
+    from radix_mlp.engine.engine import Engine, Label, Ranked, Score, TokenScores
 
-__all__ = ["Engine", "Label", "Ranked", "Score"]
+_ONLINE = ("Answer", "AsyncEngine", "BatchReport", "FrontStats")
+
+__all__ = [
+    "Answer",
+    "AsyncEngine",
+    "BatchReport",
+    "Engine",
+    "FrontStats",
+    "Label",
+    "Ranked",
+    "Score",
+    "TokenScores",
+]
 
 
 def __getattr__(name: str) -> Any:
     # the scheduler is used without torch
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _ONLINE:
+        from radix_mlp.engine import async_engine
+
+        return getattr(async_engine, name)
     from radix_mlp.engine import engine
 
     return getattr(engine, name)

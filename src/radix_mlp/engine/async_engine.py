@@ -1,113 +1,73 @@
-"""`AsyncEngine`: many requests at a time, batched by shared prefixes, for servers and other asyncio programs."""
+"""`AsyncEngine`: many calls at a time, batched by shared prefixes, for servers and other asyncio programs."""
 
 from __future__ import annotations
 
+import asyncio
+import copy
+import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Generic, Literal, Self, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from radix_mlp.engine.classify import Label
+from radix_mlp.engine.classify import Label, classify_call
+from radix_mlp.engine.embed import embed_call, embed_tokens_call
 from radix_mlp.engine.engine import Engine
-from radix_mlp.engine.score import Score
+from radix_mlp.engine.online_scheduler import OnlineOrder, OnlineScheduler
+from radix_mlp.engine.rerank import document_pairs, rerank_call
+from radix_mlp.engine.score import Score, TokenScores, score_call, token_scores_call
+from radix_mlp.engine.serving_loop import ServingLoop
+from radix_mlp.engine.task import Call
+from radix_mlp.engine.ticket import Answer, BatchReport, FrontStats, Ticket
+from radix_mlp.engine.token_ids import TextOrIds
+from radix_mlp.errors import DeadlineExceededError, EngineClosedError, InvalidInputError, OverloadedError
 
 __all__ = ["Answer", "AsyncEngine", "BatchReport", "FrontStats", "TokenScores"]
 
 Value = TypeVar("Value")
 
-TextOrIds = str | Sequence[int] | NDArray[np.integer[Any]]
-"""A text, or token ids that are taken as they are."""
-
-
-@dataclass(frozen=True)
-class Answer(Generic[Value]):
-    """A request's value and what it took."""
-
-    value: Value
-    tokenization_seconds: float
-    """Waiting for a tokenization worker counted."""
-    queue_seconds: float
-    """From token ids to the start of the first batch with a sequence of this request."""
-    inference_seconds: float
-    """From there to the answer."""
-    num_characters: int
-    num_tokens: int
-    """Of this request's own sequences."""
-    num_batch_tokens: int
-    """Tokens of all batches that it was in, with those of other requests."""
-    num_batch_compact: int
-    """Unique tokens of these batches: what the model ran on."""
-    num_batches: int
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """One batch that was run, or failed."""
-
-    num_calls: int
-    """Calls with a sequence in it."""
-    num_requests: int
-    """Sequences."""
-    num_tokens: int
-    num_compact: int
-    folded: bool
-    plan_seconds: float
-    forward_seconds: float
-    """From its launch until its results were on the host."""
-    oldest_seconds: float
-    """How long its oldest sequence had waited when the batch was formed."""
-    error: Exception | None = None
-
-
-@dataclass
-class FrontStats:
-    """Counts since the start."""
-
-    num_calls: int = 0
-    """Accepted."""
-    num_answered: int = 0
-    num_failed: int = 0
-    num_cancelled: int = 0
-    num_expired: int = 0
-    num_refused: int = 0
-    """Because of overload."""
-    num_batches: int = 0
-    num_requests: int = 0
-    """Sequences run."""
-    num_tokens: int = 0
-    num_compact: int = 0
-
-
-@dataclass(frozen=True)
-class TokenScores:
-    """Log-probabilities of a whole text, token by token."""
-
-    ids: list[int]
-    logprobs: list[float | None]
-    """log p(token | tokens before it); None for the first."""
-    top_ids: list[list[int] | None]
-    """The likeliest tokens in that place, the likeliest first; None for the first."""
-    top_logprobs: list[list[float] | None]
+MAX_TOKENIZATION_WORKERS = 4
+"""Unless more are asked for: each has its own copy of the tokenizer."""
 
 
 class AsyncEngine:
     """Answers many calls at a time; their texts share batches, and batches are formed by shared prefixes.
 
-    Every method returns an `Answer`. One thread owns the model; call it from one event loop.
+    Every method returns an `Answer`. A call's texts may be spread over several batches, and calls with different tasks
+    and options may share one. One thread owns the model. Use it from one event loop.
 
     Args:
-        max_concurrent_requests: calls accepted at a time; one more is refused at once with `OverloadedError`.
+        engine: its options hold, `max_batch_tokens`, `max_length` and `threshold` among them.
+        max_concurrent_requests: calls that are accepted at a time; one more is refused at once.
         max_wait: seconds that an idle device waits for more to come before it starts on a batch that is not full.
         max_age: seconds after which what waits is run in the order of arrival, whatever it shares.
         order: how batches are formed: by shared prefixes, in order of arrival, or shortest first.
-        tokenization_workers: threads that turn texts into token ids.
+        tokenization_workers: threads that turn texts into token ids; one less than there are processors, and at most
+            four, unless given.
         on_batch: called after every batch, from a thread of the engine; must not block.
 
-    Raises (all methods):
-        InvalidInputError: as the method of `Engine` does.
-        OverloadedError, DeadlineExceededError, EngineClosedError, EngineDeadError, InferenceError: see `errors`.
+    Raises:
+        InvalidInputError: a wrong argument; from the methods, also what those of `Engine` raise.
+        OverloadedError: `max_concurrent_requests` calls are being answered already.
+        DeadlineExceededError: no answer within the call's `timeout`, in seconds; what had not started is not run.
+        EngineClosedError: the engine is closed, or closing.
+        InferenceError: the model failed on this call; others in its batch are not concerned.
+        EngineDeadError: a thread of the engine has died, and `is_healthy` is False.
+
+    Cancelling the task that awaits a call takes what waits of it out of the queue.
+
+    Example:
+        >>> async def main():
+        ...     async with AsyncEngine(Engine("tiny")) as front:
+        ...         calls = [front.embed([f"Query: what is a radix? Text: {end}"]) for end in ("root", "vegetable")]
+        ...         answers = await asyncio.gather(*calls)
+        ...     return [answer.value.shape for answer in answers], front.stats.num_requests
+        >>> asyncio.run(main())
+        ([(1, 64), (1, 64)], 2)
     """
 
     def __init__(
@@ -117,41 +77,68 @@ class AsyncEngine:
         max_concurrent_requests: int = 512,
         max_wait: float = 0.002,
         max_age: float = 1.0,
-        order: Literal["prefix", "arrival", "shortest"] = "prefix",
+        order: OnlineOrder = "prefix",
         tokenization_workers: int | None = None,
         on_batch: Callable[[BatchReport], None] | None = None,
     ) -> None:
-        raise NotImplementedError
+        if tokenization_workers is None:
+            tokenization_workers = min(MAX_TOKENIZATION_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+        for name, number in (
+            ("max_concurrent_requests", max_concurrent_requests),
+            ("tokenization_workers", tokenization_workers),
+        ):
+            if number < 1:
+                raise InvalidInputError(f"{name}={number}: must be at least 1.")
+        self.engine = engine
+        self.max_concurrent_requests = max_concurrent_requests
+        scheduler = OnlineScheduler(
+            engine.max_batch_tokens, max_wait=max_wait, max_age=max_age, order=order, padded=engine.threshold == 0
+        )
+        # a tokenizer keeps how it cuts texts between calls, so two threads never share one
+        self._tokenizers: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(tokenization_workers):
+            self._tokenizers.put(copy.deepcopy(engine.tokenizer))
+        self._workers = ThreadPoolExecutor(tokenization_workers, "radix-tokenize")
+        self._loop = ServingLoop(engine, scheduler, on_batch)
+        self._num_active = 0
+        self._is_closing = False
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
 
     async def __aenter__(self) -> Self:
-        raise NotImplementedError
+        return self
 
     async def __aexit__(self, *exception: object) -> None:
         await self.aclose()
 
     async def aclose(self, drain: bool = True) -> None:
         """Take no more calls; answer those accepted (`drain`), or end them with `EngineClosedError`."""
-        raise NotImplementedError
+        self._is_closing = True
+        if not drain:
+            self._loop.drop_all("the engine was closed before this request was answered.")
+        await self._is_idle.wait()
+        await asyncio.to_thread(self._loop.stop)
+        self._workers.shutdown(wait=False)
 
     @property
     def is_healthy(self) -> bool:
-        """Whether calls are still answered: False once a thread has died or the engine is closed."""
-        raise NotImplementedError
+        """Whether calls are answered: False once a thread has died or the engine is closed."""
+        return self._loop.is_alive and not self._is_closing
 
     @property
     def queue_depth(self) -> int:
         """Sequences that wait for a batch."""
-        raise NotImplementedError
+        return len(self._loop.scheduler)
 
     @property
     def num_active(self) -> int:
         """Calls that are accepted and not answered."""
-        raise NotImplementedError
+        return self._num_active
 
     @property
     def stats(self) -> FrontStats:
         """Counts since the start."""
-        raise NotImplementedError
+        return self._loop.stats
 
     async def embed(
         self,
@@ -166,7 +153,17 @@ class AsyncEngine:
         timeout: float | None = None,
     ) -> Answer[NDArray[np.float32]]:
         """`Engine.embed`: `[n, d]` float32."""
-        raise NotImplementedError
+        return await self._answer(
+            embed_call,
+            timeout,
+            texts,
+            prompt=prompt,
+            prompt_name=prompt_name,
+            normalize=normalize,
+            dimensions=dimensions,
+            pooling=pooling,
+            truncate=truncate,
+        )
 
     async def embed_tokens(
         self,
@@ -178,7 +175,9 @@ class AsyncEngine:
         timeout: float | None = None,
     ) -> Answer[list[NDArray[np.float32]]]:
         """`Engine.embed_tokens`: a `[tokens, hidden]` float32 array a text, neither pooled nor scaled."""
-        raise NotImplementedError
+        return await self._answer(
+            embed_tokens_call, timeout, texts, prompt=prompt, prompt_name=prompt_name, truncate=truncate
+        )
 
     async def rerank(
         self,
@@ -193,7 +192,17 @@ class AsyncEngine:
         timeout: float | None = None,
     ) -> Answer[NDArray[np.float64]]:
         """Relevance of every document, `[n]` float64 in the caller's order; `ranked` sorts them."""
-        raise NotImplementedError
+        return await self._answer(
+            rerank_call,
+            timeout,
+            document_pairs(query, documents),
+            instruction=instruction,
+            prompt_name=prompt_name,
+            template=template,
+            raw_scores=raw_scores,
+            truncate=truncate,
+            what="documents",
+        )
 
     async def classify(
         self,
@@ -204,7 +213,7 @@ class AsyncEngine:
         timeout: float | None = None,
     ) -> Answer[list[list[Label]]]:
         """`Engine.classify`: all `(label, score)` of every input, the highest score first."""
-        raise NotImplementedError
+        return await self._answer(classify_call, timeout, inputs, raw_scores=raw_scores, truncate=truncate)
 
     async def score(
         self,
@@ -215,10 +224,109 @@ class AsyncEngine:
         timeout: float | None = None,
     ) -> Answer[list[Score]]:
         """`Engine.score`: log-probability of every continuation after its context."""
-        raise NotImplementedError
+        return await self._answer(score_call, timeout, pairs, add_bos=add_bos, truncate=truncate)
 
     async def token_scores(
-        self, texts: Sequence[TextOrIds], *, top: int = 1, truncate: bool = False, timeout: float | None = None
+        self,
+        texts: Sequence[TextOrIds],
+        *,
+        top: int = 1,
+        truncate: bool = False,
+        timeout: float | None = None,
     ) -> Answer[list[TokenScores]]:
         """`Engine.token_scores`: log-probability of every token of whole texts, and the `top` likeliest ones."""
-        raise NotImplementedError
+        return await self._answer(token_scores_call, timeout, texts, top=top, truncate=truncate)
+
+    async def _answer(
+        self, make_call: Callable[..., Call[Value]], timeout: float | None, *arguments: Any, **options: Any
+    ) -> Answer[Value]:
+        if timeout is not None and not timeout > 0:
+            raise InvalidInputError(f"timeout={timeout}: must be above 0 seconds.")
+        self._admit()
+        try:
+            return await self._until(timeout, partial(make_call, self.engine), arguments, options)
+        except DeadlineExceededError:
+            self.stats.num_expired += 1
+            raise
+        except asyncio.CancelledError:
+            self.stats.num_cancelled += 1
+            raise
+        except Exception:
+            self.stats.num_failed += 1
+            raise
+        finally:
+            self._num_active -= 1
+            if not self._num_active:
+                self._is_idle.set()
+
+    def _admit(self) -> None:
+        self._loop.check()
+        if self._is_closing:
+            raise EngineClosedError("the engine is closing and takes no more requests.")
+        if self._num_active >= self.max_concurrent_requests:
+            self.stats.num_refused += 1
+            raise OverloadedError(
+                f"{self._num_active} requests are being answered, as many as max_concurrent_requests allows; try again "
+                "later."
+            )
+        self._num_active += 1
+        self.stats.num_calls += 1
+        self._is_idle.clear()
+
+    async def _until(
+        self, timeout: float | None, make_call: Callable[..., Call[Value]], arguments: Any, options: dict[str, Any]
+    ) -> Answer[Value]:
+        """The answer, or `DeadlineExceededError`; whatever ends the wait, nothing of the call waits on."""
+        running = asyncio.get_running_loop()
+        answered: asyncio.Future[Answer[Value]] = running.create_future()
+        now = self._loop.clock()
+        deadline = None if timeout is None else now + timeout
+        ticket = Ticket(partial(_tell, running, answered), now, deadline)
+        try:
+            async with asyncio.timeout(timeout) as limit:
+                await running.run_in_executor(self._workers, self._submit, ticket, make_call, arguments, options)
+                answer = await answered
+        except TimeoutError as error:
+            if not limit.expired():
+                raise
+            late = f"no answer within timeout={timeout} seconds; what of the request had not started was not run."
+            raise DeadlineExceededError(late) from error
+        finally:
+            # whoever waited is gone: no outcome to tell
+            answered.cancel()
+            self._loop.drop(ticket, EngineClosedError("nobody waits for this request any more."))
+        self.stats.num_answered += 1
+        return answer
+
+    def _submit(
+        self, ticket: Ticket, make_call: Callable[..., Call[Value]], arguments: Any, options: dict[str, Any]
+    ) -> None:
+        """Tokenize a call and let it wait for batches; in a worker thread."""
+        if ticket.is_finished:
+            return
+        tokenizer = self._tokenizers.get()
+        try:
+            call = make_call(tokenizer, *arguments, **options)
+        finally:
+            self._tokenizers.put(tokenizer)
+        self._loop.submit(ticket, call)
+
+
+def _tell(
+    running: asyncio.AbstractEventLoop, answered: asyncio.Future[Answer[Value]], outcome: Answer[Value] | Exception
+) -> None:
+    """Hand an outcome to the event loop, from any thread."""
+
+    def tell() -> None:
+        if answered.done():
+            return
+        if isinstance(outcome, Exception):
+            answered.set_exception(outcome)
+        else:
+            answered.set_result(outcome)
+
+    try:
+        running.call_soon_threadsafe(tell)
+    except RuntimeError:
+        # the event loop has ended, and with it whoever waited
+        return

@@ -1,0 +1,154 @@
+"""One call that the online engine has accepted, on its way to an answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from radix_mlp.engine.scheduler import lexicographic_order
+from radix_mlp.engine.task import Call
+
+__all__ = ["Answer", "BatchReport", "FrontStats", "Ticket"]
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True)
+class Answer(Generic[Value]):
+    """A call's value and what it took."""
+
+    value: Value
+    tokenization_seconds: float
+    """Waiting for a tokenization worker counted."""
+    queue_seconds: float
+    """From token ids to the start of the first batch with a sequence of this call."""
+    inference_seconds: float
+    """From there to the answer."""
+    num_characters: int
+    num_tokens: int
+    """Of this call's own sequences."""
+    num_batch_tokens: int
+    """Tokens of all batches that it was in, with those of other calls."""
+    num_batch_compact: int
+    """Unique tokens of these batches: what the model ran on."""
+    num_batches: int
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """One batch that was run, or failed."""
+
+    num_calls: int
+    """Calls with a sequence in it."""
+    num_requests: int
+    """Sequences."""
+    num_tokens: int
+    num_compact: int
+    """Tokens that the model computed; 0 if the batch failed."""
+    folded: bool
+    plan_seconds: float
+    forward_seconds: float
+    """From its launch until its results were on the host."""
+    oldest_seconds: float
+    """How long its oldest sequence had waited when the batch was formed."""
+    error: Exception | None = None
+
+
+@dataclass
+class FrontStats:
+    """Counts since the start."""
+
+    num_calls: int = 0
+    """Accepted."""
+    num_answered: int = 0
+    num_failed: int = 0
+    """Ended with an error, wrong arguments among them."""
+    num_cancelled: int = 0
+    num_expired: int = 0
+    """Not answered before their deadline."""
+    num_refused: int = 0
+    """Because of overload; not among those accepted."""
+    num_batches: int = 0
+    num_requests: int = 0
+    """Sequences run."""
+    num_tokens: int = 0
+    num_compact: int = 0
+
+
+class Ticket:
+    """A call, the answers that it has so far, and whom to tell.
+
+    Args:
+        done: gets the `Answer` or the exception, once, from any thread.
+        arrived: when the call came, in seconds on the loop's clock.
+        deadline: when its sequences are no longer wanted.
+    """
+
+    def __init__(
+        self, done: Callable[[Answer[Any] | Exception], None], arrived: float, deadline: float | None = None
+    ) -> None:
+        self.arrived = arrived
+        self.deadline = deadline
+        self.is_finished = False
+        self.tokenized = arrived
+        """When its token ids were ready."""
+        self.started: float | None = None
+        """When its first batch was formed."""
+        self.num_batch_tokens = self.num_batch_compact = self.num_batches = 0
+        self._done = done
+        self._lock = threading.Lock()
+        self._call: Call[Any] | None = None
+        self._answers: list[Any] = []
+        self._missing = 0
+
+    def start(self, call: Call[Any], now: float) -> list[int]:
+        """Its call, once tokenized; returns the places of the items in the order in which they are to wait."""
+        self.tokenized = now
+        self._call = call
+        self._answers = [None] * len(call.items)
+        self._missing = len(call.items)
+        return lexicographic_order([item.ids for item in call.items]).tolist()
+
+    def answer(self, place: int, answer: Any, now: float) -> None:
+        """The answer of one item; the call is done with the last one, or with the first exception."""
+        if isinstance(answer, Exception):
+            self.finish(answer)
+            return
+        self._answers[place] = answer
+        self._missing -= 1
+        if self._missing == 0:
+            self.finish_with_value(now)
+
+    def finish_with_value(self, now: float) -> None:
+        """Make the call's value of the answers, all of which are there."""
+        assert self._call is not None
+        if self.is_finished:
+            return
+        try:
+            value = self._call.value(self._answers)
+        except Exception as error:
+            self.finish(error)
+            return
+        started = now if self.started is None else self.started
+        answer = Answer(
+            value,
+            tokenization_seconds=self.tokenized - self.arrived,
+            queue_seconds=started - self.tokenized,
+            inference_seconds=now - started,
+            num_characters=self._call.num_characters,
+            num_tokens=sum(len(item.ids) for item in self._call.items),
+            num_batch_tokens=self.num_batch_tokens,
+            num_batch_compact=self.num_batch_compact,
+            num_batches=self.num_batches,
+        )
+        self.finish(answer)
+
+    def finish(self, outcome: Answer[Any] | Exception) -> None:
+        """Tell the outcome; only the first one counts."""
+        with self._lock:
+            if self.is_finished:
+                return
+            self.is_finished = True
+        self._done(outcome)

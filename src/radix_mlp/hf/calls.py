@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-__all__ = ["USES_CACHE", "FoldableCall", "read_call", "selects_logits"]
+__all__ = ["USES_CACHE", "FoldableCall", "read_call", "reason_of_modules", "selects_logits"]
 
 USES_CACHE = "a key-value cache is used"
 
@@ -58,7 +58,7 @@ class FoldableCall:
 def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableCall | str:
     """Read the arguments of a forward call; a string is the reason why this call cannot be folded."""
     given = {name: value for name, value in arguments.items() if value is not None}
-    reason = _reason_of_arguments(model, given) or _reason_of_modules(model)
+    reason = _reason_of_arguments(model, given) or reason_of_modules(model)
     if reason is not None:
         return reason
     input_ids: torch.Tensor = given["input_ids"]
@@ -129,7 +129,7 @@ def selects_logits(arguments: Mapping[str, Any]) -> bool:
     return isinstance(kept, torch.Tensor) or bool(kept)
 
 
-def _reason_of_modules(model: PreTrainedModel) -> str | None:
+def reason_of_modules(model: PreTrainedModel) -> str | None:
     """What in the model itself makes a token's row depend on more than its left context, or shows rows to others."""
     for name, module in model.named_modules():
         if module.training and (random := _randomness(module)):

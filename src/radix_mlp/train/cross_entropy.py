@@ -1,0 +1,53 @@
+"""Cross-entropy of supervised fine-tuning on a folded batch."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.train.batch import TreeBatch
+
+__all__ = ["cross_entropy"]
+
+
+def cross_entropy(
+    logprob: Tensor,
+    batch: TreeBatch,
+    *,
+    weights: Tensor | None = None,
+    num_items_in_batch: int | Tensor | None = None,
+) -> Tensor:
+    """The loss that transformers' causal language models have with labels: the mean over tokens that count.
+
+    Every edge weighs as much as the tokens it stands for, so copies count as often as they do unfolded.
+
+    Args:
+        logprob: `[E]`, from `tree_logprobs` or `edge_logprobs`.
+        batch: whose labels say which tokens count.
+        weights: `[N]`, a weight for each token; the loss is then the weighted sum over the sum of weights.
+        num_items_in_batch: what the sum is divided by instead: the tokens of all micro-batches of a step.
+
+    Returns:
+        A number; NaN if nothing counts, as in transformers.
+
+    >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]])
+    >>> cross_entropy(torch.tensor([-1.0, -2.0, -3.0]), batch)
+    tensor(1.7500)
+    """
+    edges = batch.device_edges(logprob.device)
+    _check(logprob, batch)
+    if weights is None:
+        per_edge = torch.bincount(edges.token_edge[edges.token_edge >= 0], minlength=batch.edges.num_edges)
+        per_edge = per_edge.to(logprob.dtype)
+    else:
+        from radix_mlp.ops.edges import tokens_to_edges
+
+        per_edge = tokens_to_edges(weights.to(logprob), edges)
+    divisor = per_edge.sum() if num_items_in_batch is None else num_items_in_batch
+    return -(per_edge * logprob).sum() / divisor
+
+
+def _check(logprob: Tensor, batch: TreeBatch) -> None:
+    if logprob.shape != (batch.edges.num_edges,):
+        raise InvalidInputError(f"logprob is {tuple(logprob.shape)}: the batch has {batch.edges.num_edges} edges")

@@ -1,0 +1,132 @@
+"""A model on a folded batch under autograd: hidden states, log-probabilities, vectors, scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.hf.forward import forward_compact
+from radix_mlp.ops import pool
+from radix_mlp.ops.edge_logprobs import EdgeLogprobs, Statistic, edge_logprobs
+from radix_mlp.ops.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
+from radix_mlp.ops.linear_head import LinearHead
+from radix_mlp.ops.logprobs import MAX_LOGITS
+from radix_mlp.plan import RadixPlan
+from radix_mlp.train.batch import TreeBatch
+from radix_mlp.train.model import check_trainable, language_head, pretrained_of
+
+__all__ = ["sequence_logprobs", "tree_embeddings", "tree_hidden", "tree_logprobs", "tree_scores"]
+
+Pooling = Literal["last", "mean", "weighted_mean", "cls"]
+_POOLINGS: dict[str, Callable[[Tensor, RadixPlan], Tensor]] = {
+    "last": pool.last_token,
+    "mean": pool.mean,
+    "weighted_mean": pool.weighted_mean,
+    "cls": pool.cls,
+}
+
+
+def tree_hidden(model: torch.nn.Module, plan: RadixPlan) -> Tensor:
+    """Last hidden states `[M, h]` of an enabled model on the rows of the plan, for training.
+
+    Raises:
+        InvalidInputError: the model is not enabled.
+        UnsupportedCallError: dropout or something else would make folded and unfolded training differ.
+    """
+    inner = pretrained_of(model)
+    check_trainable(inner)
+    return forward_compact(inner, plan)
+
+
+def tree_logprobs(
+    model: torch.nn.Module,
+    batch: TreeBatch,
+    *,
+    temperature: float = 1.0,
+    statistics: Collection[Statistic] = (),
+    top: int = 0,
+    max_logits: int = MAX_LOGITS,
+) -> EdgeLogprobs:
+    """Log-probabilities `[E]` of the batch's edges under an enabled causal language model, with gradients.
+
+    `edges_to_tokens(result.logprob, batch.edges)` are those of its tokens, `[N]`, and `sequence_logprobs` of its
+    sequences, `[S]`.  The other arguments are those of `radix_mlp.ops.edge_logprobs`.
+
+    >>> import radix_mlp
+    >>> from radix_mlp.testing.tiny import tiny_model
+    >>> model = radix_mlp.enable(tiny_model())
+    >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]])
+    >>> tree_logprobs(model, batch).logprob.shape
+    torch.Size([3])
+    """
+    hidden = tree_hidden(model, batch.plan)
+    head = language_head(model)
+    return edge_logprobs(
+        hidden, head, batch.edges, temperature=temperature, statistics=statistics, top=top, max_logits=max_logits
+    )
+
+
+def sequence_logprobs(logprob: Tensor, edges: Edges | DeviceEdges) -> Tensor:
+    """`[E] -> [S]`: the log-probability of the counted tokens of every sequence. Differentiable."""
+    return sequence_sums(edges_to_tokens(logprob, edges), edges)
+
+
+def tree_embeddings(
+    model: torch.nn.Module,
+    batch: TreeBatch,
+    *,
+    pooling: Pooling | Callable[[Tensor, RadixPlan], Tensor] = "last",
+    normalize: bool = True,
+) -> Tensor:
+    """One vector a sequence, `[S, h]`, with gradients.
+
+    Args:
+        model: enabled.
+        batch: of texts.
+        pooling: `last`, `mean`, `weighted_mean`, `cls`, or a function `([M, h], plan) -> [S, d]`.
+        normalize: divide every vector by its length.
+    """
+    if not callable(pooling) and pooling not in _POOLINGS:
+        raise InvalidInputError(f"pooling is {pooling!r}: pass one of {', '.join(_POOLINGS)}, or a function")
+    function = pooling if callable(pooling) else _POOLINGS[pooling]
+    vectors = function(tree_hidden(model, batch.plan), batch.plan)
+    return torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
+
+
+def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, int] | None = None) -> Tensor:
+    """Scores of every sequence from its last token, with gradients: rerankers, reward models, classifiers.
+
+    Args:
+        model: enabled; a sequence classifier, or a causal language model that answers with one of two tokens.
+        batch: of texts.
+        tokens: ids of (yes, no): log-odds `[S]` of the first, from two rows of the head. Without them the logits
+            `[S, L]` of the classifier's `score` layer.
+
+    Raises:
+        UnsupportedModelError: the model has no such head.
+    """
+    inner = pretrained_of(model)
+    last = pool.last_token(tree_hidden(model, batch.plan), batch.plan)
+    if tokens is None:
+        layer = getattr(inner, "score", None)
+        if not isinstance(layer, torch.nn.Module):
+            raise UnsupportedModelError(
+                f"{type(inner).__name__} has no layer `score`: pass tokens=(yes, no) for a causal language model, or "
+                "load the checkpoint's ForSequenceClassification class."
+            )
+        scores: Tensor = layer(last)
+        return scores
+    head = language_head(model)
+    chosen = list(tokens)
+    if isinstance(head, LinearHead):
+        bias = None if head.bias is None else head.bias[chosen]
+        logits = LinearHead(head.weight[chosen], bias, head.scale, head.softcap)(last)
+    else:
+        logits = head(last)[:, chosen]
+    # the difference of two logits in half precision would have three digits at best
+    logits = logits.to(torch.promote_types(last.dtype, torch.float32))
+    return logits[:, 0] - logits[:, 1]

@@ -1,0 +1,126 @@
+"""What training needs of a model: the transformers model itself, its output head, and that folding it is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.calls import reason_of_modules
+from radix_mlp.hf.support import decoder_of
+from radix_mlp.ops.linear_head import LinearHead
+
+__all__ = ["check_trainable", "language_head", "pretrained_of"]
+
+PROBE_TOKENS = 8
+# models whose head was held to their own logits: a fact about the model, not about a batch
+_CHECKED: WeakKeyDictionary[PreTrainedModel, None] = WeakKeyDictionary()
+
+
+def pretrained_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model itself, out of a PEFT model or as it is.
+
+    Raises:
+        InvalidDtypeError: there is none. Wrappers that must see the forward call (DistributedDataParallel) are not
+            opened, since gradients would then not be synchronised.
+    """
+    if isinstance(model, PreTrainedModel):
+        return model
+    get_base_model = getattr(model, "get_base_model", None)
+    inner = get_base_model() if callable(get_base_model) else None
+    if isinstance(inner, PreTrainedModel):
+        return inner
+    raise InvalidDtypeError(
+        f"model is a {type(model).__name__}: pass a transformers PreTrainedModel or a PEFT model around one. A wrapper "
+        "that synchronises gradients (DistributedDataParallel) must be called itself: let the forward that it wraps "
+        "compute the log-probabilities."
+    )
+
+
+def check_trainable(model: PreTrainedModel) -> None:
+    """Raise `UnsupportedCallError` if training this model on folded rows would differ from training it unfolded.
+
+    Dropout, router jitter and layer dropout draw once for all copies of a token, forward hooks see folded rows, and
+    balancing losses of experts count unique tokens.
+    """
+    reason = reason_of_modules(model)
+    if reason is None and getattr(model.config.get_text_config(), "output_router_logits", False):
+        reason = "config.output_router_logits is on: the balancing loss of experts would count unique tokens"
+    if reason is not None:
+        raise UnsupportedCallError(f"{reason}. Switch it off, or train this model unfolded (radix_mlp.disable(model)).")
+
+
+def language_head(model: torch.nn.Module) -> LinearHead | Callable[[Tensor], Tensor]:
+    """What makes logits of last hidden states, with the model's own scale and soft cap: for `edge_logprobs`.
+
+    A `LinearHead` if the head is a plain linear layer; else (adapters on the head, sharded or quantised heads) a
+    function that calls the layer.  The first time, it is held to the model's own logits of a few tokens.
+
+    Raises:
+        UnsupportedModelError: the model has no language-model head, or one that does something else besides.
+
+    >>> from radix_mlp.testing.tiny import tiny_model
+    >>> language_head(tiny_model()).weight.shape
+    torch.Size([259, 64])
+    """
+    inner = pretrained_of(model)
+    layer = inner.get_output_embeddings()
+    if layer is None:
+        raise UnsupportedModelError(
+            f"{type(inner).__name__} has no language-model head, so it gives no log-probabilities. Load the "
+            "checkpoint's ForCausalLM class."
+        )
+    scale, softcap = _scale_and_softcap(inner)
+    head: LinearHead | Callable[[Tensor], Tensor]
+    # an adapter or a parametrisation has a weight, too, which is not all of it
+    if type(layer) is torch.nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
+        head = LinearHead(layer.weight, layer.bias, scale, softcap)
+    else:
+
+        def head(hidden: Tensor) -> Tensor:
+            logits: Tensor = layer(hidden) * scale
+            return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+    if inner not in _CHECKED:
+        _hold_to_own_logits(inner, head)
+        _CHECKED[inner] = None
+    return head
+
+
+def _scale_and_softcap(model: PreTrainedModel) -> tuple[float, float | None]:
+    config = model.config.get_text_config()
+    scale = 1.0
+    for name in ("logit_scale", "output_multiplier"):
+        scale *= getattr(config, name, None) or 1.0
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    # what granite divides by hyperclovax multiplies with
+    scale = scale * scaling if config.model_type == "hyperclovax" else scale / scaling
+    return float(scale), getattr(config, "final_logit_softcapping", None)
+
+
+@torch.no_grad()
+def _hold_to_own_logits(model: PreTrainedModel, head: Callable[[Tensor], Tensor]) -> None:
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        vocabulary = model.config.get_text_config().vocab_size
+        first = max(0, vocabulary // 2 - PROBE_TOKENS)
+        input_ids = torch.arange(first, min(first + PROBE_TOKENS, vocabulary), device=model.device)[None]
+        own = model(input_ids, use_cache=False, return_dict=True).logits[0]
+        hidden = decoder_of(model)(input_ids, use_cache=False, return_dict=True).last_hidden_state[0]
+        ours = head(hidden)
+    finally:
+        for module in training:
+            module.training = True
+    off = float("inf")
+    if ours.shape == own.shape:
+        off = float((ours.float() - own.float()).abs().max() / own.float().abs().max())
+    if not off < (1e-4 if own.dtype.itemsize >= 4 else 3e-2):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} makes its logits in a way that is not known here (off by {off:.1g} of the "
+            "largest). Pass your own head: edge_logprobs(tree_hidden(model, plan), head, edges)."
+        )

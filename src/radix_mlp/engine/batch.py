@@ -89,7 +89,7 @@ def prepare(engine: Runner, items: Sequence[Item]) -> PreparedBatch:
         ]
         return union_of_rows(parts)
 
-    step = prepare_step([item.ids for item in items], engine.threshold, needed_rows)
+    step = prepare_step([item.ids for item in items], engine.batch_threshold, needed_rows)
     parts = [Part(task, places, _part_of(step.plan, places)) for task, places in by_task.items()]
     step.plan.to(engine.model.device)
     return PreparedBatch(items, step, parts, time.perf_counter() - began)

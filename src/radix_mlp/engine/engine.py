@@ -34,6 +34,9 @@ class Engine(Runner):
             between, batches whose compression is below it; `"auto"` those where it pays.
         impl: the way to run attention.
         kind: load the checkpoint as `"causal"`, `"classifier"` or `"trunk"` (no head), whatever its configuration says.
+        compile: `"auto"`: on CUDA, fused layers where the architecture has them, and CUDA graphs for small batches.
+            True: where it has none, modules compiled by torch (a minute or so, once a machine). False: the model's own
+            modules.
         trust_remote_code: run code that comes with the model.
 
     A loaded model that is passed in is enabled for folding by the jobs, or disabled when `threshold` is 0.

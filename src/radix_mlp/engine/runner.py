@@ -16,15 +16,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.batch import collect
+from radix_mlp.engine.fast_forward import FastForward
 from radix_mlp.engine.job import JobStats, Progress, run_job
 from radix_mlp.engine.load import load, max_length_of
 from radix_mlp.engine.pooler import Pooler, pooler_of
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.sentence_transformers_folder import FolderSettings, read_folder
-from radix_mlp.engine.step import Forward
 from radix_mlp.engine.task import Call, FunctionTask, Item
 from radix_mlp.errors import InferenceError, InvalidInputError
-from radix_mlp.hf import disable, enable, forward_compact, is_enabled
+from radix_mlp.hf import disable, enable, is_enabled
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.plan import RadixPlan
 from radix_mlp.testing.tiny import TINY_NAMES
@@ -50,6 +50,7 @@ class Runner:
         threshold: float | Literal["auto"] = "auto",
         impl: str = "auto",
         kind: Literal["auto", "causal", "classifier", "trunk"] = "auto",
+        compile: bool | Literal["auto"] = "auto",  # noqa: A002
         trust_remote_code: bool = False,
     ) -> None:
         check_threshold(threshold)
@@ -68,7 +69,7 @@ class Runner:
         self.max_length = max_length or self.folder.max_length or max_length_of(self.model, self.tokenizer)
         self.threshold: float | Literal["auto"] = threshold
         self.impl = impl
-        self.forward: Forward = self._forward_compact
+        self.forward = FastForward(self.model, impl=impl, mode=compile)
         """Runs the trunk on a folded batch: `(plan, needed rows or None) -> [M, hidden]`."""
         self.stats = JobStats()
         """Of the last job."""
@@ -87,8 +88,10 @@ class Runner:
         other.threshold, other.stats = 0, JobStats()
         return other
 
-    def _forward_compact(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
-        return forward_compact(self.model, plan)
+    @property
+    def batch_threshold(self) -> float | Literal["auto"]:
+        """Whether a batch is folded: fused layers run packed rows, which padding can only add to, so these always."""
+        return 1.0 if self.threshold == "auto" and self.forward.is_fused else self.threshold
 
     def _prepare(self) -> None:
         if self.threshold == 0:
@@ -96,6 +99,7 @@ class Runner:
         else:
             # a direct call of the model then runs unfolded; folded batches go through forward_compact
             enable(self.model, impl=self.impl, threshold=0)
+            self.forward.refresh()
 
     @contextmanager
     def model_turn(self) -> Iterator[None]:

@@ -112,7 +112,7 @@ class FastForward:
 
 def _difference_from_modules(model: PreTrainedModel, forward: Forward) -> str | None:
     """Why `forward` must not stand in for the model's own modules, or None where a small batch comes out the same."""
-    ids = np.arange(2 * PROBE_TOKENS) % decoder_of(model).get_input_embeddings().weight.shape[0]
+    ids = np.arange(2 * PROBE_TOKENS) % decoder_of(model).config.vocab_size
     ids[PROBE_TOKENS : PROBE_TOKENS + PROBE_TOKENS // 2] = ids[: PROBE_TOKENS // 2]
     plan = build_plan(ids, [0, PROBE_TOKENS, 2 * PROBE_TOKENS])
     with torch.inference_mode():

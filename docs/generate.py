@@ -86,9 +86,22 @@ def proven() -> str:
     return proven_module()
 
 
+def openapi() -> str:
+    """`openapi.json`: the server's routes and bodies."""
+    import json
+
+    from radix_mlp.serve.app import bare_app
+
+    return json.dumps(bare_app().openapi(), indent=1, ensure_ascii=False) + "\n"
+
+
 QUICK: dict[str, Callable[[], str]] = {"cli.md": cli}
 """File, from docs/ -> what writes it; add others here."""
-SWEEP: dict[str, Callable[[], str]] = {"models.md": models, "../src/radix_mlp/hf/proven.py": proven}
+SWEEP: dict[str, Callable[[], str]] = {
+    "openapi.json": openapi,
+    "models.md": models,
+    "../src/radix_mlp/hf/proven.py": proven,
+}
 """The same for those that run the sweep."""
 
 

@@ -22,6 +22,7 @@ from radix_mlp.serve.routes import openai, rerank, server, tei, vllm
 from radix_mlp.serve.routes.server import OPENAPI_PATH
 from radix_mlp.serve.service import Service
 from radix_mlp.serve.settings import ServeSettings
+from radix_mlp.serve.tracing import Tracing, tracer_for
 
 __all__ = ["bare_app", "create_app"]
 
@@ -68,6 +69,8 @@ def create_app(engine: Engine, settings: ServeSettings, *, sha: str | None = Non
             allow_methods=["GET", "POST"],
             allow_headers=["content-type", "authorization", "x-request-id"],
         )
+    if settings.otlp_endpoint is not None:
+        app.add_middleware(Tracing, tracer=tracer_for(settings.otlp_endpoint, settings.otlp_service_name))
     app.add_middleware(RequestLog, metrics=service.metrics, with_times=not settings.disable_spans)
     return app
 

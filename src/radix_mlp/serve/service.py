@@ -7,15 +7,17 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from radix_mlp.engine.async_engine import Answer, AsyncEngine, TextOrIds, TokenScores
+from radix_mlp.engine.async_engine import Answer, AsyncEngine, TokenScores
 from radix_mlp.engine.classify import Label
 from radix_mlp.engine.engine import Engine
 from radix_mlp.engine.score import Score
+from radix_mlp.engine.token_ids import TextOrIds
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.errors import EmptyInputError
 from radix_mlp.serve.limits import Places, check_batch_size, check_not_empty, cut_characters
@@ -27,7 +29,6 @@ from radix_mlp.serve.tokens import Tokens
 
 __all__ = ["Service"]
 
-Item = TypeVar("Item")
 Value = TypeVar("Value")
 
 
@@ -41,7 +42,7 @@ class Service:
         self.metrics = Metrics(self.info.max_input_length)
         self.places = Places(settings.max_concurrent_requests)
         self.tokens = Tokens(engine, self.info.max_input_length)
-        self.supervisor = Supervisor(engine, settings, self.metrics)
+        self.supervisor = Supervisor(engine, settings, self.metrics, self._probe)
         self.metrics.watch(lambda: self.supervisor.queue_depth, lambda: self.places.taken)
         self.started = int(time.time())
         self._pooling: Any = POOLING_NAMES[settings.pooling] if settings.pooling else None
@@ -49,13 +50,7 @@ class Service:
     async def start(self) -> None:
         """Take requests from now on, after a first one that compiles what is compiled once."""
         await self.supervisor.start()
-        front = self.supervisor.front
-        if self.info.type == "embedding":
-            await front.embed(["warm-up"] * 2, prompt="", pooling=self._pooling)
-        elif self.info.type == "reranker":
-            await front.rerank("warm-up", ["warm-up"] * 2)
-        else:
-            await front.classify(["warm-up"] * 2)
+        await self._probe(self.supervisor.front, None)
 
     async def aclose(self) -> None:
         """Answer what was accepted, and end."""
@@ -80,9 +75,9 @@ class Service:
         self._check_dimensions(dimensions)
         texts, prompts, cut = await self._texts(texts, prompt_name, truncate, left, name)
 
-        async def part(front: AsyncEngine, texts: Sequence[TextOrIds], timeout: float | None) -> Any:
+        async def part(front: AsyncEngine, items: Sequence[TextOrIds], timeout: float | None) -> Any:
             return await front.embed(
-                texts,
+                items,
                 **prompts,
                 normalize=normalize,
                 dimensions=dimensions,
@@ -107,8 +102,8 @@ class Service:
         self.info.require("embedding")
         texts, prompts, cut = await self._texts(texts, prompt_name, truncate, left, name)
 
-        async def part(front: AsyncEngine, texts: Sequence[TextOrIds], timeout: float | None) -> Any:
-            return await front.embed_tokens(texts, **prompts, truncate=cut, timeout=timeout)
+        async def part(front: AsyncEngine, items: Sequence[TextOrIds], timeout: float | None) -> Any:
+            return await front.embed_tokens(items, **prompts, truncate=cut, timeout=timeout)
 
         return await self._run("embed", part, texts, _join, single=single)
 
@@ -132,9 +127,9 @@ class Service:
         cut_characters(query, self.info.max_input_length, truncate=False, name="query")
         documents = [self._cut(document, truncate=cut, name=name) for document in documents]
 
-        async def part(front: AsyncEngine, documents: Sequence[str], timeout: float | None) -> Any:
+        async def part(front: AsyncEngine, items: Sequence[str], timeout: float | None) -> Any:
             return await front.rerank(
-                query, documents, instruction=instruction, raw_scores=raw_scores, truncate=cut, timeout=timeout
+                query, items, instruction=instruction, raw_scores=raw_scores, truncate=cut, timeout=timeout
             )
 
         return await self._run("predict", part, documents, np.concatenate)
@@ -151,14 +146,14 @@ class Service:
             cut_characters(query, self.info.max_input_length, truncate=False, name="query")
             checked.append((query, self._cut(document, truncate=cut, name="documents")))
 
-        async def part(front: AsyncEngine, pairs: Sequence[tuple[str, str]], timeout: float | None) -> Any:
+        async def part(front: AsyncEngine, items: Sequence[tuple[str, str]], timeout: float | None) -> Any:
             places: dict[str, list[int]] = {}
-            for index, (query, _) in enumerate(pairs):
+            for index, (query, _) in enumerate(items):
                 places.setdefault(query, []).append(index)
             calls = [
                 front.rerank(
                     query,
-                    [pairs[index][1] for index in indices],
+                    [items[index][1] for index in indices],
                     instruction=instruction,
                     truncate=cut,
                     timeout=timeout,
@@ -167,7 +162,7 @@ class Service:
             ]
             answer = _joined(list(await asyncio.gather(*calls)), np.concatenate)
             order = np.concatenate(list(places.values()))
-            scores = np.empty(len(pairs))
+            scores = np.empty(len(items))
             scores[order] = answer.value
             return replace(answer, value=scores)
 
@@ -206,8 +201,8 @@ class Service:
         for pair in pairs:
             self._check_ids(pair, "label_token_ids and items")
 
-        async def part(front: AsyncEngine, pairs: Sequence[Any], timeout: float | None) -> Any:
-            return await front.score(pairs, timeout=timeout)
+        async def part(front: AsyncEngine, items: Sequence[Any], timeout: float | None) -> Any:
+            return await front.score(items, timeout=timeout)
 
         return await self._run("score", part, pairs, _join, num_items=num_items)
 
@@ -216,10 +211,20 @@ class Service:
         check_not_empty(texts, "prompt")
         self._check_ids(texts, "prompt")
 
-        async def part(front: AsyncEngine, texts: Sequence[TextOrIds], timeout: float | None) -> Any:
-            return await front.token_scores(texts, top=1, timeout=timeout)
+        async def part(front: AsyncEngine, items: Sequence[TextOrIds], timeout: float | None) -> Any:
+            return await front.token_scores(items, top=1, timeout=timeout)
 
         return await self._run("score", part, texts, _join, single=single)
+
+    async def _probe(self, front: AsyncEngine, timeout: float | None) -> None:
+        """A small call of what the model is for."""
+        texts = ["warm-up", "warm up"]
+        if self.info.type == "embedding":
+            await front.embed(texts, prompt="", pooling=self._pooling, timeout=timeout)
+        elif self.info.type == "reranker":
+            await front.rerank("warm-up", texts, timeout=timeout)
+        else:
+            await front.classify(texts, timeout=timeout)
 
     async def _texts(
         self, texts: Sequence[TextOrIds], prompt_name: str | None, truncate: bool | None, left: bool, name: str
@@ -258,8 +263,8 @@ class Service:
     async def _run(
         self,
         task: str,
-        part: Callable[[AsyncEngine, Sequence[Item], float | None], Awaitable[Answer[Value]]],
-        items: Sequence[Item],
+        part: Callable[..., Awaitable[Answer[Value]]],
+        items: Sequence[Any],
         join: Callable[[list[Value]], Value],
         *,
         single: bool = False,
@@ -282,7 +287,8 @@ class Service:
         with self.places.take(min(most, len(items))):
             for first in range(0, len(items), most):
                 left = None if deadline is None else max(0.001, deadline - time.monotonic())
-                answers.append(await part(self.supervisor.front, items[first : first + most], left))
+                some = items[first : first + most]
+                answers.append(await self.supervisor.run(partial(part, items=some, timeout=left)))
         answer = answers[0] if len(answers) == 1 else _joined(answers, join)
         self.metrics.observe_answer(task, method, len(items), time.monotonic() - began, answer)
         return answer

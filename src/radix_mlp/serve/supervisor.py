@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import Any, TypeVar
 
 from radix_mlp.engine.async_engine import AsyncEngine, BatchReport
 from radix_mlp.engine.engine import Engine
+from radix_mlp.errors import DeadlineExceededError, EngineDeadError, RadixError
 from radix_mlp.serve.errors import UnhealthyError
 from radix_mlp.serve.metrics import Metrics
 from radix_mlp.serve.settings import ServeSettings
@@ -17,19 +20,28 @@ __all__ = ["Supervisor"]
 
 logger = logging.getLogger("radix_mlp.serve")
 
+Value = TypeVar("Value")
+
 LOOK_EVERY = 0.2
 """Seconds between two looks at the engine."""
+PROBE_SECONDS = 10.0
+
+Probe = Callable[[AsyncEngine, float | None], Awaitable[Any]]
+"""Sends the engine a text of its own, to be answered within so many seconds."""
 
 
 class Supervisor:
     """Owns the engine's asynchronous front, and starts another when it must."""
 
-    def __init__(self, engine: Engine, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(self, engine: Engine, settings: ServeSettings, metrics: Metrics, probe: Probe) -> None:
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
         self._front: AsyncEngine | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._probe = probe
+        self._suspected = False
+        self._calls: set[asyncio.Task[Any]] = set()
         self._last_sign = time.monotonic()
 
     async def start(self) -> None:
@@ -62,21 +74,51 @@ class Supervisor:
             raise UnhealthyError("the engine does not run; a new one is being started")
         return self._front
 
+    async def run(self, call: Callable[[AsyncEngine], Awaitable[Value]]) -> Value:
+        """What a call of the engine gives.
+
+        Raises:
+            EngineDeadError: the engine was given up while the call ran.
+        """
+        front = self.front
+        task = asyncio.create_task(_awaited(call, front))
+        self._calls.add(task)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and not current.cancelling():
+                raise EngineDeadError("the engine hung on a batch and was started anew; send this again") from None
+            raise
+        finally:
+            self._calls.discard(task)
+
     @property
     def is_healthy(self) -> bool:
         """Whether requests are answered."""
-        return self._front is not None and self._front.is_healthy and not self._hangs()
+        return self._front is not None and self._front.is_healthy and not self._suspected
 
     @property
     def queue_depth(self) -> int:
         """Texts that wait for a batch."""
         return 0 if self._front is None else self._front.queue_depth
 
-    def _hangs(self) -> bool:
-        assert self._front is not None
-        if not self._front.num_active:
-            self._last_sign = time.monotonic()
-        return time.monotonic() - self._last_sign > self._settings.hang_timeout
+    async def _hangs(self) -> bool:
+        """Whether nothing was heard for long, and a text sent to hear something is not answered either."""
+        front, timeout = self._front, self._settings.hang_timeout
+        if front is None or not front.is_healthy or time.monotonic() - self._last_sign < timeout:
+            return False
+        self._suspected = front.num_active > 0
+        try:
+            await self._probe(front, min(PROBE_SECONDS, timeout))
+        except DeadlineExceededError:
+            return True
+        except RadixError:
+            logger.exception("the engine failed on a text of its own")
+        finally:
+            self._suspected = False
+        self._last_sign = time.monotonic()
+        return False
 
     def _on_batch(self, report: BatchReport) -> None:
         self._last_sign = time.monotonic()
@@ -98,12 +140,17 @@ class Supervisor:
     async def _look_after(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            if self.is_healthy:
+            hangs = await self._hangs()
+            if self.is_healthy and not hangs:
                 continue
             front, self._front = self._front, None
-            logger.error("the engine %s; starting a new one", "hangs" if front and front.is_healthy else "has died")
+            logger.error("the engine %s; starting a new one", "hangs" if hangs else "has died")
             self._metrics.restarts.inc()
-            if front is not None:
+            if hangs:
+                # to close it would be to wait for a thread that may never end
+                for task in list(self._calls):
+                    task.cancel()
+            elif front is not None:
                 await _close_at_once(front)
             try:
                 await self._start_front()
@@ -113,7 +160,10 @@ class Supervisor:
 
 
 async def _close_at_once(front: AsyncEngine) -> None:
-    # a thread that hangs cannot be ended; its requests are
     with suppress(Exception):
         async with asyncio.timeout(5):
             await front.aclose(drain=False)
+
+
+async def _awaited(call: Callable[[AsyncEngine], Awaitable[Value]], front: AsyncEngine) -> Value:
+    return await call(front)

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from starlette.responses import Response
 
-from radix_mlp.engine.async_engine import Answer, TextOrIds
+from radix_mlp.engine.async_engine import Answer
+from radix_mlp.engine.token_ids import TextOrIds
 from radix_mlp.serve.answers import json_answer
 from radix_mlp.serve.service import Service
 from radix_mlp.serve.wire.answers import OpenAIError, TeiError

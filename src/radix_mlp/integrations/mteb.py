@@ -1,0 +1,118 @@
+"""mteb: its own wrappers of sentence-transformers, with shared tokens computed once.
+
+    import mteb
+    from radix_mlp.integrations.mteb import RadixCrossEncoder, RadixEncoder
+
+    mteb.evaluate(RadixEncoder("Qwen/Qwen3-Embedding-0.6B"), tasks)
+    mteb.evaluate(RadixCrossEncoder("Qwen/Qwen3-Reranker-0.6B"), reranking_tasks)
+
+Prompts by task and type, metadata and similarities are those of the wrappers that these classes extend.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from mteb.models import CrossEncoderWrapper, SentenceTransformerEncoderWrapper
+
+from radix_mlp.engine.engine import JobStats
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.integrations.sentence_transformers import enable, stats
+
+if TYPE_CHECKING:
+    from mteb.abstasks.task_metadata import TaskMetadata
+    from mteb.types import PromptType
+
+__all__ = ["RadixCrossEncoder", "RadixEncoder"]
+
+
+class RadixEncoder(SentenceTransformerEncoderWrapper):
+    """An encoder by mteb's `EncoderProtocol`.
+
+    Args:
+        model: a hub id, a folder or a loaded `SentenceTransformer`, which is enabled for folding.
+        revision: of a hub id.
+        device: where to load it.
+        max_batch_tokens: budget of a batch, in tokens computed.
+        threshold: whether to fold, as in `radix_mlp.Engine`.
+        impl: the way to run attention.
+        engine_options: more options of `radix_mlp.Engine`, as a dictionary.
+        options: those of mteb's wrapper (`model_prompts`, `embed_dim`, …) and of `SentenceTransformer`.
+
+    Raises:
+        UnsupportedModelError: the model cannot be folded exactly; says why.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        revision: str | None = None,
+        device: str | None = None,
+        *,
+        max_batch_tokens: int = 16384,
+        threshold: float | Literal["auto"] = "auto",
+        impl: str = "auto",
+        engine_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, revision, device, **options)
+        self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"loader": type(self)})
+        enable(self.model, max_batch_tokens=max_batch_tokens, threshold=threshold, impl=impl, **(engine_options or {}))
+
+    @property
+    def stats(self) -> JobStats:
+        """What the last call of `encode` took: tokens, tokens computed, batches, seconds."""
+        return stats(self.model)
+
+
+class RadixCrossEncoder(CrossEncoderWrapper):
+    """A cross-encoder by mteb's `CrossEncoderProtocol`, for reranking tasks; arguments as in `RadixEncoder`.
+
+    All pairs of a call are scored together, so that every document of a query finds the others; mteb's wrapper scores
+    one batch of its loader at a time.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        revision: str | None = None,
+        device: str | None = None,
+        *,
+        max_batch_tokens: int = 16384,
+        threshold: float | Literal["auto"] = "auto",
+        impl: str = "auto",
+        engine_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, revision, device, **options)
+        self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"loader": type(self)})
+        enable(self.model, max_batch_tokens=max_batch_tokens, threshold=threshold, impl=impl, **(engine_options or {}))
+
+    @property
+    def stats(self) -> JobStats:
+        """What the last call of `predict` took: tokens, tokens computed, batches, seconds."""
+        return stats(self.model)
+
+    def predict(
+        self,
+        inputs1: Any,
+        inputs2: Any,
+        *,
+        task_metadata: TaskMetadata,
+        hf_split: str,
+        hf_subset: str,
+        prompt_type: PromptType | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Relevance `[n]` of all pairs of inputs1 (queries) and inputs2 (documents)."""
+        queries, documents = (
+            [text for batch in self._iter_inputs(loader, prefix) for text in batch]
+            for loader, prefix in ((inputs1, self.query_prefix), (inputs2, self.passage_prefix))
+        )
+        if len(queries) != len(documents):
+            raise InvalidInputError(f"inputs1 has {len(queries)} texts and inputs2 {len(documents)}: they form pairs.")
+        if not queries:
+            return np.array([])
+        options = {"show_progress_bar": True, **kwargs}
+        return np.asarray(self.model.predict(list(zip(queries, documents, strict=True)), **options))

@@ -19,7 +19,16 @@ from numpy.typing import NDArray
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["KEY_BLOCK", "SEGMENT", "BackwardItems", "RangeTree", "backward_items", "pack_tables", "range_tree"]
+__all__ = [
+    "KEY_BLOCK",
+    "SEGMENT",
+    "BackwardItems",
+    "RangeTree",
+    "backward_items",
+    "fill_ranges",
+    "pack_tables",
+    "range_tree",
+]
 
 Int32 = NDArray[np.int32]
 
@@ -75,13 +84,18 @@ def range_tree(end: NDArray[np.int32], depth: NDArray[np.int32]) -> RangeTree:
         [0, 2, 4, -1]
     """
     end, depth = _checked(end, depth)
-    starts = np.flatnonzero(np.diff(end, prepend=np.int32(-1))).astype(np.int32)
-    ranges = np.empty((len(starts), 4), np.int32)
+    ranges = np.empty((len(end), 4), np.int32)
     range_of_row = np.empty(len(end), np.int32)
-    _compiled(_fill_ranges)(end, starts, ranges, range_of_row)
+    ranges = ranges[: fill_ranges(end, ranges, range_of_row)]
     middle = np.minimum(np.arange(0, len(end), SEGMENT) + SEGMENT // 2, max(len(end) - 1, 0))
     order = np.argsort(-depth[middle], kind="stable").astype(np.int32)
     return RangeTree(range_of_row, ranges, order)
+
+
+def fill_ranges(end: Int32, ranges: Int32, range_of_row: Int32) -> int:
+    """Write the ranges of `RangeTree` to `ranges [>= R, 4]` and `range_of_row [M]`; returns their number `R`."""
+    count: int = _compiled(_fill_ranges)(end, ranges, range_of_row)
+    return count
 
 
 def backward_items(end: NDArray[np.int32], depth: NDArray[np.int32], window: int | None = None) -> BackwardItems:
@@ -107,14 +121,14 @@ def backward_items(end: NDArray[np.int32], depth: NDArray[np.int32], window: int
     return _cut_pieces(pieces, blocks)
 
 
-def pack_tables(end: NDArray[np.int32], depth: NDArray[np.int32]) -> tuple[Int32, Int32]:
-    """All tables in one vector, in the order of the fields of `RangeTree` and `BackwardItems` (without a window).
+def pack_tables(end: NDArray[np.int32], depth: NDArray[np.int32], window: int | None = None) -> tuple[Int32, Int32]:
+    """All tables in one vector, in the order of the fields of `RangeTree` and `BackwardItems`.
 
     Returns:
         the tables, int32; and the sizes that `M` does not tell, `[4]` int32: lines of `ranges`, `items`, `splits`
         and `slots`.
     """
-    tree, work = range_tree(end, depth), backward_items(end, depth)
+    tree, work = range_tree(end, depth), backward_items(end, depth, window)
     sizes = np.array([len(table) for table in (tree.ranges, work.items, work.splits, work.slots)], np.int32)
     return np.concatenate([table.ravel() for table in (*tree, *work)]), sizes
 
@@ -133,13 +147,14 @@ def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return numba.njit(cache=True)(function)
 
 
-def _fill_ranges(end: Int32, starts: Int32, ranges: Int32, range_of_row: Int32) -> None:
+def _fill_ranges(end: Int32, ranges: Int32, range_of_row: Int32) -> int:
     """A run is a stretch of equal `end`. A short run is merged into the ranges below it, to fill key blocks."""
-    stack = np.empty(len(starts) + 1, np.int32)
-    height = 0
-    for line in range(len(starts)):
-        start = starts[line]
-        stop = starts[line + 1] if line + 1 < len(starts) else len(end)
+    stack = np.empty(len(end) + 1, np.int32)
+    height = line = stop = 0
+    while stop < len(end):
+        start = stop
+        while stop < len(end) and end[stop] == end[start]:
+            stop += 1
         while height and end[ranges[stack[height - 1], 1] - 1] <= start:
             height -= 1
         above = stack[height - 1] if height else -1
@@ -154,6 +169,8 @@ def _fill_ranges(end: Int32, starts: Int32, ranges: Int32, range_of_row: Int32) 
         range_of_row[start:stop] = line
         stack[height] = line
         height += 1
+        line += 1
+    return line
 
 
 def _window_pieces(last: Int32, limit: NDArray[np.int64], depth: Int32) -> Int32:

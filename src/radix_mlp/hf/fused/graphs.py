@@ -7,6 +7,8 @@ sequences of one token, and everything that depends on the batch is copied into 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch import Tensor
 from radix_mlp.hf.fused.decoder import FusedDecoder, spread
 from radix_mlp.ops import AttentionTree
 from radix_mlp.plan import RadixPlan
-from radix_mlp.plan.gpu_blocks import KEY_BLOCK, SEGMENT, range_tree
+from radix_mlp.plan.gpu_blocks import KEY_BLOCK, SEGMENT, fill_ranges
 
 __all__ = ["GraphedDecoder", "padded_size"]
 
@@ -130,28 +132,51 @@ def pack(
     packed: NDArray[np.int32], plan: RadixPlan, needed_rows: NDArray[np.int64] | None, sizes: tuple[int, ...]
 ) -> None:
     """Write what a graph reads of a batch to `packed`, in parts of `sizes`."""
-    num_rows, padded = plan.num_rows, sizes[3]
     starts = [0, *itertools.accumulate(sizes)]
     ids, positions, rows, end, depth, range_of_row, ranges, order = (
         packed[start:stop] for start, stop in itertools.pairwise(starts[:-1])
     )
-    for part, values in ((ids, plan.compact_ids), (positions, plan.compact_positions)):
-        wide = part.view(np.int64)
-        wide[:num_rows] = values
-        wide[num_rows:] = 0
-    if len(rows):
-        wide = rows.view(np.int64)
-        wide[:] = 0
-        if needed_rows is not None:
-            wide[: len(needed_rows)] = needed_rows
-    end[:num_rows], depth[:num_rows] = plan.end, plan.depth
-    end[num_rows:] = np.arange(num_rows + 1, padded + 1)
-    depth[num_rows:] = 0
-    tree = range_tree(end, depth)
-    range_of_row[:] = tree.range_of_row
-    # what is past them is never read
-    ranges[: tree.ranges.size] = tree.ranges.ravel()
-    order[:] = tree.order
+    wide = ids.view(np.int64), positions.view(np.int64), rows.view(np.int64)
+    needed = np.zeros(0, np.int64) if needed_rows is None else needed_rows
+    given = plan.compact_ids, plan.compact_positions, needed, plan.end, plan.depth
+    _compiled(_pad)(*given, *wide, end, depth, order)
+    # ranges past the last are never read
+    fill_ranges(end, ranges.reshape(-1, 4), range_of_row)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` through Numba, imported here because that takes half a second."""
+    import numba
+
+    return numba.njit(cache=True)(function)
+
+
+def _pad(
+    given_ids: NDArray[np.int64],
+    given_positions: NDArray[np.int64],
+    given_rows: NDArray[np.int64],
+    given_end: NDArray[np.int32],
+    given_depth: NDArray[np.int32],
+    ids: NDArray[np.int64],
+    positions: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    end: NDArray[np.int32],
+    depth: NDArray[np.int32],
+    order: NDArray[np.int32],
+) -> None:
+    """Copy the given rows, make the rest sequences of one token, and order segments by their depth, deepest first."""
+    count = len(given_end)
+    ids[:count], positions[:count], end[:count], depth[:count] = given_ids, given_positions, given_end, given_depth
+    ids[count:], positions[count:], depth[count:] = 0, 0, 0
+    for row in range(count, len(end)):
+        end[row] = row + 1
+    rows[: len(given_rows)] = given_rows
+    rows[len(given_rows) :] = 0
+    shallow = np.empty(len(order), np.int32)
+    for segment in range(len(order)):
+        shallow[segment] = -depth[min(segment * SEGMENT + SEGMENT // 2, len(depth) - 1)]
+    order[:] = np.argsort(shallow, kind="mergesort")
 
 
 def _one_token_sequences(num_rows: int) -> RadixPlan:

@@ -154,6 +154,9 @@ class ServingLoop:
     def _plan(self) -> None:
         # the planner compiles once on a machine; no request waits for it
         plan_of([np.zeros(1, np.int32)])
+        with self.engine.model_turn():
+            # whatever the model's forward is made of is made before the first request
+            _ = self.engine.batch_threshold
         while True:
             self._permits.acquire()
             taken = self._take()

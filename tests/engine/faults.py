@@ -1,0 +1,22 @@
+"""A forward pass that does what a test wants."""
+
+from radix_mlp import forward_compact
+
+
+class InjectedForward:
+    """Calls `before(plan, needed rows)`, which may raise, and then the model; or `instead` of it."""
+
+    is_fused = False
+
+    def __init__(self, engine, before=None, instead=None):
+        self.engine = engine
+        self.before = before
+        self.instead = instead
+
+    def refresh(self):
+        pass
+
+    def __call__(self, plan, needed_rows):
+        if self.before is not None:
+            self.before(plan, needed_rows)
+        return forward_compact(self.engine.model, plan) if self.instead is None else self.instead(plan, needed_rows)

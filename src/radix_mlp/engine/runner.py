@@ -22,7 +22,7 @@ from radix_mlp.engine.load import load, max_length_of
 from radix_mlp.engine.pooler import Pooler, pooler_of
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.sentence_transformers_folder import FolderSettings, read_folder
-from radix_mlp.engine.task import Call, FunctionTask, Item
+from radix_mlp.engine.task import Call, FunctionTask, Item, Rows
 from radix_mlp.errors import InferenceError, InvalidInputError
 from radix_mlp.hf import disable, enable, is_enabled
 from radix_mlp.hf.threshold import check_threshold
@@ -127,6 +127,7 @@ class Runner:
         sequences: Sequence[Ids],
         finish: Callable[[list[int], Tensor, RadixPlan], Result],
         progress: Progress | None,
+        needed_rows: Callable[[list[int], RadixPlan], Rows] | None = None,
     ) -> Iterator[tuple[list[int], RadixPlan, Result]]:
         """Schedule and run sequences of your own; yields each batch's indices, plan and result, one behind the device.
 
@@ -134,10 +135,11 @@ class Runner:
             sequences: token ids of every request, at least one each.
             finish: gets (indices, hidden states, plan) of a batch and makes its result on the device.
             progress: called as requests are answered.
+            needed_rows: gets (indices, plan) and tells the compact rows that `finish` reads; all unless given.
         """
         self._prepare()
         self.stats = JobStats(num_requests=len(sequences))
-        task = FunctionTask(finish)
+        task = FunctionTask(finish, needed_rows)
         items = [Item(ids, task, place) for place, ids in enumerate(sequences)]
         for places, launched in run_job(self, items, self.stats, progress):
             ((_, result),) = launched.parts

@@ -46,6 +46,11 @@ class FunctionTask(Task):
 
     function: Callable[[list[int], Tensor, RadixPlan], Any]
     """Gets the `start` of every item, hidden states and plan."""
+    rows: Callable[[list[int], RadixPlan], Rows] | None = None
+    """Compact rows that `function` reads, from the `start` of every item and the plan; all if None."""
+
+    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
+        return None if self.rows is None else self.rows([item.start for item in items], plan)
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Any:
         return Kept(self.function([item.start for item in items], hidden, plan.plan))

@@ -40,9 +40,7 @@ SHAPES = {
     "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
     "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
 }
-WORDS = (
-    "a the of root tree prefix token batch query passage answer number share fold compute layer model text"  # noqa: SIM905
-).split()
+WORDS = [
     "a",
     "the",
     "of",
@@ -60,7 +58,6 @@ WORDS = (
     "compute",
     "layer",
     "model",
-    "text",
 ]
 
 

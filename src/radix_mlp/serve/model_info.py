@@ -43,6 +43,8 @@ class ModelInfo:
     """Length of an embedding; None for other types."""
     vocab_size: int
     max_input_length: int
+    tasks: list[str]
+    """What it can be asked, what it is served as first: embed, rerank, classify, score."""
 
     def require(self, *types: ModelType) -> None:
         """Raise `WrongModelError` unless the model is of one of the types."""
@@ -92,7 +94,14 @@ def model_info(engine: Engine, settings: ServeSettings, sha: str | None = None) 
         dimensions=dimensions,
         vocab_size=int(engine.model.get_input_embeddings().get_parameter("weight").shape[0]),
         max_input_length=engine.max_length or settings.max_batch_tokens,
+        tasks=_tasks(engine, kind, has_labels),
     )
+
+
+def _tasks(engine: Engine, kind: ModelType, has_labels: bool) -> list[str]:
+    found = {"embedding": ["embed"], "reranker": ["rerank"], "classifier": []}[kind]
+    found += ["classify"] if has_labels else []
+    return found + (["score"] if kind_of(engine.model) == "causal" else [])
 
 
 def model_type(engine: Engine, settings: ServeSettings) -> ModelType:

@@ -60,6 +60,10 @@ class Tokens:
         """Each token alone as text."""
         return await self._on_thread(lambda: [self._tokenizer.decode([token]) for token in ids])
 
+    async def call(self, function: Callable[[Any], T]) -> T:
+        """What a function of the tokenizer gives."""
+        return await self._on_thread(function, self._tokenizer)
+
     async def cut_left(self, items: Sequence[Any], prompt: str | None = None) -> list[Any]:
         """Ids of all texts behind the prompt, those that are too long without their begin; ids cut likewise."""
         return await self._on_thread(self._cut_left, list(items), prompt or "")

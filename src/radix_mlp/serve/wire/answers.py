@@ -102,6 +102,7 @@ class Info(BaseModel):
     radix_mlp_threshold: float | str
     device: str
     dimensions: int | None
+    tasks: list[Literal["embed", "rerank", "classify", "score"]]
 
 
 class Embedding(BaseModel):

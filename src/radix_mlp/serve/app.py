@@ -23,6 +23,7 @@ from radix_mlp.serve.routes.server import OPENAPI_PATH
 from radix_mlp.serve.service import Service
 from radix_mlp.serve.settings import ServeSettings
 from radix_mlp.serve.tracing import Tracing, tracer_for
+from radix_mlp.serve.wire.rerank import RERANK_TAGS
 
 __all__ = ["bare_app", "create_app"]
 
@@ -106,10 +107,15 @@ async def on_wrong_body(request: Request, error: Exception) -> Response:
     if details[0]["type"] == "json_invalid":
         reason = details[0]["ctx"]["error"]
         return _answer(request, MalformedBodyError(f"Failed to parse the request body as JSON: {reason}"), error.body)
-    shown = [f"{'.'.join(map(str, detail['loc'][1:])) or 'body'}: {detail['msg']}" for detail in details[:SHOWN_ERRORS]]
+    shown = [f"{_field(detail['loc'])}: {detail['msg']}" for detail in details[:SHOWN_ERRORS]]
     more = f" ({len(details) - SHOWN_ERRORS} more)" if len(details) > SHOWN_ERRORS else ""
     message = f"Failed to deserialize the JSON body into the target type: {'; '.join(shown)}{more}"
     return _answer(request, WrongBodyError(message), error.body)
+
+
+def _field(place: tuple[Any, ...]) -> str:
+    """Where in the body a value is wrong; the tags of a choice between bodies are not in the body."""
+    return ".".join(str(part) for part in place[1:] if part not in RERANK_TAGS) or "body"
 
 
 async def on_http(request: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ from radix_mlp.serve.wire.body import Body
 from radix_mlp.serve.wire.openai import Ignored, Model
 from radix_mlp.serve.wire.tei import TeiRerankRequest
 
-__all__ = ["Document", "RerankRequest", "TeiOrOtherRerank"]
+__all__ = ["RERANK_TAGS", "Document", "RerankRequest", "TeiOrOtherRerank"]
 
 
 class Document(Body):
@@ -35,6 +35,9 @@ class RerankRequest(Body):
     truncate_prompt_tokens: Literal[-1] | None = None
     user: Ignored = None
     priority: Literal[0] | None = None
+
+
+RERANK_TAGS = ("tei", "other")
 
 
 def _which(body: Any) -> str:

@@ -114,7 +114,8 @@ class _Graph:
             decoder.run(*arguments)
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph, pool=pool):
+        # other threads go on copying plans to the device meanwhile
+        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
             self.hidden = decoder.run(*arguments)
 
     def replay(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> None:

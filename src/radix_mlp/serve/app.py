@@ -18,6 +18,7 @@ from radix_mlp.errors import RadixError
 from radix_mlp.serve.answers import error_answer, style_of
 from radix_mlp.serve.errors import MalformedBodyError, NoSuchRouteError, WrongBodyError, WrongMethodError, refusal_of
 from radix_mlp.serve.middleware import ApiKey, BodyLimit, RequestLog
+from radix_mlp.serve.playground.routes import router as playground
 from radix_mlp.serve.routes import openai, rerank, server, tei, vllm
 from radix_mlp.serve.routes.server import OPENAPI_PATH
 from radix_mlp.serve.service import Service
@@ -90,6 +91,7 @@ def bare_app(lifespan: Callable[[FastAPI], Any] | None = None) -> FastAPI:
     )
     for module in (server, tei, openai, rerank, vllm):
         app.include_router(module.router)
+    app.include_router(playground)
     for kind, handler in ((RadixError, on_error), (RequestValidationError, on_wrong_body), (HTTPException, on_http)):
         app.add_exception_handler(kind, handler)
     return app

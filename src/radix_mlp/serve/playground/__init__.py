@@ -1,0 +1,1 @@
+"""The page at `/playground`: type texts, see the answer and the prefix tree of that very batch."""

@@ -1,0 +1,24 @@
+"""What the page sends."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from radix_mlp.serve.wire.body import Body
+
+__all__ = ["PlaygroundTask", "RunRequest"]
+
+PlaygroundTask = Literal["rerank", "embed", "classify", "score"]
+
+
+class RunRequest(Body):
+    """One batch of documents."""
+
+    task: PlaygroundTask
+    documents: list[str]
+    query: Annotated[str, Field(description="Of rerank: the query; of score: the context.")] = ""
+    instruction: Annotated[
+        str | None, Field(description="Of rerank: what relevant means; of embed: put before every document.")
+    ] = None

@@ -1,0 +1,160 @@
+"""Each task of the page: the answer of the service, and the call that gives the same token ids once more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from radix_mlp.engine.async_engine import Answer
+from radix_mlp.engine.classify import classify_call
+from radix_mlp.engine.embed import embed_call
+from radix_mlp.engine.rerank import document_pairs, ranked, rerank_call
+from radix_mlp.engine.score import score_call
+from radix_mlp.engine.task import Call
+from radix_mlp.serve.errors import WrongBodyError, WrongModelError
+from radix_mlp.serve.limits import check_not_empty, cut_characters
+from radix_mlp.serve.playground.body import PlaygroundTask, RunRequest
+from radix_mlp.serve.service import Service
+from radix_mlp.serve.settings import POOLING_NAMES
+
+__all__ = ["TASKS", "Outcome", "run_task"]
+
+
+class Outcome(NamedTuple):
+    """What the model found, and how its batch came about."""
+
+    answer: Answer[Any]
+    found: dict[str, Any]
+    """The part of the page's answer that depends on the task."""
+    call: Callable[[Any], Call[Any]]
+    """A tokenizer -> the sequences that ran, one a document."""
+
+
+async def run_task(service: Service, body: RunRequest) -> Outcome:
+    """Run a batch.
+
+    Raises:
+        WrongModelError: the model does not do this.
+        WrongBodyError: a field that the task has no use for.
+        InvalidInputError, OverloadedError, ...: as the routes of the task.
+    """
+    if body.task not in service.info.tasks:
+        does = ", ".join(service.info.tasks)
+        raise WrongModelError(f"`task`: {service.info.name} does not {body.task}; it does {does}.")
+    run, fields = TASKS[body.task]
+    for name in ("query", "instruction"):
+        if getattr(body, name) and name not in fields:
+            raise WrongBodyError(f"`{name}`: {body.task} has no use for it; leave it out.")
+    return await run(service, body)
+
+
+async def _rerank(service: Service, body: RunRequest) -> Outcome:
+    instruction = body.instruction or None
+    answer = await service.rerank(body.query, body.documents, instruction=instruction, name="documents")
+    places = ranked(body.documents, answer.value)
+    found = {"ranking": [{"index": place.index, "score": np.float32(place.score)} for place in places]}
+
+    def call(tokenizer: Any) -> Call[Any]:
+        return rerank_call(
+            service.engine,
+            tokenizer,
+            document_pairs(body.query, _cut(service, body.documents)),
+            instruction=instruction,
+            prompt_name=None,
+            template="auto",
+            raw_scores=False,
+            truncate=service.settings.auto_truncate,
+        )
+
+    return Outcome(answer, found, call)
+
+
+async def _embed(service: Service, body: RunRequest) -> Outcome:
+    check_not_empty(body.documents, "documents")
+    texts = [(body.instruction or "") + document for document in body.documents]
+    answer = await service.embed(texts, name="documents")
+    found = {"similarity": np.round(answer.value @ answer.value.T, 4)}
+
+    def call(tokenizer: Any) -> Call[Any]:
+        return embed_call(
+            service.engine,
+            tokenizer,
+            _cut(service, texts),
+            prompt=service.settings.default_prompt,
+            prompt_name=service.settings.default_prompt_name,
+            normalize=True,
+            dimensions=None,
+            pooling=POOLING_NAMES.get(service.settings.pooling or ""),
+            truncate=service.settings.auto_truncate,
+        )
+
+    return Outcome(answer, found, call)
+
+
+async def _classify(service: Service, body: RunRequest) -> Outcome:
+    answer = await service.classify(body.documents, name="documents")
+    labels = service.info.labels
+    rows = [dict(row) for row in answer.value]
+    found = {
+        "labels": labels,
+        "classes": [
+            {"index": index, "scores": [np.float32(row[label]) for label in labels]} for index, row in enumerate(rows)
+        ],
+    }
+
+    def call(tokenizer: Any) -> Call[Any]:
+        texts = _cut(service, body.documents)
+        return classify_call(
+            service.engine, tokenizer, texts, raw_scores=False, truncate=service.settings.auto_truncate
+        )
+
+    return Outcome(answer, found, call)
+
+
+async def _score(service: Service, body: RunRequest) -> Outcome:
+    check_not_empty(body.documents, "documents")
+    for name, texts in (("query", [body.query]), ("documents", body.documents)):
+        for text in texts:
+            cut_characters(text, service.info.max_input_length, truncate=False, name=name)
+    pairs = [(body.query, document) for document in body.documents]
+    answer = await service.score(pairs, num_items=len(pairs))
+    logprobs = np.array([score.logprob for score in answer.value])
+    # the share of each among those given, against the largest so that none is too small for a number
+    shares = np.exp(logprobs - logprobs.max())
+    shares /= shares.sum()
+    found = {
+        "continuations": [
+            {
+                "index": int(index),
+                "logprob": np.float32(logprobs[index]),
+                "share": np.float32(shares[index]),
+                "is_greedy": answer.value[index].is_greedy,
+                "num_tokens": len(answer.value[index].token_logprobs),
+            }
+            for index in np.argsort(-logprobs, kind="stable")
+        ]
+    }
+
+    def call(tokenizer: Any) -> Call[Any]:
+        return score_call(service.engine, tokenizer, pairs, add_bos=False, truncate=False)
+
+    return Outcome(answer, found, call)
+
+
+def _cut(service: Service, texts: list[str]) -> list[str]:
+    """As the service does before texts are tokenised; what must not be cut it has refused by then."""
+    limit = service.info.max_input_length
+    return [cut_characters(text, limit, truncate=True, name="documents") for text in texts]
+
+
+Run = Callable[[Service, RunRequest], Any]
+
+TASKS: dict[PlaygroundTask, tuple[Run, frozenset[str]]] = {
+    "rerank": (_rerank, frozenset(("query", "instruction"))),
+    "embed": (_embed, frozenset(("instruction",))),
+    "classify": (_classify, frozenset()),
+    "score": (_score, frozenset(("query",))),
+}
+"""How a task runs, and the fields that it reads besides the documents."""

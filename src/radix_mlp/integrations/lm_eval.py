@@ -26,7 +26,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.head import output_head
-from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.task import Rows
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.plan import RadixPlan
 
@@ -188,9 +188,22 @@ class RadixLM(HFLM):
         if not sequences:
             return []
         answers: list[Answer] = [(0.0, False)] * len(requests)
-        finish = self._finisher(sequences, targets)
+
+        def predicting(indices: list[int], plan: RadixPlan) -> Rows:
+            ends = zip(indices, plan.cu_seq_lengths[1:], strict=True)
+            return np.concatenate([plan.unfold_index[end - len(targets[index]) : end] for index, end in ends])
+
+        head = output_head(self._engine.model, sequences[0])
+
+        def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> tuple[Tensor, Tensor]:
+            tokens = np.concatenate([targets[index] for index in indices])
+            return next_token_logprobs(hidden, head, predicting(indices, plan), tokens)
+
+        def needed(indices: list[int], plan: RadixPlan) -> Rows:
+            return np.unique(predicting(indices, plan)).astype(np.int64)
+
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Log-likelihoods") as bar:
-            for indices, _, (logprob, is_greedy) in self._engine.run(sequences, finish, None):
+            for indices, _, (logprob, is_greedy) in self._engine.run(sequences, finish, None, needed):
                 bounds = np.cumsum([len(targets[index]) for index in indices])[:-1]
                 values = np.split(logprob.double().cpu().numpy(), bounds)
                 greedy = np.split(is_greedy.cpu().numpy(), bounds)
@@ -200,22 +213,6 @@ class RadixLM(HFLM):
                         self.cache_hook.add_partial("loglikelihood", texts, answers[index])
                 bar.update(len(indices))
         return answers
-
-    def _finisher(
-        self, sequences: list[Ids], targets: list[Any]
-    ) -> Callable[[list[int], Tensor, RadixPlan], tuple[Tensor, Tensor]]:
-        head = output_head(self._engine.model, sequences[0])
-
-        def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> tuple[Tensor, Tensor]:
-            ends = plan.cu_seq_lengths[1:]
-            predicting = [
-                plan.unfold_index[end - len(targets[index]) : end] for index, end in zip(indices, ends, strict=True)
-            ]
-            return next_token_logprobs(
-                hidden, head, np.concatenate(predicting), np.concatenate([targets[index] for index in indices])
-            )
-
-        return finish
 
 
 @torch.no_grad()

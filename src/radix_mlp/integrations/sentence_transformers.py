@@ -17,6 +17,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from copy import copy
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,11 +72,11 @@ def enable(model: AnyModel, **options: Any) -> AnyModel:
     """
     method = _method_of(model)
     disable(model)
-    tail = tail_of(model)
-    tokenizer: Any = model.tokenizer
-    engine = Engine(tail.transformer, tokenizer=tokenizer, **options)
+    folding = FoldingMethod(model, method, tail_of(model), options)
+    # whatever cannot be folded is refused now and not by the first call
+    _ = folding.engine
     # in the instance's dictionary: class and modules stay as they are
-    model.__dict__[method] = FoldingMethod(model, method, engine, tail)
+    model.__dict__[method] = folding
     return model
 
 
@@ -106,13 +107,21 @@ def stats(model: torch.nn.Module) -> JobStats:
 class FoldingMethod:
     """Stands in for `encode` or `predict` of one model."""
 
-    def __init__(self, model: Any, method: str, engine: Engine, tail: Tail) -> None:
+    def __init__(self, model: Any, method: str, tail: Tail, options: dict[str, Any]) -> None:
         self.model = model
         self.method = method
-        self.engine = engine
         self.tail = tail
+        self.options = options
         self.__name__ = method
         self.__doc__ = getattr(type(model), method).__doc__
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Runs the texts of all calls; a copied or pickled model makes one of its own."""
+        return Engine(self.tail.transformer, tokenizer=self.model.tokenizer, **self.options)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "engine"}
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -196,10 +205,14 @@ class _Call:
         """The features that the model's last module leaves, for all inputs."""
         engine, tail = self.folding.engine, self.folding.tail
         sequences: list[Ids] = features["sequences"]
-        finish = tail.finisher(sequences, features["shared"], kwargs, wants_tokens=self.wants_tokens)
+        work = tail.work(sequences, features["shared"], kwargs, wants_tokens=self.wants_tokens)
         order, batches = [], []
+
+        def tick(done: int, total: int) -> None:
+            bar.update(done - bar.n)
+
         with tqdm(total=len(sequences), desc="Texts", disable=not self.progress) as bar:
-            for indices, _, answers in engine.run(sequences, finish, lambda done, _: bar.update(done - bar.n)):
+            for indices, _, answers in engine.run(sequences, work.finish, tick, work.needed_rows):
                 order.append(indices)
                 batches.append(answers)
         return gathered(order, batches)

@@ -10,7 +10,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,20 +19,29 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from radix_mlp.engine.classify import classified_rows
+from radix_mlp.engine.classify import rows_to_classify
 from radix_mlp.engine.head import classification_head, output_head, pad_token_of
 from radix_mlp.engine.kind import kind_of
 from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.task import Rows
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.support import decoder_of
-from radix_mlp.ops import last_token
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["Features", "Finish", "Tail", "gathered", "tail_of"]
+__all__ = ["Features", "Tail", "Work", "gathered", "tail_of"]
 
 Features = dict[str, Any]
 """Names -> tensors whose first dimension counts texts, or lists with one tensor a text."""
-Finish = Callable[[list[int], Tensor, RadixPlan], Features]
+
+
+class Work(NamedTuple):
+    """What the engine does with every batch."""
+
+    finish: Callable[[list[int], Tensor, RadixPlan], Features]
+    """(places of the texts, hidden states `[M, h]`, plan) -> answers."""
+    needed_rows: Callable[[list[int], RadixPlan], Rows] | None
+    """(places of the texts, plan) -> the rows that `finish` reads; None for all."""
+
 
 MAX_UNFOLDED = 1 << 26
 """Numbers of unfolded hidden states held at a time: 128 MiB in bfloat16."""
@@ -113,8 +122,8 @@ class Tail:
                 "radix_mlp.integrations.sentence_transformers.disable(model) for this call."
             )
 
-    def finisher(self, sequences: Sequence[Ids], shared: Features, options: Features, *, wants_tokens: bool) -> Finish:
-        """The function that makes a batch's answers out of `(indices, hidden [M, h], plan)`.
+    def work(self, sequences: Sequence[Ids], shared: Features, options: Features, *, wants_tokens: bool) -> Work:
+        """How the hidden states of a batch become the answers to its texts.
 
         Args:
             sequences: token ids of all texts.
@@ -144,36 +153,37 @@ class Tail:
                     answers.append(_answer(made, lengths if wants_tokens else None))
                 return _joined(answers)
 
-            return from_tokens
-        start = self._scores(first, modules, sequences)
+            return Work(from_tokens, None)
+        head = self._head(first.module_output_name, modules, sequences[0])
+
+        def rows(indices: list[int], plan: RadixPlan) -> Rows:
+            if kind_of(self.transformer) == "causal":
+                return plan.last_rows.astype(np.int64)
+            return rows_to_classify(plan, [sequences[index] for index in indices], pad_token_of(self.transformer))
 
         def from_scores(indices: list[int], hidden: Tensor, plan: RadixPlan) -> Features:
-            made = start([sequences[index] for index in indices], hidden, plan)
+            made = head(hidden[torch.from_numpy(rows(indices, plan)).to(hidden.device)])
             return {"scores": forward(rest, {**shared, **made}, **options)["scores"]}
 
-        return from_scores
+        return Work(from_scores, lambda indices, plan: np.unique(rows(indices, plan)))
 
-    def _scores(
-        self, first: Any, modules: OrderedDict[str, Any], sequences: Sequence[Ids]
-    ) -> Callable[[list[Ids], Tensor, RadixPlan], Features]:
+    def _head(self, name: str, modules: OrderedDict[str, Any], probe: Ids) -> Callable[[Tensor], Features]:
         """The features that the transformer's head adds; a `LogitScore` is taken off `modules` and done here."""
-        name = first.module_output_name
         if kind_of(self.transformer) == "classifier":
-            labels = classification_head(self.transformer, sequences[0])
-            pad = pad_token_of(self.transformer)
-            return lambda batch, hidden, plan: {name: labels(classified_rows(hidden, plan, batch, pad))}
+            labels = classification_head(self.transformer, probe)
+            return lambda hidden: {name: labels(hidden)}
         key, module = next(iter(modules.items()), ("", None))
         if type(module) is not LogitScore or module.module_input_name != name:
-            head = output_head(self.transformer, sequences[0])
-            return lambda batch, hidden, plan: {name: head(last_token(hidden, plan))[:, None]}
+            vocabulary = output_head(self.transformer, probe)
+            return lambda hidden: {name: vocabulary(hidden)[:, None]}
         # two rows of the head, in float32, instead of the whole vocabulary
         del modules[key]
-        tokens = [module.true_token_id, module.false_token_id]
-        answers = output_head(self.transformer, sequences[0], [token for token in tokens if token is not None])
+        tokens = [token for token in (module.true_token_id, module.false_token_id) if token is not None]
+        answers = output_head(self.transformer, probe, tokens)
 
-        def log_odds(batch: list[Ids], hidden: Tensor, plan: RadixPlan) -> Features:
-            logits = answers(last_token(hidden, plan))
-            return {"scores": logits[:, :1] if logits.shape[1] == 1 else logits[:, :1] - logits[:, 1:]}
+        def log_odds(hidden: Tensor) -> Features:
+            logits = answers(hidden)
+            return {"scores": logits[:, :1] if len(tokens) == 1 else logits[:, :1] - logits[:, 1:]}
 
         return log_odds
 

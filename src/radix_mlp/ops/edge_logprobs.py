@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -11,9 +12,10 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
-from radix_mlp.ops.chunked_head import HeadResults, TileOptions, apply_head
+from radix_mlp.ops.chunked_head import apply_head
 from radix_mlp.ops.edges import DeviceEdges, Edges
 from radix_mlp.ops.fold import copy_rows
+from radix_mlp.ops.head_tiles import HeadEdges, HeadResults, TileOptions
 from radix_mlp.ops.linear_head import LinearHead
 from radix_mlp.ops.logprobs import FIRST_ROWS, MAX_LOGITS
 
@@ -100,10 +102,14 @@ def edge_logprobs(
         compute_dtype=torch.get_autocast_dtype(hidden.device.type) if autocast else hidden.dtype,
         wide_dtype=torch.promote_types(hidden.dtype, torch.float32),
         max_logits=max_logits,
+        kernels=_has_kernels(hidden, top),
     )
     cuts = np.searchsorted(host.parent_at, np.arange(len(host.parents) + 1))
     if isinstance(head, LinearHead):
-        index = device_edges.parents, device_edges.parent_at, device_edges.targets
+        device_cuts = torch.searchsorted(
+            device_edges.parent_at, torch.arange(len(host.parents) + 1, device=hidden.device)
+        )
+        index = HeadEdges(device_edges.parents, device_edges.parent_at, device_edges.targets, device_cuts)
         results = apply_head(hidden, head, index, cuts, options)
     else:
         results = _apply_function(hidden, head, device_edges, cuts, options)
@@ -171,6 +177,12 @@ def _by_edge(results: HeadResults, edges: DeviceEdges, statistics: Collection[St
         results.top_ids[at] if top else None,
         results.top_logprobs[at] if top else None,
     )
+
+
+def _has_kernels(hidden: Tensor, top: int) -> bool:
+    """Whether Triton can do the arithmetic; selection of the likeliest tokens is torch's."""
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    return hidden.is_cuda and not top and wide == torch.float32 and find_spec("triton") is not None
 
 
 def _linear(head: Head) -> LinearHead | Callable[[Tensor], Tensor]:

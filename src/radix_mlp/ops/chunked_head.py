@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.ops.fold import segment_sum
 from radix_mlp.ops.head_tiles import HeadEdges, HeadResults, RowGradients, RowSums, Tile, TileOptions
 from radix_mlp.ops.linear_head import LinearHead
@@ -78,8 +78,12 @@ class _ChunkedHead(torch.autograd.Function):
         return results
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_logprob: Tensor | None, grad_entropy: Tensor | None, *_: None) -> tuple[Any, ...]:
+        if torch.is_grad_enabled():
+            raise UnsupportedCallError(
+                "edge_logprobs has no second derivative: call backward without create_graph, or pass the head as a "
+                "function"
+            )
         hidden, weight, bias, *edge_tensors, log_sum_exp, entropy = ctx.saved_tensors
         edges, options = HeadEdges(*edge_tensors), ctx.options
         nothing = (None,) * 9

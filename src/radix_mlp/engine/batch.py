@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -75,8 +75,8 @@ class FailedBatch:
     error: Exception
 
 
-def prepare(engine: Runner, items: Sequence[Item]) -> PreparedBatch:
-    """Plan a batch and start copying the plan to the device."""
+def prepare(engine: Runner, items: Sequence[Item], threshold: float | Literal["auto"] | None = None) -> PreparedBatch:
+    """Plan a batch and start copying the plan to the device; `threshold` is the engine's unless given."""
     began = time.perf_counter()
     by_task: dict[Task, list[int]] = {}
     for place, item in enumerate(items):
@@ -89,7 +89,9 @@ def prepare(engine: Runner, items: Sequence[Item]) -> PreparedBatch:
         ]
         return union_of_rows(parts)
 
-    step = prepare_step([item.ids for item in items], engine.batch_threshold, needed_rows)
+    step = prepare_step(
+        [item.ids for item in items], engine.batch_threshold if threshold is None else threshold, needed_rows
+    )
     parts = [Part(task, places, _part_of(step.plan, places)) for task, places in by_task.items()]
     step.plan.to(engine.model.device)
     return PreparedBatch(items, step, parts, time.perf_counter() - began)

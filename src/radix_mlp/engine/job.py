@@ -5,14 +5,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from radix_mlp.engine.batch import FailedBatch, LaunchedBatch, PreparedBatch, launch_or_halve, prepare
-from radix_mlp.engine.scheduler import cut_by_padding, schedule
+from radix_mlp.engine.scheduler import Ids, cut_by_padding, iter_schedule, schedule
 from radix_mlp.engine.step import plan_of
 from radix_mlp.engine.task import Item
+from radix_mlp.hf.threshold import folding_pays
 
 if TYPE_CHECKING:
     from radix_mlp.engine.runner import Runner
@@ -60,12 +61,10 @@ def run_job(
         # the planner compiles once on a machine; that is not the job's time
         plan_of(sequences[:1]).to(engine.model.device)
     began = time.perf_counter()
-    if engine.threshold == 0:
-        batches = cut_by_padding([len(sequence) for sequence in sequences], engine.max_batch_tokens)
-    else:
-        batches = [batch.indices for batch in schedule(sequences, engine.max_batch_tokens)]
+    threshold = engine.batch_threshold
+    batches, is_padded = _batches(sequences, engine.max_batch_tokens, threshold)
     done = 0
-    for places, launched in _one_behind(_launched(engine, items, batches)):
+    for places, launched in _one_behind(_launched(engine, items, batches, 0 if is_padded else threshold)):
         stats.num_batches += 1
         stats.num_tokens += launched.step.plan.num_tokens
         stats.num_compact += launched.step.plan.num_compact
@@ -76,17 +75,36 @@ def run_job(
     stats.seconds = time.perf_counter() - began
 
 
-def _launched(engine: Runner, items: Sequence[Item], batches: list[list[int]]) -> Iterator[Launched]:
+def _batches(
+    sequences: Sequence[Ids], max_batch_tokens: int, threshold: float | Literal["auto"]
+) -> tuple[Iterator[list[int]], bool]:
+    """Indices of every batch, and whether they are made for padding: longest first instead of neighbours together."""
+    if threshold not in (0, "auto"):
+        return (batch.indices for batch in iter_schedule(sequences, max_batch_tokens)), False
+    padded = cut_by_padding([len(sequence) for sequence in sequences], max_batch_tokens)
+    if threshold == "auto":
+        folded = schedule(sequences, max_batch_tokens)
+        num_padded = sum(len(batch) * len(sequences[batch[0]]) for batch in padded)
+        if folding_pays(sum(batch.num_compact for batch in folded), num_padded):
+            return iter([batch.indices for batch in folded]), False
+    return iter(padded), True
+
+
+def _launched(
+    engine: Runner, items: Sequence[Item], batches: Iterator[list[int]], threshold: float | Literal["auto"]
+) -> Iterator[Launched]:
     place_of = {id(item): place for place, item in enumerate(items)}
+
+    def prepare_next() -> PreparedBatch | None:
+        indices = next(batches, None)
+        return None if indices is None else prepare(engine, [items[place] for place in indices], threshold)
+
     with ThreadPoolExecutor(1, "radix-plan") as planner:
-        planned: deque[Future[PreparedBatch]] = deque()
+        planned = deque(planner.submit(prepare_next) for _ in range(PREPARED_AHEAD))
         try:
-            for index in range(len(batches) + PREPARED_AHEAD):
-                if index < len(batches):
-                    planned.append(planner.submit(prepare, engine, [items[place] for place in batches[index]]))
-                if index < PREPARED_AHEAD:
-                    continue
-                for outcome in launch_or_halve(engine, planned.popleft().result()):
+            while (batch := planned.popleft().result()) is not None:
+                planned.append(planner.submit(prepare_next))
+                for outcome in launch_or_halve(engine, batch):
                     if isinstance(outcome, FailedBatch):
                         raise outcome.error
                     yield [place_of[id(item)] for item in outcome.items], outcome

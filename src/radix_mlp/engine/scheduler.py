@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["ORDERS", "Batch", "Ids", "cut_by_budget", "cut_by_count", "cut_by_padding", "schedule"]
+__all__ = ["ORDERS", "Batch", "Ids", "cut_by_budget", "cut_by_count", "cut_by_padding", "iter_schedule", "schedule"]
 
 Ids = NDArray[np.int32]
 """Token ids of one request, `[n]`."""
@@ -73,8 +73,13 @@ def schedule(sequences: Sequence[Ids], max_batch_tokens: int) -> list[Batch]:
         >>> [(batch.indices, batch.num_tokens, batch.num_compact) for batch in schedule(texts, 5)]
         [([0, 2], 6, 4), ([1], 2, 2)]
     """
+    return list(iter_schedule(sequences, max_batch_tokens))
+
+
+def iter_schedule(sequences: Sequence[Ids], max_batch_tokens: int) -> Iterator[Batch]:
+    """What `schedule` returns, batch by batch: the first can run while the next ones are formed."""
     order = lexicographic_order(sequences)
-    return cut_by_budget(sequences, order, order, max_batch_tokens)
+    return _cut(sequences, order, order, max_batch_tokens)
 
 
 def cut_by_budget(
@@ -84,9 +89,12 @@ def cut_by_budget(
     max_batch_tokens: int,
 ) -> list[Batch]:
     """Cut `order` wherever one more request would pass the budget of compact tokens."""
+    return list(_cut(sequences, order, lexicographic, max_batch_tokens))
+
+
+def _cut(sequences: Sequence[Ids], order: Order, lexicographic: Order, max_batch_tokens: int) -> Iterator[Batch]:
     if max_batch_tokens < 1:
         raise InvalidInputError(f"max_batch_tokens={max_batch_tokens}: must be at least 1.")
-    batches: list[Batch] = []
     growing = _GrowingTree(sequences, lexicographic)
     for index in order.tolist():
         added = growing.added_by(index)
@@ -97,10 +105,11 @@ def cut_by_budget(
             or growing.attention_pairs + pairs > PAIRS_PER_COMPACT_TOKEN * max_batch_tokens
             or growing.num_tokens + length > TOKENS_PER_COMPACT_TOKEN * max_batch_tokens
         ):
-            batches.append(growing.take())
+            yield growing.take()
             added = length
         growing.add(index, added)
-    return [*batches, growing.take()] if growing.indices else batches
+    if growing.indices:
+        yield growing.take()
 
 
 def cut_by_count(sequences: Sequence[Ids], order: Order, lexicographic: Order, size: int) -> list[Batch]:

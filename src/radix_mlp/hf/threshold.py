@@ -7,7 +7,7 @@ from typing import Literal
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["check_threshold", "should_fold"]
+__all__ = ["check_threshold", "folding_pays", "should_fold"]
 
 MIN_SAVING = 0.05
 """`auto` folds when at least this share of the rows that would run is saved; below, indexing eats the gain."""
@@ -24,13 +24,21 @@ def check_threshold(threshold: float | Literal["auto"]) -> None:
         )
 
 
+def folding_pays(num_rows: int, num_unfolded_rows: int) -> bool:
+    """Whether `auto` runs `num_rows` rows on the tree rather than `num_unfolded_rows` padded ones.
+
+    >>> folding_pays(95, 100), folding_pays(96, 100)
+    (True, False)
+    """
+    return num_rows <= (1 - MIN_SAVING) * num_unfolded_rows
+
+
 def should_fold(plan: RadixPlan, num_unfolded_rows: int, threshold: float | Literal["auto"]) -> tuple[bool, str]:
     """Decide for one batch; `num_unfolded_rows` counts padding, which an unfolded call computes too."""
     if plan.num_compact == 0:
         return False, "the batch is empty"
     if threshold == "auto":
-        limit = (1 - MIN_SAVING) * num_unfolded_rows
-        if plan.num_rows <= limit:
+        if folding_pays(plan.num_rows, num_unfolded_rows):
             return True, f"{plan.num_rows} rows instead of {num_unfolded_rows}"
         return False, f"{plan.num_rows} rows instead of {num_unfolded_rows} save less than {MIN_SAVING:.0%}"
     if threshold >= 1 or plan.compression < threshold:

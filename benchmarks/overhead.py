@@ -1,0 +1,154 @@
+"""What folding costs where nothing is shared: the engine with `threshold="auto"` against `threshold=0`.
+
+Jobs of random token ids, all of one length or of many, without a common first token. The sides run in turns on one
+model; their vectors must agree first. Printed are, as medians, the time with folding off, the ratio of neighbours with
+`auto` and with folding forced (`threshold=1`), in wall-clock time or, on a CPU, in processor time, which a busy machine
+disturbs less; what forming the batches of `auto` takes, as a part of the job; and how many of its batches were folded.
+
+  python benchmarks/overhead.py                          a Qwen3-shaped model, 4 layers, 512 wide, on the CPU
+  python benchmarks/overhead.py --device cuda --layers 28 --width 1024 --dtype bfloat16 --sequences 256
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Qwen3Config, Qwen3Model
+
+from provenance import provenance
+from radix_mlp import Engine
+from radix_mlp.engine.scheduler import schedule
+from radix_mlp.testing.tiny import tiny_tokenizer
+
+VOCABULARY = 151_936
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--sequences", type=int, default=32, help="sequences a job (default 32)")
+    parser.add_argument("--max-batch-tokens", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=7, help="timings of each side (default 7)")
+    parser.add_argument("--json", type=Path, help="also write one JSON object a row")
+    options = parser.parse_args()
+
+    print(json.dumps(provenance(threads=torch.get_num_threads(), device=options.device)))
+    model = qwen3_shaped(options.layers, options.width).to(options.device, getattr(torch, options.dtype))
+    engine = Engine(model, tokenizer=tiny_tokenizer(), max_batch_tokens=options.max_batch_tokens)
+    print(f"{options.layers} layers, width {options.width}, {options.dtype}, {options.sequences} sequences a job\n")
+    print("     lengths   tokens    off s     auto   forced  forming   folded    error")
+    rows = []
+    for name, texts in jobs(options.sequences).items():
+        row = {"lengths": name, "tokens": sum(map(len, texts)), **measure(engine, texts, options.rounds)}
+        rows.append(row)
+        print(
+            f"{name:>12}{row['tokens']:>9,}{row['off_s']:>9.3f}{row['auto']:>9.3f}{row['forced']:>9.3f}"
+            f"{row['forming']:>9.2%}{row['folded']:>9}{row['error']:>9.0e}",
+            flush=True,
+        )
+    if options.json:
+        options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def qwen3_shaped(layers: int, width: int) -> Qwen3Model:
+    """Random weights, scaled so that attention moves the output."""
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        hidden_size=width,
+        intermediate_size=3 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 128,
+        head_dim=64,
+        vocab_size=VOCABULARY,
+        initializer_range=0.1,
+        max_position_embeddings=8192,
+    )
+    return Qwen3Model(config).eval()
+
+
+def jobs(count: int) -> dict[str, list[np.ndarray]]:
+    """Named lists of token ids that share nothing."""
+    rng = np.random.default_rng(0)
+    lengths = {
+        "128": np.full(count, 128),
+        "512": np.full(count // 2, 512),
+        "16 to 256": rng.integers(16, 257, count),
+        "lognormal": np.clip(rng.lognormal(4.5, 0.8, count).astype(int), 4, 1024),
+    }
+    # first tokens differ, so no token is shared
+    return {
+        name: [np.append(index, rng.integers(0, VOCABULARY, length - 1)) for index, length in enumerate(row)]
+        for name, row in lengths.items()
+    }
+
+
+def measure(engine: Engine, texts: list[np.ndarray], rounds: int) -> dict[str, float | str]:
+    """Medians of all sides, after a correctness gate that also warms up."""
+    forced = copy.copy(engine)
+    forced.threshold = 1.0
+    sides = {"off": engine.unfolded(), "auto": engine, "forced": forced}
+    vectors = {name: side.embed(texts) for name, side in sides.items()}
+    error = max(float(np.abs(vectors["off"] - vectors[name]).max()) for name in sides)
+    assert error < (1e-4 if engine.model.dtype.itemsize >= 4 else 0.05), error
+    # the processor waits where a device computes
+    clock = time.process_time if engine.model.device.type == "cpu" else time.perf_counter
+    times: dict[str, list[float]] = {name: [] for name in sides}
+    wall: list[float] = []
+    for round_ in range(rounds):
+        for name in sorted(sides, reverse=bool(round_ % 2)):
+            began, began_wall = clock(), time.perf_counter()
+            sides[name].embed(texts)
+            times[name].append(clock() - began)
+            if name == "off":
+                wall.append(time.perf_counter() - began_wall)
+    sequences = [np.asarray(ids, np.int32) for ids in texts]
+    forming: list[float] = []
+    for _ in range(5):
+        began = time.process_time()
+        schedule(sequences, engine.max_batch_tokens)
+        forming.append(time.process_time() - began)
+
+    def ratio(name: str) -> float:
+        return statistics.median(a / b for a, b in zip(times[name], times["off"], strict=True))
+
+    return {
+        "off_s": statistics.median(wall),
+        "auto": ratio("auto"),
+        "forced": ratio("forced"),
+        "forming": min(forming) / statistics.median(times["off"]),
+        "folded": count_folded(engine, texts),
+        "error": error,
+    }
+
+
+def count_folded(engine: Engine, texts: list[np.ndarray]) -> str:
+    """Batches that went over the tree, of all."""
+    calls: list[int] = []
+    forward: Callable[..., torch.Tensor] = type(engine.forward).__call__
+
+    def counting(self: object, *arguments: object) -> torch.Tensor:
+        calls.append(1)
+        return forward(self, *arguments)
+
+    type(engine.forward).__call__ = counting  # type: ignore[method-assign]
+    try:
+        engine.embed(texts)
+    finally:
+        type(engine.forward).__call__ = forward  # type: ignore[method-assign]
+    return f"{len(calls)}/{engine.stats.num_batches}"
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from radix_mlp.hf.support import decoder_of, is_proven, why_unsupported
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.ops.registry import COMPOSITES, IMPLS
 
-__all__ = ["CallReport", "disable", "enable", "is_enabled", "last_call"]
+__all__ = ["CallReport", "disable", "enable", "folding_forward_of", "install", "is_enabled", "last_call"]
 
 AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 
@@ -68,9 +68,9 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
         )
     _set_attention(inner, register(impl, fallback))
     settings = Settings(threshold, impl, fallback)
-    _install(FoldingForward(trunk, settings))
+    install(FoldingForward(trunk, settings))
     if inner is not trunk:
-        _install(FoldingForward(inner, settings) if _is_causal_lm(inner) else HeadForward(inner, settings))
+        install(FoldingForward(inner, settings) if _is_causal_lm(inner) else HeadForward(inner, settings))
     if not is_proven(trunk):
         try:
             probe(trunk)
@@ -84,7 +84,7 @@ def disable(model: AnyModel) -> AnyModel:
     """Undo `enable`: the model's own forward and attention again. Does nothing to a model that is not enabled."""
     inner = _pretrained(model)
     for module in (inner, decoder_of(inner)):
-        enabled = _enabled(module)
+        enabled = folding_forward_of(module)
         if enabled is None:
             continue
         state = module.__dict__
@@ -102,12 +102,12 @@ def disable(model: AnyModel) -> AnyModel:
 
 def is_enabled(model: torch.nn.Module) -> bool:
     """Whether `enable` is in force on this model."""
-    return _enabled(_pretrained(model)) is not None
+    return folding_forward_of(_pretrained(model)) is not None
 
 
 def last_call(model: torch.nn.Module) -> CallReport | None:
     """What the last call of an enabled model did: folded or not and why, tokens and compact tokens."""
-    enabled = _enabled(_pretrained(model))
+    enabled = folding_forward_of(_pretrained(model))
     if enabled is None:
         raise InvalidInputError("model is not enabled: call radix_mlp.enable(model) first.")
     return enabled.settings.last_call
@@ -143,11 +143,13 @@ def _is_causal_lm(model: PreTrainedModel) -> bool:
     )
 
 
-def _install(forward: FoldingForward) -> None:
+def install(forward: FoldingForward) -> None:
+    """Make this the forward of its module: `disable` removes it and brings back `forward.previous`."""
     # in the instance's dictionary, past torch's __setattr__: class, parameters and state_dict stay as they are
     forward.module.__dict__.update(_radix=forward, forward=forward, _replicate_for_data_parallel=refuse_data_parallel)
 
 
-def _enabled(module: PreTrainedModel) -> FoldingForward | None:
+def folding_forward_of(module: PreTrainedModel) -> FoldingForward | None:
+    """The forward that is installed on this very module, if any."""
     found: FoldingForward | None = module.__dict__.get("_radix")
     return found

@@ -21,10 +21,10 @@ from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.plan import build_plan
 
-__all__ = ["CallReport", "FoldingForward", "HeadForward", "Settings", "refuse_data_parallel"]
+__all__ = ["STAY_UNFOLDED", "CallReport", "FoldingForward", "HeadForward", "Settings", "refuse_data_parallel"]
 
 # the keyword with which a head tells its trunk that this call runs unfolded
-_STAY_UNFOLDED = "radix_stay_unfolded"
+STAY_UNFOLDED = "radix_stay_unfolded"
 
 
 @dataclass(frozen=True)
@@ -85,14 +85,14 @@ class FoldingForward:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Fold the call if that is exact and pays."""
         run = self._run
-        if kwargs.pop(_STAY_UNFOLDED, False) or is_tree_mask(kwargs.get("attention_mask")):
+        if kwargs.pop(STAY_UNFOLDED, False) or is_tree_mask(kwargs.get("attention_mask")):
             return run(*args, **kwargs)
         folded = self._fold(args, kwargs)
         if folded is not None:
             return folded.unfold(run(**folded.arguments))
         if self.passes_keywords and self.module is not decoder_of(self.module):
             # a head that stays unfolded must not have its trunk fold behind its back
-            kwargs[_STAY_UNFOLDED] = True
+            kwargs[STAY_UNFOLDED] = True
         return run(*args, **kwargs)
 
     @property
@@ -138,7 +138,7 @@ class HeadForward(FoldingForward):
         reason = self._reason(args, kwargs)
         if reason is not None:
             self.settings.note_unfolded(reason)
-            kwargs[_STAY_UNFOLDED] = True
+            kwargs[STAY_UNFOLDED] = True
         return self._run(*args, **kwargs)
 
     @torch.compiler.disable

@@ -1,0 +1,161 @@
+"""The forward of a model that a trainer calls with labels: log-probabilities of edges in place of logits.
+
+It stands where the trainer's own call ends, in the model's forward, so whatever wraps the model (accelerate,
+DistributedDataParallel, FSDP, PEFT) sees the calls that it expects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.hf import enable
+from radix_mlp.hf.calls import FoldableCall, read_call
+from radix_mlp.hf.enable import folding_forward_of, install
+from radix_mlp.hf.folding_forward import STAY_UNFOLDED, CallReport, FoldingForward
+from radix_mlp.hf.support import decoder_of
+from radix_mlp.hf.threshold import should_fold
+from radix_mlp.ops import label_edges
+from radix_mlp.plan import build_plan
+from radix_mlp.train import PaddedLayout, TreeBatch, check_trainable, language_head, pretrained_of
+
+__all__ = ["EdgeForward", "check_in_training", "install_edge_forward", "reason_of_parallelism"]
+
+IGNORE_INDEX = -100
+
+
+class EdgeForward(FoldingForward):
+    """Base: reads a call with labels into a folded batch, or reports why it stays unfolded."""
+
+    # under which mixed precision a call runs that does not come through accelerate's own wrapper
+    autocast_dtype: torch.dtype | None = None
+
+    def read_batch(self, args: tuple[Any, ...], kwargs: dict[str, Any], own: Collection[str]) -> TreeBatch | None:
+        """The folded batch, or None if this call is to run unfolded, which the settings then report.
+
+        Args:
+            args: of the call.
+            kwargs: of the call, with `labels`.
+            own: arguments besides that the caller knows how to treat.
+
+        Raises:
+            UnsupportedCallError: the model was enabled with a threshold of 1 and the call cannot be folded.
+        """
+        settings, arguments = self.settings, self._named(args, kwargs)
+        if settings.threshold == 0:
+            settings.last_call = CallReport(False, "threshold is 0")
+            return None
+        labels: torch.Tensor = arguments["labels"]
+        known = {name: value for name, value in arguments.items() if name not in own}
+        call = read_call(self.module, known)
+        if not isinstance(call, str):
+            call = _reason_of_labels(labels, call) or call
+        if isinstance(call, str):
+            settings.note_unfolded(call)
+            return None
+        plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
+        fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold)
+        settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact)
+        if not fold:
+            return None
+        attention = decoder_of(self.module).config._attn_implementation
+        if not attention.startswith("radix"):
+            raise UnsupportedCallError(
+                f"the attention implementation was set to {attention!r} after the trainer was enabled, so no layer "
+                "would see the tree. Enable the trainer again."
+            )
+        edges = label_edges(plan, _flat(labels)[call.token_index], ignore_index=IGNORE_INDEX)
+        layout = PaddedLayout(call.batch_shape, torch.from_numpy(call.token_index))
+        return TreeBatch(plan, edges, layout=layout)
+
+    def run_unfolded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call as it would be without us, its trunk included."""
+        if self.passes_keywords:
+            kwargs = {**kwargs, STAY_UNFOLDED: True}
+        return self._run(*args, **kwargs)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Mixed precision as the trainer has it."""
+        if self.autocast_dtype is None:
+            return nullcontext()
+        return torch.autocast(self.module.device.type, dtype=self.autocast_dtype)
+
+
+def install_edge_forward(
+    model: torch.nn.Module,
+    make: Callable[[FoldingForward], EdgeForward],
+    accelerator: Accelerator,
+    *,
+    impl: str,
+    threshold: Any,
+) -> None:
+    """Enable a model with a language-model head and put the forward that `make` builds in place of the usual one.
+
+    Raises:
+        UnsupportedModelError: the model cannot be folded, or its head is not known; the model is as it was.
+        UnsupportedCallError: training it folded would differ.
+    """
+    inner = pretrained_of(model)
+    check_in_training(model)
+    enable(model, impl=impl, threshold=threshold)
+    # held to the model's own logits here, while no wrapper shards its weights
+    language_head(inner)
+    usual = folding_forward_of(inner)
+    assert usual is not None
+    forward = make(usual)
+    forward.previous = usual.previous
+    if accelerator.native_amp:
+        forward.autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    install(forward)
+
+
+def check_in_training(model: torch.nn.Module) -> None:
+    """`check_trainable` as if training had begun; a model that needs no gradients is checked as it is."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        check_trainable(pretrained_of(model))
+        return
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        check_trainable(pretrained_of(model))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def reason_of_parallelism(trainer: Any) -> str | None:
+    """What in a trainer's way to spread work over processes does not go with folding."""
+    accelerator: Accelerator = trainer.accelerator
+    if getattr(trainer.args, "n_gpu", 1) > 1:
+        return (
+            "several GPUs are visible to one process (torch.nn.DataParallel). Start it with torchrun or accelerate "
+            "launch, or set CUDA_VISIBLE_DEVICES"
+        )
+    if accelerator.distributed_type.value == "DEEPSPEED":
+        return "DeepSpeed replaces the model's parameters, which was not tested. Use DDP or FSDP2"
+    if accelerator.distributed_type.value == "FSDP" and not getattr(accelerator, "is_fsdp2", False):
+        return "FSDP of version 1 flattens parameters, which was not tested. Set fsdp_version to 2"
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    for name in ("tp", "cp", "sp"):
+        if parallelism is not None and getattr(parallelism, f"{name}_enabled", False):
+            return f"parallelism_config.{name}_size is above 1, which splits sequences or heads. Use data parallelism"
+    return None
+
+
+def _reason_of_labels(labels: torch.Tensor, call: FoldableCall) -> str | None:
+    """Labels of first tokens that a packed row would have the sequence before predict."""
+    starts = call.token_index[call.cu_seq_lengths[:-1]]
+    crossing = starts[starts % call.batch_shape[1] > 0]
+    if (_flat(labels)[crossing] != IGNORE_INDEX).any():
+        return "labels count the first token of a sequence, which nothing before it in its sequence predicts"
+    return None
+
+
+def _flat(labels: torch.Tensor) -> np.ndarray:
+    return labels.detach().to("cpu", torch.int64).numpy().reshape(-1)

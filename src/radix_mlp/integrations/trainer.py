@@ -1,0 +1,140 @@
+"""transformers' `Trainer` on folded batches: one line after the trainer is made.
+
+    from radix_mlp.integrations.trainer import enable
+
+    trainer = enable(Trainer(model, args, train_dataset=..., data_collator=...))
+    trainer.train()
+
+A model that was enabled by `radix_mlp.enable` folds under a `Trainer` already, but its logits `[B, T, V]` are made for
+the loss.  This one makes the loss of causal language models from log-probabilities of edges: while training, no logits
+of the batch exist.  Evaluation and prediction get logits as before.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypeVar
+
+import transformers
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+import radix_mlp
+from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
+from radix_mlp.hf.folding_forward import FoldingForward
+from radix_mlp.integrations.edge_forward import (
+    EdgeForward,
+    check_in_training,
+    install_edge_forward,
+    reason_of_parallelism,
+)
+from radix_mlp.train import cross_entropy, pretrained_of, tree_logprobs
+
+__all__ = ["LossForward", "disable", "enable"]
+
+AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
+
+
+def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Literal["auto"] = "auto") -> AnyTrainer:
+    """Make a `Trainer` compute shared tokens once. Call it before `trainer.train()`.
+
+    A causal language model with transformers' own loss trains without logits; any other model, or a trainer with a
+    loss of its own (`compute_loss_func`, label smoothing), gets its usual outputs from a folded trunk.
+
+    Args:
+        trainer: changed in place. Its collator pads (left or right) or packs as it did.
+        impl: the way to run attention, as in `radix_mlp.enable`.
+        threshold: when to fold, as in `radix_mlp.enable`: 1 always folds, and a batch that cannot be folded is an
+            error; `"auto"` folds where it pays.
+
+    Returns:
+        The same trainer.
+
+    Raises:
+        InvalidDtypeError: not a `Trainer`.
+        UnsupportedCallError: an option cannot be folded; says which.
+        UnsupportedModelError: its model cannot be folded.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
+        >>> from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+        >>> tokens = tiny_tokenizer()(["one root, two leaves", "one root, no fruit"])["input_ids"]
+        >>> data = [{"input_ids": ids, "labels": ids} for ids in tokens]
+        >>> with TemporaryDirectory() as folder:
+        ...     args = TrainingArguments(folder, use_cpu=True, report_to=[])
+        ...     collator = DataCollatorForSeq2Seq(tiny_tokenizer())
+        ...     trainer = enable(Trainer(tiny_model(), args, train_dataset=data, data_collator=collator))
+        ...     loss = trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
+        >>> radix_mlp.last_call(trainer.model).num_compact
+        28
+    """
+    if not isinstance(trainer, transformers.Trainer):
+        raise InvalidDtypeError(f"trainer is a {type(trainer).__name__}: pass a transformers Trainer.")
+    reason = _reason(trainer)
+    if reason is not None:
+        raise UnsupportedCallError(f"{type(trainer).__name__} cannot be folded: {reason}.")
+    model: Any = trainer.model
+    disable(trainer)
+    try:
+        if _has_usual_loss(trainer):
+            install_edge_forward(model, LossForward, trainer.accelerator, impl=impl, threshold=threshold)
+        else:
+            check_in_training(model)
+            radix_mlp.enable(model, impl=impl, threshold=threshold)
+    except Exception:
+        disable(trainer)
+        raise
+    return trainer
+
+
+def disable(trainer: AnyTrainer) -> AnyTrainer:
+    """Undo `enable`. Does nothing to a trainer that is not enabled."""
+    model: Any = trainer.model
+    radix_mlp.disable(model)
+    return trainer
+
+
+class LossForward(EdgeForward):
+    """In training, a call with labels returns the loss and no logits; every other call is that of an enabled model."""
+
+    def __init__(self, usual: FoldingForward) -> None:
+        super().__init__(usual.module, usual.settings)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Fold the call if that is exact and pays."""
+        arguments = self._named(args, kwargs)
+        # options of the loss (shift_labels) are for transformers' own function
+        is_usual = arguments.get("shift_labels") is None and not arguments.get("logits_to_keep")
+        if arguments.get("labels") is None or not self.module.training or not is_usual:
+            return super().__call__(*args, **kwargs)
+        batch = self.read_batch(args, kwargs, ())
+        if batch is None:
+            return self.run_unfolded(args, kwargs)
+        with self.autocast():
+            logprob = tree_logprobs(self.module, batch).logprob
+        loss = cross_entropy(logprob, batch, num_items_in_batch=arguments.get("num_items_in_batch"))
+        outputs = CausalLMOutputWithPast(loss=loss)
+        wants_dict = arguments.get("return_dict")
+        return outputs if (self.module.config.return_dict if wants_dict is None else wants_dict) else (loss,)
+
+
+def _has_usual_loss(trainer: transformers.Trainer) -> bool:
+    """Whether training reads nothing but the loss, and that is the mean over next tokens."""
+    model: Any = trainer.model
+    inner = pretrained_of(model)
+    own = type(trainer).compute_loss is not transformers.Trainer.compute_loss
+    return (
+        not own
+        and trainer.compute_loss_func is None
+        and trainer.label_smoother is None
+        and inner.get_output_embeddings() is not None
+        and inner.loss_function is ForCausalLMLoss
+    )
+
+
+def _reason(trainer: transformers.Trainer) -> str | None:
+    if trainer.args.torch_compile:
+        return "torch_compile is on: compiled trainers were not tested. Switch it off"
+    if trainer.args.use_liger_kernel:
+        return "use_liger_kernel is on: its kernels were not tested on folded rows. Switch it off"
+    return reason_of_parallelism(trainer)

@@ -67,7 +67,7 @@ def _rows(command: Any, *, with_default: bool = False) -> str:
 def _default(param: Any) -> str:
     if param.required:
         return "required"
-    if param.secondary_opts:
+    if param.secondary_opts and param.default is not None:
         return f"`{(param.opts if param.default else param.secondary_opts)[0]}`"
     return "" if param.default is None or param.default is False else f"`{param.default}`"
 

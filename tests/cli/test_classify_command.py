@@ -65,7 +65,7 @@ def test_bad_lines(texts):
         file.write(json.dumps({"text": "x" * 5000}) + "\n")
     arguments = ["classify", texts, "-m", "tiny-classifier", "--max-length", LIMIT]
     assert run(*arguments).exit_code == 1
-    result = run(*arguments, "--skip-bad")
+    result = run(*arguments, "--on-error", "skip")
     assert len(result.stdout.splitlines()) == len(TEXTS)
     assert re.search(r"skipped .*texts\.jsonl:9: 'xxx.*5,000 tokens", result.stderr)
 

@@ -144,7 +144,7 @@ def test_bad_lines(tmp_path, texts):
     assert re.search(r"error: .*texts\.jsonl:9: no field 'text'", result.stderr)
     assert not output.exists()
 
-    result = run(*arguments, "--skip-bad")
+    result = run(*arguments, "--on-error", "skip")
     assert result.exit_code == 0
     assert re.search(r"skipped .*texts\.jsonl:9: no field 'text'", result.stderr)
     assert re.search(r"skipped .*texts\.jsonl:10: 'xxx.*5,000 tokens, more than the limit", result.stderr)

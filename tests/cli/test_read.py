@@ -68,7 +68,7 @@ def test_bad_lines_are_named_or_skipped(tmp_path, name, content, message):
     path = write(tmp_path, name, content)
     with pytest.raises(InvalidInputError, match=message) as caught:
         read_records(path, ("text",))
-    assert "--skip-bad" in str(caught.value)
+    assert "--on-error skip" in str(caught.value)
     assert len(str(caught.value)) < 400
     skipped = []
     assert [record.values[0] for record in read_records(path, ("text",), on_skip=skipped.append)] == ["ok"]
@@ -106,7 +106,7 @@ def test_long_cells(tmp_path):
 def test_what_the_engine_rejects_is_named_by_line(tmp_path):
     path = write(tmp_path, "a.txt", "one\ntwo\nthree\n")
     records = read_records(path, ("text",))
-    with pytest.raises(InvalidInputError, match=r"a\.txt:2: too long.*--skip-bad"):
+    with pytest.raises(InvalidInputError, match=r"a\.txt:2: too long.*--on-error skip"):
         skip_rejected(path, records, [(1, "too long")], None)
     skipped = []
     kept = skip_rejected(path, records, [(0, "x"), (1, "y")], skipped.append)

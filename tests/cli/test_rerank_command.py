@@ -103,7 +103,7 @@ def test_bad_lines_and_documents(tmp_path, lists):
     result = run(*arguments)
     assert result.exit_code == 1
     assert "lists.jsonl:3: no field 'documents' (a list) or 'document'" in result.stderr
-    result = run(*arguments, "--skip-bad")
+    result = run(*arguments, "--on-error", "skip")
     assert [row["document"] for row in rows_of(result)][6:] == ["fine"]
     assert "lists.jsonl:4: field 'documents' is not a list of texts: []" in result.stderr
     assert "lists.jsonl:5: field 'documents[1]' is not a string: 3" in result.stderr
@@ -111,7 +111,7 @@ def test_bad_lines_and_documents(tmp_path, lists):
         r"lists\.jsonl:6: 'xxx.* with its query has 5,\d+ tokens, more than the limit of 600", result.stderr
     )
     assert re.search(r"skipped\s+4\s+bad lines", result.stderr)
-    assert len(rows_of(run(*arguments, "--skip-bad", "--truncate"))) == 8
+    assert len(rows_of(run(*arguments, "--on-error", "skip", "--truncate"))) == 8
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_a_folder_without_an_output_head(tmp_path, texts):
 def test_lines_are_those_of_the_file_when_some_are_skipped(tmp_path):
     rows = [{"text": "x" * 5000}, {"no": 1}, *({"text": text} for text in TEXTS)]
     path = jsonl(tmp_path / "texts.jsonl", rows)
-    result = run("verify", path, "-m", "tiny", "--skip-bad", "--max-length", LIMIT)
+    result = run("verify", path, "-m", "tiny", "--on-error", "skip", "--max-length", LIMIT)
     assert result.exit_code == 0, result.output
     lines = [int(number) for number in re.findall(r"line (\d+):", result.stdout)]
     assert lines

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import without_rejected
-from radix_mlp.cli.read import Record, read_records
-from radix_mlp.cli.show import Comparison, Skipped, progress_bar, show_summary
-from radix_mlp.cli.write import check_output, write_results
+from radix_mlp.cli.job import Job, text_records
+from radix_mlp.cli.read import Record
+from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine, Label
+    from radix_mlp.engine.task import Call
 
 __all__ = ["classify"]
 
 
 def classify(
-    file: o.FileArgument,
+    files: o.FilesArgument,
     *,
     field: o.FieldOption = "text",
     pair_field: Annotated[
@@ -28,8 +29,10 @@ def classify(
             help="Field or column with a second text, for models that classify pairs.", rich_help_panel=o.INPUT
         ),
     ] = None,
+    id_field: o.IdFieldOption = None,
     file_format: o.FormatOption = None,
-    skip_bad: o.SkipBadOption = False,
+    on_error: o.OnErrorOption = "fail",
+    window: o.WindowOption = DEFAULT_WINDOW,
     max_length: o.MaxLengthOption = None,
     truncate: o.TruncateOption = False,
     model: o.ModelOption,
@@ -41,71 +44,105 @@ def classify(
     impl: o.ImplOption = "auto",
     trust_remote_code: o.TrustOption = False,
     output: o.OutputOption = None,
+    restart: o.RestartOption = False,
     raw_scores: o.RawScoresOption = False,
     compare: o.CompareOption = False,
+    progress: o.ProgressOption = None,
     quiet: o.QuietOption = False,
 ) -> None:
     """Classify every text of a file, or score it with a reward model.
 
     The answer has line (its number in FILE), text, label (the one with the
     highest score), score, and scores by label; a .npy file holds the scores
-    alone, float64, a column a label in the model's order. Scores are
-    probabilities: over all labels together, or of each alone for a model of
+    alone, float64, a column a label in the model's order (a row of NaN for a line
+    that was skipped). Scores are probabilities: over all labels together, or of each alone for a model of
     several labels a text. A reward model's single score is as it is.
+
+    Files of any size: a job that is stopped goes on when the same command is
+    given again.
 
     \b
     Examples:
       radix-mlp classify texts.jsonl -o labels.jsonl --model ./classifier
       radix-mlp classify table.csv --field title --pair-field body -m tiny-classifier
       radix-mlp classify answers.jsonl -m ./reward-model -o rewards.npy
+      radix-mlp classify 'part-*.jsonl' -m ./classifier -o labels.csv --on-error skip
     """
-    check_output(output, file)
     chosen = o.parse_threshold(threshold)
-    skipped = Skipped()
-    on_skip = skipped if skip_bad else None
     fields = (field,) if pair_field is None else (field, pair_field)
-    records = read_records(file, fields, file_format=file_format, on_skip=on_skip)
-
-    # torch and transformers take seconds to import: only once the input is read
-    from radix_mlp.engine.engine import Engine
-
-    engine = Engine(
-        model,
-        device=device,
-        dtype=dtype,
-        max_batch_tokens=max_batch_tokens,
-        max_length=max_length,
-        threshold=chosen,
-        impl=impl,
-        kind=kind,  # type: ignore[arg-type]
-        trust_remote_code=trust_remote_code,
-    )
-
-    def run(engine: Engine, records: list[Record], what: str) -> list[list[Label]]:
-        inputs: list[Any] = [record.values if len(fields) == 2 else record.values[0] for record in records]
-        with progress_bar(what, quiet=quiet) as progress:
-            return engine.classify(inputs, raw_scores=raw_scores, truncate=truncate, progress=progress)
-
-    records, answers = without_rejected(file, records, on_skip, lambda kept: run(engine, kept, "classifying"))
-    labels = [str(label) for _, label in sorted((engine.model.config.id2label or {}).items())]
-    by_label = [dict(answer) for answer in answers]
-    compared = None
-    if compare and chosen != 0:
-        unfolded = engine.unfolded()
-        others = [dict(answer) for answer in run(unfolded, records, "not folded")]
-        differences = (abs(a[label] - b[label]) for a, b in zip(by_label, others, strict=True) for label in labels)
-        compared = Comparison(unfolded.stats, max(differences), "scores")
-    columns: dict[str, Any] = {
-        "line": [record.line for record in records],
-        "text": [record.values[0] for record in records],
-        "label": [answer[0].label for answer in answers],
-        "score": [answer[0].score for answer in answers],
-        "scores": [{label: scores[label] for label in labels} for scores in by_label],
+    options = {
+        "command": "classify",
+        "model": model,
+        "kind": kind,
+        "dtype": dtype,
+        "field": field,
+        "pair_field": pair_field,
+        "id_field": id_field,
+        "max_length": max_length,
+        "truncate": truncate,
+        "raw_scores": raw_scores,
     }
-    if pair_field is not None:
-        columns["pair"] = [record.values[1] for record in records]
-    if output is not None and output.suffix.lower() == ".npy":
-        columns["scores"] = [list(scores.values()) for scores in columns["scores"]]
-    write_results(output, columns, "scores")
-    if not quiet:
-        show_summary(engine.stats, folded=chosen != 0, skipped=skipped.count, compared=compared)
+    job = Job(files, file_format, output, options, on_error, window, restart, compare, quiet, progress)
+
+    def engine() -> Engine:
+        from radix_mlp.engine.engine import Engine
+
+        return Engine(
+            model,
+            device=device,
+            dtype=dtype,
+            max_batch_tokens=max_batch_tokens,
+            max_length=max_length,
+            threshold=chosen,
+            impl=impl,
+            kind=kind,  # type: ignore[arg-type]
+            trust_remote_code=trust_remote_code,
+        )
+
+    task = Classification({"raw_scores": raw_scores, "truncate": truncate})
+    job.run(text_records(job.sources, fields, id_field=id_field), task, engine)
+
+
+class Classification:
+    """Texts, or pairs of texts, to labels; `arguments` are those of `Engine.classify`."""
+
+    name = "classifying"
+    compared = "scores"
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+        self.labels: list[str] = []
+
+    def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
+        from radix_mlp.engine.classify import classify_call, label_names
+
+        self.labels = label_names(engine.model)
+        inputs = [record.values if len(record.values) > 1 else record.values[0] for record in records]
+        return classify_call(engine, engine.tokenizer, inputs, **self.arguments)  # type: ignore[arg-type]
+
+    def run(self, engine: Engine, prepared: Call[Any], progress: Callable[[int, int], None]) -> Any:
+        """Scores `[n, labels]` in the model's order."""
+        import numpy as np
+
+        answers: list[list[Label]] = engine.answer(prepared, progress)
+        by_label = [dict(answer) for answer in answers]
+        rows = [[scores[label] for label in self.labels] for scores in by_label]
+        return np.asarray(rows, np.float64).reshape(len(rows), len(self.labels))
+
+    def difference(self, answers: Any, others: Any) -> float:
+        return float(abs(answers - others).max())
+
+    def table(self, window: Window, records: list[Record], answers: Any) -> tuple[list[int], dict[str, Any], Any]:
+        best = answers.argmax(1)
+        columns: dict[str, Any] = {
+            "text": [record.values[0] for record in records],
+            "label": [self.labels[place] for place in best.tolist()],
+            "score": answers.max(1).tolist(),
+            "scores": [dict(zip(self.labels, row, strict=True)) for row in answers.tolist()],
+        }
+        if records and len(records[0].values) > 1:
+            columns["pair"] = [record.values[1] for record in records]
+        return list(range(len(records))), columns, answers
+
+    def notes(self, engine: Engine) -> dict[str, str]:
+        return {}

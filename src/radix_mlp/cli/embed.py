@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import without_rejected
-from radix_mlp.cli.read import Record, read_records
-from radix_mlp.cli.show import Comparison, Skipped, progress_bar, show_summary
-from radix_mlp.cli.write import check_output, write_results
+from radix_mlp.cli.job import Job, text_records
+from radix_mlp.cli.read import Record
+from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from radix_mlp.engine.engine import Engine
+    from radix_mlp.engine.task import Call
 
 __all__ = ["embed"]
 
 
 def embed(
-    file: o.FileArgument,
+    files: o.FilesArgument,
     *,
     field: o.FieldOption = "text",
+    id_field: o.IdFieldOption = None,
     prompt: o.PromptOption = None,
     prompt_name: o.PromptNameOption = None,
     file_format: o.FormatOption = None,
-    skip_bad: o.SkipBadOption = False,
+    on_error: o.OnErrorOption = "fail",
+    window: o.WindowOption = DEFAULT_WINDOW,
     max_length: o.MaxLengthOption = None,
     truncate: o.TruncateOption = False,
     model: o.ModelOption,
@@ -35,6 +42,7 @@ def embed(
     impl: o.ImplOption = "auto",
     trust_remote_code: o.TrustOption = False,
     output: o.OutputOption = None,
+    restart: o.RestartOption = False,
     pooling: Annotated[
         str | None,
         typer.Option(
@@ -54,66 +62,96 @@ def embed(
         ),
     ] = None,
     compare: o.CompareOption = False,
+    progress: o.ProgressOption = None,
     quiet: o.QuietOption = False,
 ) -> None:
     """Embed every text of a file: one vector a text, in the file's order.
 
     A sentence-transformers folder brings its pooling, layers and prompts along.
-    A .npy file holds the vectors alone, float32, a row a text. JSON lines and
-    Parquet hold line (its number in FILE), text and embedding.
+    A .npy file holds the vectors alone, float32, a row a text (NaN for a line
+    that was skipped). The others hold line (its number in FILE), text and
+    embedding, with file where there are several, and id with --id-field.
+
+    Files of any size: a job that is stopped goes on when the same command is
+    given again.
 
     \b
     Examples:
       radix-mlp embed texts.jsonl -o vectors.npy --model ./Qwen3-Embedding-0.6B
-      radix-mlp embed table.csv --field title -o vectors.parquet -m tiny
+      radix-mlp embed 'part-*.parquet' --id-field id -o vectors.parquet -m tiny
+      radix-mlp embed table.csv --field title -o vectors.jsonl -m tiny
       radix-mlp embed queries.txt -m tiny --prompt "Query: " --compare
       radix-mlp embed queries.txt -m ./Qwen3-Embedding-0.6B --prompt-name query
-      cat texts.jsonl | radix-mlp embed - -m tiny --skip-bad > vectors.jsonl
+      cat texts.jsonl | radix-mlp embed - -m tiny --on-error skip > vectors.jsonl
     """
-    check_output(output, file)
     chosen = o.parse_threshold(threshold)
-    skipped = Skipped()
-    on_skip = skipped if skip_bad else None
-    records = read_records(file, (field,), file_format=file_format, on_skip=on_skip)
-
-    # torch and transformers take seconds to import: only once the input is read
-    from radix_mlp.engine.engine import Engine
-
-    engine = Engine(
-        model,
-        device=device,
-        dtype=dtype,
-        max_batch_tokens=max_batch_tokens,
-        max_length=max_length,
-        threshold=chosen,
-        impl=impl,
-        trust_remote_code=trust_remote_code,
-    )
-
-    def run(engine: Engine, records: list[Record], what: str) -> NDArray[np.float32]:
-        with progress_bar(what, quiet=quiet) as progress:
-            return engine.embed(
-                [record.values[0] for record in records],
-                prompt=prompt,
-                prompt_name=prompt_name,
-                normalize=normalize,
-                dimensions=dimensions,
-                pooling=pooling,  # type: ignore[arg-type]
-                truncate=truncate,
-                progress=progress,
-            )
-
-    records, vectors = without_rejected(file, records, on_skip, lambda kept: run(engine, kept, "embedding"))
-    compared = None
-    if compare and chosen != 0:
-        unfolded = engine.unfolded()
-        difference = float(abs(run(unfolded, records, "not folded") - vectors).max())
-        compared = Comparison(unfolded.stats, difference, "vectors")
-    columns = {
-        "line": [record.line for record in records],
-        "text": [record.values[0] for record in records],
-        "embedding": vectors,
+    options = {
+        "command": "embed",
+        "model": model,
+        "dtype": dtype,
+        "field": field,
+        "id_field": id_field,
+        "prompt": prompt,
+        "prompt_name": prompt_name,
+        "max_length": max_length,
+        "truncate": truncate,
+        "pooling": pooling,
+        "normalize": normalize,
+        "dimensions": dimensions,
     }
-    write_results(output, columns, "embedding")
-    if not quiet:
-        show_summary(engine.stats, folded=chosen != 0, skipped=skipped.count, compared=compared)
+    job = Job(files, file_format, output, options, on_error, window, restart, compare, quiet, progress)
+
+    def engine() -> Engine:
+        from radix_mlp.engine.engine import Engine
+
+        return Engine(
+            model,
+            device=device,
+            dtype=dtype,
+            max_batch_tokens=max_batch_tokens,
+            max_length=max_length,
+            threshold=chosen,
+            impl=impl,
+            trust_remote_code=trust_remote_code,
+        )
+
+    arguments = {
+        "prompt": prompt,
+        "prompt_name": prompt_name,
+        "normalize": normalize,
+        "dimensions": dimensions,
+        "pooling": pooling,
+        "truncate": truncate,
+    }
+    job.run(text_records(job.sources, (field,), id_field=id_field), Embedding(arguments), engine)
+
+
+class Embedding:
+    """Texts to vectors; `arguments` are those of `Engine.embed`."""
+
+    name = "embedding"
+    compared = "vectors"
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+
+    def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
+        from radix_mlp.engine.embed import embed_call
+
+        return embed_call(engine, engine.tokenizer, [record.values[0] for record in records], **self.arguments)
+
+    def run(self, engine: Engine, prepared: Call[Any], progress: Callable[[int, int], None]) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = engine.answer(prepared, progress)
+        return vectors
+
+    def difference(self, answers: NDArray[np.float32], others: NDArray[np.float32]) -> float:
+        return float(abs(answers - others).max())
+
+    def table(
+        self, window: Window, records: list[Record], answers: NDArray[np.float32]
+    ) -> tuple[list[int], dict[str, Any], NDArray[np.float32]]:
+        columns = {"text": [record.values[0] for record in records], "embedding": answers}
+        return list(range(len(records))), columns, answers
+
+    def notes(self, engine: Engine) -> dict[str, str]:
+        return {}

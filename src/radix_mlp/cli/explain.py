@@ -11,10 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import without_rejected
-from radix_mlp.cli.read import Record, read_records
+from radix_mlp.cli.output import check_output
+from radix_mlp.cli.read import Record, read_records, without_rejected
 from radix_mlp.cli.show import Skipped, tree_table
-from radix_mlp.cli.write import check_output
 
 if TYPE_CHECKING:
     from radix_mlp.engine.scheduler import Ids
@@ -48,7 +47,7 @@ def explain(
     ] = None,
     prompt: o.PromptOption = None,
     file_format: o.FormatOption = None,
-    skip_bad: o.SkipBadOption = False,
+    on_error: o.OnErrorOption = "fail",
     shape: Annotated[
         str,
         typer.Option(
@@ -81,10 +80,10 @@ def explain(
       radix-mlp explain texts.txt -t ./model --shape ./model --html tree.html
       radix-mlp explain options.jsonl -t tiny --field context --field continuation
     """
-    check_output(html, file, option="--html", suffixes=None)
-    check_output(png, file, option="--png", suffixes=None)
+    check_output(html, [file], option="--html")
+    check_output(png, [file], option="--png")
     skipped = Skipped()
-    on_skip = skipped if skip_bad else None
+    on_skip = skipped if o.skips(on_error) else None
     records = read_records(file, tuple(field or ["text"]), file_format=file_format, on_skip=on_skip)
 
     # transformers takes seconds to import: only once the input is read

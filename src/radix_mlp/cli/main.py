@@ -46,6 +46,8 @@ class ErrorLine(TyperGroup):
             if ctx.params.get("debug"):
                 raise
             errors().print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+            for note in getattr(error, "__notes__", ()):
+                errors().print(note, markup=False, soft_wrap=True)
             raise typer.Exit(1) from None
 
 

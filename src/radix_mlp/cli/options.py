@@ -9,13 +9,25 @@ import typer
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["parse_threshold"]
+__all__ = ["parse_threshold", "skips"]
 
 INPUT, MODEL, OUTPUT = "Input", "Model", "Output"
 
 FileArgument = Annotated[
     str,
-    typer.Argument(metavar="FILE", help="A .jsonl, .txt (a text a line), .csv or .tsv file, or - for standard input."),
+    typer.Argument(
+        metavar="FILE",
+        help="A .jsonl, .txt (a text a line), .csv, .tsv or .parquet file (.jsonl.gz and so on too), or - for standard "
+        "input.",
+    ),
+]
+FilesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="FILE...",
+        help="Files .jsonl, .txt (a text a line), .csv, .tsv or .parquet (.jsonl.gz and so on too), patterns as "
+        "'part-*.jsonl', or - for standard input; taken as one, in this order.",
+    ),
 ]
 FieldOption = Annotated[
     str, typer.Option("--field", help="Field of a JSON line, or CSV column, with the text.", rich_help_panel=INPUT)
@@ -25,12 +37,37 @@ FormatOption = Annotated[
     typer.Option(
         "--format",
         metavar="NAME",
-        help="jsonl, txt, csv or tsv, where the extension does not tell; standard input is taken for jsonl.",
+        help="jsonl, txt, csv, tsv or parquet, where the extension does not tell; standard input is taken for jsonl.",
         rich_help_panel=INPUT,
     ),
 ]
-SkipBadOption = Annotated[
-    bool, typer.Option("--skip-bad", help="Report bad lines and go on without them.", rich_help_panel=INPUT)
+OnErrorOption = Annotated[
+    str,
+    typer.Option(
+        "--on-error",
+        metavar="NAME",
+        help="What a bad line does: fail ends the command, skip reports the line and goes on without it.",
+        rich_help_panel=INPUT,
+    ),
+]
+IdFieldOption = Annotated[
+    str | None,
+    typer.Option(
+        "--id-field",
+        metavar="FIELD",
+        help="Field or column with a name of the line (a string or an integer), which its answer then has as id.",
+        rich_help_panel=INPUT,
+    ),
+]
+WindowOption = Annotated[
+    int,
+    typer.Option(
+        "--window",
+        min=1,
+        help="Texts read, sorted and written at a time: what a stopped job loses at most. More find more that they "
+        "share, and take more memory.",
+        rich_help_panel=INPUT,
+    ),
 ]
 PromptOption = Annotated[
     str | None, typer.Option("--prompt", help="Put this before every text (an instruction).", rich_help_panel=INPUT)
@@ -107,8 +144,15 @@ OutputOption = Annotated[
     typer.Option(
         "--output",
         "-o",
-        help="A .npy, .jsonl or .parquet file, replaced if it exists; JSON lines on standard output unless given.",
+        help="A .npy, .jsonl, .csv, .tsv or .parquet file, replaced if it exists; JSON lines on standard output unless "
+        "given.",
         rich_help_panel=OUTPUT,
+    ),
+]
+RestartOption = Annotated[
+    bool,
+    typer.Option(
+        "--restart", help="Begin anew instead of going on where the same job was stopped.", rich_help_panel=OUTPUT
     ),
 ]
 RawScoresOption = Annotated[
@@ -123,9 +167,24 @@ CompareOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+ProgressOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--progress/--no-progress",
+        help="Show how far the job is: a bar on a terminal, else lines; unless given, the bar alone.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.", rich_help_panel=OUTPUT)
 ]
+
+
+def skips(on_error: str) -> bool:
+    """Whether bad lines are skipped."""
+    if on_error not in ("fail", "skip"):
+        raise InvalidInputError(f"--on-error {on_error!r}: must be fail or skip.")
+    return on_error == "skip"
 
 
 def parse_threshold(text: str) -> float | Literal["auto"]:

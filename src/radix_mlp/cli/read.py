@@ -1,37 +1,102 @@
-"""Files of texts -> records, each with its line number; bad lines named and, if wished, skipped."""
+"""Lines of files -> records, each with its line number, and bad lines, each with what is wrong."""
 
 from __future__ import annotations
 
-import csv
 import json
-import sys
-from collections.abc import Callable, Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
+from radix_mlp.cli.formats import Source, open_sources, shorten
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["FORMATS", "Record", "problem_of", "read_records", "read_rows", "skip_rejected"]
-
-FORMATS = ("jsonl", "txt", "csv", "tsv")
-SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".txt": "txt", ".csv": "csv", ".tsv": "tsv"}
+__all__ = ["BadLine", "Record", "Row", "bad_line_error", "id_problem", "problem_of", "read_items", "read_records"]
+__all__ += ["skip_rejected", "without_rejected"]
 
 OnSkip = Callable[[str], None]
 """Gets the message of each bad line that is skipped; None makes the first one an error."""
-Row = tuple[int, dict[str, Any] | str]
-"""Line number, and the line's fields or what is wrong with it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line whose fields are as they must be."""
+
+    file: str
+    line: int
+    fields: dict[str, Any]
+    id: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
-    """The wanted fields of one line."""
+    """One request: the wanted fields of a line, in the order in which they were asked for."""
 
     line: int
     values: tuple[str, ...]
+    file: str = ""
+    id: str | int | None = None
+    """What the line calls itself."""
+    group: str | tuple[str, int] | None = None
+    """Records of one group that stand together are kept together: a query, or the line that holds a list."""
+    index: int = 0
+    """Its place in the list of documents that the line holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that cannot be run."""
+
+    line: int
+    reason: str
+    file: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
+Result = TypeVar("Result")
+
+
+def read_items(
+    sources: Iterable[Source],
+    fields: Sequence[str],
+    problem: Callable[[dict[str, Any]], str | None],
+    records: Callable[[Row], Iterator[Record]],
+    *,
+    also: Sequence[str] = (),
+    id_field: str | None = None,
+) -> Iterator[Record | BadLine]:
+    """The records of all lines in turn, read as they are asked for.
+
+    Args:
+        fields: what a table must have as columns; a text file has the first alone.
+        problem: tells what is wrong with a line's fields, or None.
+        records: what a good line holds.
+        also: columns that a Parquet file may have instead of the last of `fields`.
+        id_field: a field with the name of the line, a string or an integer.
+
+    Raises:
+        InvalidInputError: a missing column, or a file that cannot be read.
+    """
+    columns = fields if id_field is None else (id_field, *fields)
+    for source in sources:
+        if id_field is not None and source.format == "txt":
+            raise InvalidInputError(f"{source.shown}: a text file has no ids. Use JSON lines or CSV for --id-field.")
+        for number, found in source.rows(columns, also):
+            if isinstance(found, str):
+                yield BadLine(number, found, source.shown)
+                continue
+            wrong = problem(found) or (None if id_field is None else id_problem(found, id_field))
+            if wrong is not None:
+                yield BadLine(number, wrong, source.shown)
+            else:
+                yield from records(Row(source.shown, number, found, None if id_field is None else found[id_field]))
+
+
+def bad_line_error(bad: BadLine) -> InvalidInputError:
+    """What a bad line ends in unless such lines are skipped."""
+    return InvalidInputError(f"{bad}. Mend the line, or leave such lines out with --on-error skip.")
 
 
 def read_records(
@@ -42,11 +107,11 @@ def read_records(
     on_skip: OnSkip | None = None,
     may_be_empty: Container[str] = (),
 ) -> list[Record]:
-    """Read the string fields `fields` of every line of a file.
+    """Read the string fields `fields` of every line of one file, for commands that look at the file as a whole.
 
     Args:
         name: a path, or "-" for standard input; its extension tells the format (JSON lines for "-").
-        fields: fields of a JSON line or columns of a CSV file; a text file has one field, the line.
+        fields: fields of a JSON line or columns of a table; a text file has one field, the line.
         file_format: one of `FORMATS`, in place of the extension.
         on_skip: called for lines that are not valid instead of raising.
         may_be_empty: fields whose empty string is valid.
@@ -55,48 +120,22 @@ def read_records(
         InvalidInputError: no such file, an unknown format, a missing column, a bad line (unless `on_skip`), or
             no line at all; names file, line and value.
     """
+    sources = open_sources([name], file_format)
+    records: list[Record] = []
 
-    def problem(row: dict[str, Any]) -> str | None:
-        return problem_of(row, fields, may_be_empty)
+    def record(row: Row) -> Iterator[Record]:
+        yield Record(row.line, tuple(row.fields[field] for field in fields), row.file)
 
-    rows = read_rows(name, fields, problem, file_format=file_format, on_skip=on_skip)
-    return [Record(number, tuple(row[field] for field in fields)) for number, row in rows]
-
-
-def read_rows(
-    name: str,
-    fields: tuple[str, ...],
-    problem: Callable[[dict[str, Any]], str | None],
-    *,
-    file_format: str | None = None,
-    on_skip: OnSkip | None = None,
-) -> list[tuple[int, dict[str, Any]]]:
-    """Line numbers and fields of all lines that are valid; arguments and errors as in `read_records`.
-
-    Args:
-        fields: what a table must have as columns; a text file has the first alone.
-        problem: tells what is wrong with a line's fields, or None.
-    """
-    shown = "<stdin>" if name == "-" else name
-    rows = {"jsonl": _json_rows, "txt": _text_rows, "csv": _csv_rows, "tsv": _tsv_rows}
-    reader = rows[_format(name, file_format)]
-    if reader is _text_rows and len(fields) > 1:
-        raise InvalidInputError(
-            f"{shown}: a text file has one field a line, and {' and '.join(fields)} are needed. Use JSON lines or CSV."
-        )
-    good: list[tuple[int, dict[str, Any]]] = []
-    for number, row in reader(_lines(name), fields, shown):
-        wrong = row if isinstance(row, str) else problem(row)
-        if wrong is None and isinstance(row, dict):
-            good.append((number, row))
-            continue
-        message = f"{shown}:{number}: {wrong}"
-        if on_skip is None:
-            raise InvalidInputError(f"{message}. Mend the line, or leave such lines out with --skip-bad.")
-        on_skip(message)
-    if not good:
-        raise InvalidInputError(f"{shown}: not a single text in it.")
-    return good
+    for item in read_items(sources, fields, lambda row: problem_of(row, fields, may_be_empty), record):
+        if isinstance(item, Record):
+            records.append(item)
+        elif on_skip is None:
+            raise bad_line_error(item)
+        else:
+            on_skip(str(item))
+    if not records:
+        raise InvalidInputError(f"{sources[0].shown}: not a single text in it.")
+    return records
 
 
 def skip_rejected(
@@ -106,7 +145,7 @@ def skip_rejected(
     shown = "<stdin>" if name == "-" else name
     messages = [f"{shown}:{records[index].line}: {reason}" for index, reason in rejected]
     if on_skip is None:
-        raise InvalidInputError(f"{messages[0]}. Or leave such lines out with --skip-bad.")
+        raise InvalidInputError(f"{messages[0]}. Or leave such lines out with --on-error skip.")
     for message in messages:
         on_skip(message)
     bad = {index for index, _ in rejected}
@@ -116,89 +155,17 @@ def skip_rejected(
     return kept
 
 
-def _format(name: str, file_format: str | None) -> str:
-    if file_format is not None:
-        if file_format not in FORMATS:
-            raise InvalidInputError(f"--format {file_format!r}: must be one of {', '.join(FORMATS)}.")
-        return file_format
-    if name == "-":
-        return "jsonl"
-    if Path(name).is_dir():
-        raise InvalidInputError(f"{name}: that is a folder. Give one file.")
-    suffix = Path(name).suffix.lower()
-    if suffix not in SUFFIXES:
-        raise InvalidInputError(
-            f"{name}: unknown extension {suffix!r}; known are {', '.join(SUFFIXES)}. Say what it is with --format."
-        )
-    return SUFFIXES[suffix]
+def without_rejected(
+    name: str, records: list[AnyRecord], on_skip: OnSkip | None, job: Callable[[list[AnyRecord]], Result]
+) -> tuple[list[AnyRecord], Result]:
+    """Run `job`; should it reject records (too long, no tokens), name their lines and run it without them."""
+    from radix_mlp.engine.tokenize import RejectedItemsError
 
-
-def _lines(name: str) -> Iterator[str]:
-    """Lines without their ends; bytes that are not UTF-8 become lone surrogates, which `problem_of` finds."""
-    try:
-        if name == "-":
-            yield from _decoded(sys.stdin.buffer)
-        else:
-            with open(name, "rb") as file:
-                yield from _decoded(file)
-    except OSError as error:
-        raise InvalidInputError(f"{name}: {error.strerror or error}.") from error
-
-
-def _decoded(stream: Iterable[bytes]) -> Iterator[str]:
-    for place, line in enumerate(stream):
-        text = line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
-        yield text.removeprefix("\ufeff") if place == 0 else text
-
-
-def _json_rows(lines: Iterator[str], fields: tuple[str, ...], shown: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield number, f"not JSON ({error}): {_short(line)}"
-            continue
-        yield number, value if isinstance(value, dict) else f"not a JSON object: {_short(line)}"
-
-
-def _text_rows(lines: Iterator[str], fields: tuple[str, ...], shown: str) -> Iterator[Row]:
-    for number, line in enumerate(lines, 1):
-        yield number, {fields[0]: line}
-
-
-def _csv_rows(lines: Iterator[str], fields: tuple[str, ...], shown: str, delimiter: str = ",") -> Iterator[Row]:
-    # a quoted cell may hold line ends: the reader needs them back
-    # the limit of 131,072 characters a cell is for other uses
-    csv.field_size_limit(2**31 - 1)
-    reader = csv.reader((line + "\n" for line in lines), delimiter=delimiter, strict=True)
-    header: list[str] | None = None
     while True:
-        number = reader.line_num + 1
         try:
-            cells = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield number, f"not CSV: {error}"
-            continue
-        if header is None:
-            header = cells
-            for field in fields:
-                if field not in header:
-                    raise InvalidInputError(
-                        f"{shown}:1: no column {field!r}; there are {', '.join(map(repr, header))}. Name one of them."
-                    )
-        elif len(cells) != len(header):
-            if cells:
-                yield number, f"{len(cells)} cells in a table of {len(header)} columns: {_short(','.join(cells))}"
-        else:
-            yield number, dict(zip(header, cells, strict=True))
-
-
-def _tsv_rows(lines: Iterator[str], fields: tuple[str, ...], shown: str) -> Iterator[Row]:
-    return _csv_rows(lines, fields, shown, "\t")
+            return records, job(records)
+        except RejectedItemsError as error:
+            records = skip_rejected(name, records, error.rejected, on_skip)
 
 
 def problem_of(row: dict[str, Any], fields: tuple[str, ...], may_be_empty: Container[str] = ()) -> str | None:
@@ -206,19 +173,22 @@ def problem_of(row: dict[str, Any], fields: tuple[str, ...], may_be_empty: Conta
     for field in fields:
         if field not in row:
             names = ", ".join(map(repr, row)) or "none"
-            return f"no field {field!r}; its fields are {_short(names)}"
+            return f"no field {field!r}; its fields are {shorten(names)}"
         value = row[field]
         if not isinstance(value, str):
-            return f"field {field!r} is not a string: {_short(json.dumps(value))}"
+            return f"field {field!r} is not a string: {shorten(json.dumps(value, default=str))}"
         if not value and field not in may_be_empty:
             return f"field {field!r} is empty"
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            return f"field {field!r} is not valid UTF-8 at character {error.start}: {_short(ascii(value))}"
+            return f"field {field!r} is not valid UTF-8 at character {error.start}: {shorten(ascii(value))}"
     return None
 
 
-def _short(text: str) -> str:
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 80 else text[:77] + "..."
+def id_problem(row: dict[str, Any], field: str) -> str | None:
+    """What is wrong with the field that names a line, if anything."""
+    value = row.get(field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return None if -(2**63) <= value < 2**63 else f"field {field!r} is an integer of more than 64 bits: {value}"
+    return problem_of(row, (field,))

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import without_rejected
-from radix_mlp.cli.read import OnSkip, Record, problem_of, read_rows
-from radix_mlp.cli.show import Comparison, Skipped, progress_bar, show_summary
-from radix_mlp.cli.write import check_output, write_results
+from radix_mlp.cli.job import Job
+from radix_mlp.cli.pairs import best, indices_of, pair_records
+from radix_mlp.cli.read import Record
+from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 from radix_mlp.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -21,22 +20,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from radix_mlp.engine.engine import Engine
+    from radix_mlp.engine.task import Call
 
 __all__ = ["rerank"]
 
 
-@dataclass(frozen=True)
-class Pair(Record):
-    """A query and one of its documents."""
-
-    group: int
-    """Which query it belongs to."""
-    index: int
-    """The document's place among those of its query."""
-
-
 def rerank(
-    file: o.FileArgument,
+    files: o.FilesArgument,
     *,
     query_field: Annotated[
         str, typer.Option(help="Field or column with the query.", rich_help_panel=o.INPUT)
@@ -55,8 +45,10 @@ def rerank(
         ),
     ] = None,
     prompt_name: o.PromptNameOption = None,
+    id_field: o.IdFieldOption = None,
     file_format: o.FormatOption = None,
-    skip_bad: o.SkipBadOption = False,
+    on_error: o.OnErrorOption = "fail",
+    window: o.WindowOption = DEFAULT_WINDOW,
     max_length: o.MaxLengthOption = None,
     truncate: Annotated[
         bool,
@@ -84,23 +76,34 @@ def rerank(
         typer.Option(
             "--output",
             "-o",
-            help="A .jsonl or .parquet file; JSON lines on standard output unless given.",
+            help="A .jsonl, .csv, .tsv or .parquet file (with --no-sort .npy too), replaced if it exists; JSON lines "
+            "on standard output unless given.",
             rich_help_panel=o.OUTPUT,
         ),
     ] = None,
+    restart: o.RestartOption = False,
     top_n: Annotated[
         int | None, typer.Option(min=1, help="Keep this many documents a query.", rich_help_panel=o.OUTPUT)
     ] = None,
+    sort: Annotated[
+        bool,
+        typer.Option(
+            "--sort/--no-sort",
+            help="The documents of a query by their score, or as they are in the file.",
+            rich_help_panel=o.OUTPUT,
+        ),
+    ] = True,
     raw_scores: o.RawScoresOption = False,
     compare: o.CompareOption = False,
+    progress: o.ProgressOption = None,
     quiet: o.QuietOption = False,
 ) -> None:
     """Rerank documents: how relevant each is to its query, the most relevant first.
 
     A JSON line has a query and its list of documents, or a query and one
-    document; so has a table. Equal queries of single documents belong together.
-    What the prompts share (the instruction, a query for all of its documents) is
-    computed once.
+    document; so has a table. Documents of one query have to stand together in
+    the file, or within a window (--window). What the prompts share (the
+    instruction, a query for all of its documents) is computed once.
 
     The answer has a line for every document: line (its number in FILE), query,
     index (the document's place among those of its query), document and score,
@@ -108,113 +111,111 @@ def rerank(
     classifiers with one or two labels, and cross-encoders of
     sentence-transformers.
 
+    Files of any size: a job that is stopped goes on when the same command is
+    given again.
+
     \b
     Examples:
       radix-mlp rerank queries.jsonl -o ranked.jsonl --model ./Qwen3-Reranker-0.6B
       radix-mlp rerank pairs.csv --document-field text --top-n 10 -m tiny-reranker
       radix-mlp rerank queries.jsonl -m ./reranker --instruction "Find such code"
+      radix-mlp rerank pairs.parquet -m ./reranker --no-sort -o scores.npy
       radix-mlp rerank queries.jsonl -m tiny-reranker --compare > ranked.jsonl
     """
-    check_output(output, file)
-    if output is not None and output.suffix.lower() == ".npy":
-        raise InvalidInputError(f"--output {output}: sorted scores say nothing without their documents. Use .jsonl.")
+    if sort and output is not None and output.suffix.lower() == ".npy":
+        raise InvalidInputError(
+            f"--output {output}: sorted scores say nothing without their documents. Use .jsonl, or --no-sort."
+        )
+    if top_n is not None and not sort:
+        raise InvalidInputError(f"--top-n {top_n}: with --no-sort nothing is ranked. Leave one of them out.")
     chosen = o.parse_threshold(threshold)
-    skipped = Skipped()
-    on_skip = skipped if skip_bad else None
-    fields = (query_field, documents_field, document_field)
-    pairs = read_pairs(file, fields, file_format=file_format, on_skip=on_skip)
-
-    # torch and transformers take seconds to import: only once the input is read
-    from radix_mlp.engine.engine import Engine
-    from radix_mlp.engine.template import choose_template
-
-    engine = Engine(
-        model,
-        device=device,
-        dtype=dtype,
-        max_batch_tokens=max_batch_tokens,
-        max_length=max_length,
-        threshold=chosen,
-        impl=impl,
-        kind=kind,  # type: ignore[arg-type]
-        trust_remote_code=trust_remote_code,
-    )
-
-    def run(engine: Engine, pairs: list[Pair], what: str) -> NDArray[np.float64]:
-        with progress_bar(what, quiet=quiet) as progress:
-            return engine.rerank_pairs(
-                [(pair.values[0], pair.values[1]) for pair in pairs],
-                instruction=instruction,
-                prompt_name=prompt_name,
-                template=template,  # type: ignore[arg-type]
-                raw_scores=raw_scores,
-                truncate=truncate,
-                progress=progress,
-            )
-
-    pairs, scores = without_rejected(file, pairs, on_skip, lambda kept: run(engine, kept, "reranking"))
-    compared = None
-    if compare and chosen != 0:
-        unfolded = engine.unfolded()
-        difference = float(abs(run(unfolded, pairs, "not folded") - scores).max())
-        compared = Comparison(unfolded.stats, difference, "scores")
-    kept = best(pairs, scores.tolist(), top_n)
-    columns = {
-        "line": [pairs[place].line for place in kept],
-        "query": [pairs[place].values[0] for place in kept],
-        "index": [pairs[place].index for place in kept],
-        "document": [pairs[place].values[1] for place in kept],
-        "score": [float(scores[place]) for place in kept],
+    options = {
+        "command": "rerank",
+        "model": model,
+        "kind": kind,
+        "template": template,
+        "dtype": dtype,
+        "query_field": query_field,
+        "documents_field": documents_field,
+        "document_field": document_field,
+        "id_field": id_field,
+        "instruction": instruction,
+        "prompt_name": prompt_name,
+        "max_length": max_length,
+        "truncate": truncate,
+        "top_n": top_n,
+        "sort": sort,
+        "raw_scores": raw_scores,
     }
-    write_results(output, columns, "score")
-    if not quiet:
-        name = choose_template(template, engine.model, engine.tokenizer, engine.folder).name
-        show_summary(
-            engine.stats, folded=chosen != 0, skipped=skipped.count, compared=compared, notes={"template": name}
+    job = Job(files, file_format, output, options, on_error, window, restart, compare, quiet, progress)
+
+    def engine() -> Engine:
+        from radix_mlp.engine.engine import Engine
+
+        return Engine(
+            model,
+            device=device,
+            dtype=dtype,
+            max_batch_tokens=max_batch_tokens,
+            max_length=max_length,
+            threshold=chosen,
+            impl=impl,
+            kind=kind,  # type: ignore[arg-type]
+            trust_remote_code=trust_remote_code,
         )
 
-
-def read_pairs(
-    name: str, fields: tuple[str, str, str], *, file_format: str | None = None, on_skip: OnSkip | None = None
-) -> list[Pair]:
-    """Every query with every one of its documents.
-
-    Args:
-        name: a path, or "-" for standard input.
-        fields: of the query, of a list of documents, of a single document.
-        file_format: in place of the extension.
-        on_skip: called for lines that are not valid instead of raising.
-    """
-    query, several, single = fields
-
-    def problem(row: dict[str, Any]) -> str | None:
-        if several not in row and single not in row:
-            shown = ", ".join(map(repr, row)) or "none"
-            return f"no field {several!r} (a list) or {single!r}; its fields are {shown:.80}"
-        if several not in row:
-            return problem_of(row, (query, single))
-        documents = row[several]
-        if not isinstance(documents, list) or not documents:
-            return f"field {several!r} is not a list of texts: {json.dumps(documents):.80}"
-        items = {f"{several}[{index}]": document for index, document in enumerate(documents)}
-        return problem_of(row, (query,)) or problem_of(items, tuple(items))
-
-    pairs: list[Pair] = []
-    sizes: dict[str | int, int] = {}
-    places: dict[str | int, int] = {}
-    for line, row in read_rows(name, (query, single), problem, file_format=file_format, on_skip=on_skip):
-        # a list is a query's whole; single documents belong to the query that reads the same
-        key = line if several in row else row[query]
-        for document in row.get(several, [row.get(single)]):
-            group = places.setdefault(key, len(places))
-            index = sizes[key] = sizes.get(key, -1) + 1
-            pairs.append(Pair(line, (row[query], document), group, index))
-    return pairs
+    arguments = {
+        "instruction": instruction,
+        "prompt_name": prompt_name,
+        "template": template,
+        "raw_scores": raw_scores,
+        "truncate": truncate,
+    }
+    fields = (query_field, documents_field, document_field)
+    items = pair_records(job.sources, fields, id_field=id_field)
+    job.run(items, Reranking(arguments, sort, top_n), engine, ranked=sort)
 
 
-def best(pairs: list[Pair], scores: list[float], top_n: int | None) -> list[int]:
-    """Places in `pairs`, query by query, the highest score first, ties as in the file; `top_n` a query."""
-    groups: dict[int, list[int]] = {}
-    for place, pair in enumerate(pairs):
-        groups.setdefault(pair.group, []).append(place)
-    return [place for group in groups.values() for place in sorted(group, key=lambda place: -scores[place])[:top_n]]
+class Reranking:
+    """Queries and documents to scores; `arguments` are those of `Engine.rerank_pairs`."""
+
+    name = "reranking"
+    compared = "scores"
+
+    def __init__(self, arguments: dict[str, Any], sort: bool, top_n: int | None) -> None:
+        self.arguments = arguments
+        self.sort = sort
+        self.top_n = top_n
+
+    def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
+        from radix_mlp.engine.rerank import rerank_call
+
+        pairs = [(record.values[0], record.values[1]) for record in records]
+        return rerank_call(engine, engine.tokenizer, pairs, **self.arguments)
+
+    def run(self, engine: Engine, prepared: Call[Any], progress: Callable[[int, int], None]) -> NDArray[np.float64]:
+        scores: NDArray[np.float64] = engine.answer(prepared, progress)
+        return scores
+
+    def difference(self, answers: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+        return float(abs(answers - others).max())
+
+    def table(
+        self, window: Window, records: list[Record], answers: NDArray[np.float64]
+    ) -> tuple[list[int], dict[str, Any], NDArray[np.float64]]:
+        indices = indices_of(window, records, single=self.sort)
+        scores = answers.tolist()
+        order = best(records, scores, self.top_n) if self.sort else list(range(len(records)))
+        columns = {
+            "query": [records[place].values[0] for place in order],
+            "index": [indices[place] for place in order],
+            "document": [records[place].values[1] for place in order],
+            "score": [scores[place] for place in order],
+        }
+        return order, columns, answers
+
+    def notes(self, engine: Engine) -> dict[str, str]:
+        from radix_mlp.engine.template import choose_template
+
+        template: Any = self.arguments["template"]
+        return {"template": choose_template(template, engine.model, engine.tokenizer, engine.folder).name}

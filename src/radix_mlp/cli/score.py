@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import without_rejected
-from radix_mlp.cli.read import Record, read_records
-from radix_mlp.cli.show import Comparison, Skipped, progress_bar, show_summary
-from radix_mlp.cli.write import check_output, write_results
+from radix_mlp.cli.job import Job, text_records
+from radix_mlp.cli.read import Record
+from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.engine import Score
+    from radix_mlp.engine.engine import Engine, Score
+    from radix_mlp.engine.task import Call
 
 __all__ = ["score"]
 
 
 def score(
-    file: o.FileArgument,
+    files: o.FilesArgument,
     *,
     context_field: Annotated[
         str, typer.Option(help="Field or column with the context.", rich_help_panel=o.INPUT)
@@ -27,8 +28,10 @@ def score(
     continuation_field: Annotated[
         str, typer.Option(help="Field or column with the continuation.", rich_help_panel=o.INPUT)
     ] = "continuation",
+    id_field: o.IdFieldOption = None,
     file_format: o.FormatOption = None,
-    skip_bad: o.SkipBadOption = False,
+    on_error: o.OnErrorOption = "fail",
+    window: o.WindowOption = DEFAULT_WINDOW,
     add_bos: Annotated[
         bool,
         typer.Option(
@@ -47,7 +50,9 @@ def score(
     impl: o.ImplOption = "auto",
     trust_remote_code: o.TrustOption = False,
     output: o.OutputOption = None,
+    restart: o.RestartOption = False,
     compare: o.CompareOption = False,
+    progress: o.ProgressOption = None,
     quiet: o.QuietOption = False,
 ) -> None:
     """Score continuations: log p(continuation | context), as few-shot evaluation asks for it.
@@ -60,55 +65,86 @@ def score(
 
     The answer has logprob (natural logarithm, summed over the continuation's
     tokens), is_greedy (every token is the likeliest one) and token_logprobs; a
-    .npy file holds logprob alone, float64.
+    .npy file holds logprob alone, float64 (NaN for a line that was skipped).
+
+    Files of any size: a job that is stopped goes on when the same command is
+    given again.
 
     \b
     Examples:
       radix-mlp score options.jsonl -o scores.jsonl --model ./Qwen3-0.6B
       radix-mlp score table.csv --context-field question -m tiny -o scores.npy
+      radix-mlp score 'task-*.jsonl' --id-field id -m tiny -o scores.parquet
       echo '{"context": "2 + 2 =", "continuation": " 4"}' | radix-mlp score - -m tiny
     """
-    check_output(output, file)
     chosen = o.parse_threshold(threshold)
-    skipped = Skipped()
-    on_skip = skipped if skip_bad else None
     fields = (context_field, continuation_field)
-    records = read_records(file, fields, file_format=file_format, on_skip=on_skip, may_be_empty={context_field})
-
-    # torch and transformers take seconds to import: only once the input is read
-    from radix_mlp.engine.engine import Engine
-
-    engine = Engine(
-        model,
-        device=device,
-        dtype=dtype,
-        max_batch_tokens=max_batch_tokens,
-        max_length=max_length,
-        threshold=chosen,
-        impl=impl,
-        trust_remote_code=trust_remote_code,
-    )
-
-    def run(engine: Engine, records: list[Record], what: str) -> list[Score]:
-        with progress_bar(what, quiet=quiet) as progress:
-            pairs = [(record.values[0], record.values[1]) for record in records]
-            return engine.score(pairs, add_bos=add_bos, truncate=truncate, progress=progress)
-
-    records, scores = without_rejected(file, records, on_skip, lambda kept: run(engine, kept, "scoring"))
-    compared = None
-    if compare and chosen != 0:
-        unfolded = engine.unfolded()
-        others = run(unfolded, records, "not folded")
-        difference = max(abs(a.logprob - b.logprob) for a, b in zip(scores, others, strict=True))
-        compared = Comparison(unfolded.stats, difference, "log-probabilities")
-    columns = {
-        "line": [record.line for record in records],
-        "context": [record.values[0] for record in records],
-        "continuation": [record.values[1] for record in records],
-        "logprob": [answer.logprob for answer in scores],
-        "is_greedy": [answer.is_greedy for answer in scores],
-        "token_logprobs": [answer.token_logprobs for answer in scores],
+    options = {
+        "command": "score",
+        "model": model,
+        "dtype": dtype,
+        "context_field": context_field,
+        "continuation_field": continuation_field,
+        "id_field": id_field,
+        "add_bos": add_bos,
+        "max_length": max_length,
+        "truncate": truncate,
     }
-    write_results(output, columns, "logprob")
-    if not quiet:
-        show_summary(engine.stats, folded=chosen != 0, skipped=skipped.count, compared=compared)
+    job = Job(files, file_format, output, options, on_error, window, restart, compare, quiet, progress)
+
+    def engine() -> Engine:
+        from radix_mlp.engine.engine import Engine
+
+        return Engine(
+            model,
+            device=device,
+            dtype=dtype,
+            max_batch_tokens=max_batch_tokens,
+            max_length=max_length,
+            threshold=chosen,
+            impl=impl,
+            trust_remote_code=trust_remote_code,
+        )
+
+    items = text_records(job.sources, fields, id_field=id_field, may_be_empty={context_field})
+    job.run(items, Scoring({"add_bos": add_bos, "truncate": truncate}), engine)
+
+
+class Scoring:
+    """Contexts and continuations to log-probabilities; `arguments` are those of `Engine.score`."""
+
+    name = "scoring"
+    compared = "log-probabilities"
+
+    def __init__(self, arguments: dict[str, Any]) -> None:
+        self.arguments = arguments
+
+    def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
+        from radix_mlp.engine.score import score_call
+
+        pairs = [(record.values[0], record.values[1]) for record in records]
+        return score_call(engine, engine.tokenizer, pairs, **self.arguments)
+
+    def run(self, engine: Engine, prepared: Call[Any], progress: Callable[[int, int], None]) -> list[Score]:
+        scores: list[Score] = engine.answer(prepared, progress)
+        return scores
+
+    def difference(self, answers: list[Score], others: list[Score]) -> float:
+        return max(abs(a.logprob - b.logprob) for a, b in zip(answers, others, strict=True))
+
+    def table(
+        self, window: Window, records: list[Record], answers: list[Score]
+    ) -> tuple[list[int], dict[str, Any], Any]:
+        import numpy as np
+
+        columns = {
+            "context": [record.values[0] for record in records],
+            "continuation": [record.values[1] for record in records],
+            "logprob": [answer.logprob for answer in answers],
+            "is_greedy": [answer.is_greedy for answer in answers],
+            "token_logprobs": [answer.token_logprobs for answer in answers],
+        }
+        return list(range(len(records))), columns, np.asarray(columns["logprob"], np.float64)
+
+    def notes(self, engine: Engine) -> dict[str, str]:
+        return {}

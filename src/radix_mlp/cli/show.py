@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -12,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.engine import JobStats
+    from radix_mlp.cli.journal import State
     from radix_mlp.report.tree_text import TreeLine
 
-__all__ = ["Comparison", "Skipped", "errors", "progress_bar", "show_summary", "tree_table"]
+__all__ = ["Comparison", "Skipped", "errors", "note", "progress_bar", "show_summary", "tree_table"]
 
 MAX_SKIPPED_SHOWN = 10
 
@@ -23,6 +24,11 @@ MAX_SKIPPED_SHOWN = 10
 def errors() -> Console:
     """A console on today's standard error."""
     return Console(stderr=True, highlight=False)
+
+
+def note(message: str) -> None:
+    """One line to read."""
+    errors().print(message, markup=False, soft_wrap=True)
 
 
 class Skipped:
@@ -56,20 +62,20 @@ def progress_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], Non
         yield update
 
 
+@dataclass
 class Comparison:
     """The same job not folded."""
 
-    def __init__(self, stats: JobStats, difference: float, of: str) -> None:
-        self.stats = stats
-        self.difference = difference
-        self.of = of
+    seconds: float
+    difference: float
+    of: str
+    """What the largest difference is one of."""
 
 
 def show_summary(
-    stats: JobStats,
+    state: State,
     *,
     folded: bool = True,
-    skipped: int = 0,
     compared: Comparison | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
@@ -78,21 +84,34 @@ def show_summary(
     table.add_column(style="dim")
     table.add_column(justify="right")
     table.add_column()
-    for name, note in (notes or {}).items():
-        table.add_row(name, note, "")
-    batches = "batch" if stats.num_batches == 1 else "batches"
-    table.add_row("texts", f"{stats.num_requests:,}", f"in {stats.num_batches:,} {batches}")
-    if skipped:
-        table.add_row("skipped", f"{skipped:,}", "bad lines")
-    table.add_row("tokens", f"{stats.num_tokens:,}", "")
-    table.add_row("compact tokens", f"{stats.num_compact:,}", f"compression {stats.compression:.3f}")
-    rate = stats.num_tokens / stats.seconds if stats.seconds else 0.0
-    table.add_row("time folded" if folded else "time not folded", f"{stats.seconds:.2f} s", f"{rate:,.0f} tokens/s")
-    if compared is not None:
-        ratio = compared.stats.seconds / stats.seconds if stats.seconds else 0.0
-        table.add_row("time not folded", f"{compared.stats.seconds:.2f} s", f"speed-up {ratio:.2f}x")
+    for name, text in (notes or {}).items():
+        table.add_row(name, text, "")
+    batches = "batch" if state.num_batches == 1 else "batches"
+    table.add_row("texts", f"{state.num_rows:,}", f"in {state.num_batches:,} {batches}")
+    if state.num_skipped:
+        table.add_row("skipped", f"{state.num_skipped:,}", "bad lines")
+    table.add_row("tokens", f"{state.num_tokens:,}", "")
+    table.add_row(
+        "compact tokens", f"{state.num_compact:,}", f"compression {_ratio(state.num_compact, state.num_tokens, 1):.3f}"
+    )
+    seconds = state.device_seconds
+    rates = (
+        f"{_ratio(state.num_tokens, seconds):,.0f} tokens/s, {_ratio(state.num_compact, seconds):,.0f} compact tokens/s"
+    )
+    table.add_row("time folded" if folded else "time not folded", f"{seconds:.2f} s", rates)
+    if compared is None:
+        busy = min(_ratio(seconds, state.elapsed_seconds), 1)
+        table.add_row("time in all", f"{state.elapsed_seconds:.2f} s", f"the model at work for {busy:.0%} of it")
+    else:
+        table.add_row(
+            "time not folded", f"{compared.seconds:.2f} s", f"speed-up {_ratio(compared.seconds, seconds):.2f}x"
+        )
         table.add_row("largest difference", f"{compared.difference:.1e}", f"of {compared.of}")
     errors().print(table)
+
+
+def _ratio(part: float, whole: float, otherwise: float = 0.0) -> float:
+    return part / whole if whole else otherwise
 
 
 def tree_table(lines: list[TreeLine]) -> Table:

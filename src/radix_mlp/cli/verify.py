@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import without_rejected
-from radix_mlp.cli.read import Record, read_records
+from radix_mlp.cli.read import Record, read_records, without_rejected
 from radix_mlp.cli.show import Skipped, errors, progress_bar
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def verify(
     field: o.FieldOption = "text",
     prompt: o.PromptOption = None,
     file_format: o.FormatOption = None,
-    skip_bad: o.SkipBadOption = False,
+    on_error: o.OnErrorOption = "fail",
     max_length: o.MaxLengthOption = None,
     truncate: o.TruncateOption = False,
     model: o.ModelOption,
@@ -68,7 +67,7 @@ def verify(
       radix-mlp verify table.csv --field question -m tiny --against padded
     """
     skipped = Skipped()
-    on_skip = skipped if skip_bad else None
+    on_skip = skipped if o.skips(on_error) else None
     records = read_records(file, (field,), file_format=file_format, on_skip=on_skip)
 
     # torch and transformers take seconds to import: only once the input is read

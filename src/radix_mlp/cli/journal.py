@@ -1,0 +1,103 @@
+"""How far a job has come: a small file beside its output, always of a state that can be gone on from."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from radix_mlp.errors import InvalidInputError
+
+__all__ = ["Journal", "State", "replace_file"]
+
+VERSION = 1
+
+
+@dataclass
+class State:
+    """What is done, up to the end of a window."""
+
+    num_windows: int = 0
+    num_rows: int = 0
+    """Records answered."""
+    num_skipped: int = 0
+    digest: str = ""
+    """Of the input that is done."""
+    output_bytes: int = 0
+    errors_bytes: int = 0
+    num_tokens: int = 0
+    num_compact: int = 0
+    num_batches: int = 0
+    device_seconds: float = 0.0
+    elapsed_seconds: float = 0.0
+    finished: bool = False
+    """All that remains is to give the output its name."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The file with the state of a job.
+
+    Args:
+        path: where it stands.
+        options: what decides the answers; values that JSON keeps as they are.
+    """
+
+    path: Path
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def load(self) -> State | None:
+        """The state that was saved last, or None.
+
+        Raises:
+            InvalidInputError: it belongs to a job with other options, or is not a journal.
+        """
+        try:
+            saved = json.loads(self.path.read_bytes())
+            version, options, state = saved["version"], saved["options"], State(**saved["state"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise InvalidInputError(f"{self.path}: not the progress of a job ({error!r}). {BEGIN_ANEW}") from error
+        if version != VERSION:
+            raise InvalidInputError(f"{self.path}: begun by another version of radix-mlp. {BEGIN_ANEW}")
+        names = [name for name in {**options, **self.options} if options.get(name) != self.options.get(name)]
+        if names:
+            then = ", ".join(f"{_option(name)} {_shown(options.get(name))}" for name in names)
+            now = ", ".join(f"{_option(name)} {_shown(self.options.get(name))}" for name in names)
+            raise InvalidInputError(
+                f"{self.path}: the job that was begun here had {then}, and this one has {now}. Give the same to go "
+                "on with it, or begin anew with --restart."
+            )
+        return state
+
+    def save(self, state: State) -> None:
+        """Replace what was saved before, whole or not at all."""
+        text = json.dumps({"version": VERSION, "options": self.options, "state": asdict(state)}, indent=1)
+        replace_file(self.path, text.encode() + b"\n")
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+
+BEGIN_ANEW = "Begin anew with --restart."
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it holds the old content or the new, nothing else."""
+    written = path.with_name(path.name + ".new")
+    with written.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(written, path)
+
+
+def _option(name: str) -> str:
+    return name if name == "command" else "--" + name.replace("_", "-")
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else json.dumps(value, ensure_ascii=False)

@@ -1,6 +1,6 @@
 """Folded training against the unmodified model fed one sequence at a time: logits, loss, every parameter's gradient.
 
-    python -m radix_mlp.testing.training [type ...]      prints the table; without types, all that fold exactly
+python -m radix_mlp.testing.training [type ...]      prints the table; without types, all that fold exactly
 """
 
 from __future__ import annotations

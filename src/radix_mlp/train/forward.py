@@ -11,7 +11,7 @@ from torch import Tensor
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.forward import forward_compact
 from radix_mlp.ops import pool
-from radix_mlp.ops.edge_logprobs import EdgeLogprobs, Statistic, edge_logprobs
+from radix_mlp.ops.edge_logprobs import EdgeLogprobs, Head, Statistic, edge_logprobs
 from radix_mlp.ops.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
 from radix_mlp.ops.linear_head import LinearHead
 from radix_mlp.ops.logprobs import MAX_LOGITS
@@ -46,6 +46,7 @@ def tree_logprobs(
     model: torch.nn.Module,
     batch: TreeBatch,
     *,
+    head: Head | None = None,
     temperature: float = 1.0,
     statistics: Collection[Statistic] = (),
     top: int = 0,
@@ -54,7 +55,12 @@ def tree_logprobs(
     """Log-probabilities `[E]` of the batch's edges under an enabled causal language model, with gradients.
 
     `edges_to_tokens(result.logprob, batch.edges)` are those of its tokens, `[N]`, and `sequence_logprobs` of its
-    sequences, `[S]`.  The other arguments are those of `radix_mlp.ops.edge_logprobs`.
+    sequences, `[S]`.  The other arguments are those of `radix_mlp.ops.edge_logprobs`; without `head` it is the model's
+    own, `language_head(model)`.
+
+    Raises:
+        UnsupportedModelError: the model's own head is not known.
+        UnsupportedCallError: dropout or something else would make folded and unfolded training differ.
 
     >>> import radix_mlp
     >>> from radix_mlp.testing.tiny import tiny_model
@@ -64,7 +70,7 @@ def tree_logprobs(
     torch.Size([3])
     """
     hidden = tree_hidden(model, batch.plan)
-    head = language_head(model)
+    head = language_head(model) if head is None else head
     return edge_logprobs(
         hidden, head, batch.edges, temperature=temperature, statistics=statistics, top=top, max_logits=max_logits
     )

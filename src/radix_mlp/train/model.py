@@ -122,5 +122,5 @@ def _hold_to_own_logits(model: PreTrainedModel, head: Callable[[Tensor], Tensor]
     if not off < (1e-4 if own.dtype.itemsize >= 4 else 3e-2):
         raise UnsupportedModelError(
             f"{type(model).__name__} makes its logits in a way that is not known here (off by {off:.1g} of the "
-            "largest). Pass your own head: edge_logprobs(tree_hidden(model, plan), head, edges)."
+            "largest). Pass a function that makes them: tree_logprobs(model, batch, head=function)."
         )

@@ -1,0 +1,160 @@
+"""Which models train folded: exactly those whose loss and gradients are the same, and the others say why."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import radix_mlp
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.proven import PROVEN_TYPES
+from radix_mlp.ops import LinearHead
+from radix_mlp.testing.tiny import tiny_classifier
+from radix_mlp.testing.training import compare_training, random_tree
+from radix_mlp.testing.zoo import build_problem, causal_lm_types, tiny_model
+from radix_mlp.train import TreeBatch, language_head, tree_embeddings, tree_hidden, tree_logprobs, tree_scores
+
+# windows and softcaps, sinks and experts, latent attention, a scaled head, tied and learned positions, a bias in the head
+REPRESENTATIVE = ["gemma2", "gpt_oss", "deepseek_v3", "cohere2", "gpt2", "phi"]
+# what stands between their last hidden state and the logits is more than a linear layer
+OTHER_HEADS = {"bert", "electra", "ernie", "modernbert-decoder", "roc_bert"}
+PROVEN = [t for t in causal_lm_types() if build_problem(t) is None and t in PROVEN_TYPES]
+
+
+def check(model_type: str, seed: int = 0) -> None:
+    errors = compare_training(model_type, seed=seed)
+    assert errors.logits < 1e-5
+    assert errors.loss < 1e-6
+    assert errors.gradient < 3e-5, errors
+    assert errors.num_parameters > 10
+
+
+@pytest.mark.parametrize("model_type", REPRESENTATIVE)
+def test_representative_types_train_exactly(model_type) -> None:
+    check(model_type)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", PROVEN)
+@pytest.mark.filterwarnings("default")
+def test_every_proven_type_trains_exactly_or_is_refused(model_type) -> None:
+    if model_type in OTHER_HEADS:
+        with pytest.raises(UnsupportedModelError, match="makes its logits in a way"):
+            check(model_type)
+        return
+    for seed in (1, 2):
+        check(model_type, seed)
+
+
+@pytest.mark.slow
+def test_there_are_more_than_twenty_five() -> None:
+    assert len(set(PROVEN) - OTHER_HEADS) >= 25
+
+
+def test_a_broken_tree_is_seen(monkeypatch) -> None:
+    """With one edge that predicts another row's token, the comparison fails."""
+    make = TreeBatch.from_sequences
+
+    def broken(*args, **kwargs):
+        batch = make(*args, **kwargs)
+        batch.edges.targets[3], batch.edges.targets[5] = batch.edges.targets[5], batch.edges.targets[3]
+        return batch
+
+    monkeypatch.setattr(TreeBatch, "from_sequences", broken)
+    errors = compare_training("qwen3")
+    assert errors.loss > 1e-3
+    assert errors.gradient > 1e-3
+
+
+def test_hooks_that_would_see_compact_rows_are_refused(model, sequences) -> None:
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda module, args: None)
+    batch = TreeBatch.from_sequences(sequences)
+    radix_mlp.enable(model)
+    with pytest.raises(UnsupportedCallError, match=r"forward hook .* would see compact rows"):
+        tree_logprobs(model, batch)
+
+
+@pytest.mark.parametrize("place", ["attention", "module", "router"])
+def test_what_would_not_be_exact_is_refused(model, sequences, place) -> None:
+    batch = TreeBatch.from_sequences(sequences)
+    radix_mlp.enable(model).train()
+    tree_logprobs(model, batch)
+    if place == "attention":
+        model.model.layers[1].self_attn.attention_dropout = 0.1
+    elif place == "module":
+        model.model.layers[0].mlp.drop = torch.nn.Dropout(0.1)
+    else:
+        model.config.output_router_logits = True
+    with pytest.raises(UnsupportedCallError, match="balancing loss" if place == "router" else "one random draw"):
+        tree_logprobs(model, batch)
+    if place != "router":
+        tree_logprobs(model.eval(), batch)
+
+
+def test_models_that_are_not_enabled_or_have_no_head(sequences) -> None:
+    batch = TreeBatch.from_sequences(sequences)
+    with pytest.raises(InvalidInputError, match="not enabled"):
+        tree_hidden(tiny_model("llama"), batch.plan)
+    with pytest.raises(InvalidDtypeError, match="model is a Linear"):
+        tree_hidden(torch.nn.Linear(2, 2), batch.plan)
+    classifier = radix_mlp.enable(tiny_classifier())
+    with pytest.raises(UnsupportedModelError, match="no language-model head"):
+        tree_logprobs(classifier, batch)
+    with pytest.raises(UnsupportedModelError, match="no layer `score`"):
+        tree_scores(radix_mlp.enable(tiny_model("llama")), batch)
+    with pytest.raises(InvalidInputError, match="pooling is 'max'"):
+        tree_embeddings(classifier, batch, pooling="max")  # type: ignore[arg-type]
+
+
+def test_a_head_that_does_more_is_refused_until_it_is_given(sequences) -> None:
+    model = radix_mlp.enable(tiny_model("modernbert-decoder"))
+    batch = TreeBatch.from_sequences(sequences)
+    with pytest.raises(UnsupportedModelError, match="Pass a function"):
+        tree_logprobs(model, batch)
+    found = tree_logprobs(model, batch, head=lambda hidden: model.decoder(model.lm_head(hidden))).logprob
+    logits = model(sequences[0][None]).logits[0].log_softmax(-1)
+    first = batch.edges.token_edge[1 : len(sequences[0])]
+    torch.testing.assert_close(found[first], logits[:-1].gather(1, sequences[0][1:, None])[:, 0])
+
+
+def test_adapters_on_the_head_are_not_left_out(sequences) -> None:
+    peft = pytest.importorskip("peft")
+    plain = tiny_model("llama")
+    assert isinstance(language_head(plain), LinearHead)
+    model = peft.get_peft_model(plain, peft.LoraConfig(r=4, target_modules=["q_proj", "lm_head"]))
+    torch.manual_seed(0)
+    radix_mlp.enable(model)
+    language_head(model)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn_like(parameter) * 0.2
+    batch = TreeBatch.from_sequences(sequences)
+    logprob = tree_logprobs(model, batch).logprob
+    with torch.no_grad():
+        logits = model(sequences[0][None], use_cache=False).logits[0].log_softmax(-1)
+    first = batch.edges.token_edge[1 : len(sequences[0])]
+    torch.testing.assert_close(
+        logprob[first].detach(), logits[:-1].gather(1, sequences[0][1:, None])[:, 0], rtol=1e-6, atol=1e-6
+    )
+    logprob.sum().backward()
+    trained = [name for name, p in model.named_parameters() if p.grad is not None]
+    assert any("lm_head" in name for name in trained)
+    assert all("lora_" in name for name in trained)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing(model, use_reentrant) -> None:
+    first, second = (TreeBatch.from_sequences(random_tree(seed)) for seed in (1, 2))
+    radix_mlp.enable(model).train()
+
+    def gradients() -> list[torch.Tensor]:
+        model.zero_grad()
+        # both graphs are alive when the first recomputes
+        (tree_logprobs(model, first).logprob.sum() + tree_logprobs(model, second).logprob.sum()).backward()
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    expected = gradients()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": use_reentrant})
+    model.enable_input_require_grads()
+    for found, wanted in zip(gradients(), expected, strict=True):
+        torch.testing.assert_close(found, wanted)

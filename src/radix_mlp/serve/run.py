@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import socket
 import stat
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,6 +39,7 @@ def run(settings: ServeSettings) -> None:
         app = create_app(engine, settings, sha=sha)
         if settings.prometheus_port is not None:
             _serve_metrics(app.state.service.metrics.registry, settings)
+        app.state.service.supervisor.on_hang(_start_over)
         info = app.state.service.info
         logger.info(
             "serving %s (%s, %s on %s) at %s", info.name, info.type, info.dtype, info.device, _address(listener)
@@ -60,6 +63,16 @@ def run(settings: ServeSettings) -> None:
         listener.close()
         if settings.uds_path is not None:
             Path(settings.uds_path).unlink(missing_ok=True)
+
+
+async def _start_over() -> None:
+    """Replace this process by a new one: a thread that hangs, on a GPU that does not answer say, cannot be ended."""
+    logger.error("starting this process anew")
+    # for the answers that are on their way
+    await asyncio.sleep(1)
+    for handler in logging.getLogger("radix_mlp").handlers:
+        handler.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _listen(settings: ServeSettings) -> socket.socket:

@@ -1,4 +1,4 @@
-"""Keeps an `AsyncEngine` running: a new one takes the place of one that has died or hangs."""
+"""Keeps an `AsyncEngine` running: a new one takes the place of one that has died, and one that hangs is seen."""
 
 from __future__ import annotations
 
@@ -34,15 +34,20 @@ class Supervisor:
     """Owns the engine's asynchronous front, and starts another when it must."""
 
     def __init__(self, engine: Engine, settings: ServeSettings, metrics: Metrics, probe: Probe) -> None:
+        self._on_hang: Callable[[], Awaitable[None]] | None = None
         self._engine = engine
         self._settings = settings
         self._metrics = metrics
         self._front: AsyncEngine | None = None
         self._watch: asyncio.Task[None] | None = None
         self._probe = probe
-        self._suspected = False
+        self._hangs = False
         self._calls: set[asyncio.Task[Any]] = set()
         self._last_sign = time.monotonic()
+
+    def on_hang(self, act: Callable[[], Awaitable[None]]) -> None:
+        """Run this when the engine hangs; unless told, wait for it to come back."""
+        self._on_hang = act
 
     async def start(self) -> None:
         """Take requests from now on."""
@@ -70,8 +75,8 @@ class Supervisor:
         Raises:
             UnhealthyError: none does at the moment.
         """
-        if self._front is None or not self._front.is_healthy:
-            raise UnhealthyError("the engine does not run; a new one is being started")
+        if self._front is None or not self._front.is_healthy or self._hangs:
+            raise UnhealthyError("the engine does not run at the moment")
         return self._front
 
     async def run(self, call: Callable[[AsyncEngine], Awaitable[Value]]) -> Value:
@@ -88,7 +93,7 @@ class Supervisor:
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is not None and not current.cancelling():
-                raise EngineDeadError("the engine hung on a batch and was started anew; send this again") from None
+                raise EngineDeadError("the engine hangs on a batch, and this request with it; send it again") from None
             raise
         finally:
             self._calls.discard(task)
@@ -96,27 +101,26 @@ class Supervisor:
     @property
     def is_healthy(self) -> bool:
         """Whether requests are answered."""
-        return self._front is not None and self._front.is_healthy and not self._suspected
+        return self._front is not None and self._front.is_healthy and not self._hangs
 
     @property
     def queue_depth(self) -> int:
         """Texts that wait for a batch."""
         return 0 if self._front is None else self._front.queue_depth
 
-    async def _hangs(self) -> bool:
+    async def _is_silent(self, front: AsyncEngine) -> bool:
         """Whether nothing was heard for long, and a text sent to hear something is not answered either."""
-        front, timeout = self._front, self._settings.hang_timeout
-        if front is None or not front.is_healthy or time.monotonic() - self._last_sign < timeout:
+        timeout = self._settings.hang_timeout
+        if not self._hangs and time.monotonic() - self._last_sign < timeout:
             return False
-        self._suspected = front.num_active > 0
+        # an idle engine has nothing to say
+        self._hangs = self._hangs or front.num_active > 0
         try:
             await self._probe(front, min(PROBE_SECONDS, timeout))
         except DeadlineExceededError:
             return True
         except RadixError:
             logger.exception("the engine failed on a text of its own")
-        finally:
-            self._suspected = False
         self._last_sign = time.monotonic()
         return False
 
@@ -140,23 +144,36 @@ class Supervisor:
     async def _look_after(self) -> None:
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            hangs = await self._hangs()
-            if self.is_healthy and not hangs:
-                continue
-            front, self._front = self._front, None
-            logger.error("the engine %s; starting a new one", "hangs" if hangs else "has died")
-            self._metrics.restarts.inc()
-            if hangs:
-                # to close it would be to wait for a thread that may never end
-                for task in list(self._calls):
-                    task.cancel()
-            elif front is not None:
-                await _close_at_once(front)
-            try:
-                await self._start_front()
-            except Exception:
-                logger.exception("the engine could not be started; trying again")
-                await asyncio.sleep(1)
+            front = self._front
+            if front is None or not front.is_healthy:
+                await self._replace(front)
+            elif await self._is_silent(front):
+                await self._give_up()
+            else:
+                self._hangs = False
+
+    async def _replace(self, front: AsyncEngine | None) -> None:
+        """Start an engine in the place of one that has died."""
+        logger.error("the engine has died; starting a new one")
+        self._metrics.restarts.inc()
+        self._front = None
+        if front is not None:
+            await _close_at_once(front)
+        try:
+            await self._start_front()
+        except Exception:
+            logger.exception("the engine could not be started; trying again")
+            await asyncio.sleep(1)
+
+    async def _give_up(self) -> None:
+        """End what waits for a batch that does not end; the model is not free for another engine until it does."""
+        self._hangs = True
+        if self._calls:
+            logger.error("the engine hangs: no batch was done for %g s", time.monotonic() - self._last_sign)
+        for task in list(self._calls):
+            task.cancel()
+        if self._on_hang is not None:
+            await self._on_hang()
 
 
 async def _close_at_once(front: AsyncEngine) -> None:

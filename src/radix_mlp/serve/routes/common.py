@@ -15,7 +15,7 @@ from radix_mlp.serve.answers import json_answer
 from radix_mlp.serve.service import Service
 from radix_mlp.serve.wire.answers import OpenAIError, TeiError
 
-__all__ = ["OPENAI_ERRORS", "TEI_ERRORS", "ServiceOf", "answered", "as_list", "head", "usage"]
+__all__ = ["OPENAI_ERRORS", "RERANK_ERRORS", "TEI_ERRORS", "ServiceOf", "answered", "as_list", "head", "usage"]
 
 _REASONS = {
     400: "Not JSON, or nothing in it",
@@ -29,16 +29,20 @@ _REASONS = {
     503: "The engine does not run",
     504: "Not answered in time",
 }
-# plain text where the body itself is refused, JSON where a value is, nothing without a key
 _TEXT = {"content": {"text/plain": {"schema": {"type": "string"}}}}
-_FORMS: dict[int, dict[str, Any]] = {
-    401: {},
-    **dict.fromkeys((408, 413, 415), _TEXT),
-    **{status: {"model": TeiError, **_TEXT} for status in (400, 422)},
-}
-TEI_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": reason, **_FORMS.get(status, {"model": TeiError})} for status, reason in _REASONS.items()
-}
+
+
+def _tei_errors(form: Any) -> dict[int | str, dict[str, Any]]:
+    """Plain text where the body itself is refused, `form` where a value is, nothing without a key."""
+    forms = {401: {}, 408: _TEXT, 413: _TEXT, 415: _TEXT, 400: {"model": form, **_TEXT}, 422: {"model": form, **_TEXT}}
+    return {
+        status: {"description": reason, **forms.get(status, {"model": form})} for status, reason in _REASONS.items()
+    }
+
+
+TEI_ERRORS = _tei_errors(TeiError)
+RERANK_ERRORS = _tei_errors(TeiError | OpenAIError)
+"""Of a route that has clients of both kinds."""
 OPENAI_ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": reason, "model": OpenAIError} for status, reason in _REASONS.items()
 }

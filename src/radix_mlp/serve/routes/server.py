@@ -7,7 +7,7 @@ from pathlib import Path
 import fastapi_offline
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
-from starlette.responses import FileResponse, Response
+from starlette.responses import FileResponse, PlainTextResponse, Response
 
 import radix_mlp
 from radix_mlp.serve.answers import json_answer
@@ -53,9 +53,9 @@ async def info(service: ServiceOf) -> Response:
     )
 
 
-@router.get("/ping", responses={503: {"model": TeiError}})
-@router.get("/", responses={503: {"model": TeiError}})
-@router.get("/health", responses={503: {"model": TeiError}})
+@router.get("/ping", response_class=Response, responses={503: {"model": TeiError}})
+@router.get("/", response_class=Response, responses={503: {"model": TeiError}})
+@router.get("/health", response_class=Response, responses={503: {"model": TeiError}})
 async def health(service: ServiceOf) -> Response:
     """200 with nothing in it while requests are answered."""
     if not service.supervisor.is_healthy:
@@ -63,7 +63,7 @@ async def health(service: ServiceOf) -> Response:
     return Response()
 
 
-@router.get("/metrics", responses={200: {"content": {"text/plain": {}}}})
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: ServiceOf) -> Response:
     """The server's numbers for Prometheus."""
     return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -16,7 +16,7 @@ from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.answers import json_answer
 from radix_mlp.serve.errors import EmptyInputError, WrongModelError
 from radix_mlp.serve.limits import check_batch_size, check_not_empty
-from radix_mlp.serve.routes.common import TEI_ERRORS, ServiceOf, answered, as_list
+from radix_mlp.serve.routes.common import RERANK_ERRORS, TEI_ERRORS, ServiceOf, answered, as_list
 from radix_mlp.serve.routes.rerank import rerank_other
 from radix_mlp.serve.service import Service
 from radix_mlp.serve.wire import tei
@@ -90,7 +90,7 @@ async def predict(request: Request, body: tei.PredictRequest, service: ServiceOf
     return answered(request, service, answer, found[0] if single else found)
 
 
-@router.post("/rerank", responses={200: {"model": list[Rank] | Ranking}})
+@router.post("/rerank", responses={200: {"model": list[Rank] | Ranking}, **RERANK_ERRORS})
 async def rerank(request: Request, body: TeiOrOtherRerank, service: ServiceOf) -> Response:
     """Texts by relevance; with `documents` in place of `texts`, as the other rerank clients send and read it."""
     if isinstance(body, RerankRequest):

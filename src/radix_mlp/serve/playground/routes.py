@@ -58,7 +58,7 @@ async def run(request: Request, body: RunRequest, service: ServiceOf) -> Respons
     """The answer to one batch, and its prefix tree."""
     if len(body.documents) > MAX_DOCUMENTS:
         raise BatchTooLargeError(
-            f"{len(body.documents)} documents: the playground shows at most {MAX_DOCUMENTS}; the other routes take more."
+            f"{len(body.documents)} documents: the playground shows {MAX_DOCUMENTS} at most; other routes take more."
         )
     answer, found, call = await run_task(service, body)
 

@@ -80,9 +80,8 @@ class _Nodes:
         row = piece.first
         for child in [*children, None]:
             until = piece.last if child is None else child.first
-            for alone in range(row, until):
-                if len(self.tree.sequences[alone]) > piece.end:
-                    below.append(SharedPiece(piece.end, len(self.tree.sequences[alone]), alone, alone + 1))
+            ends = [(alone, len(self.tree.sequences[alone])) for alone in range(row, until)]
+            below.extend(SharedPiece(piece.end, end, alone, alone + 1) for alone, end in ends if end > piece.end)
             if child is not None:
                 below.append(child)
                 row = child.last

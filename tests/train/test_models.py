@@ -14,7 +14,7 @@ from radix_mlp.testing.training import compare_training, random_tree
 from radix_mlp.testing.zoo import build_problem, causal_lm_types, tiny_model
 from radix_mlp.train import TreeBatch, language_head, tree_embeddings, tree_hidden, tree_logprobs, tree_scores
 
-# windows and softcaps, sinks and experts, latent attention, a scaled head, tied and learned positions, a bias in the head
+# windows and softcaps, sinks and experts, latent attention, a scaled head, learned positions, a bias in the head
 REPRESENTATIVE = ["gemma2", "gpt_oss", "deepseek_v3", "cohere2", "gpt2", "phi"]
 # what stands between their last hidden state and the logits is more than a linear layer
 OTHER_HEADS = {"bert", "electra", "ernie", "modernbert-decoder", "roc_bert"}

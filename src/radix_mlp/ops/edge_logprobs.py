@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from importlib.util import find_spec
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,11 @@ from radix_mlp.ops.head_tiles import HeadEdges, HeadResults, TileOptions
 from radix_mlp.ops.linear_head import LinearHead
 from radix_mlp.ops.logprobs import FIRST_ROWS, MAX_LOGITS
 
-__all__ = ["STATISTICS", "EdgeLogprobs", "Head", "Statistic", "edge_logprobs"]
+__all__ = ["STATISTICS", "EdgeLogprobs", "Head", "edge_logprobs"]
 
 Head = Tensor | LinearHead | Callable[[Tensor], Tensor]
 """A weight `[V, h]`, a `LinearHead`, a `torch.nn.Linear`, or any function or module `[R, h] -> [R, V]`."""
-Statistic = Literal["entropy", "is_greedy", "mean_logit", "log_sum_sq_probs"]
-STATISTICS: tuple[Statistic, ...] = ("entropy", "is_greedy", "mean_logit", "log_sum_sq_probs")
+STATISTICS = ("entropy", "is_greedy", "mean_logit", "log_sum_sq_probs")
 
 
 class EdgeLogprobs(NamedTuple):
@@ -55,7 +54,7 @@ def edge_logprobs(
     edges: Edges | DeviceEdges,
     *,
     temperature: float = 1.0,
-    statistics: Collection[Statistic] = (),
+    statistics: Collection[str] = (),
     top: int = 0,
     max_logits: int = MAX_LOGITS,
 ) -> EdgeLogprobs:
@@ -166,7 +165,7 @@ def _of_some_rows(
     )
 
 
-def _by_edge(results: HeadResults, edges: DeviceEdges, statistics: Collection[Statistic], top: int) -> EdgeLogprobs:
+def _by_edge(results: HeadResults, edges: DeviceEdges, statistics: Collection[str], top: int) -> EdgeLogprobs:
     at = edges.parent_at
     return EdgeLogprobs(
         results.logprob,
@@ -201,7 +200,7 @@ def _check(
     head: LinearHead | Callable[[Tensor], Tensor],
     edges: DeviceEdges,
     temperature: float,
-    statistics: Collection[Statistic],
+    statistics: Collection[str],
     top: int,
     max_logits: int,
 ) -> None:

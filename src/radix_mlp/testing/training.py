@@ -6,6 +6,7 @@ python -m radix_mlp.testing.training [type ...]      prints the table; without t
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -51,7 +52,7 @@ def random_tree(seed: int, *, num_sequences: int = 6, max_length: int = 16) -> l
         duplicate=0.15,
         empty=0.0,
     )
-    return [torch.from_numpy(ids[begin:end] + low) for begin, end in zip(cu[:-1], cu[1:], strict=True)]
+    return [torch.from_numpy(ids[begin:end] + low) for begin, end in pairwise(cu)]
 
 
 def loss_one_at_a_time(
@@ -76,7 +77,8 @@ def compare_training(model_type: str, *, seed: int = 0, device: str = "cpu", imp
     Raises:
         UnsupportedModelError: the model cannot be folded, or its head is not known.
     """
-    model = tiny_model(model_type).to(device)
+    model = tiny_model(model_type)
+    torch.nn.Module.to(model, device)
     sequences = [sequence.to(device) for sequence in random_tree(seed)]
     generator = torch.Generator().manual_seed(seed)
     weights = [torch.randn(len(s), generator=generator, dtype=torch.float64).to(device) for s in sequences]

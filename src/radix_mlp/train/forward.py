@@ -11,7 +11,7 @@ from torch import Tensor
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.forward import forward_compact
 from radix_mlp.ops import pool
-from radix_mlp.ops.edge_logprobs import EdgeLogprobs, Head, Statistic, edge_logprobs
+from radix_mlp.ops.edge_logprobs import EdgeLogprobs, Head, edge_logprobs
 from radix_mlp.ops.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
 from radix_mlp.ops.linear_head import LinearHead
 from radix_mlp.ops.logprobs import MAX_LOGITS
@@ -48,7 +48,7 @@ def tree_logprobs(
     *,
     head: Head | None = None,
     temperature: float = 1.0,
-    statistics: Collection[Statistic] = (),
+    statistics: Collection[str] = (),
     top: int = 0,
     max_logits: int = MAX_LOGITS,
 ) -> EdgeLogprobs:

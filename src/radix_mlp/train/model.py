@@ -110,7 +110,8 @@ def _hold_to_own_logits(model: PreTrainedModel, head: Callable[[Tensor], Tensor]
         vocabulary = model.config.get_text_config().vocab_size
         first = max(0, vocabulary // 2 - PROBE_TOKENS)
         input_ids = torch.arange(first, min(first + PROBE_TOKENS, vocabulary), device=model.device)[None]
-        own = model(input_ids, use_cache=False, return_dict=True).logits[0]
+        # past wrappers of the instance, which may run it in mixed precision
+        own = type(model).forward(model, input_ids, use_cache=False, return_dict=True).logits[0]
         hidden = decoder_of(model)(input_ids, use_cache=False, return_dict=True).last_hidden_state[0]
         ours = head(hidden)
     finally:

@@ -85,7 +85,7 @@ def disable(model: AnyModel) -> AnyModel:
     folding = _folding(model)
     if folding is not None:
         del model.__dict__[folding.method]
-        disable_transformer(folding.engine.model)
+        disable_transformer(folding.tail.transformer)
     return model
 
 

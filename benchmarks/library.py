@@ -1,0 +1,426 @@
+"""Libraries as people run them, stock and with radix-mlp: the same calls on the same real text, side by side.
+
+  predict   sentence-transformers' CrossEncoder.predict: queries of Vaswani with --documents abstracts each, in the
+            template of Qwen3-Reranker; all queries in one call
+  rank      the same for one query: what a search waits for
+  encode    sentence-transformers' SentenceTransformer.encode: abstracts behind an instruction, last-token pooling
+  lm-eval   lm-evaluation-harness' HFLM.loglikelihood: BIG-Bench-Hard questions behind their task's three-shot prompt,
+            one request for each answer; needs lm_eval
+
+The stock side is the unmodified library on a copy of the same weights (random, of Qwen3's shapes), at every one of
+--batch-size; the speed-up is over the fastest of these. Times are of whole calls, tokenisation included, sides in turn.
+The gate comes first: on a part of the work, the answers' error against the stock library in float32, one text at a
+time, must be below twice the stock library's own error (float32 models: within 1e-3 of the spread of the answers).
+
+  python benchmarks/library.py --data DATA --shape 0.6b --device cuda --json library.json
+  python benchmarks/library.py --shape tiny          generated text, byte tokens; minutes on a CPU
+
+DATA holds qwen.tiktoken, vaswani/ and bbh/ (docs/benchmarks.md; 9 MB), or only what --what needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import importlib.util
+import json
+import logging
+import math
+import re
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+
+from provenance import provenance
+from radix_mlp.engine.load_tokenizer import load_tokenizer
+from radix_mlp.testing.tiny import tiny_reranker_tokenizer
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "tiny": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
+    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
+    "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
+}
+PARTS = ("predict", "rank", "encode", "lm-eval")
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+# as the model card of Qwen3-Reranker has it, for sentence-transformers' roles
+TEMPLATE = (
+    "{% set query = messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first %}"
+    "{% set document = messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first %}"
+    "{{ '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
+    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: ' + INSTRUCTION
+) + (
+    "\n<Query>: ' + query + '\n<Document>: ' + document + "
+    "'<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n' }}"
+)
+EMBED_PROMPT = f"Instruct: {INSTRUCTION}\nQuery: "
+GATE_ITEMS = 24
+
+
+@dataclass(frozen=True)
+class Row:
+    what: str
+    items: int
+    tokens: int
+    computed: int
+    stock_batch_size: int
+    stock_s: float
+    ours_s: float
+    engine_s: float
+    speed_up: float
+    stock_error: float
+    our_error: float
+    all_stock_s: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Side:
+    """One library call in three forms, each taking the items to work on."""
+
+    stock: Callable[[Any, int], np.ndarray]
+    """(items, batch size) -> answers `[n]` or `[n, d]`."""
+    ours: Callable[[Any], np.ndarray]
+    truth: Callable[[Any], np.ndarray]
+    """The stock library in float32, one text at a time."""
+    stats: Callable[[], Any]
+
+
+def main() -> None:
+    options = arguments()
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    device = options.device
+    dtype = getattr(torch, options.dtype or ("bfloat16" if device == "cuda" else "float32"))
+    versions = {name: version(name) for name in ("sentence-transformers", "lm-eval")}
+    print(json.dumps(provenance(device=device, dtype=str(dtype), shape=options.shape, **versions)), flush=True)
+    tokenizer = tokenizer_of(options.data)
+    stock, ours = models(options, tokenizer, dtype)
+    print(f"{'':9}{'items':>7}{'tokens':>10}{'computed':>10}{'stock s':>9}{'batch':>6}{'ours s':>9}", end="")
+    print(f"{'engine s':>9}{'speed-up':>9}{'stock error':>13}{'ours':>9}", flush=True)
+    about = provenance(device=device, dtype=str(dtype), shape=options.shape, **versions)
+    failed = []
+    if options.json:
+        options.json.write_text("")
+    for what in options.what:
+        if what == "lm-eval" and importlib.util.find_spec("lm_eval") is None:
+            print(f"{what:9}left out: lm_eval is not installed (pip install lm-eval)")
+            continue
+        try:
+            side, items = prepare(what, options, tokenizer, stock, ours)
+            row = measure(what, side, items, stock, dtype, options)
+        except Exception:
+            # the other parts are still worth their time
+            traceback.print_exc()
+            failed.append(what)
+            continue
+        print(
+            f"{row.what:9}{row.items:7}{row.tokens:10}{row.computed:10}{row.stock_s:9.3f}{row.stock_batch_size:6}"
+            f"{row.ours_s:9.3f}{row.engine_s:9.3f}{row.speed_up:8.2f}x{row.stock_error:13.1e}{row.our_error:9.1e}",
+            flush=True,
+        )
+        if options.json:
+            with options.json.open("a") as file:
+                file.write(json.dumps({**asdict(row), **about}) + "\n")
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", nargs="+", choices=PARTS, default=list(PARTS), help="which to run (default all)")
+    parser.add_argument("--data", type=Path, help="folder with the real text; generated text without it")
+    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="of the model (default tiny)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default bfloat16 on CUDA")
+    parser.add_argument("--queries", type=int, default=10, help="of predict (default 10)")
+    parser.add_argument("--documents", type=int, default=100, help="a query (default 100)")
+    parser.add_argument("--texts", type=int, default=2000, help="of encode (default 2000)")
+    parser.add_argument("--tasks", type=int, default=4, help="of BIG-Bench-Hard (default 4)")
+    parser.add_argument("--questions", type=int, default=64, help="a task (default 64)")
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", default=[32, 128], help="of the stock side (default 32 128)"
+    )
+    parser.add_argument(
+        "--lm-eval-batch-size", type=int, nargs="+", default=[16], help="the same for lm-eval (default 16)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="timings of each side (default 3)")
+    parser.add_argument("--max-batch-tokens", type=int, default=16384, help="of our side, in tokens computed")
+    parser.add_argument("--engine", type=json.loads, default={}, help="more options of Engine, as a JSON object")
+    parser.add_argument("--json", type=Path, help="also write one JSON object a row")
+    return parser.parse_args()
+
+
+def version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError
+    from importlib.metadata import version as version_of
+
+    try:
+        return version_of(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def tokenizer_of(data: Path | None) -> PreTrainedTokenizerBase:
+    tokenizer = tiny_reranker_tokenizer() if data is None else load_tokenizer(data / "qwen.tiktoken")
+    tokenizer.model_max_length = 8192
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def models(
+    options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+) -> tuple[Qwen3ForCausalLM, Qwen3ForCausalLM]:
+    """Two copies of one model: the stock library's and ours. Weights large enough that attention moves the output."""
+    shape = SHAPES[options.shape]
+    config = Qwen3Config(
+        **shape,
+        num_key_value_heads=min(8, shape["num_attention_heads"] // 2),
+        head_dim=32 if options.shape == "tiny" else 128,
+        vocab_size=151_936 if options.data is not None else 512,
+        max_position_embeddings=8192,
+        initializer_range=0.05,
+        tie_word_embeddings=options.shape != "8b",
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    with torch.device(options.device):
+        stock = Qwen3ForCausalLM(config).eval()
+    torch.set_default_dtype(torch.float32)
+    return stock, copy.deepcopy(stock)
+
+
+def prepare(
+    what: str, options: argparse.Namespace, tokenizer: Any, stock: Qwen3ForCausalLM, ours: Qwen3ForCausalLM
+) -> tuple[Side, Any]:
+    """The library's objects around the two models, and the items to work on."""
+    if what == "lm-eval":
+        return lm_eval_side(options, tokenizer, stock, ours), lm_eval_requests(options)
+    from radix_mlp.integrations.sentence_transformers import enable, stats
+
+    make = embedder if what == "encode" else reranker
+    theirs, mine = make(tokenizer, stock), make(tokenizer, ours)
+    enable(mine, max_batch_tokens=options.max_batch_tokens, **options.engine)
+    if what == "encode":
+        texts = abstracts(options.data)[: options.texts]
+        return Side(
+            lambda items, size: theirs.encode(items, batch_size=size, prompt=EMBED_PROMPT, show_progress_bar=False),
+            lambda items: mine.encode(items, prompt=EMBED_PROMPT, show_progress_bar=False),
+            lambda items: theirs.encode(items, batch_size=1, prompt=EMBED_PROMPT, show_progress_bar=False),
+            lambda: stats(mine),
+        ), texts
+    # log-odds: a probability next to 0 or 1 would hide errors
+    raw = {"activation_fn": torch.nn.Identity(), "show_progress_bar": False}
+    pairs = reranking_pairs(options.data, 1 if what == "rank" else options.queries, options.documents)
+    return Side(
+        lambda items, size: theirs.predict(items, batch_size=size, **raw),
+        lambda items: mine.predict(items, **raw),
+        lambda items: theirs.predict(items, batch_size=1, **raw),
+        lambda: stats(mine),
+    ), pairs
+
+
+def embedder(tokenizer: Any, model: Qwen3ForCausalLM) -> Any:
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
+
+    with stand_in(tokenizer, model) as folder:
+        transformer = Transformer(folder)
+    transformer.model = model.model
+    modules = [transformer, Pooling(model.config.hidden_size, "lasttoken"), Normalize()]
+    return SentenceTransformer(modules=modules, device=str(model.device))
+
+
+def reranker(tokenizer: Any, model: Qwen3ForCausalLM) -> Any:
+    from sentence_transformers import CrossEncoder
+
+    with stand_in(tokenizer, model, chat=True) as folder:
+        cross_encoder = CrossEncoder(folder, device=str(model.device))
+    cross_encoder[0].model = model
+    return cross_encoder
+
+
+@contextmanager
+def stand_in(tokenizer: Any, model: Qwen3ForCausalLM, *, chat: bool = False) -> Iterator[str]:
+    """A folder with the tokenizer and a model of the same class and hardly any weights, which the real one replaces."""
+    config = copy.deepcopy(model.config)
+    small = {"hidden_size": 8, "intermediate_size": 8, "head_dim": 8, "layer_types": ["full_attention"]}
+    for name, value in {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, **small}.items():
+        setattr(config, name, value)
+    tokenizer.chat_template = TEMPLATE if chat else None
+    with tempfile.TemporaryDirectory() as folder:
+        (Qwen3ForCausalLM(config) if chat else Qwen3Model(config)).save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        yield folder
+
+
+def lm_eval_side(options: argparse.Namespace, tokenizer: Any, stock: Qwen3ForCausalLM, ours: Qwen3ForCausalLM) -> Side:
+    from lm_eval.models.huggingface import HFLM
+
+    from radix_mlp.integrations.lm_eval import RadixLM
+
+    theirs = HFLM(stock, tokenizer=tokenizer, max_length=8192)
+    mine = RadixLM(
+        ours,
+        tokenizer=tokenizer,
+        max_length=8192,
+        max_batch_tokens=options.max_batch_tokens,
+        engine_options=options.engine,
+    )
+
+    def answers(model: Any, items: Any) -> np.ndarray:
+        return np.asarray([logprob for logprob, _ in model.loglikelihood(items, disable_tqdm=True)])
+
+    def at_batch_size(items: Any, size: int) -> np.ndarray:
+        theirs.batch_size_per_gpu = size
+        return answers(theirs, items)
+
+    return Side(
+        at_batch_size, lambda items: answers(mine, items), lambda items: at_batch_size(items, 1), lambda: mine.stats
+    )
+
+
+def measure(
+    what: str, side: Side, items: Any, stock: Qwen3ForCausalLM, dtype: torch.dtype, options: argparse.Namespace
+) -> Row:
+    """Gate, then time both sides in turn."""
+    # spread over the work, and each with its neighbour, so that something is shared
+    places = np.linspace(0, len(items) - 2, GATE_ITEMS // 2).astype(int)
+    some = [items[place] for start in dict.fromkeys(places.tolist()) for place in (start, start + 1)]
+    stock_error, our_error = gate(what, side, some, stock, dtype)
+    sizes = options.lm_eval_batch_size if what == "lm-eval" else options.batch_size
+    runs: dict[int | str, Callable[[], object]] = {size: lambda size=size: side.stock(items, size) for size in sizes}
+    runs["ours"] = lambda: side.ours(items)
+    times: dict[int | str, list[float]] = {name: [] for name in runs}
+    side.stock(some, sizes[0])
+    side.ours(items)
+    engine_seconds = []
+    for _ in range(options.rounds):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            times[name].append(time.perf_counter() - begin)
+        engine_seconds.append(side.stats().seconds)
+    ours_s = statistics.median(times.pop("ours"))
+    all_stock_s = {int(size): statistics.median(values) for size, values in times.items()}
+    best = min(all_stock_s, key=all_stock_s.__getitem__)
+    found = side.stats()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return Row(
+        what,
+        len(items),
+        found.num_tokens,
+        found.num_compact,
+        best,
+        all_stock_s[best],
+        ours_s,
+        statistics.median(engine_seconds),
+        all_stock_s[best] / ours_s,
+        stock_error,
+        our_error,
+        all_stock_s,
+    )
+
+
+def gate(what: str, side: Side, some: Any, stock: Qwen3ForCausalLM, dtype: torch.dtype) -> tuple[float, float]:
+    """Errors of both sides as parts of the answers' spread; raises `RuntimeError` if ours is wrong."""
+    # rotary frequencies are float32 in every model, and a cast to dtype and back would round them
+    buffers = {name: buffer.clone() for name, buffer in stock.named_buffers()}
+    stock.float()
+    truth = side.truth(some)
+    stock.to(dtype)
+    for name, buffer in stock.named_buffers():
+        buffer.data = buffers[name]
+    spread = float(np.std(truth, axis=0).mean())
+
+    def error(found: np.ndarray) -> float:
+        return float(np.sqrt(np.mean((found - truth) ** 2))) / spread
+
+    stock_error, our_error = error(side.stock(some, len(some))), error(side.ours(some))
+    limit = max(2 * stock_error, 1e-3) if dtype != torch.float32 else 1e-3
+    if not (our_error <= limit and our_error < 0.5):
+        sys.exit(
+            f"{what}: our error is {our_error:.1e}, the stock library's {stock_error:.1e}: wrong, nothing is timed"
+        )
+    return stock_error, our_error
+
+
+def abstracts(data: Path | None) -> list[str]:
+    if data is None:
+        return generated(2000, 60)
+    return trec(data / "vaswani" / "doc-text.trec", "DOC")
+
+
+def reranking_pairs(data: Path | None, queries: int, documents: int) -> list[tuple[str, str]]:
+    """Every query with the abstracts that share most of its rarer words."""
+    texts = abstracts(data)
+    words = [set(re.findall(r"\w+", text.lower())) for text in texts]
+    frequency = Counter(word for found in words for word in found)
+    asked = generated(queries, 10) if data is None else trec(data / "vaswani" / "query-text.trec", "top")[:queries]
+    pairs = []
+    for query in asked:
+        weights = {word: math.log(len(texts) / (1 + frequency[word])) for word in re.findall(r"\w+", query.lower())}
+        scores = np.asarray([sum(weights[word] for word in found & weights.keys()) for found in words])
+        best = np.argsort(-scores, kind="stable")[:documents]
+        pairs += [(query.lower(), texts[place]) for place in best]
+    return pairs
+
+
+def lm_eval_requests(options: argparse.Namespace) -> list[Any]:
+    """One request for each possible answer of every question, behind the task's three-shot prompt."""
+    from lm_eval.api.instance import Instance
+
+    requests = []
+    for prompt, examples, answers in tasks(options):
+        for example in examples[: options.questions]:
+            context = f"{prompt}\n\nQ: {example}\nA:"
+            requests += [Instance("loglikelihood", {}, (context, f" {answer}"), len(requests)) for answer in answers]
+    return requests
+
+
+def tasks(options: argparse.Namespace) -> list[tuple[str, list[str], list[str]]]:
+    """(prompt, questions, answers) of each task that has a few answers only."""
+    if options.data is None:
+        shots = generated(options.tasks, 300)
+        return [(shot, generated(options.questions, 20, seed=7), ["yes", "no", "(A) maybe"]) for shot in shots]
+    found = []
+    for path in sorted((options.data / "bbh" / "tasks").glob("*.json")):
+        examples = json.loads(path.read_text())["examples"]
+        answers = sorted({example["target"] for example in examples})
+        if len(answers) <= 8 and len(found) < options.tasks:
+            prompt = (options.data / "bbh" / "cot-prompts" / f"{path.stem}.txt").read_text().split("-----\n", 1)[-1]
+            found.append((prompt, [example["input"] for example in examples], answers))
+    return found
+
+
+def generated(count: int, num_words: int, seed: int = 0) -> list[str]:
+    """Texts of made-up words."""
+    rng = np.random.default_rng(seed)
+    words = ["".join(rng.choice(list("abcdefghij"), rng.integers(2, 9))) for _ in range(500)]
+    return [" ".join(rng.choice(words, num_words)) for _ in range(count)]
+
+
+def trec(path: Path, tag: str) -> list[str]:
+    """The texts of a TREC file, without their numbers."""
+    records = re.findall(rf"<{tag}>(.*?)</{tag}>", path.read_text(), re.DOTALL)
+    return [" ".join(re.sub(r"<(\w+)>\s*\d+\s*</\1>|</?\w+>", " ", record).split()) for record in records]
+
+
+if __name__ == "__main__":
+    main()

@@ -31,7 +31,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
-from radix_mlp.hf.folding_forward import FoldingForward
+from radix_mlp.hf.enable import folding_forward_of, install
+from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
 from radix_mlp.integrations.edge_forward import (
     EdgeForward,
     check_in_training,
@@ -39,8 +40,8 @@ from radix_mlp.integrations.edge_forward import (
     reason_of_parallelism,
 )
 from radix_mlp.ops import edge_logprobs, edges_to_tokens
-from radix_mlp.ops.edge_logprobs import EdgeLogprobs, Statistic
-from radix_mlp.train import TreeBatch, language_head, tree_hidden
+from radix_mlp.ops.edge_logprobs import EdgeLogprobs
+from radix_mlp.train import TreeBatch, language_head, pretrained_of, tree_hidden
 
 __all__ = ["TESTED_TRL", "TRAINERS", "disable", "enable"]
 
@@ -51,7 +52,7 @@ TESTED_TRL = ("1.16", "1.17")
 TRAINERS = (GRPOTrainer, RLOOTrainer, DPOTrainer, KTOTrainer, SFTTrainer, RewardTrainer)
 
 # TRL's names of what it asks for -> ours
-_STATISTICS: dict[str, Statistic] = {
+_STATISTICS: dict[str, str] = {
     "entropy": "entropy",
     "log_sum_sq_probs": "log_sum_sq_probs",
     "mean_logits": "mean_logit",
@@ -109,6 +110,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
             if isinstance(trainer, RewardTrainer):
                 check_in_training(model)
                 radix_mlp.enable(model, impl=impl, threshold=threshold)
+                _install_score_forward(model)
             else:
                 install_edge_forward(model, FusedHeadForward, trainer.accelerator, impl=impl, threshold=threshold)
     except Exception:
@@ -132,7 +134,7 @@ class FusedHeadForward(EdgeForward):
         options = _options_of_fused_head(usual)
         self.temperature: float = options["temperature"]
         self.float32_head: bool = options["cast_lm_head_to_fp32"]
-        self.statistics: list[Statistic] = [_STATISTICS[name] for name in options["outputs"] if name in _STATISTICS]
+        self.statistics: list[str] = [_STATISTICS[name] for name in options["outputs"] if name in _STATISTICS]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Fold the call if that is exact and pays."""
@@ -183,6 +185,25 @@ class FusedHeadForward(EdgeForward):
             is_top1=by_token(found.is_greedy),
             label_mask=mask,
         )
+
+
+class ScoreForward(HeadForward):
+    """Of a reward model: TRL passes the margins of the pairs to the model, too, which nothing in it reads."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the head without them."""
+        kwargs.pop("margin", None)
+        return super().__call__(*args, **kwargs)
+
+
+def _install_score_forward(model: torch.nn.Module) -> None:
+    inner = pretrained_of(model)
+    usual = folding_forward_of(inner)
+    if not isinstance(usual, HeadForward):
+        raise UnsupportedModelError(f"{type(inner).__name__} is no classifier: a reward model has a layer `score`.")
+    forward = ScoreForward(inner, usual.settings)
+    forward.previous = usual.previous
+    install(forward)
 
 
 def _options_of_fused_head(usual: FoldingForward) -> dict[str, Any]:

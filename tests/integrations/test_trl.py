@@ -1,0 +1,306 @@
+"""TRL's trainers, folded and as they come: the same numbers, the same parameters, step for step."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import trl
+from datasets import Dataset
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from tests.integrations.trainers import arguments, assert_same_training, train
+from transformers import AutoModelForCausalLM
+
+import radix_mlp
+from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
+from radix_mlp.integrations.trl import disable, enable
+from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+PROMPTS = ["one root grows, ", "a leaf of grass ", "what is the point of it? ", "so"]
+PAIRS = [
+    {"prompt": prompt, "chosen": good, "rejected": bad}
+    for prompt, good, bad in zip(
+        PROMPTS,
+        ["and branches", "is green and long", "none", " it goes"],
+        ["and dies", "is", "none at all, I think", ""],
+        strict=True,
+    )
+]
+LORA = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj"])
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A model and its tokenizer as users have them; reference models are loaded from here."""
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model().save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def reward(completions, **_):
+    """Anything that tells completions apart."""
+    return [float(sum(map(ord, completion)) % 7) for completion in completions]
+
+
+def always(trainer):
+    """Refuse to run anything unfolded."""
+    return enable(trainer, threshold=1)
+
+
+def model_of(folder, **options):
+    return AutoModelForCausalLM.from_pretrained(folder, **options)
+
+
+def adapted(model):
+    """LoRA whose second matrices are not zero, so that every gradient is there from the first step."""
+    model = get_peft_model(model, LORA)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
+    return model
+
+
+def grpo(folder, tmp_path, kind=trl.GRPOTrainer, config=trl.GRPOConfig, model=None, **options):
+    args = config(
+        **arguments(tmp_path, per_device_train_batch_size=8, num_generations=4, max_completion_length=6, **options)
+    )
+    data = Dataset.from_list([{"prompt": prompt} for prompt in PROMPTS])
+    return kind(model or model_of(folder), reward, args, train_dataset=data, processing_class=tiny_tokenizer())
+
+
+def dpo(folder, tmp_path, model=None, **options):
+    args = trl.DPOConfig(**arguments(tmp_path, **{"beta": 0.5, **options}))
+    data = Dataset.from_list(PAIRS * 2)
+    return trl.DPOTrainer(model or model_of(folder), None, args, train_dataset=data, processing_class=tiny_tokenizer())
+
+
+def kto(folder, tmp_path, **options):
+    args = trl.KTOConfig(**arguments(tmp_path, per_device_train_batch_size=8, **options))
+    rows = [{"prompt": pair["prompt"], "completion": pair["chosen"], "label": True} for pair in PAIRS]
+    rows += [{"prompt": pair["prompt"], "completion": pair["rejected"], "label": False} for pair in PAIRS]
+    return trl.KTOTrainer(
+        model_of(folder), None, args, train_dataset=Dataset.from_list(rows), processing_class=tiny_tokenizer()
+    )
+
+
+def sft(folder, tmp_path, model=None, tokenizer=None, **options):
+    args = trl.SFTConfig(**arguments(tmp_path, **options))
+    ends = ["and branches", "and dies", "", "and is a root", "and more", "or two"]
+    data = Dataset.from_list([{"prompt": prompt, "completion": end} for prompt in PROMPTS[:2] for end in ends])
+    return trl.SFTTrainer(
+        model or model_of(folder), args, train_dataset=data, processing_class=tokenizer or tiny_tokenizer()
+    )
+
+
+def reward_trainer(folder, tmp_path, **options):
+    args = trl.RewardConfig(**arguments(tmp_path, **options))
+    rows = [{**pair, "margin": 0.1 * number} for number, pair in enumerate(PAIRS)]
+    model = tiny_classifier(["score"])
+    return trl.RewardTrainer(model, args, train_dataset=Dataset.from_list(rows), processing_class=tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        # a reference model, old log-probabilities, two micro-batches a step, and a gradient through the entropy
+        {
+            "beta": 0.1,
+            "temperature": 0.7,
+            "num_iterations": 2,
+            "gradient_accumulation_steps": 2,
+            "entropy_coef": 0.05,
+            "loss_type": "grpo",
+        },
+        {"importance_sampling_level": "sequence", "top_entropy_quantile": 0.5, "gradient_checkpointing": False},
+    ],
+    ids=["defaults", "reference", "sequence"],
+)
+def test_grpo(folder, tmp_path, options) -> None:
+    expected = train(lambda: grpo(folder, tmp_path, **options))
+    found = train(lambda: grpo(folder, tmp_path, **options), always)
+    assert_same_training(found, expected)
+
+
+def test_rloo(folder, tmp_path) -> None:
+    options = {"kind": trl.RLOOTrainer, "config": trl.RLOOConfig, "beta": 0.1}
+    expected = train(lambda: grpo(folder, tmp_path, **options))
+    assert_same_training(train(lambda: grpo(folder, tmp_path, **options), always), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "loss_type": ["ipo", "sigmoid_norm"],
+            "use_weighting": True,
+            "ld_alpha": 0.5,
+            "gradient_accumulation_steps": 2,
+            "learning_rate": 2.0,
+        },
+        {"precompute_ref_log_probs": True, "truncation_mode": "keep_end", "max_length": 20},
+    ],
+    ids=["defaults", "weighted", "precomputed"],
+)
+def test_dpo(folder, tmp_path, options) -> None:
+    expected = train(lambda: dpo(folder, tmp_path, **options))
+    assert_same_training(train(lambda: dpo(folder, tmp_path, **options), always), expected)
+
+
+def test_kto(folder, tmp_path) -> None:
+    expected = train(lambda: kto(folder, tmp_path))
+    assert_same_training(train(lambda: kto(folder, tmp_path), always), expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"gradient_accumulation_steps": 2},
+        {"loss_type": "dft", "learning_rate": 5.0},
+        {"completion_only_loss": False, "pad_to_multiple_of": 8},
+    ],
+    ids=["accumulated", "dft", "whole"],
+)
+def test_sft(folder, tmp_path, options) -> None:
+    expected = train(lambda: sft(folder, tmp_path, **options))
+    assert_same_training(train(lambda: sft(folder, tmp_path, **options), always), expected)
+
+
+def test_reward(folder, tmp_path) -> None:
+    options = {"center_rewards_coefficient": 0.1}
+    expected = train(lambda: reward_trainer(folder, tmp_path, **options))
+    assert_same_training(train(lambda: reward_trainer(folder, tmp_path, **options), always), expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("make", [grpo, dpo, sft])
+def test_lora_with_checkpointing(folder, tmp_path, make, use_reentrant) -> None:
+    """The reference is the model without its adapter."""
+    options = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+    if make is grpo:
+        options["beta"] = 0.1
+    expected = train(lambda: make(folder, tmp_path, model=adapted(model_of(folder)), **options))
+    found = train(lambda: make(folder, tmp_path, model=adapted(model_of(folder)), **options), always)
+    assert expected.before.keys() == {name for name in expected.before if "lora_" in name} != set()
+    assert_same_training(found, expected)
+
+
+@pytest.mark.parametrize("make", [grpo, dpo])
+def test_bf16(folder, tmp_path, make) -> None:
+    """Under autocast the first step is as near to float32 as TRL's own is, the reference model's numbers included."""
+    # later steps of GRPO would train on other answers
+    options = {"beta": 0.5, "max_steps": 1 if make is grpo else 2}
+    exact = train(lambda: make(folder, tmp_path, **options))
+    expected = train(lambda: make(folder, tmp_path, bf16=True, **options))
+    found = train(lambda: make(folder, tmp_path, bf16=True, **options), always)
+    assert all(report.folded for report in found.reports)
+    assert 0 < distance(expected, exact) < 0.3
+    # it is bf16 that ran, not float32
+    assert 0.3 * distance(expected, exact) < distance(found, exact) < 1.5 * distance(expected, exact)
+
+
+def distance(run, exact) -> float:
+    """Of the updates, relative to the length of the exact one."""
+    away = sum(float((run.after[name] - value).square().sum()) for name, value in exact.after.items())
+    length = sum(float((exact.before[name] - value).square().sum()) for name, value in exact.after.items())
+    return (away / length) ** 0.5
+
+
+def test_what_cannot_be_folded_runs_as_trl_has_it(folder, tmp_path) -> None:
+    """Without shared tokens `auto` leaves the batch alone, and says so."""
+
+    def make():
+        trainer = sft(folder, tmp_path)
+        rows = [{"input_ids": [number] * 5, "labels": [number] * 5} for number in range(30, 42)]
+        trainer.train_dataset = Dataset.from_list(rows)
+        return trainer
+
+    expected, found = train(make), train(make, enable)
+    assert not any(report.folded for report in found.reports)
+    assert "save less than" in found.reports[0].reason
+    assert found.losses == expected.losses
+
+
+def test_disable_brings_back_trls_own_forward(folder, tmp_path) -> None:
+    trainer = sft(folder, tmp_path)
+    own = trainer.model.forward
+    assert enable(trainer).model.forward != own
+    assert enable(trainer).model.forward.previous == own
+    assert disable(trainer).model.forward == own
+    assert trainer.model.config._attn_implementation == "sdpa"
+    assert disable(trainer) is trainer
+
+
+@pytest.mark.parametrize(
+    ("option", "make"),
+    [
+        ("padding_free", sft),
+        ("packing", sft),
+        ("activation_offloading", sft),
+        ("use_liger_kernel", sft),
+        ("torch_compile", dpo),
+    ],
+)
+def test_options_that_cannot_be_folded(folder, tmp_path, option, make) -> None:
+    trainer = make(folder, tmp_path)
+    setattr(trainer.args, option, True)
+    with pytest.raises(UnsupportedCallError, match=f"{type(trainer).__name__} cannot be folded: {option} is on: .*off"):
+        enable(trainer)
+    assert not radix_mlp.hf.is_enabled(trainer.model)
+
+
+def test_dropout_is_refused(folder, tmp_path) -> None:
+    trainer = sft(folder, tmp_path, model=model_of(folder, attention_dropout=0.1))
+    with pytest.raises(UnsupportedCallError, match="dropout is above 0 in training"):
+        enable(trainer)
+    assert not radix_mlp.hf.is_enabled(trainer.model)
+
+
+def test_prompt_learning_is_refused(folder, tmp_path) -> None:
+    config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    trainer = sft(folder, tmp_path, model=get_peft_model(model_of(folder), config))
+    with pytest.raises(UnsupportedCallError, match="prompts are learnt"):
+        enable(trainer)
+
+
+def test_balancing_losses_of_experts_are_refused(folder, tmp_path) -> None:
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=259,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=2,
+        router_aux_loss_coef=0.1,
+    )
+    trainer = sft(folder, tmp_path, model=MixtralForCausalLM(config))
+    with pytest.raises(UnsupportedCallError, match=r"balancing loss of experts is on.*router_aux_loss_coef to 0"):
+        enable(trainer)
+
+
+def test_models_that_cannot_be_folded_are_refused(folder, tmp_path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=259, hidden_size=16, num_hidden_layers=1, state_size=4)
+    with pytest.raises(UnsupportedModelError, match=r"[Mm]amba"):
+        enable(sft(folder, tmp_path, model=MambaForCausalLM(config)))
+
+
+def test_other_versions_of_trl_are_refused(folder, tmp_path, monkeypatch) -> None:
+    trainer = sft(folder, tmp_path)
+    for version in ("1.15.2", "1.17.0", "2.0.0"):
+        monkeypatch.setattr(trl, "__version__", version)
+        with pytest.raises(UnsupportedCallError, match=f"TRL {version} was not tested.*1.16.*radix_mlp.enable"):
+            enable(trainer)
+
+
+def test_other_trainers_are_refused() -> None:
+    with pytest.raises(InvalidDtypeError, match="trainer is a dict: pass one of GRPOTrainer"):
+        enable({})

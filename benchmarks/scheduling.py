@@ -92,6 +92,7 @@ def main() -> None:
         "--loads", default="0.5,0.8,1.0,1.3", help="arrival rates, as parts of what arrival order takes"
     )
     parser.add_argument("--max-batch-tokens", type=int, default=16384)
+    parser.add_argument("--max-wait-ms", type=float, default=2.0, help="wait of an idle device (default 2)")
     parser.add_argument("--max-age", type=float, default=1.0, help="seconds")
     parser.add_argument("--fixed-ms", type=float, default=3.0)
     parser.add_argument("--us-per-token", type=float, default=1.5)
@@ -146,7 +147,10 @@ class Simulated:
 
     def __call__(self, load: str, order: Any, calls: list[Call], arrivals: list[float]) -> Row:
         scheduler = OnlineScheduler(
-            self.options.max_batch_tokens, max_wait=0.002, max_age=self.options.max_age, order=order
+            self.options.max_batch_tokens,
+            max_wait=self.options.max_wait_ms * 1e-3,
+            max_age=self.options.max_age,
+            order=order,
         )
         missing = [len(call.sequences) for call in calls]
         finished = [0.0] * len(calls)

@@ -99,6 +99,7 @@ class RadixLM(HFLM):
                 "this is an encoder-decoder: its decoder also attends to an encoder. Use --model hf."
             )
         self._encoded: dict[str, list[int]] = {}
+        self._checked_heads: set[Any] = set()
         self._engine = Engine(
             _without_adapter_class(self.model),
             tokenizer=self.tokenizer,
@@ -193,7 +194,7 @@ class RadixLM(HFLM):
             ends = zip(indices, plan.cu_seq_lengths[1:], strict=True)
             return np.concatenate([plan.unfold_index[end - len(targets[index]) : end] for index, end in ends])
 
-        head = output_head(self._engine.model, sequences[0])
+        head = output_head(self._engine.model, sequences[0], checked=self._checked_heads)
 
         def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> tuple[Tensor, Tensor]:
             tokens = np.concatenate([targets[index] for index in indices])

@@ -15,13 +15,16 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -29,14 +32,16 @@ from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf import disable as disable_transformer
-from radix_mlp.integrations.sentence_transformers_modules import Tail, gathered, tail_of
+from radix_mlp.integrations.sentence_transformers_modules import Features, Tail, gathered, tail_of
 
 __all__ = ["disable", "enable", "is_enabled", "stats"]
 
 AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 
-TEXTS_A_CALL = 1000
+TEXTS_A_CALL = 1024
 """Texts tokenised at a time."""
+FIRST_TEXTS = 128
+"""The same at the beginning of a call."""
 ALL = sys.maxsize
 """As `batch_size`: the library hands over all texts at once, and the engine cuts batches by tokens."""
 
@@ -101,7 +106,7 @@ def stats(model: torch.nn.Module) -> JobStats:
         raise InvalidInputError(
             "model is not enabled: call radix_mlp.integrations.sentence_transformers.enable(model) first."
         )
-    return folding.engine.stats
+    return folding.stats
 
 
 class FoldingMethod:
@@ -112,6 +117,9 @@ class FoldingMethod:
         self.method = method
         self.tail = tail
         self.options = options
+        self.stats = JobStats()
+        self.checked: set[Any] = set()
+        """Output heads that gave the transformer's own logits."""
         self.__name__ = method
         self.__doc__ = getattr(type(model), method).__doc__
 
@@ -121,7 +129,7 @@ class FoldingMethod:
         return Engine(self.tail.transformer, tokenizer=self.model.tokenizer, **self.options)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "engine"}
+        return {name: value for name, value in vars(self).items() if name != "engine"} | {"checked": set()}
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -184,38 +192,79 @@ class _Call:
         self.progress = progress
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Token ids of all inputs, by the library's own tokenisation, as lists instead of padded tensors."""
-        given: dict[str, dict[str, Any]] = kwargs.pop("processing_kwargs", None) or {}
-        unpadded = {**given.get("text", {}), "padding": False}
-        ragged = {**given, "text": unpadded, "common": {**given.get("common", {}), "return_tensors": None}}
-        sequences: list[Ids] = []
-        features: dict[str, Any] = {}
-        for start in range(0, len(inputs), TEXTS_A_CALL):
-            part = inputs[start : start + TEXTS_A_CALL]
-            features = dict(self.folding.model.preprocess(part, prompt=prompt, processing_kwargs=ragged, **kwargs))
-            rows = [np.asarray(row, np.int32) for row in features.pop("input_ids")]
-            empty = [text for text, row in zip(part, rows, strict=True) if not len(row)]
-            if empty:
-                raise InvalidInputError(f"the input {empty[0]!r:.60} has no tokens: leave it out.")
-            sequences.extend(rows)
-        self.folding.tail.check_features(features)
-        return {"sequences": sequences, "shared": features}
+        """Nothing yet: texts are tokenised while the model runs those before them."""
+        return {"inputs": inputs, "prompt": prompt, "options": kwargs}
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """The features that the model's last module leaves, for all inputs."""
-        engine, tail = self.folding.engine, self.folding.tail
-        sequences: list[Ids] = features["sequences"]
-        work = tail.work(sequences, features["shared"], kwargs, wants_tokens=self.wants_tokens)
-        order, batches = [], []
+        inputs: Sequence[Any] = features["inputs"]
+        order = text_order(inputs)
+        folding, total = self.folding, JobStats(num_requests=len(inputs))
+        places: list[NDArray[np.int64]] = []
+        batches: list[Features] = []
 
-        def tick(done: int, total: int) -> None:
-            bar.update(done - bar.n)
+        def tokenized(part: NDArray[np.int64]) -> tuple[list[Ids], Features]:
+            return self._tokenize([inputs[place] for place in part], features["prompt"], features["options"])
 
-        with tqdm(total=len(sequences), desc="Texts", disable=not self.progress) as bar:
-            for indices, _, answers in engine.run(sequences, work.finish, tick, work.needed_rows):
-                order.append(indices)
-                batches.append(answers)
-        return gathered(order, batches)
+        with ThreadPoolExecutor(1) as worker, tqdm(total=len(inputs), desc="Texts", disable=not self.progress) as bar:
+            parts = deque((part, worker.submit(tokenized, part)) for part in _parts(order))
+            try:
+                while parts:
+                    part, future = parts.popleft()
+                    sequences, shared = future.result()
+                    work = folding.tail.work(
+                        sequences, shared, kwargs, wants_tokens=self.wants_tokens, checked=folding.checked
+                    )
+                    for indices, _, answers in folding.engine.run(sequences, work.finish, None, work.needed_rows):
+                        places.append(part[indices])
+                        batches.append(answers)
+                        bar.update(len(indices))
+                    _add(total, folding.engine.stats)
+            finally:
+                for _, future in parts:
+                    future.cancel()
+        folding.stats = total
+        return gathered(places, batches)
+
+    def _tokenize(self, texts: list[Any], prompt: str | None, options: dict[str, Any]) -> tuple[list[Ids], Features]:
+        """Token ids by the library's own tokenisation, as lists instead of padded tensors, and what comes with them."""
+        options = dict(options)
+        given: dict[str, dict[str, Any]] = options.pop("processing_kwargs", None) or {}
+        unpadded = {**given.get("text", {}), "padding": False}
+        ragged = {**given, "text": unpadded, "common": {**given.get("common", {}), "return_tensors": None}}
+        features = dict(self.folding.model.preprocess(texts, prompt=prompt, processing_kwargs=ragged, **options))
+        sequences = [np.asarray(row, np.int32) for row in features.pop("input_ids")]
+        empty = [text for text, row in zip(texts, sequences, strict=True) if not len(row)]
+        if empty:
+            raise InvalidInputError(f"the input {empty[0]!r:.60} has no tokens: leave it out.")
+        self.folding.tail.check_features(features)
+        return sequences, features
+
+
+def text_order(inputs: Sequence[Any]) -> NDArray[np.int64]:
+    """Places of the inputs such that texts with a common beginning stand together, where inputs are texts.
+
+    >>> text_order([("b", "x"), ("a", "y"), ("b", "w")]).tolist()
+    [1, 2, 0]
+    """
+    keys = [(text,) if isinstance(text, str) else text for text in inputs]
+    if not all(isinstance(key, tuple | list) and all(isinstance(part, str) for part in key) for key in keys):
+        return np.arange(len(inputs))
+    return np.asarray(sorted(range(len(keys)), key=lambda place: tuple(keys[place])), np.int64)
+
+
+def _parts(order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
+    """Parts to tokenise at a time; small ones first, so that the model need not wait long."""
+    start, size = 0, FIRST_TEXTS
+    while start < len(order):
+        size = min(size, TEXTS_A_CALL)
+        yield order[start : start + size]
+        start, size = start + size, 2 * size
+
+
+def _add(total: JobStats, part: JobStats) -> None:
+    for name in ("num_tokens", "num_compact", "num_batches", "seconds"):
+        setattr(total, name, getattr(total, name) + getattr(part, name))
 
 
 def _method_of(model: torch.nn.Module) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from torch import Tensor
@@ -122,7 +123,15 @@ class Tail:
                 "radix_mlp.integrations.sentence_transformers.disable(model) for this call."
             )
 
-    def work(self, sequences: Sequence[Ids], shared: Features, options: Features, *, wants_tokens: bool) -> Work:
+    def work(
+        self,
+        sequences: Sequence[Ids],
+        shared: Features,
+        options: Features,
+        *,
+        wants_tokens: bool,
+        checked: set[Any],
+    ) -> Work:
         """How the hidden states of a batch become the answers to its texts.
 
         Args:
@@ -130,6 +139,7 @@ class Tail:
             shared: features that are the same for all texts.
             options: what the caller passes on to modules.
             wants_tokens: whether the vectors of all tokens are wanted besides.
+            checked: output heads that gave the transformer's own logits before.
         """
         shared = {name: shared[name] for name in ("modality", "prompt_length") if name in shared}
         rest = copy(self.model)
@@ -154,7 +164,7 @@ class Tail:
                 return _joined(answers)
 
             return Work(from_tokens, None)
-        head = self._head(first.module_output_name, modules, sequences[0])
+        head = self._head(first.module_output_name, modules, sequences[0], checked)
 
         def rows(indices: list[int], plan: RadixPlan) -> Rows:
             if kind_of(self.transformer) == "causal":
@@ -167,19 +177,21 @@ class Tail:
 
         return Work(from_scores, lambda indices, plan: np.unique(rows(indices, plan)))
 
-    def _head(self, name: str, modules: OrderedDict[str, Any], probe: Ids) -> Callable[[Tensor], Features]:
+    def _head(
+        self, name: str, modules: OrderedDict[str, Any], probe: Ids, checked: set[Any]
+    ) -> Callable[[Tensor], Features]:
         """The features that the transformer's head adds; a `LogitScore` is taken off `modules` and done here."""
         if kind_of(self.transformer) == "classifier":
-            labels = classification_head(self.transformer, probe)
+            labels = classification_head(self.transformer, probe, checked=checked)
             return lambda hidden: {name: labels(hidden)}
         key, module = next(iter(modules.items()), ("", None))
         if type(module) is not LogitScore or module.module_input_name != name:
-            vocabulary = output_head(self.transformer, probe)
+            vocabulary = output_head(self.transformer, probe, checked=checked)
             return lambda hidden: {name: vocabulary(hidden)[:, None]}
         # two rows of the head, in float32, instead of the whole vocabulary
         del modules[key]
         tokens = [token for token in (module.true_token_id, module.false_token_id) if token is not None]
-        answers = output_head(self.transformer, probe, tokens)
+        answers = output_head(self.transformer, probe, tokens, checked=checked)
 
         def log_odds(hidden: Tensor) -> Features:
             logits = answers(hidden)
@@ -188,11 +200,10 @@ class Tail:
         return log_odds
 
 
-def gathered(order: list[list[int]], batches: list[Features]) -> Features:
-    """Answers of batches in the order of the texts: `order` has the places of each batch's texts."""
-    places = np.concatenate([np.asarray(part, np.int64) for part in order])
+def gathered(places: list[NDArray[np.int64]], batches: list[Features]) -> Features:
+    """Answers of batches in the order of the texts: `places` has those of each batch's texts."""
     joined = _joined(batches)
-    back = np.argsort(places)
+    back = np.argsort(np.concatenate(places))
     return {
         name: value[torch.from_numpy(back).to(value.device)]
         if isinstance(value, Tensor)

@@ -77,9 +77,11 @@ async def run(request: Request, body: RunRequest, service: ServiceOf) -> Respons
         "queue": answer.queue_seconds,
         "inference": answer.inference_seconds,
     }
-    return answered(
+    response = answered(
         request, service, answer, {"task": body.task, **found, "tree": tree, "ran": ran, "seconds": seconds}
     )
+    response.headers["x-content-type-options"] = "nosniff"
+    return response
 
 
 def _file(name: str) -> Response:

@@ -143,6 +143,7 @@ async function connect() {
     if (!(error instanceof Refused)) throw error;
     byId("model").textContent = "";
     showError(error);
+    if (error.status === 401 && document.activeElement === document.body) byId("key").focus();
     return;
   }
   hideError();

@@ -16,6 +16,7 @@ from tests.integrations.models import embedder, reranker
 
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.integrations.mteb import RadixCrossEncoder, RadixEncoder
+from radix_mlp.integrations.sentence_transformers import enable, stats
 from radix_mlp.testing.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -84,6 +85,9 @@ def test_vectors_with_prompts(tmp_path, prompt_type):
     expected = stock.encode(loader(texts), prompt_type=prompt_type, **where)
     found = ours.encode(loader(texts), prompt_type=prompt_type, **where)
     np.testing.assert_allclose(found, expected, atol=2e-5)
+    enabled = SentenceTransformerEncoderWrapper(enable(stock.model, threshold=1), model_prompts=prompts)
+    np.testing.assert_allclose(enabled.encode(loader(texts), prompt_type=prompt_type, **where), expected, atol=2e-5)
+    assert stats(stock.model).num_compact < stats(stock.model).num_tokens
     similarity = ours.similarity(found, found), stock.similarity(expected, expected)
     torch.testing.assert_close(*similarity, atol=1e-4, rtol=0)
 

@@ -3,6 +3,10 @@
 import copy
 import inspect
 import pickle
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +14,10 @@ import sentence_transformers as library
 import torch
 from tests.integrations.models import PAIRS, TEXTS, embedder, reranker, save
 
+import radix_mlp
 from radix_mlp import is_enabled as is_transformer_enabled
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError, UnsupportedModelError
-from radix_mlp.integrations.sentence_transformers import disable, enable, is_enabled, stats
+from radix_mlp.integrations.sentence_transformers import disable, enable, is_enabled, stats, text_order
 from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_tokenizer
 
 MODES = ["lasttoken", "mean", "cls", "weightedmean", "max", ("mean", "lasttoken")]
@@ -259,6 +264,32 @@ def test_arguments_that_are_wrong(model):
         model.encode(TEXTS, no_such_argument=1)
     with pytest.raises(InvalidInputError, match="threshold"):
         enable(model, threshold=-1)
+
+
+def test_order_of_inputs():
+    assert text_order(["b", "a", "ab"]).tolist() == [1, 2, 0]
+    assert text_order([["b", "x"], ("a", "y"), ["b", "w"]]).tolist() == [1, 2, 0]
+    # messages have no text to go by
+    assert text_order([{"role": "user"}, "a"]).tolist() == [0, 1]
+    assert text_order([[{"role": "user"}], ["a"]]).tolist() == [0, 1]
+
+
+def test_messages(tmp_path):
+    model = reranker(tmp_path / "model", chat=True)
+    messages = [
+        [{"role": "query", "content": query}, {"role": "document", "content": document}] for query, document in PAIRS
+    ]
+    expected = model.predict(PAIRS)
+    close(model.predict(messages), expected)
+    close(enable(model, threshold=1).predict(messages), expected)
+
+
+@pytest.mark.slow
+def test_example(tmp_path):
+    example = Path(radix_mlp.__file__).parents[2] / "examples" / "rerank_with_sentence_transformers.py"
+    result = subprocess.run([sys.executable, str(example)], capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"enabled .* of 27,490 tokens computed\nlargest difference \de-0[5-9]", result.stdout)
 
 
 def test_models_that_are_refused(model, tmp_path):

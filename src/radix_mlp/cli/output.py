@@ -97,6 +97,7 @@ class FileOutput:
         # opened for appending: it must not be cut before the lock is held
         self._file = self.partial.open("ab")
         if not _lock(self._file):
+            self._file.close()
             self._file = None
             raise InvalidInputError(f"{self.partial}: another job is writing this. Wait for it, or give another name.")
         if self.restart:

@@ -1,0 +1,217 @@
+"""Writing: what a crash at any step leaves, and what every format holds."""
+
+import csv
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from radix_mlp.cli import output as output_module
+from radix_mlp.cli.encode import Table
+from radix_mlp.cli.journal import State
+from radix_mlp.cli.output import FileOutput
+from radix_mlp.errors import InvalidInputError
+
+SUFFIXES = [".jsonl", ".csv", ".tsv", ".npy", ".parquet"]
+NUM_WINDOWS = 4
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+class Steps:
+    """Counts what is done to files, and ends the process at one of the steps, before or half way through it."""
+
+    def __init__(self, monkeypatch, crash_at=None):
+        self.count, self.crash_at = 0, crash_at
+        for name in ("fsync", "replace", "truncate", "unlink"):
+            monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
+        monkeypatch.setattr(output_module, "_append", self.append)
+
+    def step(self):
+        self.count += 1
+        if self.count == self.crash_at:
+            raise Crash
+
+    def counted(self, real):
+        def act(*arguments, **options):
+            self.step()
+            return real(*arguments, **options)
+
+        return act
+
+    def append(self, file, content):
+        try:
+            self.step()
+        except Crash:
+            file.write(content[: len(content) // 2])
+            file.flush()
+            raise
+        file.write(content)
+        file.flush()
+        self.step()
+
+
+def table(number):
+    """Three items, the second of which is bad in odd windows; the first window has bad ones only."""
+    kept = [] if number == 0 else [0, 2] if number % 2 else [0, 1, 2]
+    vectors = np.arange(3, dtype=np.float32)[:, None] + np.array([number, 0.1], np.float32)
+    columns = {
+        "line": [3 * number + place + 1 for place in kept],
+        "text": [f'naïve, "{number}"\n{place}' for place in kept],
+        "embedding": vectors[kept],
+        "logprobs": [[0.5] * (place + 1) for place in kept],
+    }
+    return Table(columns, vectors[kept], kept, 3), [b"bad\n"] * (3 - len(kept))
+
+
+def job(path, options=None, windows=NUM_WINDOWS, finish=True, restart=False):
+    output = FileOutput(path, options or {"model": "tiny"}, restart=restart)
+    try:
+        output.open()
+        for number in range(output.state.num_windows, windows):
+            content, errors = table(number)
+            rows = output.state.num_rows + content.num_rows
+            output.commit(content, errors, replace(output.state, num_windows=number + 1, num_rows=rows))
+        if finish:
+            output.finish()
+            output.close()
+    finally:
+        # the locks of a process end with it, and nothing is tidied up
+        if output._file is not None:
+            output._file.close()
+    return output
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_is_written(tmp_path, suffix):
+    path = tmp_path / f"out{suffix}"
+    job(path)
+    expected = [table(number)[0].columns for number in range(1, NUM_WINDOWS)]
+    lines, texts = ([value for columns in expected for value in columns[name]] for name in ("line", "text"))
+    if suffix == ".npy":
+        found = np.load(path)
+        assert found.shape == (3 * NUM_WINDOWS, 2)
+        assert (np.flatnonzero(np.isnan(found).all(axis=1)) == [0, 1, 2, 4, 10]).all()
+        vectors = found[~np.isnan(found).any(axis=1)]
+    elif suffix == ".parquet":
+        read = pq.read_table(path)
+        assert pq.ParquetFile(path).num_row_groups == NUM_WINDOWS - 1
+        assert read.column_names == ["line", "text", "embedding", "logprobs"]
+        assert (read["line"].to_pylist(), read["text"].to_pylist()) == (lines, texts)
+        vectors = read["embedding"].to_pylist()
+    else:
+        if suffix == ".jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+        else:
+            with path.open(newline="") as file:
+                rows = list(csv.DictReader(file, delimiter="," if suffix == ".csv" else "\t"))
+            rows = [row | {name: json.loads(row[name]) for name in ("line", "embedding", "logprobs")} for row in rows]
+        assert [row["line"] for row in rows] == lines
+        assert [row["text"] for row in rows] == texts
+        assert [len(row["logprobs"]) for row in rows][:2] == [1, 3]
+        vectors = [row["embedding"] for row in rows]
+    assert (np.asarray(vectors, np.float32) == np.concatenate([columns["embedding"] for columns in expected])).all()
+    assert (tmp_path / f"out{suffix}.errors.jsonl").read_bytes() == b"bad\n" * 5
+    assert len(files(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_crash_at_any_step_changes_nothing(tmp_path, suffix):
+    (tmp_path / "whole").mkdir()
+    job(tmp_path / "whole" / f"out{suffix}")
+    whole = files(tmp_path / "whole")
+    crash_at = 0
+    crashed = True
+    while crashed:
+        crash_at += 1
+        folder = tmp_path / str(crash_at)
+        folder.mkdir()
+        # of an earlier job, whose answers stay until there are new ones
+        (folder / f"out{suffix}").write_bytes(b"old")
+        (folder / f"out{suffix}.errors.jsonl").write_bytes(b"old")
+        with pytest.MonkeyPatch.context() as patch:
+            Steps(patch, crash_at)
+            try:
+                job(folder / f"out{suffix}")
+                crashed = False
+            except Crash:
+                assert (folder / f"out{suffix}").read_bytes() in (b"old", whole[f"out{suffix}"])
+        job_again(folder / f"out{suffix}", crash_at)
+        assert files(folder) == whole, f"crash at step {crash_at}"
+    assert crash_at > 5 * NUM_WINDOWS
+
+
+def job_again(path, crash_at):
+    """Once more, at first with another crash."""
+    with pytest.MonkeyPatch.context() as patch:
+        Steps(patch, crash_at // 2 + 2)
+        try:
+            job(path)
+        except Crash:
+            job(path)
+
+
+def test_a_crash_is_a_crash(tmp_path, monkeypatch):
+    steps = Steps(monkeypatch, 2)
+    with pytest.raises(Crash):
+        job(tmp_path / "out.jsonl")
+    assert steps.count == 2
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_finished_job_is_not_run_again(tmp_path, monkeypatch):
+    path = tmp_path / "out.npy"
+    job(path, finish=False)
+    FileOutput(path, {"model": "tiny"}).journal.save(replace(State(num_rows=1, num_windows=4), finished=True))
+    os.replace(tmp_path / "out.npy.partial", path)
+    written = path.read_bytes()
+    output = job(path)
+    assert output.state.finished
+    assert path.read_bytes() == written
+    assert not (tmp_path / "out.npy.progress.json").exists()
+
+
+def test_other_options_and_damage_are_refused(tmp_path):
+    path = tmp_path / "out.jsonl"
+    job(path, {"model": "tiny", "window": 5, "prompt": None}, windows=2, finish=False)
+    with pytest.raises(InvalidInputError, match='had --model "tiny", --prompt not given,.*--model "b", --prompt "x"'):
+        job(path, {"model": "b", "window": 5, "prompt": "x"})
+    partial = tmp_path / "out.jsonl.partial"
+    whole = partial.read_bytes()
+    partial.write_bytes(whole[:-1])
+    with pytest.raises(InvalidInputError, match=r"shorter than out.jsonl.progress.json says.*--restart"):
+        job(path, {"model": "tiny", "window": 5, "prompt": None})
+    job(path, {"model": "b"}, restart=True)
+    assert len(path.read_text().splitlines()) == 7
+    job(path, windows=2, finish=False)
+    Path(f"{path}.progress.json").write_text("{}")
+    with pytest.raises(InvalidInputError, match=r"not the progress of a job.*--restart"):
+        job(path)
+
+
+def test_two_jobs_do_not_write_one_file(tmp_path):
+    first = FileOutput(tmp_path / "out.jsonl", {})
+    first.open()
+    with pytest.raises(InvalidInputError, match="another job is writing this"):
+        FileOutput(tmp_path / "out.jsonl", {}).open()
+    first.close()
+    assert files(tmp_path) == {}
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(file, content):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(output_module, "_append", full)
+    with pytest.raises(InvalidInputError, match=r"--output .*out\.npy: No space left on device"):
+        job(tmp_path / "out.npy")

@@ -249,11 +249,12 @@ def folded_at_once(sequences: list[Ids]) -> float:
 def trace(data: Path | None, count: int, seed: int, *, bytes_only: bool) -> list[Call]:
     """Calls in the order in which they come: 60 in 100 embed, 25 score, 15 rerank."""
     rng = np.random.default_rng(seed)
-    texts = Texts(data, rng)
+    # a byte is a token there, and the model takes 8192
+    texts = Texts(data, rng, longest_prompt=1000 if bytes_only else None)
     tokenizer = load_tokenizer("tiny" if data is None or bytes_only else data / "qwen.tiktoken")
 
     def encode(rows: list[str]) -> list[Ids]:
-        found = tokenizer([row[:6000] if bytes_only else row for row in rows])["input_ids"]
+        found = tokenizer(rows)["input_ids"]
         return [np.asarray(ids, np.int32) for ids in found]
 
     calls: list[Call] = []
@@ -275,7 +276,7 @@ def trace(data: Path | None, count: int, seed: int, *, bytes_only: bool) -> list
 class Texts:
     """Passages, queries and few-shot questions: real ones, or made of random words."""
 
-    def __init__(self, data: Path | None, rng: np.random.Generator) -> None:
+    def __init__(self, data: Path | None, rng: np.random.Generator, longest_prompt: int | None) -> None:
         self.rng = rng
         self.words = ["".join(rng.choice(list("abcdefghij"), rng.integers(2, 9))) for _ in range(500)]
         self.passages: list[str] = []
@@ -292,7 +293,7 @@ class Texts:
             examples = json.loads(path.read_text())["examples"]
             answers = [" " + answer for answer, _ in Counter(example["target"] for example in examples).most_common(4)]
             shots = (data / "bbh" / "cot-prompts" / f"{path.stem}.txt").read_text().split("-----\n")[-1]
-            self.tasks.append((shots, [example["input"] for example in examples], answers))
+            self.tasks.append((shots[:longest_prompt], [example["input"] for example in examples], answers))
 
     def passage(self) -> str:
         return self.pick(self.passages) if self.passages else self.some_words(int(self.rng.integers(10, 60)))

@@ -104,7 +104,10 @@ def test_reranking_and_classes():
 
     async def rerank():
         async with AsyncEngine(Engine("tiny-reranker")) as front:
-            return (await front.rerank(query, documents, instruction="find")).value
+            found = (await front.rerank(query, documents, instruction="find")).value
+            pairs = [(query, document) for document in documents]
+            assert np.array_equal(found, (await front.rerank_pairs(pairs, instruction="find")).value)
+            return found
 
     async def classify():
         async with AsyncEngine(Engine("tiny-classifier")) as front:

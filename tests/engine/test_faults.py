@@ -11,7 +11,7 @@ from tests.engine.test_async_engine import run
 from tests.engine.test_engine import TEXTS
 
 from radix_mlp import AsyncEngine, Engine
-from radix_mlp.engine import serving_loop
+from radix_mlp.engine import async_engine, serving_loop
 from radix_mlp.engine.tokenize import RejectedItemsError
 from radix_mlp.errors import (
     DeadlineExceededError,
@@ -283,3 +283,36 @@ def test_tokenization_errors_leave_the_workers_alone(engine):
             return (await front.embed(["fine"])).value.shape
 
     assert run(main()) == (1, 64)
+
+
+def test_a_tokenizer_that_panics_is_a_typed_error(engine, monkeypatch):
+    class Panic(BaseException):
+        pass
+
+    def panic(engine, tokenizer, texts, **options):
+        raise Panic("injected")
+
+    async def main():
+        async with AsyncEngine(engine) as front:
+            with monkeypatch.context() as patched:
+                patched.setattr(async_engine, "embed_call", panic)
+                with pytest.raises(InferenceError, match="tokenization failed with Panic: injected"):
+                    await front.embed(TEXTS)
+            return (await front.embed(TEXTS)).value.shape
+
+    assert run(main()) == (8, 64)
+
+
+def test_jobs_beside_the_front_change_nothing(engine):
+    """A job sets the model up anew, which must not happen under a batch that runs."""
+    expected = engine.embed(TEXTS)
+    unfolded = engine.unfolded()
+
+    async def main():
+        async with AsyncEngine(engine, max_wait=0) as front:
+            jobs = [asyncio.create_task(asyncio.to_thread(side.embed, TEXTS)) for side in (engine, unfolded) * 10]
+            calls = [asyncio.create_task(front.embed(TEXTS)) for _ in range(30)]
+            return [*await asyncio.gather(*jobs), *(answer.value for answer in await asyncio.gather(*calls))]
+
+    for vectors in run(main()):
+        assert np.allclose(vectors, expected, atol=1e-5)

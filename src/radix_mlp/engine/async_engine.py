@@ -24,7 +24,14 @@ from radix_mlp.engine.serving_loop import ServingLoop
 from radix_mlp.engine.task import Call
 from radix_mlp.engine.ticket import Answer, BatchReport, FrontStats, Ticket
 from radix_mlp.engine.token_ids import TextOrIds
-from radix_mlp.errors import DeadlineExceededError, EngineClosedError, InvalidInputError, OverloadedError
+from radix_mlp.errors import (
+    DeadlineExceededError,
+    EngineClosedError,
+    InferenceError,
+    InvalidInputError,
+    OverloadedError,
+    RadixError,
+)
 
 __all__ = ["Answer", "AsyncEngine", "BatchReport", "FrontStats", "TokenScores"]
 
@@ -204,6 +211,29 @@ class AsyncEngine:
             what="documents",
         )
 
+    async def rerank_pairs(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        instruction: str | None = None,
+        prompt_name: str | None = None,
+        template: Literal["auto", "qwen3", "chat", "pair"] = "auto",
+        raw_scores: bool = False,
+        truncate: bool = False,
+        timeout: float | None = None,
+    ) -> Answer[NDArray[np.float64]]:
+        """`Engine.rerank_pairs`: the relevance of every (query, document), `[n]` float64."""
+        return await self._answer(
+            rerank_call,
+            timeout,
+            pairs,
+            instruction=instruction,
+            prompt_name=prompt_name,
+            template=template,
+            raw_scores=raw_scores,
+            truncate=truncate,
+        )
+
     async def classify(
         self,
         inputs: Sequence[TextOrIds | tuple[str, str]],
@@ -307,6 +337,11 @@ class AsyncEngine:
         tokenizer = self._tokenizers.get()
         try:
             call = make_call(tokenizer, *arguments, **options)
+        except RadixError:
+            raise
+        except BaseException as error:
+            # a tokenizer that panics raises what is no Exception, and would end the event loop
+            raise InferenceError(f"tokenization failed with {type(error).__name__}: {error}") from error
         finally:
             self._tokenizers.put(tokenizer)
         self._loop.submit(ticket, call)

@@ -101,6 +101,11 @@ class Runner:
             enable(self.model, impl=self.impl, threshold=0)
             self.forward.refresh()
 
+    def _start_job(self) -> None:
+        # another thread may be in the middle of a batch
+        with self._model_lock:
+            self._prepare()
+
     @contextmanager
     def model_turn(self) -> Iterator[None]:
         """The model to oneself, enabled as this engine wants it, for one batch."""
@@ -111,7 +116,7 @@ class Runner:
 
     def answer(self, call: Call[Value], progress: Progress | None = None) -> Value:
         """Run all items of a call and return its value."""
-        self._prepare()
+        self._start_job()
         self.checked_heads.clear()
         self.stats = JobStats(num_requests=len(call.items))
         answers: list[Any] = [None] * len(call.items)
@@ -137,7 +142,7 @@ class Runner:
             progress: called as requests are answered.
             needed_rows: gets (indices, plan) and tells the compact rows that `finish` reads; all unless given.
         """
-        self._prepare()
+        self._start_job()
         self.stats = JobStats(num_requests=len(sequences))
         task = FunctionTask(finish, needed_rows)
         items = [Item(ids, task, place) for place, ids in enumerate(sequences)]

@@ -104,10 +104,8 @@ class ServingLoop:
 
     def drop(self, ticket: Ticket, outcome: Exception) -> None:
         """End a call early: what waits of it is not run, and what runs is not told."""
-        ticket.finish(outcome)
-        with self._changed:
-            self._tickets.discard(ticket)
-            self.scheduler.remove_call(ticket)
+        if ticket.finish(outcome):
+            self._forget(ticket)
 
     def drop_all(self, reason: str) -> None:
         """End all calls with `EngineClosedError`."""
@@ -232,11 +230,14 @@ class ServingLoop:
         for (ticket, place), answer in zip(owners, answers, strict=True):
             ticket.answer(place, answer, now)
             if ticket.is_finished:
-                with self._changed:
-                    self._tickets.discard(ticket)
-                    self.scheduler.remove_call(ticket)
+                self._forget(ticket)
         if error is not None and not isinstance(outcome, FailedBatch):
             self._check_device()
+
+    def _forget(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._tickets.discard(ticket)
+            self.scheduler.remove_call(ticket)
 
     def _report(
         self,

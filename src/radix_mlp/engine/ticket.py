@@ -145,10 +145,11 @@ class Ticket:
         )
         self.finish(answer)
 
-    def finish(self, outcome: Answer[Any] | Exception) -> None:
-        """Tell the outcome; only the first one counts."""
+    def finish(self, outcome: Answer[Any] | Exception) -> bool:
+        """Tell the outcome; only the first one counts, and False says that this was not it."""
         with self._lock:
             if self.is_finished:
-                return
+                return False
             self.is_finished = True
         self._done(outcome)
+        return True

@@ -28,12 +28,13 @@ class Run:
 
 
 class _Reports(TrainerCallback):
-    def __init__(self) -> None:
+    def __init__(self, inner) -> None:
+        self.inner = inner
         self.reports = []
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        if radix_mlp.hf.is_enabled(model):
-            self.reports.append(radix_mlp.last_call(model))
+        if radix_mlp.hf.is_enabled(self.inner(model)):
+            self.reports.append(radix_mlp.last_call(self.inner(model)))
 
 
 def arguments(folder, **options) -> dict:
@@ -57,13 +58,13 @@ def arguments(folder, **options) -> dict:
     return common | options
 
 
-def train(make, enable=None) -> Run:
-    """Make a trainer from the same seeds, enable it or not, train."""
+def train(make, enable=None, inner=lambda model: model) -> Run:
+    """Make a trainer from the same seeds, enable it or not, train; `inner` finds the transformer in the model."""
     set_seed(0)
     trainer = make()
     if enable is not None:
         assert enable(trainer) is trainer
-    callback = _Reports()
+    callback = _Reports(inner)
     trainer.add_callback(callback)
     before = _parameters(trainer.model)
     set_seed(1)

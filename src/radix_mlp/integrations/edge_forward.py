@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf import enable
 from radix_mlp.hf.calls import FoldableCall, read_call
 from radix_mlp.hf.enable import folding_forward_of, install
 from radix_mlp.hf.folding_forward import STAY_UNFOLDED, CallReport, FoldingForward
-from radix_mlp.hf.support import decoder_of
+from radix_mlp.hf.support import decoder_of, why_unsupported
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.ops import label_edges
 from radix_mlp.plan import build_plan
@@ -116,14 +116,18 @@ def install_edge_forward(
 
 
 def check_in_training(model: torch.nn.Module) -> None:
-    """`check_trainable` as if training had begun; a model that needs no gradients is checked as it is."""
+    """Raise if the model cannot be folded, or not in training; one that needs no gradients is checked as it is."""
+    inner = pretrained_of(model)
+    reason = why_unsupported(inner)
+    if reason is not None:
+        raise UnsupportedModelError(reason)
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        check_trainable(pretrained_of(model))
+        check_trainable(inner)
         return
     modes = {module: module.training for module in model.modules()}
     model.train()
     try:
-        check_trainable(pretrained_of(model))
+        check_trainable(inner)
     finally:
         for module, training in modes.items():
             module.training = training

@@ -1,0 +1,201 @@
+"""transformers' `Trainer`, folded and as it comes: the same numbers, the same parameters, and no logits on the way."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from tests.integrations.trainers import arguments, assert_same_training, train
+from torch.utils._python_dispatch import TorchDispatchMode
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Trainer, TrainingArguments
+
+import radix_mlp
+from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
+from radix_mlp.integrations.trainer import disable, enable
+from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+VOCABULARY = 259
+
+
+def rows(count=24) -> list[dict]:
+    """Answers of different length to two prompts, where some prompts count and others do not."""
+    made = []
+    for number in range(count):
+        prompt = list(("one root grows, " if number % 2 else "what is it? ").encode())
+        answer = list((f"thing {number % 7}" * (1 + number % 3)).encode())
+        ignored = [-100] * len(prompt) if number % 3 else prompt
+        made.append({"input_ids": prompt + answer, "labels": ignored + answer})
+    return made
+
+
+def trainer_of(tmp_path, model=None, collator=None, side="right", trainer_options=None, **options) -> Trainer:
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = side
+    return Trainer(
+        model or tiny_model(),
+        TrainingArguments(**arguments(tmp_path, **options)),
+        train_dataset=rows(),
+        data_collator=collator or DataCollatorForSeq2Seq(tokenizer),
+        **(trainer_options or {}),
+    )
+
+
+def always(trainer):
+    return enable(trainer, threshold=1)
+
+
+def own_loss(outputs, labels, num_items_in_batch=None):
+    """As a user might write one: it reads logits."""
+    logits = outputs.logits[:, :-1].float().flatten(0, 1)
+    return torch.nn.functional.cross_entropy(logits, labels[:, 1:].flatten(), reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        # micro-batches of different sizes: each must be divided by the tokens of all
+        {"gradient_accumulation_steps": 3, "gradient_checkpointing": True},
+        {"label_smoothing_factor": 0.1},
+        {"trainer_options": {"compute_loss_func": own_loss}},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+    ],
+    ids=["defaults", "accumulated", "smoothed", "own-loss", "reentrant"],
+)
+def test_training(tmp_path, options) -> None:
+    expected = train(lambda: trainer_of(tmp_path, **options))
+    assert_same_training(train(lambda: trainer_of(tmp_path, **options), always), expected)
+
+
+def test_left_padding(tmp_path) -> None:
+    """Where the first token of a shorter row counts, transformers lets padding predict it, so such rows say no."""
+
+    def make():
+        trainer = trainer_of(tmp_path, side="left")
+        trainer.train_dataset = [{**row, "labels": [-100, *row["labels"][1:]]} for row in rows()]
+        return trainer
+
+    expected = train(make)
+    assert_same_training(train(make, always), expected)
+    with pytest.raises(UnsupportedCallError, match="labels count tokens that follow padding"):
+        train(lambda: trainer_of(tmp_path, side="left"), always)
+
+
+def test_packed_rows(tmp_path) -> None:
+    """The collator that packs leaves boundaries in position_ids."""
+    collator = DataCollatorWithFlattening()
+    expected = train(lambda: trainer_of(tmp_path, collator=collator))
+    assert_same_training(train(lambda: trainer_of(tmp_path, collator=collator), always), expected)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_lora(tmp_path, use_reentrant) -> None:
+    def make():
+        config = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj"])
+        options = {"gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}, "gradient_checkpointing": True}
+        torch.manual_seed(0)
+        return trainer_of(tmp_path, model=get_peft_model(tiny_model(), config), learning_rate=0.1, **options)
+
+    expected = train(make)
+    assert all("lora_" in name for name in expected.before)
+    assert_same_training(train(make, always), expected)
+
+
+def test_bf16(tmp_path) -> None:
+    """Autocast costs the folded run as much of its precision as the usual one."""
+    exact = train(lambda: trainer_of(tmp_path))
+    expected = train(lambda: trainer_of(tmp_path, bf16=True))
+    found = train(lambda: trainer_of(tmp_path, bf16=True), always)
+    usual, ours = (
+        max(abs(one - other) for one, other in zip(run.losses, exact.losses, strict=True)) for run in (expected, found)
+    )
+    assert 0 < ours < 2 * usual < 0.05
+
+
+def test_a_classifier_folds_its_trunk(tmp_path) -> None:
+    def make():
+        trainer = trainer_of(tmp_path, model=tiny_classifier())
+        trainer.data_collator = DataCollatorForSeq2Seq(tiny_tokenizer(), model=None)
+        trainer.train_dataset = [{"input_ids": row["input_ids"], "label": n % 3} for n, row in enumerate(rows())]
+        trainer.data_collator = _collate_classes
+        return trainer
+
+    expected = train(make)
+    assert_same_training(train(make, always), expected)
+
+
+def _collate_classes(features):
+    padded = tiny_tokenizer().pad([{"input_ids": feature["input_ids"]} for feature in features], return_tensors="pt")
+    return {**padded, "labels": torch.tensor([feature["label"] for feature in features])}
+
+
+class _LargestLogits(TorchDispatchMode):
+    """The most rows of any tensor as wide as the vocabulary, which the two others of its sizes are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, list | tuple) else [out]:
+            if isinstance(tensor, torch.Tensor) and tensor.dim() and tensor.shape[-1] == VOCABULARY:
+                self.rows = max(self.rows, tensor.numel() // VOCABULARY)
+        return out
+
+
+def test_no_logits_of_the_batch_exist(tmp_path) -> None:
+    trainer = trainer_of(tmp_path, per_device_train_batch_size=24)
+    batch = next(iter(trainer.get_train_dataloader()))
+    model = trainer.model.train()
+    with _LargestLogits() as unmodified:
+        trainer.compute_loss(model, batch).backward()
+    always(trainer)
+    with _LargestLogits() as folded:
+        trainer.compute_loss(model, batch).backward()
+    report = radix_mlp.last_call(model)
+    assert unmodified.rows >= batch["input_ids"].numel()
+    assert folded.rows <= report.num_compact < report.num_tokens / 2
+
+
+def test_evaluation_and_prediction_have_their_logits(tmp_path) -> None:
+    trainer = trainer_of(tmp_path)
+    expected = trainer.predict(rows(6))
+    found = always(trainer).predict(rows(6))
+    assert radix_mlp.last_call(trainer.model).folded
+    present = expected.label_ids[:, 1:] != -100
+    np.testing.assert_allclose(found.predictions[:, :-1][present], expected.predictions[:, :-1][present], atol=1e-4)
+    assert found.metrics["test_loss"] == pytest.approx(expected.metrics["test_loss"], rel=1e-5)
+
+
+def test_a_trainer_can_train_again_and_be_disabled(tmp_path) -> None:
+    trainer = trainer_of(tmp_path, bf16=True)
+    always(trainer).train()
+    assert enable(trainer, threshold=1).train().training_loss > 0
+    assert radix_mlp.last_call(trainer.model).folded
+    disable(trainer)
+    assert not radix_mlp.hf.is_enabled(trainer.model)
+    assert trainer.train().training_loss > 0
+
+
+@pytest.mark.parametrize("option", ["torch_compile", "use_liger_kernel"])
+def test_options_that_cannot_be_folded(tmp_path, option) -> None:
+    trainer = trainer_of(tmp_path)
+    setattr(trainer.args, option, True)
+    with pytest.raises(UnsupportedCallError, match=f"Trainer cannot be folded: {option} is on"):
+        enable(trainer)
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path) -> None:
+    trainer = trainer_of(tmp_path)
+    trainer.args._n_gpu = 2
+    with pytest.raises(UnsupportedCallError, match="DataParallel"):
+        enable(trainer)
+
+
+def test_other_objects_are_refused() -> None:
+    with pytest.raises(InvalidDtypeError, match="trainer is a dict: pass a transformers Trainer"):
+        enable({})

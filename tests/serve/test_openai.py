@@ -52,6 +52,19 @@ def test_both_encodings_hold_the_same_numbers(client: httpx.Client) -> None:
     np.testing.assert_allclose(decoded, floats, atol=1e-6)
 
 
+def test_texts_are_cut_where_vllms_clients_ask_for_it(client: httpx.Client, oracle: Oracle) -> None:
+    def found(limit: int) -> list[list[float]]:
+        body = {"input": ["abcdefgh", "abc"], "truncate_prompt_tokens": limit}
+        response = client.post("/v1/embeddings", json=body)
+        assert response.status_code == 200, response.text
+        return [each["embedding"] for each in response.json()["data"]]
+
+    np.testing.assert_allclose(found(5), oracle("tiny").embed(["abcde", "abc"]), atol=2e-5)
+    for limit in (-1, 512, 100_000):
+        np.testing.assert_allclose(found(limit), oracle("tiny").embed(["abcdefgh", "abc"]), atol=2e-5)
+    assert client.post("/v1/embeddings", json={"input": "a", "truncate_prompt_tokens": 0}).status_code == 422
+
+
 def test_models(sdk: openai.OpenAI) -> None:
     assert [model.id for model in sdk.models.list()] == ["tiny"]
 

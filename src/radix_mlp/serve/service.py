@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from radix_mlp.engine.async_engine import Answer, AsyncEngine, TokenScores
 from radix_mlp.engine.classify import Label
 from radix_mlp.engine.engine import Engine
+from radix_mlp.engine.pooler import pooler_of
 from radix_mlp.engine.score import Score
 from radix_mlp.engine.token_ids import TextOrIds
 from radix_mlp.errors import InvalidInputError
@@ -46,6 +47,8 @@ class Service:
         self.metrics.watch(lambda: self.supervisor.queue_depth, lambda: self.places.taken)
         self.started = int(time.time())
         self._pooling: Any = POOLING_NAMES[settings.pooling] if settings.pooling else None
+        is_embedding = self.info.type == "embedding"
+        self._pools_prompt = not is_embedding or pooler_of(engine.folder, self._pooling).include_prompt
 
     async def start(self) -> None:
         """Take requests from now on, after a first one that compiles what is compiled once."""
@@ -65,6 +68,7 @@ class Service:
         normalize: bool = True,
         dimensions: int | None = None,
         truncate: bool | None = None,
+        max_tokens: int | None = None,
         left: bool = False,
         name: str = "inputs",
         single: bool = False,
@@ -73,7 +77,7 @@ class Service:
         """A vector a text, `[n, d]`; the batch limit counts `num_items`, unless all texts."""
         self.info.require("embedding")
         self._check_dimensions(dimensions)
-        texts, prompts, cut = await self._texts(texts, prompt_name, truncate, left, name)
+        texts, prompts, cut = await self._texts(texts, prompt_name, truncate, max_tokens, left, name)
 
         async def part(front: AsyncEngine, items: Sequence[TextOrIds], timeout: float | None) -> Any:
             return await front.embed(
@@ -94,13 +98,14 @@ class Service:
         *,
         prompt_name: str | None = None,
         truncate: bool | None = None,
+        max_tokens: int | None = None,
         left: bool = False,
         name: str = "inputs",
         single: bool = False,
     ) -> Answer[list[NDArray[np.float32]]]:
         """A vector a token."""
         self.info.require("embedding")
-        texts, prompts, cut = await self._texts(texts, prompt_name, truncate, left, name)
+        texts, prompts, cut = await self._texts(texts, prompt_name, truncate, max_tokens, left, name)
 
         async def part(front: AsyncEngine, items: Sequence[TextOrIds], timeout: float | None) -> Any:
             return await front.embed_tokens(items, **prompts, truncate=cut, timeout=timeout)
@@ -115,6 +120,7 @@ class Service:
         instruction: str | None = None,
         raw_scores: bool = False,
         truncate: bool | None = None,
+        max_tokens: int | None = None,
         name: str = "texts",
     ) -> Answer[NDArray[np.float64]]:
         """How relevant every document is to the query."""
@@ -122,7 +128,7 @@ class Service:
         check_not_empty([query], "query")
         if not documents:
             raise EmptyInputError(f"`{name}` cannot be empty")
-        cut = self.settings.auto_truncate if truncate is None else truncate
+        cut = self._cutting_pairs(truncate, max_tokens)
         # the query is not cut, so it has to fit
         cut_characters(query, self.info.max_input_length, truncate=False, name="query")
         documents = [self._cut(document, truncate=cut, name=name) for document in documents]
@@ -135,12 +141,12 @@ class Service:
         return await self._run("predict", part, documents, np.concatenate)
 
     async def rerank_pairs(
-        self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None, truncate: bool | None = None
+        self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None, max_tokens: int | None = None
     ) -> Answer[NDArray[np.float64]]:
         """How relevant every pair's document is to its query."""
         self.info.require("reranker")
         check_not_empty([query for query, _ in pairs], "query")
-        cut = self.settings.auto_truncate if truncate is None else truncate
+        cut = self._cutting_pairs(None, max_tokens)
         checked = []
         for query, document in pairs:
             cut_characters(query, self.info.max_input_length, truncate=False, name="query")
@@ -174,13 +180,14 @@ class Service:
         *,
         raw_scores: bool = False,
         truncate: bool | None = None,
+        max_tokens: int | None = None,
         left: bool = False,
         single: bool = False,
         name: str = "inputs",
     ) -> Answer[list[list[Label]]]:
         """The labels of every text or pair, the highest score first."""
         check_not_empty(["".join(item) if isinstance(item, tuple) else item for item in inputs], name)
-        cut = self.settings.auto_truncate if truncate is None else truncate
+        cut, limit = self._cutting(truncate, max_tokens)
         items: list[Any] = []
         for item in inputs:
             pair = isinstance(item, tuple)
@@ -188,8 +195,9 @@ class Service:
                 raise InvalidInputError("`truncation_direction` left: pairs of texts are cut on the right only.")
             parts = [self._cut(part, truncate=cut, name=name, left=left) for part in (item if pair else (item,))]
             items.append(tuple(parts) if pair else parts[0])
-        if left and cut:
-            items = await self.tokens.cut_left(items)
+        if (left and cut) or limit is not None:
+            limit = self.info.max_input_length if limit is None else limit
+            items = await self.tokens.cut(items, limit, left=left)
 
         async def part(front: AsyncEngine, items: Sequence[Any], timeout: float | None) -> Any:
             return await front.classify(items, raw_scores=raw_scores, truncate=cut, timeout=timeout)
@@ -227,21 +235,50 @@ class Service:
             await front.classify(texts, timeout=timeout)
 
     async def _texts(
-        self, texts: Sequence[TextOrIds], prompt_name: str | None, truncate: bool | None, left: bool, name: str
+        self,
+        texts: Sequence[TextOrIds],
+        prompt_name: str | None,
+        truncate: bool | None,
+        max_tokens: int | None,
+        left: bool,
+        name: str,
     ) -> tuple[Sequence[TextOrIds], dict[str, str | None], bool]:
         """Checked texts, the prompt that goes before them, and whether to cut."""
         check_not_empty(texts, name)
         self._check_ids(texts, name)
-        cut = self.settings.auto_truncate if truncate is None else truncate
+        cut, limit = self._cutting(truncate, max_tokens)
         if prompt_name is not None:
             prompts: dict[str, str | None] = {"prompt": None, "prompt_name": prompt_name}
         else:
             prompts = {"prompt": self.settings.default_prompt, "prompt_name": self.settings.default_prompt_name}
         found = [self._cut(text, truncate=cut, name=name, left=left) for text in texts]
-        if left and cut:
-            prompt = self.engine.folder.prompt(prompts["prompt"], prompts["prompt_name"])
-            return await self.tokens.cut_left(found, prompt), {"prompt": ""}, cut
-        return found, prompts, cut
+        if not (cut and left) and limit is None:
+            return found, prompts, cut
+        prompt = self.engine.folder.prompt(prompts["prompt"], prompts["prompt_name"])
+        if prompt and not self._pools_prompt:
+            raise InvalidInputError(
+                "`truncation_direction` left and `truncate_prompt_tokens`: not with this model, which leaves the "
+                "prompt out of its vectors."
+            )
+        limit = self.info.max_input_length if limit is None else limit
+        return await self.tokens.cut(found, limit, prompt, left=left), {"prompt": ""}, cut
+
+    def _cutting(self, truncate: bool | None, max_tokens: int | None) -> tuple[bool, int | None]:
+        """Whether to cut, and at how many tokens if not at the model's limit; -1 of vLLM's is that limit."""
+        if max_tokens is None:
+            return self.settings.auto_truncate if truncate is None else truncate, None
+        if max_tokens != -1 and max_tokens < 1:
+            raise InvalidInputError(f"`truncate_prompt_tokens` {max_tokens}: must be -1 or at least 1.")
+        return True, None if max_tokens == -1 or max_tokens >= self.info.max_input_length else max_tokens
+
+    def _cutting_pairs(self, truncate: bool | None, max_tokens: int | None) -> bool:
+        """The same for pairs of texts, which are cut at the model's limit only."""
+        cut, limit = self._cutting(truncate, max_tokens)
+        if limit is not None:
+            raise InvalidInputError(
+                f"`truncate_prompt_tokens` {limit}: a pair is cut at the model's limit only; say -1."
+            )
+        return cut
 
     def _cut(self, text: Any, *, truncate: bool, name: str, left: bool = False) -> Any:
         if not isinstance(text, str):

@@ -1,4 +1,4 @@
-"""The tokenizer as routes use it: tokens with their places in the text, ids back to text, texts cut from the left."""
+"""The tokenizer as routes use it: tokens with their places in the text, ids back to text, texts cut."""
 
 from __future__ import annotations
 
@@ -64,21 +64,21 @@ class Tokens:
         """What a function of the tokenizer gives."""
         return await self._on_thread(function, self._tokenizer)
 
-    async def cut_left(self, items: Sequence[Any], prompt: str | None = None) -> list[Any]:
-        """Ids of all texts behind the prompt, those that are too long without their begin; ids cut likewise."""
-        return await self._on_thread(self._cut_left, list(items), prompt or "")
+    async def cut(self, items: Sequence[Any], limit: int, prompt: str | None = None, *, left: bool) -> list[Any]:
+        """Ids of all texts behind the prompt, at most `limit` of them, the begin cut off or the end; ids likewise."""
+        return await self._on_thread(self._cut, list(items), limit, prompt or "", left)
 
-    def _cut_left(self, items: list[Any], prompt: str) -> list[Any]:
+    def _cut(self, items: list[Any], limit: int, prompt: str, left: bool) -> list[Any]:
         found = list(items)
         places = [index for index, item in enumerate(items) if isinstance(item, str)]
         texts = [prompt + items[index] for index in places]
         if self._folder.lower_case:
             texts = [text.lower() for text in texts]
-        self._tokenizer.truncation_side = "left"
-        rows = self._ids(texts, truncation=True, max_length=self._max_length) if texts else []
+        self._tokenizer.truncation_side = "left" if left else "right"
+        rows = self._ids(texts, truncation=True, max_length=limit) if texts else []
         for index, row in zip(places, rows, strict=True):
             found[index] = row
-        return [row[-self._max_length :] for row in found]
+        return [row[-limit:] if left else row[:limit] for row in found]
 
     def _ids(self, texts: list[str], **options: Any) -> list[list[int]]:
         encoded = self._tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **options)

@@ -29,7 +29,7 @@ async def embeddings(request: Request, body: EmbeddingsRequest, service: Service
     answer = await service.embed(
         texts,
         dimensions=body.dimensions,
-        truncate=True if body.truncate_prompt_tokens == -1 else None,
+        max_tokens=body.truncate_prompt_tokens,
         name="input",
         single=single,
     )

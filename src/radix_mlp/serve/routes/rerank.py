@@ -44,7 +44,7 @@ async def rerank_other(
         documents,
         instruction=body.instruct if body.instruction is None else body.instruction,
         raw_scores=body.raw_scores,
-        truncate=True if body.truncate_prompt_tokens == -1 else None,
+        max_tokens=body.truncate_prompt_tokens,
         name="documents",
     )
     wanted = return_documents if body.return_documents is None else body.return_documents

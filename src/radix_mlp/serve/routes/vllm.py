@@ -28,20 +28,21 @@ SIDES = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), (
 async def score(request: Request, body: ScoreRequest, service: ServiceOf) -> Response:
     """How relevant texts are to others: a reranker's score, or the cosine of an embedding model."""
     lefts, rights = _sides(body)
-    truncate = True if body.truncate_prompt_tokens == -1 else None
     answer: Any
     if service.info.type == "embedding":
         if body.instruction is not None:
             raise WrongBodyError("`instruction` is for rerankers; this is an embedding model.")
         distinct = {text: index for index, text in enumerate(dict.fromkeys([*lefts, *rights]))}
-        answer = await service.embed(list(distinct), truncate=truncate, name="texts", num_items=len(lefts))
+        answer = await service.embed(
+            list(distinct), max_tokens=body.truncate_prompt_tokens, name="texts", num_items=len(lefts)
+        )
         vectors: NDArray[np.float32] = answer.value
         left = vectors[[distinct[text] for text in lefts]]
         scores = (left * vectors[[distinct[text] for text in rights]]).sum(axis=1)
     else:
         service.info.require("reranker")
         answer = await service.rerank_pairs(
-            list(zip(lefts, rights, strict=True)), instruction=body.instruction, truncate=truncate
+            list(zip(lefts, rights, strict=True)), instruction=body.instruction, max_tokens=body.truncate_prompt_tokens
         )
         scores = answer.value.astype(np.float32)
     data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores)]
@@ -54,9 +55,7 @@ async def classify(request: Request, body: ClassifyRequest, service: ServiceOf) 
     if not service.info.has_labels:
         raise WrongModelError("model is not a classifier model")
     texts, single = as_list(body.input)
-    answer = await service.classify(
-        texts, truncate=True if body.truncate_prompt_tokens == -1 else None, single=single, name="input"
-    )
+    answer = await service.classify(texts, max_tokens=body.truncate_prompt_tokens, single=single, name="input")
     labels = service.info.labels
     data = []
     for index, found in enumerate(answer.value):
@@ -71,20 +70,19 @@ async def classify(request: Request, body: ClassifyRequest, service: ServiceOf) 
 async def pooling(request: Request, body: PoolingRequest, service: ServiceOf) -> Response:
     """A vector a token (the default) or a text, of length 1; or every label's score."""
     texts, single = as_list(body.input)
-    truncate = True if body.truncate_prompt_tokens == -1 else None
     task = body.task or ("token_embed" if service.info.type == "embedding" else "classify")
     answer: Any
     rows: Any
     if task == "embed":
-        answer = await service.embed(texts, truncate=truncate, name="input", single=single)
+        answer = await service.embed(texts, max_tokens=body.truncate_prompt_tokens, name="input", single=single)
         rows = answer.value
     elif task == "token_embed":
-        answer = await service.embed_tokens(texts, truncate=truncate, name="input", single=single)
+        answer = await service.embed_tokens(texts, max_tokens=body.truncate_prompt_tokens, name="input", single=single)
         rows = [row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-12) for row in answer.value]
     else:
         if not service.info.has_labels:
             raise WrongModelError("model is not a classifier model")
-        answer = await service.classify(texts, truncate=truncate, name="input", single=single)
+        answer = await service.classify(texts, max_tokens=body.truncate_prompt_tokens, name="input", single=single)
         rows = [np.array([dict(found)[label] for label in service.info.labels], np.float32) for found in answer.value]
     data = [{"index": index, "object": "pooling", "data": row} for index, row in enumerate(rows)]
     return answered(request, service, answer, {**head(service, "list", "pool"), "data": data, "usage": usage(answer)})

@@ -6,9 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["Body", "Nothing", "TokenId", "TruncationDirection"]
+__all__ = ["Body", "Model", "Nothing", "TokenId", "TruncationDirection"]
 
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Model = Annotated[str | None, Field(description="The served model answers, whatever stands here.")]
 TruncationDirection = Literal["left", "right", "Left", "Right"]
 
 

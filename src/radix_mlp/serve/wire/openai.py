@@ -6,12 +6,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from radix_mlp.serve.wire.body import Body, TokenId
+from radix_mlp.serve.wire.body import Body, Model, TokenId
 
-__all__ = ["CompletionsRequest", "EmbeddingsRequest"]
+__all__ = ["CompletionsRequest", "EmbeddingsRequest", "Ignored", "MaxTokens"]
 
 Ignored = Annotated[Any, Field(description="Accepted and without effect: clients always send it.")]
-Model = Annotated[str | None, Field(description="The served model answers, whatever stands here.")]
+MaxTokens = Annotated[
+    int | None, Field(ge=-1, description="Cut texts at so many tokens, -1: at the model's limit, as vLLM has it.")
+]
 
 
 class EmbeddingsRequest(Body):
@@ -25,9 +27,7 @@ class EmbeddingsRequest(Body):
     ] = None
     dimensions: Annotated[int | None, Field(description="Keep this many leading dimensions.")] = None
     user: Ignored = None
-    truncate_prompt_tokens: Annotated[
-        Literal[-1] | None, Field(description="-1 cuts texts at the model's limit, as vLLM has it.")
-    ] = None
+    truncate_prompt_tokens: MaxTokens = None
 
 
 class CompletionsRequest(Body):

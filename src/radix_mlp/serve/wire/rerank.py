@@ -6,8 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from radix_mlp.serve.wire.body import Body
-from radix_mlp.serve.wire.openai import Ignored, Model
+from radix_mlp.serve.wire.body import Body, Model
+from radix_mlp.serve.wire.openai import Ignored, MaxTokens
 from radix_mlp.serve.wire.tei import TeiRerankRequest
 
 __all__ = ["RERANK_TAGS", "Document", "RerankRequest", "TeiOrOtherRerank"]
@@ -32,7 +32,7 @@ class RerankRequest(Body):
     instruction: Annotated[str | None, Field(description="What relevant means; the model's own unless given.")] = None
     instruct: Annotated[str | None, Field(description="The same under SGLang's name.")] = None
     raw_scores: Annotated[bool, Field(description="The model's own scores, as infinity has it.")] = False
-    truncate_prompt_tokens: Literal[-1] | None = None
+    truncate_prompt_tokens: MaxTokens = None
     user: Ignored = None
     priority: Literal[0] | None = None
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from radix_mlp.serve.wire.body import Body, Nothing, TokenId, TruncationDirection
+from radix_mlp.serve.wire.body import Body, Model, Nothing, TokenId, TruncationDirection
 
 __all__ = [
     "DecodeRequest",
@@ -62,6 +62,7 @@ class EmbedSparseRequest(_TextsRequest):
 class PredictRequest(Body):
     """Texts, or pairs of texts, to classify."""
 
+    model: Model = None
     inputs: PredictInput
     truncate: Truncate = None
     truncation_direction: Direction = None
@@ -72,6 +73,7 @@ class PredictRequest(Body):
 class TeiRerankRequest(Body):
     """A query and texts to order by relevance."""
 
+    model: Model = None
     query: str
     texts: list[str]
     truncate: Truncate = None

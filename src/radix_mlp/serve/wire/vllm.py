@@ -6,13 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from radix_mlp.serve.wire.body import Body, TokenId
-from radix_mlp.serve.wire.openai import Ignored, Model
+from radix_mlp.serve.wire.body import Body, Model, TokenId
+from radix_mlp.serve.wire.openai import Ignored, MaxTokens
 
 __all__ = ["ClassifyRequest", "GenerativeScoringRequest", "PoolingRequest", "ScoreRequest"]
 
 OneOrMore = str | list[str]
-ModelLimit = Annotated[Literal[-1] | None, Field(description="-1 cuts texts at the model's limit.")]
 
 
 class ScoreRequest(Body):
@@ -27,7 +26,7 @@ class ScoreRequest(Body):
     data_1: OneOrMore | None = None
     data_2: OneOrMore | None = None
     instruction: Annotated[str | None, Field(description="What relevant means; the model's own unless given.")] = None
-    truncate_prompt_tokens: ModelLimit = None
+    truncate_prompt_tokens: MaxTokens = None
     user: Ignored = None
 
 
@@ -36,7 +35,7 @@ class ClassifyRequest(Body):
 
     model: Model = None
     input: OneOrMore
-    truncate_prompt_tokens: ModelLimit = None
+    truncate_prompt_tokens: MaxTokens = None
     user: Ignored = None
 
 
@@ -50,7 +49,7 @@ class PoolingRequest(Body):
         Field(description="A vector a text, one a token, or a score a label; token_embed or classify by the model."),
     ] = None
     encoding_format: Literal["float"] | None = None
-    truncate_prompt_tokens: ModelLimit = None
+    truncate_prompt_tokens: MaxTokens = None
     user: Ignored = None
 
 

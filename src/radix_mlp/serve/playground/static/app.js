@@ -69,6 +69,7 @@ function setTask(name) {
   byId("instruction-note").textContent = fields.note;
   byId("documents-label").textContent = fields.documents;
   fill(drafts[task] ?? EXAMPLES[task]);
+  document.body.classList.add("stale");
   run();
 }
 
@@ -175,7 +176,8 @@ function show(answer, body, seconds) {
   for (const id of ["saved", "answer-title", "tree-section"]) byId(id).hidden = false;
   tree.show(answer.tree, labelsOf(answer, body.documents));
   if (held) document.querySelector(`[data-document="${CSS.escape(held)}"]`)?.focus();
-  document.body.classList.remove("stale");
+  // more may have been typed since
+  document.body.classList.toggle("stale", JSON.stringify(inputs()) !== JSON.stringify(body));
 }
 
 /** What stands at the end of every document's row. */
@@ -231,6 +233,7 @@ byId("form").addEventListener("keydown", (event) => {
 byId("example").addEventListener("click", () => {
   if (!task) return;
   fill(EXAMPLES[task]);
+  document.body.classList.add("stale");
   run();
 });
 byId("key").addEventListener("input", () => {

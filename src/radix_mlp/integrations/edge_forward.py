@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf import enable
@@ -25,7 +24,7 @@ from radix_mlp.ops import label_edges
 from radix_mlp.plan import build_plan
 from radix_mlp.train import PaddedLayout, TreeBatch, check_trainable, language_head, pretrained_of
 
-__all__ = ["EdgeForward", "check_in_training", "install_edge_forward", "reason_of_parallelism"]
+__all__ = ["EdgeForward", "autocast_dtype_of", "check_in_training", "install_edge_forward", "reason_of_parallelism"]
 
 IGNORE_INDEX = -100
 
@@ -90,10 +89,10 @@ class EdgeForward(FoldingForward):
 def install_edge_forward(
     model: torch.nn.Module,
     make: Callable[[FoldingForward], EdgeForward],
-    accelerator: Accelerator,
     *,
     impl: str,
     threshold: Any,
+    autocast_dtype: torch.dtype | None = None,
 ) -> None:
     """Enable a model with a language-model head and put the forward that `make` builds in place of the usual one.
 
@@ -110,9 +109,16 @@ def install_edge_forward(
     assert usual is not None
     forward = make(usual)
     forward.previous = usual.previous
-    if accelerator.native_amp:
-        forward.autocast_dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
+    forward.autocast_dtype = autocast_dtype
     install(forward)
+
+
+def autocast_dtype_of(trainer: Any) -> torch.dtype | None:
+    """The dtype of a trainer's mixed precision, None without."""
+    accelerator = trainer.accelerator
+    if not accelerator.native_amp:
+        return None
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(accelerator.mixed_precision)
 
 
 def check_in_training(model: torch.nn.Module) -> None:
@@ -135,7 +141,7 @@ def check_in_training(model: torch.nn.Module) -> None:
 
 def reason_of_parallelism(trainer: Any) -> str | None:
     """What in a trainer's way to spread work over processes does not go with folding."""
-    accelerator: Accelerator = trainer.accelerator
+    accelerator = trainer.accelerator
     if getattr(trainer.args, "n_gpu", 1) > 1:
         return (
             "several GPUs are visible to one process (torch.nn.DataParallel). Start it with torchrun or accelerate "

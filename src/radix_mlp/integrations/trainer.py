@@ -23,6 +23,7 @@ from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
 from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.integrations.edge_forward import (
     EdgeForward,
+    autocast_dtype_of,
     check_in_training,
     install_edge_forward,
     reason_of_parallelism,
@@ -77,7 +78,9 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
     disable(trainer)
     try:
         if _has_usual_loss(trainer):
-            install_edge_forward(model, LossForward, trainer.accelerator, impl=impl, threshold=threshold)
+            install_edge_forward(
+                model, LossForward, impl=impl, threshold=threshold, autocast_dtype=autocast_dtype_of(trainer)
+            )
         else:
             check_in_training(model)
             radix_mlp.enable(model, impl=impl, threshold=threshold)

@@ -35,6 +35,7 @@ from radix_mlp.hf.enable import folding_forward_of, install
 from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
 from radix_mlp.integrations.edge_forward import (
     EdgeForward,
+    autocast_dtype_of,
     check_in_training,
     install_edge_forward,
     reason_of_parallelism,
@@ -112,7 +113,9 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
                 radix_mlp.enable(model, impl=impl, threshold=threshold)
                 _install_score_forward(model)
             else:
-                install_edge_forward(model, FusedHeadForward, trainer.accelerator, impl=impl, threshold=threshold)
+                install_edge_forward(
+                    model, FusedHeadForward, impl=impl, threshold=threshold, autocast_dtype=autocast_dtype_of(trainer)
+                )
     except Exception:
         disable(trainer)
         raise
@@ -169,8 +172,8 @@ class FusedHeadForward(EdgeForward):
         assert layout is not None
 
         def by_token(values: Tensor | None) -> Tensor | None:
-            # [B, T - 1]: nothing predicts the first column
-            return None if values is None else layout.pad(edges_to_tokens(values, batch.edges))[:, 1:]
+            # [B, T - 1]: nothing predicts the first column; not a view, on which FSDP2 cannot hook
+            return None if values is None else layout.pad(edges_to_tokens(values, batch.edges))[:, 1:].clone()
 
         log_probs = by_token(found.logprob)
         assert log_probs is not None

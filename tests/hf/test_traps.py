@@ -284,3 +284,11 @@ def test_hidden_states_of_another_layout_are_refused(batch) -> None:
     model(**batch)
     with pytest.raises(UnsupportedCallError, match="cannot be unfolded"):
         model(**batch, output_hidden_states=True)
+
+
+def test_a_head_that_passes_what_it_does_not_want_folds(sequences) -> None:
+    """transformers 5.17's mixtures of experts hand `output_router_logits=False` to their trunk."""
+    model = radix_mlp.enable(tiny_model("mixtral", dtype=torch.float64), threshold=1.0)
+    ids, mask = pad(sequences, "right")
+    model.model(ids, attention_mask=mask, output_router_logits=False, output_attentions=False)
+    assert radix_mlp.last_call(model).folded

@@ -19,7 +19,10 @@ USES_CACHE = "a key-value cache is used"
 _OWN_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "labels", "logits_to_keep"}
 _HARMLESS_ARGUMENTS = {
     "num_items_in_batch",
+    # refused above where they are asked for
+    "output_attentions",
     "output_hidden_states",
+    "output_router_logits",
     "return_dict",
     "shift_labels",
     "use_cache",

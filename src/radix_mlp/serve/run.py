@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import stat
 import sys
-from contextlib import suppress
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +61,27 @@ def run(settings: ServeSettings) -> None:
                 backlog=2048,
             )
         )
-        server.run(sockets=[listener])
+        with _signals_that_only_stop_the_server():
+            server.run(sockets=[listener])
+        logger.info("stopped")
     finally:
         listener.close()
         if settings.uds_path is not None:
             Path(settings.uds_path).unlink(missing_ok=True)
+
+
+@contextmanager
+def _signals_that_only_stop_the_server() -> Iterator[None]:
+    """uvicorn stops on a signal and then raises it again, which would end the process before it has tidied up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 async def _start_over() -> None:
@@ -78,12 +97,15 @@ async def _start_over() -> None:
 def _listen(settings: ServeSettings) -> socket.socket:
     if settings.uds_path is not None:
         return _listen_unix(Path(settings.uds_path))
+    listener: socket.socket | None = None
     try:
         family, _, _, _, address = socket.getaddrinfo(settings.hostname, settings.port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise InvalidInputError(
             f"--hostname {settings.hostname} --port {settings.port}: {error.strerror or error}. Choose another port, "
             "or stop what listens there."
@@ -100,6 +122,7 @@ def _listen_unix(path: Path) -> socket.socket:
     try:
         listener.bind(str(path))
     except OSError as error:
+        listener.close()
         raise InvalidInputError(f"--uds-path {path}: {error.strerror or error}.") from error
     finally:
         os.umask(mask)

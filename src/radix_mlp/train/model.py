@@ -44,8 +44,8 @@ def pretrained_of(model: torch.nn.Module) -> PreTrainedModel:
 def check_trainable(model: PreTrainedModel) -> None:
     """Raise `UnsupportedCallError` if training this model on folded rows would differ from training it unfolded.
 
-    Dropout, router jitter and layer dropout draw once for all copies of a token, forward hooks see folded rows, and
-    balancing losses of experts count unique tokens.
+    Dropout and router jitter draw once for all copies of a token, forward hooks see folded rows, and balancing losses
+    of experts count unique tokens.
     """
     reason = reason_of_modules(model)
     if reason is None and getattr(model.config.get_text_config(), "output_router_logits", False):

@@ -12,8 +12,9 @@ __all__ = ["check_threshold", "folding_pays", "should_fold"]
 MIN_SAVING = 0.05
 """`auto` folds when at least this share of the rows that would run is saved.
 
-Where nothing is shared, running on the tree costs 1 to 6% more than padded batches of one length (`benchmarks/overhead.py`
-on a CPU), so below that indexing eats the gain. A constant, not a measurement at start: the same texts give the same bits.
+Where nothing is shared, running on the tree costs 1 to 6% more than padded batches of one length, on a CPU
+(`benchmarks/overhead.py`); below that, indexing eats the gain. It is a constant and nothing measured when an engine
+starts, so that the same texts give the same bits.
 """
 
 

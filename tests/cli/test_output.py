@@ -184,7 +184,7 @@ def test_a_finished_job_is_not_run_again(tmp_path, monkeypatch):
 def test_other_options_and_damage_are_refused(tmp_path):
     path = tmp_path / "out.jsonl"
     job(path, {"model": "tiny", "window": 5, "prompt": None}, windows=2, finish=False)
-    with pytest.raises(InvalidInputError, match='had --model "tiny", --prompt not given,.*--model "b", --prompt "x"'):
+    with pytest.raises(InvalidInputError, match=r'had --model "tiny", --prompt not given,.*--model "b", --prompt "x"'):
         job(path, {"model": "b", "window": 5, "prompt": "x"})
     partial = tmp_path / "out.jsonl.partial"
     whole = partial.read_bytes()

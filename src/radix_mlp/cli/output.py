@@ -114,6 +114,7 @@ class FileOutput:
                 os.truncate(path, size)
         if not self.state.errors_bytes:
             self.errors.unlink(missing_ok=True)
+        _sync_folder(self.output.parent)
 
     def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
         assert self._file is not None

@@ -175,6 +175,29 @@ def test_nothing_typed_is_lost(addresses: dict[str, str], opened: Opened) -> Non
     assert words in page.inner_text("#detail").replace("\n", " ")
 
 
+def test_what_is_typed_during_an_answer_is_asked_for_after_it(addresses: dict[str, str], opened: Opened) -> None:
+    page = opened(addresses["tiny-reranker"])
+    held: list[Any] = []
+    page.route("**/playground/run", lambda route, request: held.append(route))
+    for query in ("the first", "the second", "the third"):
+        page.fill("#query", query)
+        page.keyboard.press("Control+Enter")
+        # longer than the pause after which typing counts as done
+        page.wait_for_timeout(500)
+    assert [json.loads(route.request.post_data)["query"] for route in held] == ["the first"]
+    held[0].continue_()
+    for _ in range(50):
+        page.wait_for_timeout(100)
+        if len(held) == 2:
+            break
+    assert page.locator("body.stale").count() == 1
+    assert json.loads(held[1].request.post_data)["query"] == "the third"
+    held[1].continue_()
+    settled(page)
+    assert "the third" in page.inner_text("#detail")
+    assert len(held) == 2
+
+
 def test_text_stays_text(addresses: dict[str, str], opened: Opened) -> None:
     for model, task in (("tiny-reranker", "rerank"), ("tiny-reranker", "score"), ("tiny", "embed")):
         page = opened(addresses[model])

@@ -1,14 +1,19 @@
 """Tree attention on a GPU against the paper's way and against compact queries, one layer, milliseconds.
 
   triton   this package's kernels: q, k, v stay folded
+  fa4      FlashAttention-4 with the tree as its mask and this package's block lists (extra fa4)
+  auto     whichever of this package's ways is estimated to be fastest, forward and backward apart
   expand   the paper's way: unfold q, k, v by index_select, FlashAttention-2 for packed sequences, fold the output
   compact  q stays folded; k and v are gathered along every sequence; FlashAttention-2, causal from the bottom right
+  flex     torch's FlexAttention with the same mask and block lists; flexfa4: on FlashAttention-4's kernels
+  packed   FlashAttention-2 for packed sequences and nothing else: only where nothing is shared
 
 A case is PREFIX/SUFFIX/SEQUENCES, `deep` (a chat of 16 turns with 4 alternatives each) or `random` (a random tree).
 Every method must first agree with float64 on the heads of one kv head, gradients too: a red gate prints no speed.
 Then the methods take turns; each sample flushes the L2 cache, lets the launches queue up behind a spinning kernel, and
 is timed by CUDA events; medians are printed. TFLOP/s count visible pairs only (forward 4 D, backward 10 D a pair and
-query head), and "limit" is their share of --peak. "host us" is the CPU time of a call.
+query head), and "limit" is their share of --peak. "host us" is the CPU time of a call, "error" that against float64 (of
+gradients the largest).
 
   python benchmarks/attention.py                                   forward, the cases of the targets
   python benchmarks/attention.py --backward                        forward and backward, both alone
@@ -35,7 +40,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from flex import flex_attention_of
 from provenance import provenance
+from radix_mlp.ops import tree_attention
 from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.testing.batches import prefix_batch, random_batch
@@ -83,6 +90,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=32, help="query heads (default 32)")
     parser.add_argument("--kv-heads", type=int, default=8, help="key and value heads (default 8)")
     parser.add_argument("--width", type=int, default=128, help="head dimension (default 128)")
+    parser.add_argument("--methods", default="triton,expand,compact", help="with commas (default: %(default)s)")
     parser.add_argument("--dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--layout", choices=("mhd", "hmd"), default="mhd", help="storage; hmd is Hugging Face's")
     parser.add_argument("--backward", action="store_true", help="time the backward too")
@@ -99,13 +107,14 @@ def main() -> None:
         f"{args.heads} query heads, {args.kv_heads} kv heads, width {args.width}, {args.dtype}, storage {args.layout}"
     )
     heading = f"{'case':>14} {'M':>7} {'N':>8} {'pass':>8} {'method':>8} {'ms':>9} {'TFLOP/s':>8} {'limit':>6}"
-    print(f"{heading} {'x':>6} host us")
+    print(f"{heading} {'x':>6} host us   error")
     rows: list[dict[str, Any]] = []
     red = False
     for name in args.cases.split(","):
         problem = make_problem(name, args)
-        methods = [triton(problem), expand(problem), compact(problem)]
-        failure = gate(problem, methods, args.backward)
+        methods = make_methods(args.methods.split(","), problem)
+        errors = gate(problem, methods, args.backward)
+        failure = next((error for error in errors.values() if isinstance(error, str)), None)
         if failure:
             red = True
             print(f"{name:>14} WRONG: {failure}: no speed")
@@ -120,12 +129,14 @@ def main() -> None:
                 print(
                     f"{name:>14} {len(problem.end):>7} {problem.plan.num_tokens:>8} {kind:>8} {method.name:>8} "
                     f"{milliseconds:>9.4f} {speed:>8.0f} {speed / args.peak:>6.0%} "
-                    f"{milliseconds / times['triton']:>6.2f} {host[method.name]:>7.0f}"
+                    f"{milliseconds / times[able[0].name]:>6.2f} {host[method.name]:>7.0f} "
+                    f"{errors[method.name, kind]:>7.1e}"
                 )
                 shape = {"heads": args.heads, "kv_heads": args.kv_heads, "width": args.width, "dtype": args.dtype}
                 rows.append(
                     {"case": name, "pass": kind, "method": method.name, "ms": milliseconds, "tflops": speed}
-                    | {"layout": args.layout, "host_us": host[method.name], **shape, **where}
+                    | {"layout": args.layout, "host_us": host[method.name], "error": errors[method.name, kind]}
+                    | {**shape, **where}
                 )
     if args.json:
         args.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -171,14 +182,42 @@ def batch(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
     return prefix_batch(rng, num_sequences=sequences_of_case, prefix=prefix, suffix=suffix)
 
 
+def make_methods(names: list[str], p: Problem) -> list[Method]:
+    methods = []
+    for name in names:
+        if name in ("fa4", "auto"):
+            run = partial(tree_attention, plan=p.plan.to("cuda").tree, impl=name)
+            methods.append(through_autograd(name, p, run))
+        elif name in ("flex", "flexfa4"):
+            run = flex_attention_of(p.plan, "TRITON" if name == "flex" else "FLASH")
+            methods.append(through_autograd(name, p, run))
+            if len(p.end) % 128:
+                # torch 2.11's compiled backward takes whole blocks only
+                methods[-1].backward = None
+        elif name == "packed":
+            if p.plan.num_tokens == p.plan.num_rows:
+                methods.append(packed(p))
+        else:
+            methods.append({"triton": triton, "expand": expand, "compact": compact}[name](p))
+    return methods
+
+
+def packed(p: Problem) -> Method:
+    cu = torch.tensor(p.plan.cu_seq_lengths, dtype=torch.int32, device="cuda")
+    longest = int(np.diff(p.plan.cu_seq_lengths).max())
+    return through_autograd("packed", p, lambda q, k, v: flash(q, k, v, cu, cu, longest, longest, p.scale))
+
+
 def triton(p: Problem) -> Method:
+    mean_keys = p.pairs / len(p.end)
     blocks = TritonBlocks.make(p.end, p.depth)
 
     def forward() -> tuple[Tensor, Tensor]:
-        return triton_forward(p.q, p.k, p.v, p.end, p.depth, blocks, scale=p.scale)
+        return triton_forward(p.q, p.k, p.v, p.end, p.depth, blocks, scale=p.scale, mean_keys=mean_keys)
 
     def backward(saved: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-        return triton_backward(p.dout, p.q, p.k, p.v, *saved, p.end, p.depth, blocks, scale=p.scale)[:3]
+        tree = p.end, p.depth, blocks
+        return triton_backward(p.dout, p.q, p.k, p.v, *saved, *tree, scale=p.scale, mean_keys=mean_keys)[:3]
 
     return Method("triton", lambda: forward()[0], forward, backward)
 
@@ -247,21 +286,24 @@ def through_autograd(name: str, p: Problem, run: Callable[[Tensor, Tensor, Tenso
     return Method(name, forward, lambda: run(*leaves), backward)
 
 
-def gate(p: Problem, methods: list[Method], backward: bool) -> str | None:
-    """What is wrong, or None; against float64, the heads of the first kv head."""
+def gate(p: Problem, methods: list[Method], backward: bool) -> dict[tuple[str, str], Any]:
+    """Relative errors by method and pass, or what is wrong; against float64, the heads of the first kv head."""
     group = p.q.shape[1] // p.k.shape[1]
     out, *grads = oracle(p, group)
+    errors: dict[tuple[str, str], Any] = {}
     for method in methods:
         worst = relative_error(method.forward()[:, :group], out)
+        errors[method.name, "forward"] = worst
         if not worst < GATE["forward"]:
-            return f"{method.name} forward, relative error {worst:.1e}"
+            errors[method.name, "forward"] = f"{method.name} forward, relative error {worst:.1e}"
         if backward and method.backward:
             dq, dk, dv = method.backward(method.saved())
-            errors = [relative_error(a, b) for a, b in zip((dq[:, :group], dk[:, 0], dv[:, 0]), grads, strict=True)]
+            found = [relative_error(a, b) for a, b in zip((dq[:, :group], dk[:, 0], dv[:, 0]), grads, strict=True)]
+            errors[method.name, "backward"] = max(found)
             # index_select's backward adds the copies of a key in the dtype of the inputs
-            if not max(errors) < (GATE["backward"] if method.name == "triton" else GATE["copies"]):
-                return f"{method.name} backward, relative errors of dq, dk, dv {errors}"
-    return None
+            if not max(found) < GATE["copies" if method.name in ("expand", "compact") else "backward"]:
+                errors[method.name, "backward"] = f"{method.name} backward, relative errors of dq, dk, dv {found}"
+    return errors
 
 
 def oracle(p: Problem, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -32,6 +32,11 @@ from radix_mlp.testing.batches import prefix_batch
 
 CASES = "2048/256/32,512/256/32,128/96/64,4096/1024/16,1000/20/100"
 SWEEP = [Launch(rows, warps) for rows in (4, 8, 16, 32, 64) for warps in (2, 4, 8)]
+SWEEP_GATHER = [
+    Launch(rows, 4, heads, streams)
+    for rows, heads in ((32, 1), (16, 2), (8, 4), (4, 8), (16, 8))
+    for streams in (False, True)
+]
 
 
 def main() -> None:
@@ -79,10 +84,12 @@ def run_case(name: str, args: argparse.Namespace) -> bool:
     }
     sums: dict[str, Callable[[], list[Tensor]]] = {"fused": lambda: triton_sum(copies, places)}
     if args.sweep:
-        for launch in SWEEP:
-            label = f"{launch.rows} rows {launch.warps} w"
+        for launch in SWEEP_GATHER:
+            label = f"{launch.rows}x{launch.heads} {launch.warps} w{' .cs' * launch.streams}"
             if launch != GATHER:
                 gathers[label] = lambda launch=launch: triton_gather(rows, index, launch)  # type: ignore[misc]
+        for launch in SWEEP:
+            label = f"{launch.rows} rows {launch.warps} w"
             if launch != SUM:
                 sums[label] = lambda launch=launch: triton_sum(copies, places, launch)  # type: ignore[misc]
     wrong = [f"gather, {label}" for label, call in gathers.items() if not same(call(), rows, index)]

@@ -16,11 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from attention import CASES, DTYPES, Method, Problem, flash, gate, make_problem, measure, through_autograd
+from attention import CASES, DTYPES, Method, Problem, gate, make_problem, measure, packed, through_autograd
 from provenance import provenance
 from radix_mlp.ops import tree_attention
 
@@ -53,7 +51,7 @@ def main() -> None:
             methods.append(packed(problem))
         # the in-tree backward takes less than 2^31 numbers
         backward = args.backward and problem.plan.num_tokens * problem.q[0].numel() < 2**31
-        failure = gate(problem, methods, backward)
+        failure = next((error for error in gate(problem, methods, backward).values() if isinstance(error, str)), None)
         if failure:
             red = True
             print(f"{name:>14} WRONG: {failure}: no speed")
@@ -75,17 +73,6 @@ def main() -> None:
 def impl(p: Problem, which: str) -> Method:
     tree = p.plan.to("cuda").tree
     return through_autograd(which, p, lambda q, k, v: tree_attention(q, k, v, tree, impl=which))
-
-
-def packed(p: Problem) -> Method:
-    lengths = np.diff(p.plan.cu_seq_lengths)
-    cu = torch.tensor(p.plan.cu_seq_lengths, dtype=torch.int32, device="cuda")
-    longest = int(lengths.max())
-
-    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return flash(q, k, v, cu, cu, longest, longest, p.scale)
-
-    return through_autograd("packed", p, run)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,13 @@ from tests.ops.attention_cases import TOLERANCES, Options, error, inputs
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops import available_impls, report, tree_attention
+from radix_mlp.ops import choose as choose_module
 from radix_mlp.ops.choose import CHIPS, Call, choose
 from radix_mlp.ops.impl import auto
 from radix_mlp.ops.registry import IMPLS, load_impl, resolve_impl
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.plan.runs import TreeStatistics, tree_statistics
+from radix_mlp.plan.sparse_blocks import pack_sparse_blocks
 from radix_mlp.testing.batches import prefix_batch
 
 H200 = "NVIDIA H200"
@@ -24,12 +26,24 @@ CALL = Call(32, 8, 128, 128, torch.bfloat16)
 MEASURED = {
     (2048, 256, 32): {"triton": (0.650, 2.052), "varlen": (1.125, 4.208)},
     (512, 256, 32): {"triton": (0.231, 0.762), "varlen": (0.419, 1.418)},
-    (512, 32, 32): {"triton": (0.051, 0.153), "varlen": (0.208, 0.643)},
-    (128, 96, 64): {"triton": (0.094, 0.308), "varlen": (0.212, 0.754)},
+    (512, 32, 32): {"triton": (0.045, 0.145), "varlen": (0.208, 0.643)},
+    (128, 96, 64): {"triton": (0.094, 0.292), "varlen": (0.212, 0.754)},
     (128, 96, 10): {"triton": (0.022, 0.077), "varlen": (0.063, 0.162)},
     (4096, 1024, 16): {"triton": (2.598, 7.813), "varlen": (4.063, 12.65)},
     (0, 2048, 16): {"triton": (1.235, 3.623), "varlen": (1.792, 5.609)},
     (0, 256, 64): {"triton": (0.195, 0.501), "varlen": (0.339, 0.969)},
+}
+# by fa4, of the same day, benchmarks/attention.py --backward
+MEASURED_FA4 = {
+    (2048, 256, 32): (0.547, 1.773),
+    (512, 256, 32): (0.225, 0.870),
+    (512, 32, 32): (0.043, 0.160),
+    (128, 96, 64): (0.126, 0.548),
+    (128, 96, 10): (0.032, 0.108),
+    (4096, 1024, 16): (2.042, 6.543),
+    (0, 2048, 16): (1.068, 3.332),
+    (0, 256, 64): (0.245, 0.847),
+    (1000, 20, 1000): (0.799, 3.008),
 }
 
 
@@ -50,6 +64,35 @@ def test_estimates_are_near_what_was_measured(case: tuple[int, int, int], backwa
     chosen = choose(statistics_of(*case), CALL._replace(backward=backward), H200)
     assert chosen.impl == min(measured, key=measured.__getitem__)
     assert 0.7 < chosen.milliseconds / measured[chosen.impl] < 1.15
+
+
+def with_blocks(case: tuple[int, int, int], *, backward: bool = False) -> Call:
+    *_, masked, full = pack_sparse_blocks(plan_of(*case).end)[1].tolist()
+    return CALL._replace(backward=backward, blocks=(masked, full))
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("case", MEASURED_FA4, ids=str)
+def test_flash_attention_4_is_chosen_where_it_is_faster(case: tuple[int, int, int], backward: bool) -> None:
+    call = with_blocks(case, backward=backward)
+    statistics = statistics_of(*case)
+    assert 0.7 < choose_module._fa4(statistics, call, CHIPS[H200]) / MEASURED_FA4[case][backward] < 1.2
+    if case in MEASURED:
+        chosen = choose(statistics, call, H200)
+        measured = {**MEASURED[case], "fa4": MEASURED_FA4[case]}
+        # never more than 7% off the best
+        assert measured[chosen.impl][backward] < 1.07 * min(times[backward] for times in measured.values())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"window": 9}, {"plain": False}, {"width": 64, "value_width": 64}, {"dtype": torch.float32}, {"blocks": None}],
+)
+def test_what_flash_attention_4_cannot_do_is_not_chosen(change: dict[str, object]) -> None:
+    case = (4096, 1024, 16)
+    assert choose(statistics_of(*case), with_blocks(case), H200).impl == "fa4"
+    assert choose(statistics_of(*case), with_blocks(case)._replace(**change), H200).impl != "fa4"
+    assert choose(statistics_of(*case), with_blocks(case), "NVIDIA Something").impl == "triton"
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -118,6 +161,9 @@ def test_report() -> None:
     assert "17408 keys to gather" in text
     assert f"forward on {H200}: triton: triton takes about" in text
     assert f"backward on {H200}: triton" in text
+    both = report(plan_of(2048, 256, 32), heads=32, kv_heads=8, width=128, chip=H200, with_fa4=True)
+    assert "80 pairs of blocks with the mask and 1176 without it for FlashAttention-4" in both
+    assert f"forward on {H200}: fa4: fa4 takes about 0.5" in both
     unshared = report(plan_of(0, 20, 3), heads=8, kv_heads=8, width=64, chip="NVIDIA Something")
     assert "compression 1.000" in unshared
     assert "0 keys to gather" in unshared
@@ -138,9 +184,14 @@ def test_auto_is_no_implementation_of_its_own() -> None:
     assert resolve_impl("auto", "cuda", torch.bfloat16) == "auto"
     assert resolve_impl("auto", "cuda", torch.float64) == "dense"
     assert resolve_impl("varlen", "cuda", torch.float16) == "varlen"
+    # what no kernel takes
+    assert resolve_impl("auto", "cuda", torch.bfloat16, width=512) == "auto"
+    assert resolve_impl("auto", "cuda", torch.bfloat16, width=513) == "dense"
+    assert resolve_impl("auto", "cuda", torch.bfloat16, width=64, scale=-1.0) == "dense"
     # it hands its fields on
-    assert {*IMPLS["triton"].fields, *IMPLS["varlen"].fields} == {*IMPLS["auto"].fields}
-    assert all(IMPLS[name].saves_lse for name in ("auto", "triton", "varlen"))
+    choices = ("triton", "varlen", "fa4")
+    assert {field for name in choices for field in IMPLS[name].fields} == {*IMPLS["auto"].fields}
+    assert all(IMPLS[name].saves_lse for name in ("auto", *choices))
 
 
 def test_a_tree_without_lists_runs_on_the_tree_kernel() -> None:

@@ -6,7 +6,10 @@ import pytest
 import torch
 from tests.ops.attention_cases import Options, error, inputs
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.ops import AttentionTree, DevicePlan, fold, tree_attention, unfold
 from radix_mlp.plan import RadixPlan, build_plan
 
@@ -38,6 +41,34 @@ def test_opcheck(options: Options) -> None:
         torch.library.opcheck(
             torch.ops.radix_mlp.tree_attention_backward.default, (*detached, out, lse, fields, *chosen)
         )
+
+
+# torch's forward mode compiles parts of itself in a way of old
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_the_op_is_seen_by_those_who_watch() -> None:
+    """Without gradients, compilers, modes and transformations the implementation is called directly."""
+    plan = batch([3, 4])
+    q, k, v = (x.detach() for x in inputs(plan, PLAIN))
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        watched = tree_attention(q, k, v, plan)
+    assert "radix_mlp.tree_attention.default" in seen
+    assert torch.equal(watched, tree_attention(q, k, v, plan))
+    with_gradient = tree_attention(q.requires_grad_(), k, v, plan)
+    assert with_gradient.grad_fn is not None
+    assert torch.equal(watched, with_gradient)
+    with torch.no_grad():
+        assert torch.equal(watched, tree_attention(q, k, v, plan))
+    with forward_ad.dual_level(), pytest.raises(UnsupportedCallError, match="forward mode"):
+        tree_attention(forward_ad.make_dual(q.detach(), q.detach()), k, v, plan)
+    with pytest.raises(RuntimeError):
+        torch.func.vmap(lambda x: tree_attention(x, k, v, plan))(q.detach()[None])
 
 
 def layer(x: Tensor, weight: Tensor, tree: AttentionTree) -> Tensor:

@@ -31,7 +31,7 @@ from radix_mlp.ops.impl import triton_forward as forward_module  # noqa: E402
 from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward  # noqa: E402
 from radix_mlp.ops.impl.triton_tiles import Tiles  # noqa: E402
 from radix_mlp.plan import build_plan  # noqa: E402
-from radix_mlp.plan.gpu_blocks import pack_tables  # noqa: E402
+from radix_mlp.plan.gpu_blocks import backward_items  # noqa: E402
 from radix_mlp.testing.batches import prefix_batch, random_batch  # noqa: E402
 
 # numpy warns where the interpreter computes 2^x of a masked score
@@ -235,7 +235,7 @@ def test_split_key_blocks(device: str) -> None:
     plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=20, prefix=20, suffix=14))
     tree = torch.tensor(plan.end, device=device), torch.tensor(plan.depth, device=device)
     blocks = TritonBlocks.make(*tree)
-    assert blocks.splits.shape[0] == 1
+    assert blocks.num_splits == 1
     case = Case(heads=1, kv_heads=1, width=16, value_width=16)
     check(make(case, tree), SMALL._replace(keys=64), blocks)
 
@@ -302,12 +302,14 @@ def test_the_interpreter_runs_only_without_a_gpu() -> None:
     assert interpreted != HAS_CUDA, f"triton was imported before this file set the switch: {'triton' in sys.modules}"
 
 
-def test_unpacked_tables_are_those_made() -> None:
-    end, depth = small_tree(1, "cpu")
-    tables, sizes = pack_tables(end.numpy(), depth.numpy())
-    unpacked = TritonBlocks.unpack(torch.tensor(tables), torch.tensor(sizes), len(end))
-    for a, b in zip(unpacked, TritonBlocks.make(end, depth), strict=True):
-        assert torch.equal(a, b)
+def test_places_of_the_tables() -> None:
+    plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=20, prefix=200, suffix=14))
+    blocks = TritonBlocks.make(torch.tensor(plan.end), torch.tensor(plan.depth))
+    work = backward_items(plan.end, plan.depth)
+    places = blocks.places(plan.num_rows)
+    assert blocks.num_splits
+    for place, table in zip(places, (work.items, work.blocks, work.splits), strict=True):
+        assert blocks.tables[place : place + table.size].tolist() == table.ravel().tolist()
 
 
 GPU_CASES = [
@@ -405,7 +407,7 @@ def test_the_op_is_clean() -> None:
     plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=3, prefix=30, suffix=4))
     tree = plan.to("cuda").tree
     q, k, v = (torch.randn(len(plan.end), h, 64, device="cuda", requires_grad=True) for h in (4, 2, 2))
-    fields = [tree.end, tree.depth, tree.tables, tree.host_table_sizes]
+    fields = [tree.end, tree.depth, tree.tables, tree.host_table_sizes, tree.host_statistics]
     for window, softcap in ((None, None), (5, 3.0)):
         arguments = (q, k, v, None, fields, 0.1, window, softcap, "triton")
         torch.library.opcheck(torch.ops.radix_mlp.tree_attention.default, arguments)

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from tests.ops.attention_cases import OPTIONS, TOLERANCES, Options, error, inputs, plans, run
 from tests.ops.packed_attention import PlainFlash
 from torch import Tensor
+from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl
 
 from radix_mlp.errors import UnsupportedImplError
 from radix_mlp.ops import AttentionTree, tree_attention
 from radix_mlp.ops.impl import flash, varlen
+from radix_mlp.ops.registry import is_installed
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.plan.runs import pack_runs
 from radix_mlp.testing.batches import prefix_batch, random_batch
@@ -174,6 +176,27 @@ def test_on_the_gpu(impl: str, dtype: torch.dtype, options: Options) -> None:
     assert worst(actual, expected) < TOLERANCES[dtype]
     for right in expected:
         assert min(error(torch.zeros_like(right), right), error(right.roll(1, 0), right)) > 10 * TOLERANCES[dtype]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not is_installed("fa4"), reason='pip install "radix-mlp[fa4]"')
+@pytest.mark.parametrize("impl", ["varlen", "expand"])
+def test_a_flash_attention_that_is_switched_on_is_used(impl: str) -> None:
+    options = GPU_CASES[2]
+    plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=5, prefix=300, suffix=70))
+    tensors = [(x.detach() / 2).cuda().requires_grad_() for x in inputs(plan, options, torch.bfloat16)]
+    expected = run_on_gpu("reference", tensors, plan, options)
+    activate_flash_attention_impl("FA4")
+    try:
+        with torch.profiler.profile() as profile:
+            actual = run_on_gpu(impl, tensors, plan, options)
+        kernels = {event.key for event in profile.key_averages() if "flash_fwd_sm90" in event.key}
+        with pytest.raises(UnsupportedImplError, match="restore_flash_attention_impl"):
+            run_on_gpu(impl, tensors, plan, replace(options, window=50))
+    finally:
+        restore_flash_attention_impl()
+    assert worst(actual, expected) < TOLERANCES[torch.bfloat16]
+    assert kernels
 
 
 @pytest.mark.gpu

@@ -61,7 +61,7 @@ def tree_attention(
     tree = _tree(plan, q)
     _check(q, k, v, tree, window, softcap, sinks)
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
-    name = resolve_impl(impl, q.device.type, q.dtype)
+    name = resolve_impl(impl, q.device.type, q.dtype, width=max(q.shape[2], v.shape[2]), scale=scale)
     if name in COMPOSITES:
         composite = import_module(COMPOSITES[name]).attention
         return cast(Tensor, composite(q, k, v, sinks, tree, scale=scale, window=window, softcap=softcap))

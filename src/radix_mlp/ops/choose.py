@@ -1,4 +1,5 @@
-"""What `impl="auto"` runs on CUDA: the cheaper of the tree kernel and FlashAttention on runs, by a model of their cost.
+"""What `impl="auto"` runs on CUDA, by a model of cost: the tree kernel, FlashAttention on runs, or, where it is
+installed, FlashAttention-4 with the tree as its mask.
 
 The model counts arithmetic, memory traffic and launches from the statistics of the tree, which are made once a batch:
 
@@ -23,11 +24,14 @@ from typing import NamedTuple
 import torch
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops.impl import fa4
 from radix_mlp.ops.impl.flash import DTYPES, MAX_ELEMENTS, MAX_WIDTH
+from radix_mlp.ops.registry import is_installed
 from radix_mlp.plan.radix_plan import RadixPlan
 from radix_mlp.plan.runs import TreeStatistics, tree_statistics
+from radix_mlp.plan.sparse_blocks import BLOCK, pack_sparse_blocks
 
-__all__ = ["CHIPS", "Call", "Chip", "Choice", "choose", "device_facts", "report"]
+__all__ = ["CHIPS", "Call", "Chip", "Choice", "choose", "device_facts", "has_fa4", "report"]
 
 
 class Call(NamedTuple):
@@ -44,6 +48,9 @@ class Call(NamedTuple):
     backward: bool = False
     flash: bool = True
     """Whether the device runs torch's FlashAttention: compute capability 8.0 or more."""
+    blocks: tuple[int, int] | None = None
+    """Where FlashAttention-4 can run: pairs of blocks of `radix_mlp.plan.sparse_blocks` that need the mask, and that
+    need none."""
 
 
 class Chip(NamedTuple):
@@ -55,6 +62,10 @@ class Chip(NamedTuple):
     """TFLOP/s of the tree kernel, forward and backward, all pairs of its tiles counted."""
     flash: tuple[float, float]
     """TFLOP/s of torch's FlashAttention, forward and backward, all pairs of its tiles counted."""
+    fa4: tuple[float, float]
+    """TFLOP/s of FlashAttention-4 in blocks without a mask, forward and backward."""
+    masked: tuple[float, float]
+    """How many of those a block with the mask takes, forward and backward."""
     gather: float
     """GB/s of copying and summing rows, bytes read and bytes written."""
     launch: float
@@ -63,8 +74,17 @@ class Chip(NamedTuple):
 
 CHIPS: dict[str, Chip] = {
     # one NVIDIA H200, torch 2.11, Triton 3.6, bf16, 32 and 8 heads of 128: fitted to benchmarks/impls.py --backward of
-    # 2026-11-22; nine batches, forward and backward, are met within 28%, those above 0.5 ms within 11%
-    "NVIDIA H200": Chip(132, triton=(585.0, 460.0), flash=(365.0, 305.0), gather=2600.0, launch=10.0),
+    # 2026-11-22; nine batches, forward and backward, are met within 28%, those above 0.5 ms within 11%; eleven by fa4
+    # within 25%
+    "NVIDIA H200": Chip(
+        132,
+        triton=(585.0, 460.0),
+        flash=(365.0, 305.0),
+        fa4=(700.0, 640.0),
+        masked=(1.7, 1.4),
+        gather=2600.0,
+        launch=10.0,
+    ),
 }
 
 _FLOPS = (4, 10)
@@ -94,6 +114,9 @@ def choose(statistics: TreeStatistics, call: Call, chip: str) -> Choice:
     refusal = _flash_cannot(statistics, call)
     able = ("triton",) if refusal else ("triton", "varlen")
     rates = CHIPS.get(chip)
+    if rates is not None and call.blocks is not None and call.plain:
+        reason = fa4.why_not(call.width, call.value_width, call.dtype, window=call.window is not None)
+        able = able if reason else (*able, "fa4")
     costs = {name: _COSTS[name](statistics, call, rates) if rates else math.nan for name in able}
     reasons = [f"{name} takes about {_show(costs[name])}" for name in sorted(able, key=costs.__getitem__) if rates]
     if rates is None:
@@ -103,7 +126,7 @@ def choose(statistics: TreeStatistics, call: Call, chip: str) -> Choice:
     impl = min(able, key=costs.__getitem__) if rates else "triton"
     if rates is None and not _shares(statistics):
         reasons.append("nothing is shared")
-        impl = able[-1]
+        impl = "triton" if refusal else "varlen"
     return Choice(impl, costs[impl], tuple(reasons))
 
 
@@ -118,6 +141,7 @@ def report(
     window: int | None = None,
     plain: bool = True,
     chip: str | None = None,
+    with_fa4: bool | None = None,
 ) -> str:
     """What `impl="auto"` would run for a plan on CUDA and why, as text; nothing runs.
 
@@ -131,6 +155,7 @@ def report(
         window: keys that a query sees at most.
         plain: False with a soft cap or sinks.
         chip: name of the GPU as CUDA gives it; that of the current device if None.
+        with_fa4: whether FlashAttention-4 may be chosen; None asks whether it is installed and the GPU runs it.
 
     >>> from radix_mlp.plan import build_plan
     >>> plan = build_plan([1, 2, 3, 1, 2, 4], [0, 3, 6])
@@ -141,7 +166,9 @@ def report(
     if chip is None:
         if not torch.cuda.is_available():
             raise InvalidInputError("chip=None and there is no CUDA device: pass its name, as in chip='NVIDIA H200'")
-        chip, has_flash = device_facts(torch.cuda.current_device())
+        chip, capability = device_facts(torch.cuda.current_device())
+        has_flash = capability >= (8, 0)
+        with_fa4 = has_fa4(capability) if with_fa4 is None else with_fa4
     known = tree_statistics(plan.end, plan.depth)
     padding = plan.num_rows - plan.num_compact
     tree_pairs = _tree_pairs(known, heads, kv_heads)
@@ -153,17 +180,27 @@ def report(
         f"{known.pairs} visible pairs: {tree_pairs} in the tiles of the tree kernel, {known.flash_pairs} in those of "
         f"FlashAttention, with {gathered} keys to gather",
     ]
+    blocks = None
+    if with_fa4:
+        *_, masked, full = pack_sparse_blocks(plan.end)[1].tolist()
+        blocks = masked, full
+        lines.append(f"{masked} pairs of blocks with the mask and {full} without it for FlashAttention-4")
     for backward in (False, True):
-        call = Call(heads, kv_heads, width, value_width or width, dtype, window, plain, backward, has_flash)
+        call = Call(heads, kv_heads, width, value_width or width, dtype, window, plain, backward, has_flash, blocks)
         impl, _, reasons = choose(known, call, chip)
         lines.append(f"{'backward' if backward else 'forward'} on {chip}: {impl}: {'; '.join(reasons)}")
     return "\n".join(lines)
 
 
 @cache
-def device_facts(index: int) -> tuple[str, bool]:
-    """Name of a CUDA device, and whether it runs torch's FlashAttention."""
-    return torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index) >= (8, 0)
+def device_facts(index: int) -> tuple[str, tuple[int, int]]:
+    """Name of a CUDA device and its compute capability."""
+    return torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
+
+
+def has_fa4(capability: tuple[int, int]) -> bool:
+    """Whether FlashAttention-4 is installed and taken on a device."""
+    return capability == fa4.CAPABILITY and is_installed("fa4")
 
 
 def _shares(statistics: TreeStatistics) -> bool:
@@ -211,7 +248,26 @@ def _varlen(statistics: TreeStatistics, call: Call, chip: Chip) -> float:
     return launches * chip.launch / 1e3 + memory + _arithmetic(pairs, statistics, call, chip, chip.flash)
 
 
-_COSTS: dict[str, Callable[[TreeStatistics, Call, Chip], float]] = {"triton": _triton, "varlen": _varlen}
+def _fa4(statistics: TreeStatistics, call: Call, chip: Chip) -> float:
+    """Milliseconds of FlashAttention-4."""
+    masked, full = call.blocks or (0, 0)
+    pairs = BLOCK * BLOCK * (full + masked * chip.masked[call.backward])
+    bytes_moved = _rows_bytes(statistics, call)
+    # sums of out and its gradient, the gradients, and what was summed in float32 to half precision
+    launches = 5 if call.backward else 1
+    if call.backward:
+        # set to zero and read: for dq, and for dk and dv where a group has several heads
+        summed = call.heads + (2 * call.kv_heads if call.heads != call.kv_heads else 0)
+        bytes_moved += 2 * 4 * statistics.num_rows * summed * call.width
+    memory = bytes_moved / chip.gather / 1e6
+    return launches * chip.launch / 1e3 + memory + _arithmetic(pairs, statistics, call, chip, chip.fa4)
+
+
+_COSTS: dict[str, Callable[[TreeStatistics, Call, Chip], float]] = {
+    "triton": _triton,
+    "varlen": _varlen,
+    "fa4": _fa4,
+}
 
 
 def _tree_pairs(statistics: TreeStatistics, heads: int, kv_heads: int) -> int:

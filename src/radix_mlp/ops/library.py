@@ -6,12 +6,15 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.ops.registry import IMPLS, load_impl
 from radix_mlp.plan.device import AttentionTree
 
 __all__ = ["attention_op"]
+
+_PLAIN = (Tensor, torch.nn.Parameter)
 
 _LIBRARY = torch.library.Library("radix_mlp", "FRAGMENT")
 _LIBRARY.define(
@@ -36,8 +39,36 @@ def attention_op(
     impl: str,
 ) -> Tensor:
     """Run the custom op; shapes as in `tree_attention`, whose caller has checked the arguments."""
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        _refuse_tangents(q, k, v, sinks)
+    if _nobody_watches(q, k, v, sinks):
+        module = load_impl(impl)
+        return module.forward(q, k, v, sinks, tree, scale=scale, window=window, softcap=softcap)[0]
     fields = [getattr(tree, field) for field in IMPLS[impl].fields]
     return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, fields, scale, window, softcap, impl)[0]
+
+
+def _nobody_watches(*tensors: Tensor | None) -> bool:
+    """Whether the op's way through torch's dispatcher, 0.1 ms of Python, changes nothing: no gradient, no compiler, no
+    transformation, no mode and no kind of tensor that would have to see the op."""
+    if torch.compiler.is_compiling():
+        return False
+    for x in tensors:
+        if x is not None and (type(x) not in _PLAIN or (x.requires_grad and torch.is_grad_enabled())):
+            return False
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """The op would drop them without a word."""
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise UnsupportedCallError(
+            "tree_attention has no forward mode of differentiation: use backward, or impl='reference'"
+        )
 
 
 def _tree(fields: list[Tensor], impl: str) -> AttentionTree:

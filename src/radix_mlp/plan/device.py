@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor
 from radix_mlp.plan.blocks import pack_tiles
 from radix_mlp.plan.gpu_blocks import pack_tables
 from radix_mlp.plan.runs import pack_runs
+from radix_mlp.plan.sparse_blocks import pack_sparse_blocks
 
 if TYPE_CHECKING:
     from radix_mlp.plan.radix_plan import RadixPlan
@@ -50,6 +53,10 @@ class AttentionTree(NamedTuple):
     """int32, root paths and where their copies are, as `radix_mlp.plan.runs` packs them."""
     host_statistics: Tensor
     """`[7]` int64 on the CPU, `radix_mlp.plan.runs.TreeStatistics`: what the choice of an implementation reads."""
+    sparse_blocks: Tensor
+    """int32, blocks of the mask as `radix_mlp.plan.sparse_blocks` packs them; made where FlashAttention-4 is there."""
+    host_sparse_sizes: Tensor
+    """`[5]` int32 on the CPU, widths of those lists and pairs of blocks in them."""
 
     @classmethod
     def from_end(cls, end: Tensor, depth: Tensor) -> AttentionTree:
@@ -62,9 +69,9 @@ class AttentionTree(NamedTuple):
         host = torch.empty(0, dtype=torch.int64, device="cpu")
         tiles = torch.empty(0, dtype=torch.int32, device="cpu")
         tables = end.new_empty(0, dtype=torch.int32)
-        sizes = torch.zeros(4, dtype=torch.int32)
+        sizes, sparse_sizes = torch.zeros(4, dtype=torch.int32), torch.zeros(5, dtype=torch.int32)
         short = end.to(torch.int32), depth.to(torch.int32)
-        return cls(*short, index, index, index, host, tiles, tables, sizes, tables, host)
+        return cls(*short, index, index, index, host, tiles, tables, sizes, tables, host, tables, sparse_sizes)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,18 +126,35 @@ def _copy(plan: RadixPlan, device: torch.device) -> tuple[tuple[Tensor, ...], At
     )
     tiles = np.zeros(0, np.int32) if on_cuda else pack_tiles(plan.end, plan.depth)
     runs, statistics = pack_runs(plan.end, plan.depth) if on_cuda else (np.zeros(0, np.int32), np.zeros(0, np.int64))
-    short: list[NDArray[Any]] = [plan.end, plan.depth, tables, runs]
+    sparse, sparse_sizes = (
+        pack_sparse_blocks(plan.end)
+        if on_cuda and _has_flash_attention_4() and torch.cuda.get_device_capability(device) >= (9, 0)
+        else (np.zeros(0, np.int32), np.zeros(5, np.int32))
+    )
+    short: list[NDArray[Any]] = [plan.end, plan.depth, tables, runs, sparse]
     sizes = [8 * len(array) for array in long] + [4 * len(array) for array in short]
     packed = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu", pin_memory=on_cuda)
     dtypes = [torch.int64] * len(long) + [torch.int32] * len(short)
     for array, part in zip(long + short, _parts(packed, sizes, dtypes), strict=True):
         np.copyto(part.numpy(), array)
     parts = _parts(packed.to(device, non_blocking=True), sizes, dtypes)
-    ids, positions, fold, unfold, cu, last, end, depth, device_tables, device_runs = parts
+    ids, positions, fold, unfold, cu, last, end, depth, device_tables, device_runs, device_sparse = parts
     host_cu = torch.tensor(plan.cu_seq_lengths, device="cpu")
     host = torch.from_numpy(tiles), device_tables, torch.from_numpy(table_sizes)
-    tree = AttentionTree(end, depth, fold, unfold, cu, host_cu, *host, device_runs, torch.from_numpy(statistics))
+    tree = AttentionTree(
+        end, depth, fold, unfold, cu, host_cu, *host, device_runs, torch.from_numpy(statistics),
+        device_sparse, torch.from_numpy(sparse_sizes),
+    )  # fmt: skip
     return (ids, positions, fold, unfold, cu, last), tree
+
+
+@cache
+def _has_flash_attention_4() -> bool:
+    try:
+        version("flash-attn-4")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _parts(packed: Tensor, sizes: list[int], dtypes: list[torch.dtype]) -> list[Tensor]:

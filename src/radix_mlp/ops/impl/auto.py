@@ -5,9 +5,10 @@ What it may choose saves the same output and log-sum-exp, so the backward pass i
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from radix_mlp.ops.choose import Call, Choice, choose, device_facts
+from radix_mlp.ops.choose import Call, Choice, choose, device_facts, has_fa4
 from radix_mlp.ops.registry import load_impl
 from radix_mlp.plan.device import AttentionTree
 from radix_mlp.plan.runs import TreeStatistics
@@ -27,7 +28,7 @@ def forward(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
     """See `radix_mlp.ops.registry.ImplModule`."""
-    plain = softcap is None and sinks is None and scale > 0
+    plain, window = softcap is None and sinks is None and scale > 0, _needed(window, tree)
     impl = choice(q, v, tree, window, plain=plain, backward=False).impl
     return load_impl(impl).forward(q, k, v, sinks, tree, scale=scale, window=window, softcap=softcap)
 
@@ -47,7 +48,7 @@ def backward(
     softcap: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """See `radix_mlp.ops.registry.ImplModule`."""
-    plain = softcap is None and sinks is None and scale > 0
+    plain, window = softcap is None and sinks is None and scale > 0, _needed(window, tree)
     impl = choice(q, v, tree, window, plain=plain, backward=True).impl
     return load_impl(impl).backward(
         grad_out, q, k, v, sinks, out, lse, tree, scale=scale, window=window, softcap=softcap
@@ -58,6 +59,22 @@ def choice(q: Tensor, v: Tensor, tree: AttentionTree, window: int | None, *, pla
     """What runs: the tree kernel for a tree that came without its lists, since they would be made for every layer."""
     if tree.host_statistics.shape[0] == 0:
         return Choice("triton", float("nan"), ("the tree came without the lists of its runs",))
-    chip, has_flash = device_facts(q.device.index or 0)
-    call = Call(q.shape[1], v.shape[1], q.shape[2], v.shape[2], q.dtype, window, plain, backward, has_flash)
+    chip, capability = device_facts(q.device.index or 0)
+    blocks = None
+    if has_fa4(capability) and not (backward and _deterministic()):
+        *_, masked, full = tree.host_sparse_sizes.tolist()
+        blocks = (masked, full) if masked else None
+    shape = (q.shape[1], v.shape[1], q.shape[2], v.shape[2])
+    call = Call(*shape, q.dtype, window, plain, backward, capability >= (8, 0), blocks)
     return choose(TreeStatistics(*tree.host_statistics.tolist()), call, chip)
+
+
+def _needed(window: int | None, tree: AttentionTree) -> int | None:
+    """None for a window that no path fills."""
+    if window is None or tree.host_statistics.shape[0] == 0:
+        return window
+    return None if window >= TreeStatistics(*tree.host_statistics.tolist()).longest_path else window
+
+
+def _deterministic() -> bool:
+    return torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()

@@ -106,7 +106,7 @@ class InTreeFlash:
 
         Raises:
             UnsupportedImplError: q or the keys of all query heads hold 2^31 numbers or more: the kernels then read
-                past their ends.
+                past their ends; or what the user switched on cannot do what is asked.
         """
         elements = max(q.shape[0], k.shape[0]) * q.shape[1] * q.shape[2]
         if elements >= MAX_ELEMENTS:
@@ -118,10 +118,18 @@ class InTreeFlash:
         left, right = _window(window)
         # no dropout: the kernels ask for a random state and do not read it
         state, unused = q.new_empty(2, dtype=torch.uint64), q.new_empty(0)
-        grad_q, grad_k, grad_v = torch.ops.aten._flash_attention_backward(
-            grad_out, q, k, v, out, lse, cu_q, cu_k, longest_q, longest_k, 0.0, window is None, state, unused,
-            scale=scale, window_size_left=left, window_size_right=right,
-        )  # fmt: skip
+        try:
+            grad_q, grad_k, grad_v = torch.ops.aten._flash_attention_backward(
+                grad_out, q, k, v, out, lse, cu_q, cu_k, longest_q, longest_k, 0.0, window is None, state, unused,
+                scale=scale, window_size_left=left, window_size_right=right,
+            )  # fmt: skip
+        except RuntimeError as error:
+            # another FlashAttention that is switched on and cannot do this: torch's own can
+            if "unsupported" not in str(error):
+                raise
+            raise UnsupportedImplError(
+                f"{error}: use impl='triton', or torch.nn.attention.restore_flash_attention_impl()"
+            ) from error
         return grad_q, grad_k, grad_v
 
 

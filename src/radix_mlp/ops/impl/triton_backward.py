@@ -24,14 +24,14 @@ __all__ = ["dkdv_kernel", "dq_kernel", "sum_kernel"]
 
 
 @triton.jit(
-    do_not_specialize=["num_rows", "window"],
-    do_not_specialize_on_alignment=["end", "depth", "range_of_row", "ranges", "order"],
+    do_not_specialize=["num_rows", "num_ranges", "window"],
+    do_not_specialize_on_alignment=["end", "depth", "tables"],
 )
 def dq_kernel(
     q, k, v, k_edge, v_edge, out, dout, lse, delta, dq,
-    end, depth, range_of_row, ranges, order,
+    end, depth, tables,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
-    num_rows, num_kv_heads, scale, scale_log2, cap_log2, window,
+    num_rows, num_ranges, num_kv_heads, scale, scale_log2, cap_log2, window,
     G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, SEGMENT: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
@@ -41,6 +41,8 @@ def dq_kernel(
 
     `stride_o*` are those of dout; out and dq are contiguous.
     """
+    ranges = tables + num_rows
+    order = ranges + 4 * num_ranges
     rank = tl.program_id(0) // num_kv_heads
     kv_head = tl.program_id(0) % num_kv_heads
     t0 = tile_start(order, rank, num_rows, T, SEGMENT)
@@ -83,7 +85,7 @@ def dq_kernel(
         k_edge, v_edge = k, v
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
-    line = tl.load(range_of_row + t0)
+    line = tl.load(tables + t0)
     full_limit, stop = t0, t1
     while line >= 0:
         first, full, full_stop = range_bounds(
@@ -167,14 +169,14 @@ def _load_queries(
 
 
 @triton.jit(
-    do_not_specialize=["num_rows", "window"],
-    do_not_specialize_on_alignment=["end", "depth", "items", "blocks"],
+    do_not_specialize=["num_rows", "items_at", "blocks_at", "window"],
+    do_not_specialize_on_alignment=["end", "depth", "tables"],
 )
 def dkdv_kernel(
     q, k, v, dout, lse, delta, dk, dv, partial_dk, partial_dv,
-    end, depth, items, blocks,
+    end, depth, tables,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
-    num_rows, num_kv_heads, scale, scale_log2, cap_log2, window,
+    num_rows, items_at, blocks_at, num_kv_heads, scale, scale_log2, cap_log2, window,
     G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KEY_BLOCK: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
@@ -184,6 +186,7 @@ def dkdv_kernel(
 
     The only chunk of a block writes the gradients; one of several writes a float32 partial sum to its slot.
     """
+    items, blocks = tables + items_at, tables + blocks_at
     subs: tl.constexpr = KEY_BLOCK // BLOCK_N
     item = tl.program_id(0) // (num_kv_heads * subs)
     kv_head = tl.program_id(0) // subs % num_kv_heads
@@ -298,20 +301,14 @@ def dkdv_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["num_rows"], do_not_specialize_on_alignment=["splits"])
-def sum_kernel(
-    partial, grad, splits, num_rows, num_kv_heads,
+@triton.jit
+def _sum_slots(
+    partial, grad, block, first, stop, row, kv_head, num_rows, num_kv_heads,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, KEY_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Sum the partial gradients of one split key block, in the order of their slots."""
-    subs: tl.constexpr = KEY_BLOCK // BLOCK_N
-    split = tl.program_id(0) // (num_kv_heads * subs)
-    kv_head = tl.program_id(0) // subs % num_kv_heads
-    row = tl.program_id(0) % subs * BLOCK_N + tl.arange(0, BLOCK_N)
     columns = tl.arange(0, BLOCK_D)
-    block = tl.load(splits + split * 3)
     acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
-    for slot in range(tl.load(splits + split * 3 + 1), tl.load(splits + split * 3 + 2)):
+    for slot in range(first, stop):
         wide = (tl.cast(slot, tl.int64) * num_kv_heads + kv_head) * KEY_BLOCK + row
         acc += tl.load(partial + wide[:, None] * D + columns[None, :], mask=(columns < D)[None, :], other=0.0)
     key_row = block * KEY_BLOCK + row
@@ -320,3 +317,26 @@ def sum_kernel(
         acc.to(grad.dtype.element_ty),
         mask=(key_row < num_rows)[:, None] & (columns < D)[None, :],
     )
+
+
+@triton.jit(do_not_specialize=["splits_at", "num_splits", "num_rows"], do_not_specialize_on_alignment=["tables"])
+def sum_kernel(
+    partial_dk, partial_dv, dk, dv, tables, splits_at, num_splits, num_rows, num_kv_heads,
+    D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
+    BLOCK_N: tl.constexpr, KEY_BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Sum the partial gradients of one split key block, in the order of their slots: dK first, then dV."""
+    subs: tl.constexpr = KEY_BLOCK // BLOCK_N
+    program = tl.program_id(0) // (num_kv_heads * subs)
+    split = tables + splits_at + program % num_splits * 3
+    kv_head = tl.program_id(0) // subs % num_kv_heads
+    row = tl.program_id(0) % subs * BLOCK_N + tl.arange(0, BLOCK_N)
+    block, first, stop = tl.load(split), tl.load(split + 1), tl.load(split + 2)
+    if program < num_splits:
+        _sum_slots(
+            partial_dk, dk, block, first, stop, row, kv_head, num_rows, num_kv_heads, D, BLOCK_D, BLOCK_N, KEY_BLOCK
+        )  # fmt: skip
+    else:
+        _sum_slots(
+            partial_dv, dv, block, first, stop, row, kv_head, num_rows, num_kv_heads, DV, BLOCK_DV, BLOCK_N, KEY_BLOCK
+        )  # fmt: skip

@@ -24,14 +24,14 @@ __all__ = ["forward_kernel"]
 
 
 @triton.jit(
-    do_not_specialize=["num_rows", "window"],
-    do_not_specialize_on_alignment=["end", "depth", "range_of_row", "ranges", "order"],
+    do_not_specialize=["num_rows", "num_ranges", "window"],
+    do_not_specialize_on_alignment=["end", "depth", "tables"],
 )
 def forward_kernel(
     q, k, v, k_edge, v_edge, sinks, out, lse,
-    end, depth, range_of_row, ranges, order,
+    end, depth, tables,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
-    num_rows, num_kv_heads, scale_log2, cap_log2, window,
+    num_rows, num_ranges, num_kv_heads, scale_log2, cap_log2, window,
     G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, SEGMENT: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr,
@@ -41,6 +41,8 @@ def forward_kernel(
 
     Blocks of `BLOCK_N` keys that every row sees need no mask; the rest goes in blocks of `BLOCK_E` keys.
     """
+    ranges = tables + num_rows
+    order = ranges + 4 * num_ranges
     rank = tl.program_id(0) // num_kv_heads
     kv_head = tl.program_id(0) % num_kv_heads
     t0 = tile_start(order, rank, num_rows, T, SEGMENT)
@@ -75,7 +77,7 @@ def forward_kernel(
         total += 1.0
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
 
-    line = tl.load(range_of_row + t0)
+    line = tl.load(tables + t0)
     full_limit, stop = t0, t1
     while line >= 0:
         first, full, full_stop = range_bounds(

@@ -27,12 +27,16 @@ class Launch(NamedTuple):
     """How a kernel is cut up."""
 
     rows: int
-    """Rows of one program, which handles one head of one tensor."""
+    """Rows of one program, which handles some heads of one tensor."""
     warps: int
+    heads: int = 1
+    """How many, a power of two."""
+    streams: bool = False
+    """Whether what is written leaves the cache first, so that rows copied again stay."""
 
 
-GATHER = Launch(rows=32, warps=4)
-SUM = Launch(rows=8, warps=4)
+GATHER = Launch(rows=8, warps=4, heads=4, streams=True)
+SUM = Launch(rows=8, warps=2)
 
 # numbers and lists differ with every batch: a kernel compiled for one must serve all
 _STRIDES = [f"{kind}_stride{i}" for i in range(3) for kind in ("row", "head")]
@@ -41,18 +45,26 @@ _LISTS = ["firsts", "lasts", "starts", "depths"]
 
 @triton.jit
 def _copy_tile(
-    source, target, index, rows, head, num_rows, row_stride, head_stride,
-    H: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, VECTOR: tl.constexpr,
+    source, target, index, rows, first_head, num_rows, row_stride, head_stride,
+    H: tl.constexpr, D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, VECTOR: tl.constexpr,
+    STREAMS: tl.constexpr,
 ):  # fmt: skip
-    """One head of some rows. Strides count vectors, so that the compiler knows how far addresses are aligned."""
-    columns = tl.arange(0, BLOCK_D)
+    """Some heads of some rows. Strides count vectors, so that the compiler knows how far addresses are aligned."""
+    place = tl.arange(0, BLOCK_H * BLOCK_D)
+    head = first_head + place // BLOCK_D
+    columns = place % BLOCK_D
+    wide = ((columns < D) & (head < H))[None, :]
     inside = rows < num_rows
     row = tl.load(index + rows, mask=inside, other=-1).to(tl.int64)
-    offsets = (row * row_stride + head.to(tl.int64) * head_stride) * VECTOR
-    known = (row >= 0)[:, None] & (columns < D)[None, :]
-    values = tl.load(source + offsets[:, None] + columns[None, :], mask=known, other=0.0)
-    out = target + (rows * (H * D) + head * D)[:, None] + columns[None, :]
-    tl.store(out, values, mask=inside[:, None] & (columns < D)[None, :])
+    offsets = (row * row_stride)[:, None] * VECTOR + (head.to(tl.int64) * head_stride * VECTOR + columns)[None, :]
+    out = target + (rows * (H * D))[:, None] + (head * D + columns)[None, :]
+    known = (row >= 0)[:, None] & wide
+    if STREAMS:
+        values = tl.load(source + offsets, mask=known, other=0.0, eviction_policy="evict_last")
+        tl.store(out, values, mask=inside[:, None] & wide, cache_modifier=".cs")
+    else:
+        values = tl.load(source + offsets, mask=known, other=0.0)
+        tl.store(out, values, mask=inside[:, None] & wide)
 
 
 @triton.jit(do_not_specialize=["num_rows", *_STRIDES], do_not_specialize_on_alignment=["index"])
@@ -60,18 +72,31 @@ def gather_kernel(
     x0, x1, x2, out0, out1, out2, index, num_rows,
     row_stride0, head_stride0, row_stride1, head_stride1, row_stride2, head_stride2,
     H0: tl.constexpr, H1: tl.constexpr, H2: tl.constexpr, D0: tl.constexpr, D1: tl.constexpr, D2: tl.constexpr,
-    V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    V0: tl.constexpr, V1: tl.constexpr, V2: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr, STREAMS: tl.constexpr,
 ):  # fmt: skip
-    """Program `b * (H0 + H1 + H2) + h` copies head `h` of row block `b`: neighbours write neighbouring memory."""
+    """A program copies `BLOCK_H` heads of a block of rows: neighbours write neighbouring memory."""
+    part0: tl.constexpr = (H0 + BLOCK_H - 1) // BLOCK_H
+    part1: tl.constexpr = (H1 + BLOCK_H - 1) // BLOCK_H
+    part2: tl.constexpr = (H2 + BLOCK_H - 1) // BLOCK_H
     program = tl.program_id(0)
-    head = program % (H0 + H1 + H2)
-    rows = (program // (H0 + H1 + H2)).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
-    if head < H0:
-        _copy_tile(x0, out0, index, rows, head, num_rows, row_stride0, head_stride0, H0, D0, BLOCK_D, V0)
-    elif head < H0 + H1:
-        _copy_tile(x1, out1, index, rows, head - H0, num_rows, row_stride1, head_stride1, H1, D1, BLOCK_D, V1)
+    part = program % (part0 + part1 + part2)
+    rows = (program // (part0 + part1 + part2)).to(tl.int64) * BLOCK_R + tl.arange(0, BLOCK_R)
+    if part < part0:
+        _copy_tile(
+            x0, out0, index, rows, part * BLOCK_H, num_rows, row_stride0, head_stride0,
+            H0, D0, BLOCK_H, BLOCK_D, V0, STREAMS,
+        )  # fmt: skip
+    elif part < part0 + part1:
+        _copy_tile(
+            x1, out1, index, rows, (part - part0) * BLOCK_H, num_rows, row_stride1, head_stride1,
+            H1, D1, BLOCK_H, BLOCK_D, V1, STREAMS,
+        )  # fmt: skip
     else:
-        _copy_tile(x2, out2, index, rows, head - H0 - H1, num_rows, row_stride2, head_stride2, H2, D2, BLOCK_D, V2)
+        _copy_tile(
+            x2, out2, index, rows, (part - part0 - part1) * BLOCK_H, num_rows, row_stride2, head_stride2,
+            H2, D2, BLOCK_H, BLOCK_D, V2, STREAMS,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -130,10 +155,11 @@ def triton_gather(tensors: Sequence[Tensor], index: Tensor, launch: Launch = GAT
     num_rows = index.shape[0]
     if num_rows and sum(heads):
         with _on(index.device):
-            gather_kernel[(triton.cdiv(num_rows, launch.rows) * sum(heads),)](
+            parts = sum(triton.cdiv(number, launch.heads) for number in heads)
+            gather_kernel[(triton.cdiv(num_rows, launch.rows) * parts,)](
                 *_three(tensors), *_three(out), index.contiguous(), num_rows, *_three(strides, 2),
-                *heads, *widths, *_three(vectors),
-                BLOCK_D=_padded(max(widths)), BLOCK_R=launch.rows, num_warps=launch.warps,
+                *heads, *widths, *_three(vectors), BLOCK_H=launch.heads, BLOCK_D=_padded(max(widths)),
+                BLOCK_R=launch.rows, STREAMS=launch.streams, num_warps=launch.warps,
             )  # fmt: skip
     return out
 

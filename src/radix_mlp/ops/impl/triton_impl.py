@@ -6,6 +6,7 @@ from torch import Tensor
 
 from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
 from radix_mlp.plan.device import AttentionTree
+from radix_mlp.plan.runs import TreeStatistics
 
 __all__ = ["backward", "forward"]
 
@@ -26,8 +27,9 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """`[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]` and the log-sum-exp `[Hq, M]`."""
     return triton_forward(
-        q, k, v, tree.end, tree.depth, _blocks(tree), scale=scale, window=window, softcap=softcap, sinks=sinks
-    )
+        q, k, v, tree.end, tree.depth, _blocks(tree), scale=scale, window=window, softcap=softcap, sinks=sinks,
+        mean_keys=_mean_keys(tree, window),
+    )  # fmt: skip
 
 
 def backward(
@@ -51,12 +53,21 @@ def backward(
     else:
         blocks = _blocks(tree)
     return triton_backward(
-        grad_out, q, k, v, out, lse, end, depth, blocks, scale=scale, window=window, softcap=softcap, sinks=sinks
-    )
+        grad_out, q, k, v, out, lse, end, depth, blocks, scale=scale, window=window, softcap=softcap, sinks=sinks,
+        mean_keys=_mean_keys(tree, window),
+    )  # fmt: skip
 
 
 def _blocks(tree: AttentionTree) -> TritonBlocks:
     num_rows = tree.end.shape[0]
     if tree.tables.shape[0] == 0 and num_rows:
         return TritonBlocks.make(tree.end, tree.depth)
-    return TritonBlocks.unpack(tree.tables, tree.host_table_sizes, num_rows)
+    return TritonBlocks(tree.tables, *tree.host_table_sizes.tolist())
+
+
+def _mean_keys(tree: AttentionTree, window: int | None) -> float | None:
+    if tree.host_statistics.shape[0] == 0:
+        return None
+    known = TreeStatistics(*tree.host_statistics.tolist())
+    mean = known.pairs / max(known.num_rows, 1)
+    return mean if window is None else min(mean, window)

@@ -6,13 +6,13 @@ from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedImplError
-from radix_mlp.ops.impl.triton_tiles import Tiles, choose_tiles
-from radix_mlp.plan.gpu_blocks import KEY_BLOCK, SEGMENT, backward_items, range_tree
+from radix_mlp.ops.impl.triton_call import evenly_laid, launch
+from radix_mlp.ops.impl.triton_tiles import Tiles, Work, choose_tiles
+from radix_mlp.plan.gpu_blocks import KEY_BLOCK, SEGMENT, pack_tables
 
 __all__ = ["TritonBlocks", "triton_backward", "triton_forward"]
 
@@ -22,15 +22,13 @@ _MAX_WIDTH = 512
 
 
 class TritonBlocks(NamedTuple):
-    """`RangeTree` and `BackwardItems` as int32 tensors on one device."""
+    """`RangeTree` and `BackwardItems` one after the other, int32 on one device, and how long they are."""
 
-    range_of_row: Tensor
-    ranges: Tensor
-    order: Tensor
-    items: Tensor
-    blocks: Tensor
-    splits: Tensor
-    slots: Tensor
+    tables: Tensor
+    num_ranges: int
+    num_items: int
+    num_splits: int
+    num_slots: int
 
     @classmethod
     def make(cls, end: Tensor, depth: Tensor, window: int | None = None) -> TritonBlocks:
@@ -40,21 +38,14 @@ class TritonBlocks(NamedTuple):
         not longer, tables made without a window for all.
         """
         host_end, host_depth = (x.to("cpu", torch.int32).numpy() for x in (end, depth))
-        arrays = (*range_tree(host_end, host_depth), *backward_items(host_end, host_depth, window))
-        flat = torch.from_numpy(np.concatenate([array.ravel() for array in arrays])).to(end.device)
-        parts = flat.split([array.size for array in arrays])
-        return cls(*(part.view(array.shape) for part, array in zip(parts, arrays, strict=True)))
+        tables, sizes = pack_tables(host_end, host_depth, window)
+        return cls(torch.from_numpy(tables).to(end.device), *sizes.tolist())
 
-    @classmethod
-    def unpack(cls, tables: Tensor, sizes: Tensor, num_rows: int) -> TritonBlocks:
-        """Views of what `radix_mlp.plan.gpu_blocks.pack_tables` packed; `sizes` lies on the CPU."""
-        num_ranges, num_items, num_splits, num_slots = sizes.tolist()
-        segments, key_blocks = -(-num_rows // SEGMENT), -(-num_rows // KEY_BLOCK)
-        parts = tables.split(
-            [num_rows, 4 * num_ranges, segments, 4 * num_items, 2 * key_blocks, 3 * num_splits, num_slots]
-        )
-        row, ranges, order, items, blocks, splits, slots = parts
-        return cls(row, ranges.view(-1, 4), order, items.view(-1, 4), blocks.view(-1, 2), splits.view(-1, 3), slots)
+    def places(self, num_rows: int) -> tuple[int, int, int]:
+        """Where `items`, `blocks` and `splits` begin."""
+        items = num_rows + 4 * self.num_ranges - (-num_rows // SEGMENT)
+        blocks = items + 4 * self.num_items
+        return items, blocks, blocks - 2 * (-num_rows // KEY_BLOCK)
 
 
 def triton_forward(
@@ -69,9 +60,12 @@ def triton_forward(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    mean_keys: float | None = None,
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Tree attention of `[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]`, any strides.
+
+    `mean_keys` is how many keys a row sees on average, for the choice of tiles; None if unknown.
 
     Returns:
         out `[M, Hq, Dv]` in q's dtype, contiguous; lse `[Hq, M]` float32, natural logarithm, sinks included.
@@ -90,18 +84,23 @@ def triton_forward(
     from radix_mlp.ops.impl.triton_forward import forward_kernel
 
     group = heads // kv_heads
-    tiles = tiles or choose_tiles("forward", q.device, q.dtype, max(width, value_width), group)
+    tiles = tiles or choose_tiles(
+        "forward", q.device, q.dtype, max(width, value_width), group, Work(num_rows * kv_heads * group, mean_keys)
+    )
     tokens = tiles.rows // group
-    tma = tiles.tma and _tma_fits(k, v)
-    options = _options(q.dtype, width, value_width, group, tiles, window is not None, softcap is not None, tma)
+    even = evenly_laid(q, k, v)
+    tma = tiles.tma and ((even and q.is_cuda) or _tma_fits(k, v))
+    kind = (q.dtype, width, value_width, group, tiles, window is not None, softcap is not None, tma)
+    options, hint = _forward_options(*kind, sinks is not None), None
+    if even and (sinks is None or sinks.data_ptr() % 16 == 0):
+        hint = ("forward", q.device.index, kv_heads, None if sinks is None else sinks.dtype, *kind)
+    arguments = (
+        q, *_keys(k, v, tiles, tma), q if sinks is None else sinks, out, lse, end, depth, blocks.tables,
+        *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
+        num_rows, blocks.num_ranges, kv_heads, *_scales(scale, softcap), window or 0,
+    )  # fmt: skip
     with _on(q.device):
-        forward_kernel[(_num_tiles(num_rows, tokens) * kv_heads,)](
-            q, *_keys(k, v, tiles, tma), q if sinks is None else sinks, out, lse,
-            end, depth, blocks.range_of_row, blocks.ranges, blocks.order,
-            *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-            num_rows, kv_heads, *_scales(scale, softcap), window or 0,
-            BLOCK_N=tiles.keys, BLOCK_E=tiles.edge, SEGMENT=SEGMENT, HAS_SINKS=sinks is not None, **options,
-        )  # fmt: skip
+        launch(forward_kernel, _num_tiles(num_rows, tokens) * kv_heads, arguments, options, hint)
     return out, lse
 
 
@@ -120,6 +119,7 @@ def triton_backward(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    mean_keys: float | None = None,
     tiles: tuple[Tiles, Tiles] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of `triton_forward`: dq `[M, Hq, D]`, dk `[M, Hkv, D]`, dv `[M, Hkv, Dv]`, dsinks `[Hq]` or None.
@@ -139,45 +139,59 @@ def triton_backward(
 
     group = heads // kv_heads
     widest = max(width, value_width)
+    work = Work(num_rows * heads, mean_keys)
     dq_tiles, dkdv_tiles = tiles or (
-        choose_tiles("dq", q.device, q.dtype, widest, group),
-        choose_tiles("dkdv", q.device, q.dtype, widest, group),
+        choose_tiles("dq", q.device, q.dtype, widest, group, work),
+        choose_tiles("dkdv", q.device, q.dtype, widest, group, work),
     )
     delta = torch.empty_like(lse)
     scales = (scale, *_scales(scale, softcap))
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *dout.stride()[:2])
     shared = (q.dtype, width, value_width, group)
     flags = (window is not None, softcap is not None)
+    even = evenly_laid(q, k, v, dout, out) and lse.data_ptr() % 16 == 0
+    hint = (q.device.index, kv_heads) if even else None
+    items_at, blocks_at, splits_at = blocks.places(num_rows)
     with _on(q.device):
         tokens = dq_tiles.rows // group
-        tma = dq_tiles.tma and _tma_fits(k, v)
-        dq_kernel[(_num_tiles(num_rows, tokens) * kv_heads,)](
-            q, *_keys(k, v, dq_tiles, tma), out, dout, lse, delta, dq,
-            end, depth, blocks.range_of_row, blocks.ranges, blocks.order,
-            *strides, num_rows, kv_heads, *scales, window or 0,
-            BLOCK_N=dq_tiles.keys, BLOCK_E=dq_tiles.edge, SEGMENT=SEGMENT,
-            **_options(*shared, dq_tiles, *flags, tma),
+        tma = dq_tiles.tma and ((even and q.is_cuda) or _tma_fits(k, v))
+        kind = (*shared, dq_tiles, *flags, tma)
+        arguments = (
+            q, *_keys(k, v, dq_tiles, tma), out, dout, lse, delta, dq, end, depth, blocks.tables,
+            *strides, num_rows, blocks.num_ranges, kv_heads, *scales, window or 0,
         )  # fmt: skip
+        programs = _num_tiles(num_rows, tokens) * kv_heads
+        launch(dq_kernel, programs, arguments, _dq_options(*kind), hint and ("dq", *hint, *kind))
 
         tokens = dkdv_tiles.rows // group
-        tma = dkdv_tiles.tma and dkdv_tiles.rows % group == 0 and _power_of_two(group) and _tma_fits(q, dout)
+        tma = dkdv_tiles.tma and dkdv_tiles.rows % group == 0 and _power_of_two(group)
+        tma = tma and ((even and q.is_cuda) or _tma_fits(q, dout))
         query, grad = (_queries(x, tokens, group) for x in (q, dout)) if tma else (q, dout)
-        shape = (blocks.slots.shape[0], kv_heads, KEY_BLOCK)
+        shape = (blocks.num_slots, kv_heads, KEY_BLOCK)
         partial_dk = lse.new_empty(*shape, width)
         partial_dv = lse.new_empty(*shape, value_width)
-        dkdv_kernel[(blocks.items.shape[0] * kv_heads * (KEY_BLOCK // dkdv_tiles.keys),)](
-            query, k, v, grad, lse, delta, dk, dv, partial_dk, partial_dv,
-            end, depth, blocks.items, blocks.blocks,
-            *strides, num_rows, kv_heads, *scales, window or 0,
-            BLOCK_N=dkdv_tiles.keys, KEY_BLOCK=KEY_BLOCK,
-            **_options(*shared, dkdv_tiles, *flags, tma),
+        kind = (*shared, dkdv_tiles, *flags, tma)
+        arguments = (
+            query, k, v, grad, lse, delta, dk, dv, partial_dk, partial_dv, end, depth, blocks.tables,
+            *strides, num_rows, items_at, blocks_at, kv_heads, *scales, window or 0,
         )  # fmt: skip
-        if blocks.splits.shape[0]:
-            for partial, grad in ((partial_dk, dk), (partial_dv, dv)):
-                sum_kernel[(blocks.splits.shape[0] * kv_heads * (KEY_BLOCK // 16),)](
-                    partial, grad, blocks.splits, num_rows, kv_heads,
-                    D=grad.shape[2], BLOCK_D=_padded(grad.shape[2]), BLOCK_N=16, KEY_BLOCK=KEY_BLOCK,
-                )  # fmt: skip
+        programs = blocks.num_items * kv_heads * (KEY_BLOCK // dkdv_tiles.keys)
+        launch(dkdv_kernel, programs, arguments, _dkdv_options(*kind), hint and ("dkdv", *hint, *kind))
+        if blocks.num_splits:
+            options = _sum_options(width, value_width)
+            arguments = (
+                partial_dk,
+                partial_dv,
+                dk,
+                dv,
+                blocks.tables,
+                splits_at,
+                blocks.num_splits,
+                num_rows,
+                kv_heads,
+            )
+            programs = 2 * blocks.num_splits * kv_heads * (KEY_BLOCK // options["BLOCK_N"])
+            launch(sum_kernel, programs, arguments, options, hint and ("sum", *hint, q.dtype, width, value_width))
     if sinks is None:
         return dq, dk, dv, None
     # the sink's share of the softmax, times what its missing value contributes to delta
@@ -209,6 +223,7 @@ def _options(
         "BLOCK_DV": _padded(value_width),
         "T": tiles.rows // group,
         "BLOCK_M": tiles.rows,
+        "BLOCK_N": tiles.keys,
         "HAS_WINDOW": window,
         "HAS_CAP": cap,
         "TMA": tma,
@@ -217,6 +232,32 @@ def _options(
         "STAGES_E": tiles.edge_stages,
         "num_warps": tiles.warps,
     }
+
+
+@cache
+def _forward_options(*kind: Any) -> dict[str, Any]:
+    *shared, sinks = kind
+    tiles: Tiles = shared[4]
+    return {
+        **_options(*shared), "BLOCK_E": tiles.edge, "SEGMENT": SEGMENT, "HAS_SINKS": sinks
+    }  # fmt: skip
+
+
+@cache
+def _dq_options(*kind: Any) -> dict[str, Any]:
+    tiles: Tiles = kind[4]
+    return {**_options(*kind), "BLOCK_E": tiles.edge, "SEGMENT": SEGMENT}
+
+
+@cache
+def _dkdv_options(*kind: Any) -> dict[str, Any]:
+    return {**_options(*kind), "KEY_BLOCK": KEY_BLOCK}
+
+
+@cache
+def _sum_options(width: int, value_width: int) -> dict[str, Any]:
+    padded = {"BLOCK_D": _padded(width), "BLOCK_DV": _padded(value_width)}
+    return {"D": width, "DV": value_width, **padded, "BLOCK_N": 16, "KEY_BLOCK": KEY_BLOCK}
 
 
 def _scales(scale: float, softcap: float | None) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["SAFE", "Tiles", "choose_tiles"]
+__all__ = ["SAFE", "Tiles", "Work", "choose_tiles"]
 
 
 class Tiles(NamedTuple):
@@ -25,6 +25,15 @@ class Tiles(NamedTuple):
     tma: bool
 
 
+class Work(NamedTuple):
+    """What a batch asks of a kernel."""
+
+    rows: int
+    """Packed query rows of all kv heads: `M * Hq`."""
+    mean_keys: float | None = None
+    """Keys that a row sees on average; None if unknown."""
+
+
 # measured on an H200 with benchmarks/tune_triton.py: bf16, 4 query heads a kv head (512: a guess that fits)
 _HOPPER = {
     ("forward", 64): Tiles(64, 64, 64, 4, 3, 2, True),
@@ -40,6 +49,13 @@ _HOPPER = {
     ("dkdv", 256): Tiles(64, 64, 0, 8, 2, 2, True),
     ("dkdv", 512): Tiles(32, 32, 0, 8, 1, 1, False),
 }
+# for short root paths, by benchmarks/tune_triton.py too; see `_short`
+_HOPPER_SHORT = {
+    ("forward", 128): Tiles(64, 32, 32, 4, 3, 2, True),
+    ("dq", 128): Tiles(64, 32, 32, 4, 2, 2, True),
+}
+_WAVE = 264 * 128
+"""Packed rows that an H200 has in flight with the tiles of `_HOPPER`."""
 # small enough for the 99 KB of shared memory that chips from Ampere on have at least (float32 of width 512 takes 132)
 SAFE = {
     64: Tiles(64, 64, 64, 4, 2, 2, False),
@@ -55,18 +71,32 @@ _SAFE_FLOAT32 = {
 }
 
 
-def choose_tiles(kernel: str, device: torch.device, dtype: torch.dtype, width: int, group: int) -> Tiles:
+def choose_tiles(
+    kernel: str, device: torch.device, dtype: torch.dtype, width: int, group: int, work: Work | None = None
+) -> Tiles:
     """Tiles for `kernel` (`forward`, `dq`, `dkdv`) with heads of at most `width` and `group` heads a kv head."""
     column = next(limit for limit in SAFE if width <= limit)
     if dtype == torch.float32:
         tiles = _SAFE_FLOAT32[column]
     elif device.type == "cuda" and _capability(device.index or 0) == (9, 0):
-        tiles = _HOPPER[kernel, column]
+        tiles = _short(kernel, column, work) or _HOPPER[kernel, column]
     else:
         tiles = SAFE[column]
     if group > tiles.rows:
         tiles = tiles._replace(rows=1 << (group - 1).bit_length())
     return tiles
+
+
+def _short(kernel: str, column: int, work: Work | None) -> Tiles | None:
+    """Smaller tiles where few keys are left out by it: on short paths, and where long ones would leave most of the chip
+    idle at the end.
+    """
+    if work is None or work.mean_keys is None:
+        return None
+    waves = work.rows / _WAVE
+    few = waves < 0.8 or 1.2 < waves < 1.6
+    short = work.mean_keys < 256 and waves > 1.2
+    return _HOPPER_SHORT.get((kernel, column)) if short or (few and work.mean_keys < 1024) else None
 
 
 @cache

@@ -1,0 +1,143 @@
+"""Block lists of the tree's mask as FlashAttention-4 reads them, made once a batch.
+
+Rows and keys are cut into blocks of `BLOCK`.  Forward, every block of rows gets the blocks of keys that it needs;
+backward, every block of keys the blocks of rows that see it: each once in a list of pairs of blocks that need the mask,
+and once in a list of those that need none, since every row sees every key.
+
+A list has one line a block, padded to the longest line, so that lines are addressed by a stride.  Backward, the rows
+that see all of a block of keys are one interval that starts with the next block: no list, one vector of ascending
+numbers serves all lines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["BLOCK", "MAX_NUMBERS", "SparseBlocks", "pack_sparse_blocks", "sparse_blocks"]
+
+Int32 = NDArray[np.int32]
+
+BLOCK = 128
+"""Rows and keys of a block, as the kernels' tiles want it for head dimensions from 72 to 128."""
+MAX_NUMBERS = 1 << 23
+"""Padded lists that are longer than this (32 MB) are not made."""
+
+
+class SparseBlocks(NamedTuple):
+    """Lists for `T = ceil(M / BLOCK)` blocks."""
+
+    forward_counts: Int32
+    """`[2, T]` for every block of rows, how many blocks of keys need a mask, and how many need none."""
+    backward_counts: Int32
+    """`[2, T]` for every block of keys, how many blocks of rows need a mask, and how many need none."""
+    forward_masked: Int32
+    """`[T, W]` blocks of keys, ascending; the rest of a line means nothing."""
+    forward_full: Int32
+    """`[T, W']` likewise."""
+    backward_masked: Int32
+    """`[T, W'']` blocks of rows, ascending. Those that need no mask are the ones from the line's number + 1 on."""
+
+
+def sparse_blocks(end: Int32) -> SparseBlocks | None:
+    """Lists of a tree, `end` is `[M]` int32; None if they would hold more than `MAX_NUMBERS`.
+
+    Time is proportional to the pairs of blocks listed, memory to the padded lists.
+
+    >>> lists = sparse_blocks(np.full(300, 300, np.int32))
+    >>> lists.forward_counts.tolist(), lists.forward_full.tolist()
+    ([[1, 1, 1], [0, 1, 2]], [[0, 0], [0, 0], [0, 1]])
+    """
+    num_blocks = -(-len(end) // BLOCK)
+    cuts = np.arange(0, len(end), BLOCK)
+    shortest = np.minimum.reduceat(end, cuts) if num_blocks else np.zeros(0, np.int32)
+    longest = np.maximum.reduceat(end, cuts) if num_blocks else np.zeros(0, np.int32)
+    forward, backward = np.zeros((2, num_blocks), np.int32), np.zeros((2, num_blocks), np.int32)
+    none = np.zeros((0, 0), np.int32)
+    fill = _compiled(_fill)
+    fill(shortest, longest, len(end), forward, backward, none, none, none)
+    # a line has room for one number at least, which keeps strides above zero
+    widths = [max(1, int(counts.max(initial=0))) for counts in (*forward, backward[0])]
+    if num_blocks * sum(widths) > MAX_NUMBERS:
+        return None
+    masked, full, backward_masked = (np.zeros((num_blocks, width), np.int32) for width in widths)
+    fill(shortest, longest, len(end), forward, backward, masked, full, backward_masked)
+    return SparseBlocks(forward, backward, masked, full, backward_masked)
+
+
+def pack_sparse_blocks(end: Int32) -> tuple[Int32, Int32]:
+    """All in one vector, int32, and sizes, `[5]` int32: the three widths, and how many pairs of blocks need a mask and
+    how many need none.
+
+    The vector holds `end`, padded with zeros to whole blocks, then the lists in the order of the fields, then the
+    numbers `0 .. 2 T`.  It is empty, with sizes of zero, if the lists would be too long, or there is nothing to list.
+    """
+    lists = sparse_blocks(end) if len(end) else None
+    if lists is None:
+        return np.zeros(0, np.int32), np.zeros(5, np.int32)
+    num_blocks = lists.forward_counts.shape[1]
+    padded = np.zeros(num_blocks * BLOCK, np.int32)
+    padded[: len(end)] = end
+    ascending = np.arange(2 * num_blocks + 1, dtype=np.int32)
+    widths = [table.shape[1] for table in lists[2:]]
+    sizes = np.array([*widths, *lists.forward_counts.sum(axis=1)], np.int32)
+    return np.concatenate([padded, *(table.ravel() for table in lists), ascending]), sizes
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` through Numba, imported here because that takes half a second."""
+    import numba
+
+    return numba.njit(cache=True)(function)
+
+
+def _fill(
+    shortest: Int32,
+    longest: Int32,
+    num_rows: int,
+    forward: Int32,
+    backward: Int32,
+    masked: Int32,
+    full: Int32,
+    backward_masked: Int32,
+) -> None:
+    """Count the entries of all lists and, if the tables have lines, write them.
+
+    `shortest` and `longest` are the smallest and the largest `end` of every block of keys.
+    """
+    writes = len(masked) > 0
+    num_blocks = len(longest)
+    forward[:] = 0
+    backward[:] = 0
+    # blocks of keys that some row from here on sees, ascending
+    live = np.empty(num_blocks, np.int32)
+    num_live = 0
+    for row_block in range(num_blocks):
+        first = row_block * BLOCK
+        stop = min(first + BLOCK, num_rows)
+        live[num_live] = row_block
+        num_live += 1
+        kept = 0
+        for i in range(num_live):
+            block = live[i]
+            if longest[block] <= first:
+                continue
+            live[kept] = block
+            kept += 1
+            if block < row_block and shortest[block] >= stop:
+                if writes:
+                    full[row_block, forward[1, row_block]] = block
+                forward[1, row_block] += 1
+                backward[1, block] += 1
+            else:
+                if writes:
+                    masked[row_block, forward[0, row_block]] = block
+                    backward_masked[block, backward[0, block]] = row_block
+                forward[0, row_block] += 1
+                backward[0, block] += 1
+        num_live = kept

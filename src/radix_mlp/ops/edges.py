@@ -8,6 +8,7 @@ are a few numbers a token, while all that is as wide as the vocabulary or the mo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,11 @@ class Edges:
     def num_predictions(self) -> int:
         """Tokens that some edge predicts: what a mean over tokens divides by."""
         return int((self.token_edge >= 0).sum())
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """`[E]` tokens that each edge stands for."""
+        return np.bincount(self.token_edge[self.token_edge >= 0], minlength=self.num_edges)
 
     def to(self, device: torch.device | str) -> DeviceEdges:
         """The edges as tensors on `device`, in one (pinned, asynchronous) copy; kept for the next call."""

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops.edges import tokens_to_edges
 from radix_mlp.train.batch import TreeBatch
 
 __all__ = ["cross_entropy"]
@@ -35,15 +36,11 @@ def cross_entropy(
     >>> cross_entropy(torch.tensor([-1.0, -2.0, -3.0]), batch)
     tensor(1.7500)
     """
-    edges = batch.device_edges(logprob.device)
     _check(logprob, batch)
     if weights is None:
-        per_edge = torch.bincount(edges.token_edge[edges.token_edge >= 0], minlength=batch.edges.num_edges)
-        per_edge = per_edge.to(logprob.dtype)
+        per_edge = torch.from_numpy(batch.edges.counts).to(logprob.device, logprob.dtype)
     else:
-        from radix_mlp.ops.edges import tokens_to_edges
-
-        per_edge = tokens_to_edges(weights.to(logprob), edges)
+        per_edge = tokens_to_edges(weights.to(logprob), batch.device_edges(logprob.device))
     divisor = per_edge.sum() if num_items_in_batch is None else num_items_in_batch
     return -(per_edge * logprob).sum() / divisor
 

@@ -54,11 +54,15 @@ def check_trainable(model: PreTrainedModel) -> None:
         raise UnsupportedCallError(f"{reason}. Switch it off, or train this model unfolded (radix_mlp.disable(model)).")
 
 
-def language_head(model: torch.nn.Module) -> LinearHead | Callable[[Tensor], Tensor]:
+def language_head(model: torch.nn.Module, *, check: bool = True) -> LinearHead | Callable[[Tensor], Tensor]:
     """What makes logits of last hidden states, with the model's own scale and soft cap: for `edge_logprobs`.
 
     A `LinearHead` if the head is a plain linear layer; else (adapters on the head, sharded or quantised heads) a
     function that calls the layer.  The first time, it is held to the model's own logits of a few tokens.
+
+    Args:
+        model: with a language-model head.
+        check: False where that cannot be done: within a forward pass, on weights that are sharded.
 
     Raises:
         UnsupportedModelError: the model has no language-model head, or one that does something else besides.
@@ -85,7 +89,7 @@ def language_head(model: torch.nn.Module) -> LinearHead | Callable[[Tensor], Ten
             logits: Tensor = layer(hidden) * scale
             return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
-    if inner not in _CHECKED:
+    if check and inner not in _CHECKED:
         _hold_to_own_logits(inner, head)
         _CHECKED[inner] = None
     return head

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import trl
+from accelerate import DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from datasets import Dataset
 from tests.integrations.trainers import arguments
@@ -88,12 +89,19 @@ def parameters_after(make, folder, adapter, **options) -> tuple[dict[str, Tensor
     return {name: whole(p) for name, p in trainer.model.named_parameters()}, report
 
 
+def made(args):
+    """accelerate has FSDP for accelerators only, and its code for them runs on a CPU as well: pretend there."""
+    if args.fsdp and args.use_cpu:
+        args.distributed_state.distributed_type = DistributedType.MULTI_GPU
+    return args
+
+
 def plain_trainer(folder, **options) -> Trainer:
     texts = [f"{'one root grows, ' * 2 if n % 2 else 'what is it? '}thing {n % 5}" + "s" * (n % 4) for n in range(24)]
     rows = [{"input_ids": list(text.encode()), "labels": list(text.encode())} for text in texts]
     return Trainer(
         AutoModelForCausalLM.from_pretrained(folder),
-        TrainingArguments(**arguments(folder, gradient_accumulation_steps=2, **options)),
+        made(TrainingArguments(**arguments(folder, gradient_accumulation_steps=2, **options))),
         train_dataset=rows,
         data_collator=DataCollatorForSeq2Seq(tiny_tokenizer()),
     )
@@ -108,7 +116,7 @@ def dpo_trainer(folder, **options) -> trl.DPOTrainer:
         }
         for n in range(12)
     ]
-    args = trl.DPOConfig(**arguments(folder, beta=0.5, **options))
+    args = made(trl.DPOConfig(**arguments(folder, beta=0.5, **options)))
     model = AutoModelForCausalLM.from_pretrained(folder)
     return trl.DPOTrainer(model, None, args, train_dataset=Dataset.from_list(rows), processing_class=tiny_tokenizer())
 

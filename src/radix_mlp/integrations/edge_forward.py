@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed.tensor import DTensor
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf import enable
@@ -24,7 +25,14 @@ from radix_mlp.ops import label_edges
 from radix_mlp.plan import build_plan
 from radix_mlp.train import PaddedLayout, TreeBatch, check_trainable, language_head, pretrained_of
 
-__all__ = ["EdgeForward", "autocast_dtype_of", "check_in_training", "install_edge_forward", "reason_of_parallelism"]
+__all__ = [
+    "EdgeForward",
+    "autocast_dtype_of",
+    "check_in_training",
+    "install_edge_forward",
+    "is_sharded",
+    "reason_of_parallelism",
+]
 
 IGNORE_INDEX = -100
 
@@ -93,6 +101,7 @@ def install_edge_forward(
     impl: str,
     threshold: Any,
     autocast_dtype: torch.dtype | None = None,
+    check_head: bool = True,
 ) -> None:
     """Enable a model with a language-model head and put the forward that `make` builds in place of the usual one.
 
@@ -103,14 +112,20 @@ def install_edge_forward(
     inner = pretrained_of(model)
     check_in_training(model)
     enable(model, impl=impl, threshold=threshold)
-    # held to the model's own logits here, while no wrapper shards its weights
-    language_head(inner)
+    # a reference model that FSDP2 has sharded already has the class of the policy, which is checked
+    if check_head:
+        language_head(inner)
     usual = folding_forward_of(inner)
     assert usual is not None
     forward = make(usual)
     forward.previous = usual.previous
     forward.autocast_dtype = autocast_dtype
     install(forward)
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether FSDP2 has its weights already."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def autocast_dtype_of(trainer: Any) -> torch.dtype | None:

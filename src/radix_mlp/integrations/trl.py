@@ -38,6 +38,7 @@ from radix_mlp.integrations.edge_forward import (
     autocast_dtype_of,
     check_in_training,
     install_edge_forward,
+    is_sharded,
     reason_of_parallelism,
 )
 from radix_mlp.ops import edge_logprobs, edges_to_tokens
@@ -114,7 +115,12 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
                 _install_score_forward(model)
             else:
                 install_edge_forward(
-                    model, FusedHeadForward, impl=impl, threshold=threshold, autocast_dtype=autocast_dtype_of(trainer)
+                    model,
+                    FusedHeadForward,
+                    impl=impl,
+                    threshold=threshold,
+                    autocast_dtype=autocast_dtype_of(trainer),
+                    check_head=model is trainer.model or not is_sharded(model),
                 )
     except Exception:
         disable(trainer)
@@ -159,7 +165,7 @@ class FusedHeadForward(EdgeForward):
         with context:
             return edge_logprobs(
                 hidden,
-                language_head(self.module),
+                language_head(self.module, check=False),
                 batch.edges,
                 temperature=self.temperature,
                 statistics=self.statistics,

@@ -1,0 +1,74 @@
+"""Times as medians with their spread, the sides in turn, with cold caches on a GPU."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["Timing", "in_turn"]
+
+FLUSH_BYTES = 2**28
+"""More than any L2 cache holds."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds of one side."""
+
+    samples: tuple[float, ...]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.samples)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance of the quartiles, as a part of the median."""
+        if len(self.samples) < 2:
+            return 0.0
+        low, _, high = statistics.quantiles(self.samples, n=4, method="inclusive")
+        return (high - low) / 2 / self.median
+
+
+def in_turn(
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    *,
+    warm_up: int = 1,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Timing]:
+    """Time every side once a round, each round beginning with another side.
+
+    On a GPU the time is that between two synchronisations, and the L2 cache is overwritten before each sample.
+
+    Example::
+
+        times = in_turn({"folded": folded, "padded": padded}, rounds=7)
+        print(times["padded"].median / times["folded"].median)
+    """
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda") if device == "cuda" else None
+    names = list(runs)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for round_ in range(-warm_up, rounds):
+        first = round_ % len(names)
+        for name in [*names[first:], *names[:first]]:
+            _settle(flush)
+            began = clock()
+            runs[name]()
+            if flush is not None:
+                torch.cuda.synchronize()
+            if round_ >= 0:
+                samples[name].append(1e3 * (clock() - began))
+    return {name: Timing(tuple(found)) for name, found in samples.items()}
+
+
+def _settle(flush: Any) -> None:
+    if flush is not None:
+        flush.zero_()
+        torch.cuda.synchronize()

@@ -1,0 +1,290 @@
+"""Load on an embedding or rerank server by HTTP: throughput, latencies, and what became of every request.
+
+Works against any server with text-embeddings-inference's, OpenAI's or Cohere's routes; on ours it also reads what
+folding saved. `--rate` sends at random times whatever comes back (open loop), else so many requests are always on
+their way (closed loop). With `--faults`, a part of the requests is broken on purpose, or given up by the client, and
+every answer to the others is compared with the first answer to the same request.
+
+  python benchmarks/load.py http://127.0.0.1:3000 --requests 200 --texts 64 --in-flight 16
+  python benchmarks/load.py http://127.0.0.1:3000 --api rerank --workload vaswani --data DATA --rate 20
+  python benchmarks/load.py http://127.0.0.1:3000 --requests 10000 --texts 4 --faults 0.2 --pid PID
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+
+from forward_cpu import vaswani
+
+PATHS = {"tei": "/embed", "openai": "/v1/embeddings", "rerank": "/v1/rerank", "tei-rerank": "/rerank"}
+JSON = {"content-type": "application/json"}
+WORDS = "the of and to in is it that for was on are as with they be at one have this from or had by hot but some what"
+LETTERS = "abcdefghijklmnopqrstuvwxyz"
+# fault -> codes that it may end with
+FAULTS = {
+    "gone": (),
+    "malformed": (400,),
+    "wrong type": (422,),
+    "empty": (400,),
+    "too many": (422,),
+    "too large": (413,),
+    "no route": (404,),
+}
+
+
+@dataclass
+class Outcome:
+    """What became of a run."""
+
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    num_texts: int = 0
+    num_tokens: int = 0
+    unanswered: int = 0
+    wrong: int = 0
+
+    def summary(self) -> dict[str, Any]:
+        """Rates and quantiles; latencies in milliseconds, of requests that were answered with 200."""
+        quantiles = np.quantile(self.latencies, [0.5, 0.9, 0.99]) * 1000 if self.latencies else [0, 0, 0]
+        return {
+            "requests": sum(self.statuses.values()),
+            "seconds": round(self.seconds, 2),
+            "requests/s": round(len(self.latencies) / self.seconds, 1),
+            "texts/s": round(self.num_texts / self.seconds, 1),
+            "tokens/s": round(self.num_tokens / self.seconds),
+            **{name: round(float(value), 2) for name, value in zip(("p50", "p90", "p99"), quantiles, strict=True)},
+            "statuses": dict(self.statuses),
+            "unanswered": self.unanswered,
+            "wrong": self.wrong,
+        }
+
+
+def texts_of(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
+    """(query, documents) without end; an embedding request is the documents behind the head and the query."""
+    rng = random.Random(options.seed)
+    if options.workload == "gsm8k":
+        rows = [json.loads(line)["question"] for line in (options.data / "gsm8k" / "test.jsonl").open()]
+        while True:
+            yield "Represent the question for retrieval: ", rng.sample(rows, options.texts)
+    if options.workload == "vaswani":
+        index = 0
+        while True:
+            # a reranker's prompt stands before each document
+            found = vaswani(options.data, index % 93, options.texts)
+            index += 1
+            yield "", found
+    units = [*LETTERS] if options.units == "letters" else [" " + word for word in WORDS.split()]
+
+    def text(num_units: int) -> str:
+        return "".join(rng.choices(units, k=num_units))
+
+    # 50 of 150 tokens are common to all, 10 to those of one query: 0.61 unique, as MS MARCO behind a reranker's prompt
+    head = text(50)
+    while True:
+        documents: list[str] = []
+        while len(documents) < options.texts:
+            query = text(10)
+            lengths = (
+                rng.randint(15, 140) if rng.random() < 0.4 else rng.randint(70, 120)
+                for _ in range(rng.choice((8, 8, 8, 8, 9)))
+            )
+            documents.extend(query + text(length) for length in lengths)
+        yield head, documents[: options.texts]
+
+
+def body_of(api: str, head: str, documents: list[str]) -> bytes:
+    """The request of one route."""
+    if api == "tei":
+        return json.dumps({"inputs": [head + text for text in documents]}).encode()
+    if api == "openai":
+        return json.dumps({"input": [head + text for text in documents], "model": "any"}).encode()
+    name = "texts" if api == "tei-rerank" else "documents"
+    return json.dumps({"query": head or "a query", name: documents}).encode()
+
+
+def numbers_of(api: str, content: bytes) -> np.ndarray:
+    """The vectors or scores of an answer, in the order of the texts."""
+    found = json.loads(content)
+    if api == "tei":
+        return np.asarray(found)
+    if api == "openai":
+        return np.asarray([each["embedding"] for each in found["data"]])
+    ranks = found if api == "tei-rerank" else found["results"]
+    name = "score" if api == "tei-rerank" else "relevance_score"
+    return np.asarray([each[name] for each in sorted(ranks, key=lambda each: each["index"])])
+
+
+class Load:
+    """Sends requests and counts what comes back."""
+
+    def __init__(self, client: httpx.AsyncClient, options: argparse.Namespace) -> None:
+        self.client = client
+        self.options = options
+        self.outcome = Outcome()
+        source = texts_of(options)
+        self.bodies = [body_of(options.api, *next(source)) for _ in range(options.bodies)]
+        self.first: dict[int, np.ndarray] = {}
+        self.rng = random.Random(options.seed + 1)
+
+    async def one(self, index: int) -> None:
+        """One request, or one fault in its place."""
+        if self.rng.random() < self.options.faults:
+            await self._fault(self.rng.choice(list(FAULTS)), index)
+            return
+        place = index % len(self.bodies)
+        began = time.perf_counter()
+        try:
+            answer = await self.client.post(PATHS[self.options.api], content=self.bodies[place], headers=JSON)
+        except httpx.HTTPError as error:
+            self.outcome.unanswered += 1
+            self.outcome.statuses[type(error).__name__] += 1
+            return
+        self.outcome.statuses[str(answer.status_code)] += 1
+        if answer.status_code != 200:
+            return
+        self.outcome.latencies.append(time.perf_counter() - began)
+        self.outcome.num_texts += self.options.texts
+        self.outcome.num_tokens += int(answer.headers.get("x-compute-tokens", 0))
+        if place not in self.first or self.options.faults:
+            self._check(place, answer.content)
+
+    def _check(self, place: int, content: bytes) -> None:
+        found = numbers_of(self.options.api, content)
+        expected = self.first.setdefault(place, found)
+        # other texts in a batch change the order of sums
+        close = found.shape == expected.shape and np.abs(found - expected).max() < self.options.tolerance
+        self.outcome.wrong += not (close and len(found) == self.options.texts and np.isfinite(found).all())
+
+    async def _fault(self, kind: str, index: int) -> None:
+        path, body = PATHS[self.options.api], self.bodies[index % len(self.bodies)]
+        if kind == "gone":
+            try:
+                timeout = self.rng.uniform(0.0005, 0.02)
+                await asyncio.wait_for(self.client.post(path, content=body, headers=JSON), timeout)
+            except (TimeoutError, httpx.HTTPError):
+                pass
+            self.outcome.statuses[kind] += 1
+            return
+        field = {"tei": "inputs", "openai": "input", "rerank": "documents", "tei-rerank": "texts"}[self.options.api]
+        more = b'"query": "a", ' if "rerank" in self.options.api else b""
+        sent = {
+            "malformed": body[:-1],
+            "wrong type": b'{"%s": 3}' % field.encode(),
+            "empty": b'{%s"%s": []}' % (more, field.encode()),
+            "too many": b'{%s"%s": [%s]}' % (more, field.encode(), b",".join([b'"a"'] * 5000)),
+            "too large": b" " * 3_000_000,
+            "no route": body,
+        }[kind]
+        try:
+            answer = await self.client.post("/nothing" if kind == "no route" else path, content=sent, headers=JSON)
+        except httpx.HTTPError as error:
+            self.outcome.unanswered += 1
+            self.outcome.statuses[f"{kind}: {type(error).__name__}"] += 1
+            return
+        self.outcome.statuses[f"{kind}: {answer.status_code}"] += 1
+        self.outcome.wrong += answer.status_code not in (*FAULTS[kind], 429)
+
+    async def closed(self) -> None:
+        """So many requests on their way at every moment."""
+        indices = iter(range(self.options.requests))
+        end = time.monotonic() + self.options.seconds
+
+        async def worker() -> None:
+            for index in indices:
+                if time.monotonic() > end:
+                    return
+                await self.one(index)
+
+        await asyncio.gather(*(worker() for _ in range(self.options.in_flight)))
+
+    async def open(self) -> None:
+        """Requests at random times, `rate` a second, whatever comes back."""
+        tasks = []
+        began, due = time.monotonic(), 0.0
+        for index in range(self.options.requests):
+            due += self.rng.expovariate(self.options.rate)
+            if due > self.options.seconds:
+                break
+            await asyncio.sleep(max(0.0, began + due - time.monotonic()))
+            tasks.append(asyncio.ensure_future(self.one(index)))
+        await asyncio.gather(*tasks)
+
+
+async def run(options: argparse.Namespace) -> dict[str, Any]:
+    """Warm up, load, and what became of it."""
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(base_url=options.url, timeout=120, limits=limits) as client:
+        load = Load(client, options)
+        for index in range(options.warm_up):
+            await load.client.post(PATHS[options.api], content=load.bodies[index % len(load.bodies)], headers=JSON)
+        before, memory = await counters(client), memory_of(options.pid)
+        began = time.perf_counter()
+        await (load.open() if options.rate else load.closed())
+        load.outcome.seconds = time.perf_counter() - began
+        after = await counters(client)
+    found = load.outcome.summary()
+    if after:
+        computed, tokens = (
+            after[name] - before.get(name, 0) for name in ("radix_mlp_compact_tokens_total", "radix_mlp_tokens_total")
+        )
+        found["compression"] = round(computed / max(1.0, tokens), 3)
+    if memory is not None:
+        found["MB"] = [round(memory), round(memory_of(options.pid) or 0)]
+    return found
+
+
+async def counters(client: httpx.AsyncClient) -> dict[str, float]:
+    """Our server's counts of tokens; nothing of others."""
+    answer = await client.get("/metrics")
+    found = re.findall(r"^(radix_mlp_\w*tokens_total) (\S+)", answer.text, re.MULTILINE)
+    return {name: float(value) for name, value in found}
+
+
+def memory_of(pid: int | None) -> float | None:
+    """Resident megabytes of a process."""
+    if pid is None:
+        return None
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * 4096 / 1e6
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("url")
+    found.add_argument("--api", choices=PATHS, default="tei")
+    found.add_argument("--workload", choices=["synthetic", "vaswani", "gsm8k"], default="synthetic")
+    found.add_argument("--data", type=Path, help="folder with vaswani/ and gsm8k/, see docs/benchmarks.md")
+    found.add_argument("--units", choices=["letters", "words"], default="letters", help="of synthetic texts")
+    found.add_argument("--requests", type=int, default=200, help="at most")
+    found.add_argument("--seconds", type=float, default=3600, help="at most")
+    found.add_argument("--texts", type=int, default=32, help="a request")
+    found.add_argument("--bodies", type=int, default=64, help="different requests")
+    found.add_argument("--in-flight", type=int, default=16, help="closed loop")
+    found.add_argument("--rate", type=float, default=0, help="open loop: requests a second")
+    found.add_argument("--faults", type=float, default=0, help="part of the requests")
+    found.add_argument("--tolerance", type=float, default=1e-4, help="between two answers to one request")
+    found.add_argument("--warm-up", type=int, default=8, help="requests")
+    found.add_argument("--pid", type=int, help="of the server: tell its memory")
+    found.add_argument("--seed", type=int, default=0)
+    return found
+
+
+if __name__ == "__main__":
+    outcome = asyncio.run(run(parser().parse_args()))
+    print(json.dumps(outcome))
+    sys.exit(1 if outcome["wrong"] or outcome["unanswered"] else 0)

@@ -10,14 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import trl
 from accelerate import DistributedType
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from datasets import Dataset
 from tests.integrations.trainers import arguments
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -25,7 +24,6 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, 
 
 import radix_mlp
 from radix_mlp.integrations import trainer as trainer_adapter
-from radix_mlp.integrations import trl as trl_adapter
 from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
 
 FSDP2 = {
@@ -51,7 +49,12 @@ def main() -> None:
     dist.barrier()
     wrapping = FSDP2 if options.wrapper == "fsdp2" else {}
     failed = False
-    for make, adapter in ((plain_trainer, trainer_adapter), (dpo_trainer, trl_adapter)):
+    trainers = [(plain_trainer, trainer_adapter)]
+    if find_spec("trl") is not None:
+        from radix_mlp.integrations import trl as trl_adapter
+
+        trainers.append((dpo_trainer, trl_adapter))
+    for make, adapter in trainers:
         before = {n: p.detach().clone() for n, p in AutoModelForCausalLM.from_pretrained(folder).named_parameters()}
         expected, _ = parameters_after(make, folder, None, use_cpu=on_cpu)
         found, report = parameters_after(make, folder, adapter, use_cpu=on_cpu, **wrapping)
@@ -107,7 +110,10 @@ def plain_trainer(folder, **options) -> Trainer:
     )
 
 
-def dpo_trainer(folder, **options) -> trl.DPOTrainer:
+def dpo_trainer(folder, **options) -> Trainer:
+    import trl
+    from datasets import Dataset
+
     rows = [
         {
             "prompt": "one root grows, " if n % 2 else "what is it? ",

@@ -50,3 +50,12 @@ def test_gradients_on_two_gpus(dtype) -> None:
     lines = run_on_two("distributed_training", "--device", "cuda", "--dtype", dtype).splitlines()
     assert not any("BAD" in line for line in lines), lines
     assert len([line for line in lines if " ok " in line]) >= 7, lines
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("wrapper", ["ddp", "fsdp2"])
+def test_trainers_on_two_gpus(wrapper, tmp_path) -> None:
+    out = run_on_two("distributed_trainers", wrapper, str(tmp_path), "--device", "cuda")
+    assert " ok " in out, out
+    assert "BAD" not in out, out

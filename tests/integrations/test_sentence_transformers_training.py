@@ -64,8 +64,11 @@ def cross_encoder(model, tmp_path, **options):
     [
         {"gradient_accumulation_steps": 2},
         {"mode": "mean", "padding_side": "left"},
-        {"gradient_checkpointing": True},
-        {"loss": CachedMultipleNegativesRankingLoss, "loss_options": {"mini_batch_size": 2}},
+        pytest.param({"gradient_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param(
+            {"loss": CachedMultipleNegativesRankingLoss, "loss_options": {"mini_batch_size": 2}},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["accumulated", "mean", "checkpointed", "cached"],
 )

@@ -56,12 +56,15 @@ def own_loss(outputs, labels, num_items_in_batch=None):
 @pytest.mark.parametrize(
     "options",
     [
-        {},
+        pytest.param({}, marks=pytest.mark.slow),
         # micro-batches of different sizes: each must be divided by the tokens of all
         {"gradient_accumulation_steps": 3, "gradient_checkpointing": True},
-        {"label_smoothing_factor": 0.1},
+        pytest.param({"label_smoothing_factor": 0.1}, marks=pytest.mark.slow),
         {"trainer_options": {"compute_loss_func": own_loss}},
-        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        pytest.param(
+            {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True}},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["defaults", "accumulated", "smoothed", "own-loss", "reentrant"],
 )
@@ -91,7 +94,7 @@ def test_packed_rows(tmp_path) -> None:
     assert_same_training(train(lambda: trainer_of(tmp_path, collator=collator), always), expected)
 
 
-@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("use_reentrant", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_lora(tmp_path, use_reentrant) -> None:
     def make():
         config = LoraConfig(r=4, lora_alpha=64, target_modules=["q_proj", "v_proj", "down_proj"])
@@ -133,7 +136,7 @@ def _collate_classes(features):
 
 
 class _LargestLogits(TorchDispatchMode):
-    """The most rows of any tensor as wide as the vocabulary, which the two others of its sizes are not."""
+    """The most rows of any tensor that is as wide as the vocabulary."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -171,6 +174,7 @@ def test_evaluation_and_prediction_have_their_logits(tmp_path) -> None:
     assert found.metrics["test_loss"] == pytest.approx(expected.metrics["test_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trainer_can_train_again_and_be_disabled(tmp_path) -> None:
     trainer = trainer_of(tmp_path, bf16=True)
     always(trainer).train()

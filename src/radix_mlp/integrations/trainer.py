@@ -16,21 +16,19 @@ from typing import Any, Literal, TypeVar
 
 import transformers
 from transformers.loss.loss_utils import ForCausalLMLoss
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
-from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.integrations.edge_forward import (
-    EdgeForward,
     autocast_dtype_of,
     check_in_training,
     install_edge_forward,
     reason_of_parallelism,
 )
-from radix_mlp.train import cross_entropy, pretrained_of, tree_logprobs
+from radix_mlp.integrations.loss_forward import LossForward
+from radix_mlp.train import pretrained_of
 
-__all__ = ["LossForward", "disable", "enable"]
+__all__ = ["disable", "enable"]
 
 AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
 
@@ -95,30 +93,6 @@ def disable(trainer: AnyTrainer) -> AnyTrainer:
     model: Any = trainer.model
     radix_mlp.disable(model)
     return trainer
-
-
-class LossForward(EdgeForward):
-    """In training, a call with labels returns the loss and no logits; every other call is that of an enabled model."""
-
-    def __init__(self, usual: FoldingForward) -> None:
-        super().__init__(usual.module, usual.settings)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Fold the call if that is exact and pays."""
-        arguments = self._named(args, kwargs)
-        # options of the loss (shift_labels) are for transformers' own function
-        is_usual = arguments.get("shift_labels") is None and not arguments.get("logits_to_keep")
-        if arguments.get("labels") is None or not self.module.training or not is_usual:
-            return super().__call__(*args, **kwargs)
-        batch = self.read_batch(args, kwargs, ())
-        if batch is None:
-            return self.run_unfolded(args, kwargs)
-        with self.autocast():
-            logprob = tree_logprobs(self.module, batch).logprob
-        loss = cross_entropy(logprob, batch, num_items_in_batch=arguments.get("num_items_in_batch"))
-        outputs = CausalLMOutputWithPast(loss=loss)
-        wants_dict = arguments.get("return_dict")
-        return outputs if (self.module.config.return_dict if wants_dict is None else wants_dict) else (loss,)
 
 
 def _has_usual_loss(trainer: transformers.Trainer) -> bool:

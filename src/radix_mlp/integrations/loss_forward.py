@@ -1,0 +1,37 @@
+"""The forward of a causal language model in training: the loss of its labels without the logits of the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from radix_mlp.hf.folding_forward import FoldingForward
+from radix_mlp.integrations.edge_forward import EdgeForward
+from radix_mlp.train import cross_entropy, tree_logprobs
+
+__all__ = ["LossForward"]
+
+
+class LossForward(EdgeForward):
+    """In training, a call with labels returns the loss and no logits; every other call is that of an enabled model."""
+
+    def __init__(self, usual: FoldingForward) -> None:
+        super().__init__(usual.module, usual.settings)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Fold the call if that is exact and pays."""
+        arguments = self._named(args, kwargs)
+        # options of the loss (shift_labels) are for transformers' own function
+        is_usual = arguments.get("shift_labels") is None and not arguments.get("logits_to_keep")
+        if arguments.get("labels") is None or not self.module.training or not is_usual:
+            return super().__call__(*args, **kwargs)
+        batch = self.read_batch(args, kwargs, ())
+        if batch is None:
+            return self.run_unfolded(args, kwargs)
+        with self.autocast():
+            logprob = tree_logprobs(self.module, batch).logprob
+        loss = cross_entropy(logprob, batch, num_items_in_batch=arguments.get("num_items_in_batch"))
+        outputs = CausalLMOutputWithPast(loss=loss)
+        wants_dict = arguments.get("return_dict")
+        return outputs if (self.module.config.return_dict if wants_dict is None else wants_dict) else (loss,)

@@ -16,49 +16,27 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import random
-import re
 import statistics
-import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 
+from power import Meter
 from provenance import provenance
 from radix_mlp import Engine
 from radix_mlp.engine.load_tokenizer import load_tokenizer
 from radix_mlp.engine.scheduler import schedule
 from radix_mlp.engine.step import plan_of
 from radix_mlp.engine.template import choose_template, encode_pairs
-
-SHAPES = {
-    "small": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-    "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
-}
-WORDS = [
-    "a",
-    "the",
-    "of",
-    "root",
-    "tree",
-    "prefix",
-    "token",
-    "batch",
-    "query",
-    "passage",
-    "answer",
-    "number",
-    "share",
-    "fold",
-    "compute",
-    "layer",
-    "model",
-]
+from shapes import SHAPES, qwen3_config
+from texts import generated, trec
+from timing import Timing
+from verify import require
 
 
 def main() -> None:
@@ -69,14 +47,20 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100, help="for each query")
     parser.add_argument("--max-batch-tokens", type=int, default=16384)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--energy", type=float, metavar="SECONDS", help="repeat the job so long, tell joules a job")
+    parser.add_argument("--json", type=Path, help="also write one JSON object a row")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(json.dumps(provenance(cuda=torch.version.cuda)))
     tokenizer = load_tokenizer(options.data / "qwen.tiktoken" if options.data else "tiny-reranker")
     pairs = pairs_of(options)
+    rows = []
     for shape in options.shape:
-        run_shape(shape, tokenizer, pairs, device, options)
+        rows.append(run_shape(shape, tokenizer, pairs, device, options))
+        print(json.dumps(rows[-1]), flush=True)
         gc.collect()
+    if options.json:
+        options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def run_shape(
@@ -85,12 +69,11 @@ def run_shape(
     pairs: list[tuple[str, str]],
     device: str,
     options: argparse.Namespace,
-) -> None:
+) -> dict[str, Any]:
     torch.manual_seed(0)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     vocabulary = -(-len(tokenizer) // 64) * 64
-    fixed = {"num_key_value_heads": 8 if shape != "small" else 2, "head_dim": 128 if shape != "small" else 32}
-    config = Qwen3Config(**SHAPES[shape], **fixed, vocab_size=vocabulary, tie_word_embeddings=True)
+    config = qwen3_config(shape, vocab_size=vocabulary, tie_word_embeddings=True)
     with torch.device(device):
         model = Qwen3ForCausalLM(config).to(dtype).eval()
     engine = Engine(model, tokenizer=tokenizer, max_batch_tokens=options.max_batch_tokens, max_length=2048)
@@ -108,28 +91,37 @@ def run_shape(
     ids = encode_pairs(chosen, pairs, instruction=None, max_length=2048, truncate=False, what="pairs")
     tokenization = time.perf_counter() - began
     forward = forward_alone(engine, ids, options)
-    print(
-        json.dumps(
-            {
-                "shape": shape,
-                "texts": len(pairs),
-                "tokens": engine.stats.num_tokens,
-                "compact": engine.stats.num_compact,
-                "compression": round(engine.stats.compression, 3),
-                "batches": engine.stats.num_batches,
-                "forward": engine.forward.describe(),
-                "job_s": round(job, 3),
-                "texts_per_s": round(len(pairs) / job),
-                "tokens_per_s": round(engine.stats.num_tokens / job),
-                "first_job_s": round(seconds[0], 3),
-                "tokenization_s": round(tokenization, 3),
-                "forward_s": round(forward, 3),
-                "forward_share": f"{forward / job:.0%}",
-                "forward_share_after_tokenization": f"{forward / engine.stats.seconds:.0%}",
-            }
-        ),
-        flush=True,
-    )
+    found = {
+        "shape": shape,
+        "texts": len(pairs),
+        "tokens": engine.stats.num_tokens,
+        "compact": engine.stats.num_compact,
+        "compression": round(engine.stats.compression, 3),
+        "batches": engine.stats.num_batches,
+        "forward": engine.forward.describe(),
+        "job_s": round(job, 3),
+        "texts_per_s": round(len(pairs) / job),
+        "tokens_per_s": round(engine.stats.num_tokens / job),
+        "first_job_s": round(seconds[0], 3),
+        "spread": round(Timing(tuple(seconds[1:])).spread, 3),
+        "tokenization_s": round(tokenization, 3),
+        "forward_s": round(forward, 3),
+        "forward_share": f"{forward / job:.0%}",
+        "forward_share_after_tokenization": f"{forward / engine.stats.seconds:.0%}",
+    }
+    if options.energy:
+        found["joules_per_1000_texts"] = joules(lambda: engine.rerank_pairs(pairs, template="qwen3"), pairs, options)
+    return found
+
+
+def joules(job: Callable[[], object], pairs: list[tuple[str, str]], options: argparse.Namespace) -> float | None:
+    """Energy of a thousand texts; None where nothing measures it."""
+    count, began = 0, time.perf_counter()
+    with Meter() as meter:
+        while time.perf_counter() - began < options.energy:
+            job()
+            count += 1
+    return round(1000 * meter.reading.joules / count / len(pairs), 1) if meter.reading else None
 
 
 @torch.inference_mode()
@@ -160,16 +152,18 @@ def gate(engine: Engine, pairs: list[tuple[str, str]]) -> None:
     found = engine.rerank_pairs(pairs, template="qwen3")
     alone = engine.unfolded()
     expected = np.array([alone.rerank_pairs([pair], template="qwen3")[0] for pair in pairs])
-    if not np.abs(found - expected).max() < 0.05:
-        sys.exit(f"scores {found} differ from the unmodified model's {expected}: nothing is timed")
+    require("scores beside those of the unmodified model", float(np.abs(found - expected).max()), 0.05)
 
 
 def pairs_of(options: argparse.Namespace) -> list[tuple[str, str]]:
     if options.data is None:
-        chosen = random.Random(0)
-        sentence = lambda low, high: " ".join(chosen.choices(WORDS, k=chosen.randint(low, high)))  # noqa: E731
-        queries = [sentence(5, 12) for _ in range(options.queries)]
-        return [(query, sentence(30, 120)) for query in queries for _ in range(options.documents)]
+        queries = generated(options.queries, 9)
+        texts = generated(options.queries * options.documents, 75, seed=1)
+        return [
+            (query, texts[place * options.documents + i])
+            for place, query in enumerate(queries)
+            for i in range(options.documents)
+        ]
     queries = trec(options.data / "vaswani" / "query-text.trec", "top")[: options.queries]
     documents = trec(options.data / "vaswani" / "doc-text.trec", "DOC")
     return [
@@ -177,12 +171,6 @@ def pairs_of(options: argparse.Namespace) -> list[tuple[str, str]]:
         for place, query in enumerate(queries)
         for number in range(options.documents)
     ]
-
-
-def trec(path: Path, tag: str) -> list[str]:
-    """Texts of the records `<tag>` of a TREC file, without what its inner tags number."""
-    records = re.findall(rf"<{tag}>(.*?)</{tag}>", path.read_text(errors="replace"), re.DOTALL)
-    return [" ".join(re.sub(r"<(\w+)>\d+</\1>|<[^>]*>", " ", record).split()) for record in records]
 
 
 if __name__ == "__main__":

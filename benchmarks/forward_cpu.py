@@ -18,29 +18,21 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import re
-import statistics
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3Model
+from transformers import Qwen3Model
 
 import radix_mlp
 from provenance import provenance
 from radix_mlp.engine.load_tokenizer import load_tokenizer
 from radix_mlp.plan import RadixPlan
-
-RERANK_PREFIX = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'
-)
-INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-RERANK_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+from shapes import qwen3_shaped
+from texts import RERANK_PREFIX, RERANK_SUFFIX, bbh, vaswani
+from timing import in_turn
+from verify import require
 
 
 @dataclass(frozen=True)
@@ -93,23 +85,6 @@ def main() -> None:
         options.json.write_text("".join(json.dumps(asdict(row)) + "\n" for row in rows))
 
 
-def qwen3_shaped(layers: int, width: int) -> Qwen3Model:
-    """Random weights, scaled so that attention moves the output."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 128,
-        head_dim=64,
-        vocab_size=151_936,
-        initializer_range=0.1,
-        max_position_embeddings=8192,
-    )
-    return Qwen3Model(config).eval()
-
-
 def workloads(data: Path | None, batch: int, batches: int) -> list[tuple[str, list[np.ndarray]]]:
     """Named batches of token ids, in the order of their tokens."""
     if data is None:
@@ -133,28 +108,6 @@ def workloads(data: Path | None, batch: int, batches: int) -> list[tuple[str, li
     return found
 
 
-def bbh(data: Path, index: int, count: int) -> list[str]:
-    """Questions of one task behind its three-shot prompt."""
-    task = sorted((data / "bbh" / "tasks").glob("*.json"))[index]
-    prompt = (data / "bbh" / "cot-prompts" / f"{task.stem}.txt").read_text().split("-----\n", 1)[-1]
-    examples = json.loads(task.read_text())["examples"][:count]
-    return [f"{prompt}\n\nQ: {example['input']}\nA: Let's think step by step." for example in examples]
-
-
-def vaswani(data: Path, index: int, count: int) -> list[str]:
-    """One query with passages, in the reranker's template."""
-    query = _trec(data / "vaswani" / "query-text.trec", "top")[index].lower()
-    passages = _trec(data / "vaswani" / "doc-text.trec", "DOC")[index * count : (index + 1) * count]
-    head = f"{RERANK_PREFIX}<Instruct>: {INSTRUCTION}\n<Query>: {query}\n<Document>: "
-    return [head + passage + RERANK_SUFFIX for passage in passages]
-
-
-def _trec(path: Path, tag: str) -> list[str]:
-    """The texts of a TREC file, without their numbers."""
-    records = re.findall(rf"<{tag}>(.*?)</{tag}>", path.read_text(), re.DOTALL)
-    return [" ".join(re.sub(r"<(\w+)>\s*\d+\s*</\1>|</?\w+>", " ", record).split()) for record in records]
-
-
 def measure(model: Qwen3Model, enabled: Qwen3Model, name: str, batch: list[np.ndarray], rounds: int) -> Row:
     """Gate, then time both sides in turn."""
     length = max(map(len, batch))
@@ -174,11 +127,10 @@ def measure(model: Qwen3Model, enabled: Qwen3Model, name: str, batch: list[np.nd
     folded = run(enabled)
     scale = max(a.abs().max().item() for a in alone)
     error = max((folded[i, : len(a)] - a).abs().max().item() for i, a in enumerate(alone)) / scale
-    if not error < 1e-3:
-        sys.exit(f"{name}: the folded forward is wrong (relative error {error:.1e}); no timing is printed")
+    require(f"{name}, the folded forward", error, 1e-3)
 
-    padded_times, folded_times = interleaved([lambda: run(model), lambda: run(enabled)], rounds)
-    padded_s, folded_s = statistics.median(padded_times), statistics.median(folded_times)
+    times = in_turn({"padded": lambda: run(model), "folded": lambda: run(enabled)}, rounds)
+    padded_s, folded_s = (times[side].median / 1e3 for side in ("padded", "folded"))
     possible = possible_speed_up(model, plan, len(batch), length)
     return Row(
         name,
@@ -188,7 +140,7 @@ def measure(model: Qwen3Model, enabled: Qwen3Model, name: str, batch: list[np.nd
         plan.num_compact,
         padded_s,
         folded_s,
-        (max(folded_times) - min(folded_times)) / folded_s,
+        times["folded"].spread,
         padded_s / folded_s,
         possible,
         padded_s / folded_s / possible,
@@ -204,19 +156,6 @@ def possible_speed_up(model: Qwen3Model, plan: RadixPlan, batch: int, length: in
     padded = 2 * weights * batch * length + per_pair * batch * length**2
     visible_pairs = int((plan.depth.astype(np.int64) + 1).sum())
     return padded / (2 * weights * plan.num_compact + per_pair * visible_pairs)
-
-
-def interleaved(sides: list[Callable[[], object]], rounds: int) -> list[list[float]]:
-    """Seconds of every side, in turn, after one warm-up each."""
-    times: list[list[float]] = [[] for _ in sides]
-    for side in sides:
-        side()
-    for _ in range(rounds):
-        for index, side in enumerate(sides):
-            start = time.perf_counter()
-            side()
-            times[index].append(time.perf_counter() - start)
-    return times
 
 
 if __name__ == "__main__":

@@ -1,128 +1,199 @@
-"""Whole Qwen3-shaped models on a CUDA device, bf16, random weights: folded and not, beside Hugging Face's own forward.
+"""Whole Qwen3-shaped models, random weights: folded and not, beside Hugging Face's own forward.
 
 Rows are prefix / suffix / sequences. What is timed, from token ids to the hidden states of every sequence's last
 token, planning and the copy of the plan included:
 
   padded     the unmodified model with SDPA on the rectangular batch (all lengths are equal: nothing in it is padding)
+  packed     the model's own modules on N packed rows, FlashAttention for packed sequences (--more)
   off        the same stack with folding off: fused layers (graphs, where small) on N packed rows
+  expand     the paper's way on the model's own modules: attention on unfolded q, k and v (--more)
   modules    folding on, the model's own modules
   compiled   folding on, the model's own modules compiled with dynamic shapes (--compile)
   fused      folding on, fused layers
   graphs     folding on, fused layers in a CUDA graph (where launches would take longer than kernels)
 
-Rounds take the variants in turn; medians. The gate, before anything is timed: hidden states of the first sequence's
-last token within twice the error that the unmodified bf16 model has against itself in float32.
-The roofline counts 2 FLOP x weights x M at 790 TFLOP/s and attention at 600.
+Rounds take the sides in turn with a cold cache; medians, and the spread (half the distance of the quartiles). The gate,
+before anything is timed: hidden states of the first sequence's last token within twice the error that the unmodified
+bf16 model has against itself in float32. "possible" is the ratio of floating-point operations, N rows over M.
+The roofline counts 2 FLOP x weights x M at 790 TFLOP/s and attention at 600: an H200's.
 
   python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --compile
+  python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --grid --more    the paper's synthetic grid
+  python benchmarks/forward_gpu.py --shape 0.6b --energy 3             joules a batch too
   python benchmarks/forward_gpu.py --shape 0.6b --profile
+  python benchmarks/forward_gpu.py --shape small                       on a CPU, float32, without the fused sides
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import gc
 import json
-import statistics
-import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3Model
+from transformers import Qwen3Model
 
 import radix_mlp
+from power import Meter
 from provenance import provenance
 from radix_mlp.engine.step import unshared_plan
 from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
+from shapes import SHAPES, qwen3_config
+from timing import in_turn
+from verify import relative_error, require
+from workloads import prefix_grid
 
-SHAPES = {
-    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-    "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
-}
 ROWS = ["2048/256/32", "512/256/32", "128/96/64", "128/96/10"]
+CPU_ROWS = ["128/32/8", "32/32/8", "0/64/4"]
+GRID = [f"{prefix}/{suffix}/32" for suffix in (256, 1024) for prefix in (1, 32, 128, 256, 512, 1024, 2048)]
+Sides = dict[str, Callable[[], torch.Tensor]]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, nargs="+", default=["0.6b"])
-    parser.add_argument("--rows", nargs="+", help="prefix/suffix/sequences", default=ROWS)
+    parser.add_argument("--shape", choices=SHAPES, nargs="+", help="default: 0.6b on CUDA, small on a CPU")
+    parser.add_argument("--rows", nargs="+", help="prefix/suffix/sequences")
+    parser.add_argument("--grid", action="store_true", help="the rows of the paper's synthetic grid")
+    parser.add_argument("--more", action="store_true", help="the sides packed and expand as well")
     parser.add_argument("--compile", action="store_true", help="also time the compiled modules")
+    parser.add_argument("--energy", type=float, metavar="SECONDS", help="run each side so long, tell joules a batch")
     parser.add_argument("--profile", action="store_true", help="print where the time of the fused layers goes")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="also write one JSON object a row")
     options = parser.parse_args()
-    print(json.dumps(provenance(cuda=torch.version.cuda)))
-    rows = [tuple(int(part) for part in row.split("/")) for row in options.rows]
+    cuda = torch.cuda.is_available()
+    options.device = "cuda" if cuda else "cpu"
+    options.shape = options.shape or (["0.6b"] if cuda else ["small"])
+    rows = options.rows or (GRID if options.grid else ROWS if cuda else CPU_ROWS)
+    print(json.dumps(provenance(cuda=torch.version.cuda, threads=torch.get_num_threads())))
+    results: list[dict[str, Any]] = []
     for shape in options.shape:
-        run_shape(shape, rows, options)
+        run_shape(shape, [tuple(int(part) for part in row.split("/")) for row in rows], options, results)
         gc.collect()
         torch.cuda.empty_cache()
+    if options.json:
+        options.json.write_text("".join(json.dumps(row) + "\n" for row in results))
 
 
-def run_shape(shape: str, rows: list[tuple[int, ...]], options: argparse.Namespace) -> None:
+def run_shape(
+    shape: str, rows: list[tuple[int, ...]], options: argparse.Namespace, results: list[dict[str, Any]]
+) -> None:
     torch.manual_seed(0)
-    config = Qwen3Config(
-        **SHAPES[shape], num_key_value_heads=8, head_dim=128, vocab_size=32_000, initializer_range=0.05
-    )
-    with torch.device("cuda"):
-        model = Qwen3Model(config).eval()
+    cuda = options.device == "cuda"
+    with torch.device(options.device):
+        model = Qwen3Model(qwen3_config(shape, vocab_size=32_000, initializer_range=0.05)).eval()
     weights = sum(p.numel() for layer in model.layers for p in layer.parameters() if p.ndim == 2)
-    batches = {row: batch_of(*row) for row in rows}
+    batches = {row: prefix_grid(*row) for row in rows}
     truth = {row: last_of_first(model, ids) for row, ids in batches.items()}
-    model.bfloat16()
-    usual = {row: error(last_of_first(model, ids), truth[row]) for row, ids in batches.items()}
-    compiled = torch.compile(model, dynamic=True) if options.compile else None
-    radix_mlp.enable(model, threshold=0)
-    fused = FusedDecoder(model)
-    graphs = GraphedDecoder(fused)
+    if cuda:
+        model.bfloat16()
+    usual = {
+        row: relative_error(last_of_first(model, ids), truth[row]) if cuda else 1e-4 for row, ids in batches.items()
+    }
+    models = {"padded": model, "modules": radix_mlp.enable(twin(model), threshold=0)}
+    if options.compile:
+        models["compiled"] = torch.compile(radix_mlp.enable(twin(model), threshold=0), dynamic=True)
+    if options.more:
+        models["packed"] = radix_mlp.enable(twin(model), impl="varlen" if cuda else "auto", threshold=0)
+        models["expand"] = radix_mlp.enable(twin(model), impl="expand", threshold=0)
+    graphs = GraphedDecoder(FusedDecoder(models["modules"])) if cuda else None
 
     for row, ids in batches.items():
-        device_ids = torch.from_numpy(ids).cuda()
         once = plan(ids)
-        runs: dict[str, Callable[[], torch.Tensor]] = {
-            "padded": lambda x=device_ids: model(x, use_cache=False).last_hidden_state[:, -1],
-            "off": lambda ids=ids: last(graphs, unshared_plan(list(ids))),
-            "modules": lambda ids=ids: last(lambda p, _: of_modules(model, model, p), plan(ids)),
-            "fused": lambda ids=ids: last(fused, plan(ids)),
-        }
-        if compiled is not None:
-            runs["compiled"] = lambda ids=ids: last(lambda p, _: of_modules(model, compiled, p), plan(ids))
-        if once.num_rows <= graphs.max_rows:
-            runs["graphs"] = lambda ids=ids: last(graphs, plan(ids))
-        for name, run in runs.items():
-            for _ in range(3):
+        result: dict[str, Any] = {"shape": shape, "row": "/".join(map(str, row)), "M": once.num_compact}
+        sides = make_sides(models, graphs, ids, once)
+        for name, run in list(sides.items()):
+            try:
                 with torch.inference_mode():
-                    found = error(run()[0].float(), truth[row])
-            if not found < 2 * usual[row]:
-                sys.exit(
-                    f"{shape} {row} {name}: error {found:.2e}, unmodified {usual[row]:.2e}: wrong, nothing is timed"
-                )
-        times = in_turn(runs, options.rounds)
-        pairs = int((once.depth.astype(np.int64) + 1).sum())
-        attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
-        limit = 2 * weights * once.num_compact / 790e9 + attention / 600e9
-        best = min(times[name] for name in ("fused", "graphs", "compiled") if name in times)
-        result = {"shape": shape, "row": "/".join(map(str, row)), "M": once.num_compact}
-        result |= {name: round(value, 2) for name, value in times.items()}
-        result |= {
-            "roofline": round(limit, 2),
-            "share": f"{limit / best:.0%}",
-            "off/best": round(times["off"] / best, 2),
-        }
+                    # the third call of a size is the first that replays its graph
+                    error = max(relative_error(run()[0].float(), truth[row]) for _ in range(3))
+            except torch.OutOfMemoryError:
+                del sides[name]
+                result.setdefault("out_of_memory", []).append(name)
+                torch.cuda.empty_cache()
+                continue
+            require(f"{shape} {row} {name}, beside the unmodified model one sequence at a time", error, 2 * usual[row])
+        with torch.inference_mode():
+            times = in_turn(sides, options.rounds, device=options.device)
+        medians = {name: timing.median for name, timing in times.items()}
+        result |= {name: round(value, 2) for name, value in medians.items()}
+        result |= summed_up(medians, model.config, weights, once, ids) if cuda else {}
+        result["possible"] = round(
+            operations(model.config, weights, unshared_plan(list(ids))) / operations(model.config, weights, once), 2
+        )
+        result["spread"] = {name: round(timing.spread, 3) for name, timing in times.items()}
+        if options.energy:
+            result["joules"] = {name: joules(run, options) for name, run in sides.items()}
         print(json.dumps(result), flush=True)
-        if options.profile:
-            profile(runs["graphs" if "graphs" in runs else "fused"])
+        results.append(result)
+        if options.profile and cuda:
+            profile(sides["graphs" if "graphs" in sides else "fused"])
 
 
-def batch_of(prefix: int, suffix: int, sequences: int) -> np.ndarray:
-    """`[S, prefix + suffix]` ids: one shared prefix, suffixes of their own."""
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, 32_000, (sequences, prefix + suffix), dtype=np.int32)
-    ids[:, :prefix] = ids[0, :prefix]
-    return ids
+def make_sides(
+    models: dict[str, Any], graphs: GraphedDecoder | None, ids: np.ndarray, once: radix_mlp.RadixPlan
+) -> Sides:
+    """The sides that can run this batch here."""
+    device_ids = torch.from_numpy(ids).to(models["padded"].device)
+
+    def on_modules(name: str, *, shared: bool = True) -> Callable[[], torch.Tensor]:
+        model = models[name]
+        return lambda: last(
+            lambda p, _: model(**compact_arguments(models["modules"], p.to(model.device))).last_hidden_state[0],
+            plan(ids) if shared else unshared_plan(list(ids)),
+        )
+
+    sides: Sides = {"padded": lambda: models["padded"](device_ids, use_cache=False).last_hidden_state[:, -1]}
+    if graphs is not None:
+        sides["off"] = lambda: last(graphs, unshared_plan(list(ids)))
+        sides["fused"] = lambda: last(graphs.decoder, plan(ids))
+        if once.num_rows <= graphs.max_rows:
+            sides["graphs"] = lambda: last(graphs, plan(ids))
+    else:
+        sides["off"] = on_modules("modules", shared=False)
+    for name in ("modules", "compiled", "expand"):
+        if name in models:
+            sides[name] = on_modules(name)
+    if "packed" in models:
+        sides["packed"] = on_modules("packed", shared=False)
+    return sides
+
+
+def twin(model: Qwen3Model) -> Qwen3Model:
+    """Another model with the same parameters, not copies of them."""
+    return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+
+
+def summed_up(
+    times: dict[str, float], config: Any, weights: int, once: radix_mlp.RadixPlan, ids: np.ndarray
+) -> dict[str, Any]:
+    """How far the fastest folded side is from the roofline, and how much it wins over folding off."""
+    limit = roofline(config, weights, once)
+    best = min(times[name] for name in ("fused", "graphs", "compiled") if name in times)
+    found: dict[str, Any] = {"roofline": round(limit, 2), "share": f"{limit / best:.0%}"}
+    return found | ({"off/best": round(times["off"] / best, 2)} if "off" in times else {})
+
+
+def roofline(config: Any, weights: int, once: radix_mlp.RadixPlan) -> float:
+    """Milliseconds."""
+    dense = 2 * weights * once.num_compact
+    return dense / 790e9 + (operations(config, weights, once) - dense) / 600e9
+
+
+def operations(config: Any, weights: int, once: radix_mlp.RadixPlan) -> float:
+    """Floating-point operations of the layers."""
+    pairs = int((once.depth.astype(np.int64) + 1).sum())
+    return (
+        2.0 * weights * once.num_compact
+        + 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
+    )
 
 
 def plan(ids: np.ndarray) -> radix_mlp.RadixPlan:
@@ -132,35 +203,27 @@ def plan(ids: np.ndarray) -> radix_mlp.RadixPlan:
 def last(forward: Callable[..., torch.Tensor], once: radix_mlp.RadixPlan) -> torch.Tensor:
     """Hidden states `[S, h]` of every sequence's last token."""
     rows = once.last_rows.astype(np.int64)
-    return forward(once, np.unique(rows)).index_select(0, torch.from_numpy(rows).cuda(non_blocking=True))
-
-
-def of_modules(model: Qwen3Model, runner: Callable[..., object], once: radix_mlp.RadixPlan) -> torch.Tensor:
-    return runner(**compact_arguments(model, once.to("cuda"))).last_hidden_state[0]
+    hidden = forward(once, np.unique(rows))
+    return hidden.index_select(0, torch.from_numpy(rows).to(hidden.device, non_blocking=True))
 
 
 @torch.inference_mode()
 def last_of_first(model: Qwen3Model, ids: np.ndarray) -> torch.Tensor:
     """Last hidden state of the first sequence alone, through the unmodified model."""
-    return model(torch.from_numpy(ids[:1]).cuda(), use_cache=False).last_hidden_state[0, -1].float()
-
-
-def error(found: torch.Tensor, truth: torch.Tensor) -> float:
-    return float((found - truth).norm() / truth.norm())
+    return model(torch.from_numpy(ids[:1]).to(model.device), use_cache=False).last_hidden_state[0, -1].float()
 
 
 @torch.inference_mode()
-def in_turn(runs: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median milliseconds of each, wall clock between synchronisations."""
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            torch.cuda.synchronize()
-            begin = time.perf_counter()
+def joules(run: Callable[[], object], options: argparse.Namespace) -> float | None:
+    """Energy of one batch, over as many as fit in the time; None where nothing measures it."""
+    count, began = 0, time.perf_counter()
+    with Meter() as meter:
+        while time.perf_counter() - began < options.energy:
             run()
-            torch.cuda.synchronize()
-            times[name].append(1000 * (time.perf_counter() - begin))
-    return {name: statistics.median(found) for name, found in times.items()}
+            if options.device == "cuda":
+                torch.cuda.synchronize()
+            count += 1
+    return round(meter.reading.joules / count, 3) if meter.reading else None
 
 
 @torch.inference_mode()

@@ -13,7 +13,7 @@ The gate comes first: on a part of the work, the answers' error against the stoc
 time, must be below twice the stock library's own error (float32 models: within 1e-3 of the spread of the answers).
 
   python benchmarks/library.py --data DATA --shape 0.6b --device cuda --json library.json
-  python benchmarks/library.py --shape tiny          generated text, byte tokens; minutes on a CPU
+  python benchmarks/library.py --shape small         generated text, byte tokens; minutes on a CPU
 
 DATA holds qwen.tiktoken, vaswani/ and bbh/ (docs/benchmarks.md; 9 MB), or only what --what needs.
 """
@@ -43,20 +43,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM, Qwen3Model
+from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM, Qwen3Model
 
 from provenance import provenance
 from radix_mlp.engine.load_tokenizer import load_tokenizer
 from radix_mlp.testing.tiny import tiny_reranker_tokenizer
+from shapes import SHAPES, qwen3_config
+from texts import INSTRUCTION, generated, trec
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "tiny": {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 2, "num_attention_heads": 4},
-    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-    "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
-}
 PARTS = ("predict", "rank", "encode", "lm-eval")
-INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 # as the model card of Qwen3-Reranker has it, for sentence-transformers' roles
 TEMPLATE = (
     "{% set query = messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first %}"
@@ -143,7 +138,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=PARTS, default=list(PARTS), help="which to run (default all)")
     parser.add_argument("--data", type=Path, help="folder with the real text; generated text without it")
-    parser.add_argument("--shape", choices=SHAPES, default="tiny", help="of the model (default tiny)")
+    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the model (default small)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default bfloat16 on CUDA")
     parser.add_argument("--queries", type=int, default=10, help="of predict (default 10)")
@@ -185,11 +180,8 @@ def models(
     options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
 ) -> tuple[Qwen3ForCausalLM, Qwen3ForCausalLM]:
     """Two copies of one model: the stock library's and ours. Weights large enough that attention moves the output."""
-    shape = SHAPES[options.shape]
-    config = Qwen3Config(
-        **shape,
-        num_key_value_heads=min(8, shape["num_attention_heads"] // 2),
-        head_dim=32 if options.shape == "tiny" else 128,
+    config = qwen3_config(
+        options.shape,
         vocab_size=151_936 if options.data is not None else 512,
         max_position_embeddings=8192,
         initializer_range=0.05,
@@ -407,19 +399,6 @@ def tasks(options: argparse.Namespace) -> list[tuple[str, list[str], list[str]]]
             prompt = (options.data / "bbh" / "cot-prompts" / f"{path.stem}.txt").read_text().split("-----\n", 1)[-1]
             found.append((prompt, [example["input"] for example in examples], answers))
     return found
-
-
-def generated(count: int, num_words: int, seed: int = 0) -> list[str]:
-    """Texts of made-up words."""
-    rng = np.random.default_rng(seed)
-    words = ["".join(rng.choice(list("abcdefghij"), rng.integers(2, 9))) for _ in range(500)]
-    return [" ".join(rng.choice(words, num_words)) for _ in range(count)]
-
-
-def trec(path: Path, tag: str) -> list[str]:
-    """The texts of a TREC file, without their numbers."""
-    records = re.findall(rf"<{tag}>(.*?)</{tag}>", path.read_text(), re.DOTALL)
-    return [" ".join(re.sub(r"<(\w+)>\s*\d+\s*</\1>|</?\w+>", " ", record).split()) for record in records]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import platform
 import subprocess
@@ -11,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from power import gpu_state
+
 __all__ = ["cpu_name", "provenance"]
 
 
@@ -19,8 +22,7 @@ def provenance(**more: Any) -> dict[str, Any]:
     torch = sys.modules.get("torch")
     gpu = {}
     if torch is not None and torch.cuda.is_available():
-        driver = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-        gpu = {"gpu": torch.cuda.get_device_name(), "driver": driver, "triton": _version("triton")}
+        gpu = {"gpu": torch.cuda.get_device_name(), "triton": _version("triton"), **gpu_state()}
     return {
         "date": datetime.now(UTC).isoformat(timespec="minutes"),
         "commit": commit(),
@@ -35,7 +37,7 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the checkout, with a mark if files have changed since."""
+    """The commit of the package that is measured, with a mark if files have changed since."""
     changed = _output("git", "status", "--porcelain", "-uno")
     return (_output("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")) or "no checkout"
 
@@ -50,9 +52,11 @@ def cpu_name() -> str:
 
 
 def _output(*command: str) -> str:
-    """What a command prints, run in the checkout; nothing if it fails or is not there."""
+    """What a command prints, run where the package lies; nothing if it fails or is not there."""
+    spec = importlib.util.find_spec("radix_mlp")
+    folder = Path(spec.origin).parent if spec is not None and spec.origin else Path(__file__).parent
     try:
-        result = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return ""
     return result.stdout.strip()

@@ -1,4 +1,4 @@
-"""Real text for benchmarks, from the folder that `--data` names (`docs/benchmarks.md`), and made-up text in its place."""
+"""Real text for benchmarks, from the folder that `--data` names (`docs/benchmarks.md`), and made-up text instead."""
 
 from __future__ import annotations
 

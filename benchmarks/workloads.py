@@ -102,7 +102,8 @@ def _some(count: float, scale: float) -> int:
 def few_shot(rng: np.random.Generator, scale: float) -> Sequences:
     prompt = _ids(rng, 1500)
     questions = [_ids(rng, rng.integers(30, 120)) for _ in range(_some(40, scale))]
-    return [np.concatenate([prompt, question, _ids(rng, rng.integers(1, 20))]) for question in questions for _ in "abcd"]
+    heads = [np.concatenate([prompt, question]) for question in questions for _ in range(4)]
+    return [np.append(head, _ids(rng, rng.integers(1, 20))) for head in heads]
 
 
 def rerank(rng: np.random.Generator, scale: float) -> Sequences:

@@ -1,0 +1,168 @@
+"""Every benchmark: what it shows, how it is run, and which columns of its rows stand in tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+__all__ = ["BENCHMARKS", "Benchmark"]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A script of this folder. It checks its results, times them, and writes one JSON object a row with `--json`."""
+
+    name: str
+    shows: str
+    devices: tuple[str, ...]
+    keys: tuple[str, ...]
+    """Columns that name a row."""
+    values: tuple[str, ...]
+    """Columns with what was measured."""
+    full: dict[str, str] = field(default_factory=dict)
+    """Device -> its arguments."""
+    quick: dict[str, str] = field(default_factory=dict)
+    """The same in a minute or less; a device that is missing is left out of quick runs."""
+    data: bool = False
+    """Takes `--data`."""
+    json: bool = True
+    """Takes `--json`; without it the JSON objects among the lines that it prints are its rows."""
+    unit: str = "ms"
+    lower_is_better: bool = True
+
+    @property
+    def script(self) -> str:
+        return f"{self.name}.py"
+
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark(
+            "workloads",
+            "what the named workloads share, by the order of batches",
+            ("cpu",),
+            ("workload",),
+            ("at_once", "arrival", "length", "lexicographic"),
+            quick={"cpu": "--scale 0.25"},
+            unit="unique tokens / tokens",
+        ),
+        Benchmark(
+            "planner",
+            "fold and scatter beside the Rust package of the paper's authors",
+            ("cpu",),
+            ("kind", "batch"),
+            ("ours_us", "theirs_us", "ratio"),
+            quick={"cpu": "--rows short,edge --rounds 3 --milliseconds 1"},
+            unit="us",
+        ),
+        Benchmark(
+            "scaling",
+            "the planner by tokens, sequences, depth of the tree and threads",
+            ("cpu",),
+            ("what", "size"),
+            ("tokens", "ms", "ns_per_token", "spread"),
+            quick={"cpu": "--quick"},
+        ),
+        Benchmark(
+            "forward_cpu",
+            "a whole model, folded, beside transformers' padded SDPA",
+            ("cpu",),
+            ("name",),
+            ("tokens", "compact", "padded_s", "folded_s", "speed_up", "possible", "spread"),
+            full={"cpu": "--batch 32"},
+            quick={"cpu": "--layers 2 --width 128 --batch 8 --batches 1 --rounds 3"},
+            data=True,
+            unit="s",
+        ),
+        Benchmark(
+            "forward_gpu",
+            "whole Qwen3-shaped models: padded, packed, the paper's way, folded; the roofline",
+            ("cpu", "cuda"),
+            ("shape", "row"),
+            ("padded", "packed", "off", "expand", "modules", "fused", "graphs", "roofline", "share", "possible"),
+            full={"cpu": "--more", "cuda": "--shape 0.6b 4b 8b --more --compile"},
+            quick={"cpu": "--more --rounds 3", "cuda": "--shape 0.6b --rounds 5"},
+        ),
+        Benchmark(
+            "attention",
+            "one layer's tree attention beside the paper's way, gathered and plain FlashAttention-2",
+            ("cuda",),
+            ("case", "pass", "method"),
+            ("ms", "tflops", "host_us", "error"),
+            full={"cuda": "--backward --methods triton,auto,expand,compact,packed"},
+            quick={"cuda": "--cases 2048/256/32,128/96/64,0/256/64 --repeats 7"},
+        ),
+        Benchmark(
+            "impls",
+            "the implementations that `impl` names, as a model calls them",
+            ("cuda",),
+            ("case", "pass", "method"),
+            ("ms",),
+            full={"cuda": "--backward"},
+        ),
+        Benchmark("gather", "the row gather beside `index_select` and the copy limit", ("cuda",), (), (), json=False),
+        Benchmark(
+            "engine",
+            "reranking jobs from texts to scores, beside the forward passes alone",
+            ("cpu", "cuda"),
+            ("shape",),
+            ("texts", "tokens", "compression", "texts_per_s", "tokens_per_s", "job_s", "forward_s", "tokenization_s"),
+            full={"cpu": "--queries 4 --documents 50", "cuda": "--shape 0.6b 4b --energy 5"},
+            quick={"cpu": "--queries 2 --documents 8 --rounds 2", "cuda": "--shape 0.6b --queries 5"},
+            data=True,
+        ),
+        Benchmark(
+            "library",
+            "sentence-transformers and lm-eval, stock and with the adapters",
+            ("cpu", "cuda"),
+            ("what",),
+            ("items", "tokens", "computed", "stock_batch_size", "stock_s", "ours_s", "speed_up"),
+            full={"cuda": "--shape 0.6b --device cuda"},
+            quick={
+                "cpu": "--what predict encode --queries 2 --documents 8 --texts 32 --batch-size 32 --rounds 1",
+                "cuda": "--shape 0.6b --device cuda --what predict --queries 5 --rounds 2",
+            },
+            data=True,
+            unit="s",
+        ),
+        Benchmark(
+            "training",
+            "a training step beside packed and padded batches and TRL's head: time and memory",
+            ("cpu", "cuda"),
+            ("shape", "row"),
+            ("tokens", "compact", "possible", "milliseconds", "kept_gib", "peak_gib"),
+            full={"cuda": "--shape 0.6b 4b --compile"},
+            quick={"cpu": "--quick", "cuda": "--shape 0.6b --rows 1024/1024/8 0/2048/8 --rounds 3"},
+        ),
+        Benchmark(
+            "overhead",
+            'what `threshold="auto"` costs where nothing is shared',
+            ("cpu", "cuda"),
+            ("lengths",),
+            ("tokens", "off_s", "auto", "forced", "forming", "folded"),
+            full={"cuda": "--device cuda --layers 28 --width 1024 --dtype bfloat16 --sequences 256"},
+            quick={"cpu": "--layers 2 --width 128 --sequences 8 --rounds 3"},
+            unit="s",
+        ),
+        Benchmark(
+            "scheduling",
+            "online batches by shared prefixes, by arrival, shortest first (virtual clock)",
+            ("cpu",),
+            ("load", "order"),
+            ("tokens_per_s", "compression", "p50_ms", "p99_ms"),
+            quick={"cpu": "--calls 200 --loads 0.8"},
+            data=True,
+        ),
+        Benchmark(
+            "serve",
+            "the server with folding on and off, and beside the engine alone, by HTTP",
+            ("cpu", "cuda"),
+            ("model", "what", "threshold"),
+            ("texts/s", "tokens/s", "p50", "p90", "p99", "compression", "folding on/off", "server/engine"),
+            full={"cuda": "--shape 0.6b 4b 8b"},
+            quick={"cpu": "--texts 8 --in-flight 2 --requests 16 --seconds 10", "cuda": "--shape 0.6b --requests 60"},
+            json=False,
+        ),
+    )
+}
+"""Name -> benchmark, in the order in which they run."""

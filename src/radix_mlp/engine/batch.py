@@ -23,6 +23,7 @@ from radix_mlp.engine.task import Item, Rows, Task, union_of_rows
 from radix_mlp.errors import DeviceMemoryError, RadixError
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
+from radix_mlp.plan.transfer import send
 
 if TYPE_CHECKING:
     from radix_mlp.engine.runner import Runner
@@ -191,10 +192,7 @@ def _device_part(whole: DevicePlan, plan: RadixPlan) -> DevicePlan:
     if plan is whole.plan:
         return whole
     device = whole.compact_ids.device
-    moved = [
-        torch.from_numpy(array.astype(np.int64)).to(device)
-        for array in (plan.unfold_index, plan.cu_seq_lengths, plan.last_rows)
-    ]
+    moved = [send(array.astype(np.int64), device) for array in (plan.unfold_index, plan.cu_seq_lengths, plan.last_rows)]
     return replace(whole, unfold_index=moved[0], cu_seq_lengths=moved[1], last_rows=moved[2], plan=plan)
 
 

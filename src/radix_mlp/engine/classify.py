@@ -21,6 +21,7 @@ from radix_mlp.engine.tokenize import num_characters, tokenize_inputs
 from radix_mlp.ops.fold import copy_rows
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
+from radix_mlp.plan.transfer import send
 
 __all__ = [
     "Classification",
@@ -106,7 +107,7 @@ def label_scores(engine: Runner, hidden: Tensor, plan: DevicePlan, items: Sequen
 
 def classified_rows(hidden: Tensor, plan: RadixPlan, sequences: Sequence[Ids], pad_token: int) -> Tensor:
     """Hidden states `[S, h]` of the tokens that transformers' classifiers read."""
-    return copy_rows(hidden, torch.from_numpy(rows_to_classify(plan, sequences, pad_token)).to(hidden.device))
+    return copy_rows(hidden, send(rows_to_classify(plan, sequences, pad_token), hidden.device))
 
 
 def rows_to_classify(plan: RadixPlan, sequences: Sequence[Ids], pad_token: int) -> Rows:

@@ -19,6 +19,7 @@ from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops.fold import copy_rows
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
+from radix_mlp.plan.transfer import send
 
 __all__ = ["Embedding", "TokenEmbedding", "embed_call", "embed_tokens_call"]
 
@@ -55,7 +56,7 @@ class TokenEmbedding(Task):
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
         rows = _rows_of(plan.plan)
-        return copy_rows(hidden, torch.from_numpy(rows).to(hidden.device)).float()
+        return copy_rows(hidden, send(rows, hidden.device)).float()
 
     def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[Vectors]:
         places = np.searchsorted(_rows_of(plan), plan.unfold_index)

@@ -98,7 +98,10 @@ def pad_token_of(model: PreTrainedModel) -> int:
 
 
 def _key(model: PreTrainedModel, linear: Any, tokens: Sequence[int] | None) -> tuple[Any, ...]:
-    return type(model), id(linear), None if tokens is None else tuple(tokens)
+    config = model.config.get_text_config()
+    form = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
+    weight: Tensor = linear.weight
+    return type(model), id(linear), weight.data_ptr(), *form, None if tokens is None else tuple(tokens)
 
 
 def _is_new(model: PreTrainedModel, linear: Any, checked: set[Any] | None, tokens: Sequence[int] | None) -> bool:
@@ -113,12 +116,12 @@ def _enter(model: PreTrainedModel, linear: Any, checked: set[Any] | None, tokens
 def _rows(linear: torch.nn.Module, rows: Sequence[int]) -> Callable[[Tensor], Tensor]:
     """The outputs `rows` of a linear layer, computed in float32 or wider."""
     whole: Tensor = linear.get_parameter("weight").detach()
-    index = torch.tensor(list(rows), device=whole.device)
-    weight = whole.index_select(0, index)
+    # slices, since sending an index to the device would wait for the forward pass that runs there
+    weight = torch.cat([whole[row : row + 1] for row in rows]) if len(rows) < len(whole) else whole
     wide = torch.promote_types(weight.dtype, torch.float32)
     weight = weight.to(wide)
     bias: Any = getattr(linear, "bias", None)
-    bias = None if bias is None else bias.detach().index_select(0, index).to(wide)
+    bias = None if bias is None else torch.stack([bias.detach()[row] for row in rows]).to(wide)
     return lambda hidden: torch.nn.functional.linear(hidden.to(wide), weight, bias)
 
 

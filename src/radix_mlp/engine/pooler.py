@@ -17,6 +17,7 @@ from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops import cls, last_token, mean, weighted_mean
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
+from radix_mlp.plan.transfer import send
 
 __all__ = ["POOLINGS", "Pooler", "pooler_of"]
 
@@ -187,17 +188,17 @@ def _pool_after(mode: str, hidden: Tensor, plan: RadixPlan, skip: NDArray[np.int
     starts, ends = plan.cu_seq_lengths[:-1] + skip, plan.cu_seq_lengths[1:]
     if mode in ("last", "cls"):
         rows = plan.unfold_index[ends - 1 if mode == "last" else starts]
-        return hidden.index_select(0, torch.from_numpy(rows.astype(np.int64)).to(hidden.device))
+        return hidden.index_select(0, send(rows.astype(np.int64), hidden.device))
     lengths = ends - starts
     places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     rows = plan.unfold_index[places + np.repeat(starts, lengths)].astype(np.int64)
     wide = hidden if hidden.dtype == torch.float64 else hidden.float()
-    weights = torch.ones(len(rows)) if mode == "mean" else torch.from_numpy(places + np.repeat(skip, lengths) + 1)
-    weights = weights.to(wide)[:, None]
-    offsets = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)])).to(hidden.device)
+    weights = np.ones(len(rows)) if mode == "mean" else places + np.repeat(skip, lengths) + 1
+    column = send(weights, hidden.device).to(wide.dtype)[:, None]
+    offsets = send(np.concatenate([[0], np.cumsum(lengths)]), hidden.device)
 
     def total(x: Tensor) -> Tensor:
         return torch.segment_reduce(x, "sum", offsets=offsets, axis=0, initial=0)
 
-    picked = wide.index_select(0, torch.from_numpy(rows).to(hidden.device))
-    return total(picked * weights) / total(weights)
+    picked = wide.index_select(0, send(rows, hidden.device))
+    return total(picked * column) / total(column)

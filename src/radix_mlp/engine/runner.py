@@ -117,7 +117,6 @@ class Runner:
     def answer(self, call: Call[Value], progress: Progress | None = None) -> Value:
         """Run all items of a call and return its value."""
         self._start_job()
-        self.checked_heads.clear()
         self.stats = JobStats(num_requests=len(call.items))
         answers: list[Any] = [None] * len(call.items)
         for places, launched in run_job(self, call.items, self.stats, progress):

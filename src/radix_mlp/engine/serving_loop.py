@@ -59,6 +59,7 @@ class ServingLoop:
         """What a thread died of."""
         self._on_batch = on_batch
         self._is_stopping = False
+        self._dropped: str | None = None
         self._tickets: set[Ticket] = set()
         self._changed = threading.Condition()
         self._permits = threading.Semaphore(BATCHES_IN_FLIGHT)
@@ -92,6 +93,8 @@ class ServingLoop:
             return
         with self._changed:
             self.check()
+            if self._dropped is not None:
+                ticket.finish(EngineClosedError(self._dropped))
             if ticket.is_finished:
                 return
             self._tickets.add(ticket)
@@ -108,8 +111,9 @@ class ServingLoop:
             self._forget(ticket)
 
     def drop_all(self, reason: str) -> None:
-        """End all calls with `EngineClosedError`."""
+        """End all calls with `EngineClosedError`, those too whose texts are still being tokenized."""
         with self._changed:
+            self._dropped = reason
             tickets = list(self._tickets)
         for ticket in tickets:
             self.drop(ticket, EngineClosedError(reason))

@@ -24,6 +24,7 @@ from radix_mlp.hf.forward import forward_compact
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.plan import RadixPlan, build_plan
+from radix_mlp.plan.transfer import send
 
 __all__ = [
     "Forward",
@@ -131,17 +132,21 @@ def unshared_plan(sequences: Sequence[Ids]) -> RadixPlan:
 
 def padded_hidden(model: PreTrainedModel, sequences: Sequence[Ids]) -> Tensor:
     """Hidden states `[N, hidden]` of the model fed all sequences in one batch, padded on the right."""
-    lengths = torch.tensor([len(sequence) for sequence in sequences])
-    present = torch.arange(int(lengths.max())) < lengths[:, None]
-    input_ids = torch.zeros(present.shape, dtype=torch.int64)
-    input_ids[present] = torch.from_numpy(_packed(sequences)[0])
+    lengths = np.array([len(sequence) for sequence in sequences])
+    present = np.arange(lengths.max()) < lengths[:, None]
+    input_ids = np.zeros(present.shape, np.int64)
+    input_ids[present] = _packed(sequences)[0]
     trunk = decoder_of(model)
-    mask = present.long().to(trunk.device)
-    hidden: Tensor = trunk(
-        input_ids.to(trunk.device), attention_mask=mask, use_cache=False, return_dict=True
-    ).last_hidden_state
+    device = trunk.device
+    output = trunk(
+        send(input_ids, device),
+        attention_mask=send(present.astype(np.int64), device),
+        use_cache=False,
+        return_dict=True,
+    )
+    hidden: Tensor = output.last_hidden_state
     # places known on the host: a mask would make it wait for the device
-    return hidden.flatten(0, 1).index_select(0, present.flatten().nonzero()[:, 0].to(trunk.device))
+    return hidden.flatten(0, 1).index_select(0, send(np.flatnonzero(present), device))
 
 
 def hidden_of_one(model: PreTrainedModel, sequence: Ids) -> Tensor:

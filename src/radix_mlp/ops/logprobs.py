@@ -17,6 +17,7 @@ from torch import Tensor
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.plan.device import DevicePlan
 from radix_mlp.plan.radix_plan import RadixPlan
+from radix_mlp.plan.transfer import send
 
 __all__ = ["TokenLogprobs", "token_logprobs"]
 
@@ -142,4 +143,4 @@ def _check(hidden: Tensor, head: Tensor | Callable[[Tensor], Tensor], bias: Tens
 
 
 def _to(array: NDArray[np.int64], like: Tensor) -> Tensor:
-    return torch.from_numpy(array).to(like.device)
+    return send(array, like.device)

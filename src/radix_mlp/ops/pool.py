@@ -16,6 +16,7 @@ from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops.fold import copy_rows
 from radix_mlp.plan.device import DevicePlan
 from radix_mlp.plan.radix_plan import RadixPlan
+from radix_mlp.plan.transfer import send
 
 __all__ = ["cls", "last_token", "mean", "weighted_mean"]
 
@@ -89,7 +90,7 @@ def _path_sums(x: Tensor, plan: RadixPlan) -> Tensor:
     if plan.num_sequences == 0:
         return x.new_zeros(0, x.shape[1])
     runs = _runs(plan)
-    row_offsets, path, path_offsets = (torch.from_numpy(array).to(x.device) for array in runs)
+    row_offsets, path, path_offsets = (send(array, x.device) for array in runs)
     by_run = torch.segment_reduce(x, "sum", offsets=row_offsets, axis=0, initial=0)
     return torch.segment_reduce(copy_rows(by_run, path), "sum", offsets=path_offsets, axis=0, initial=0)
 

@@ -16,6 +16,7 @@ from radix_mlp.hf.fused.layers import DecoderLayer, join_layers, still_joined, w
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops import AttentionTree, tree_attention
 from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.transfer import send
 
 __all__ = ["FusedDecoder"]
 
@@ -57,7 +58,7 @@ class FusedDecoder:
         With `needed_rows` the last layer's MLP runs on these rows only, and all others are NaN.
         """
         device_plan = plan.to(self.trunk.device)
-        rows = None if needed_rows is None else torch.from_numpy(needed_rows).to(self.trunk.device, non_blocking=True)
+        rows = None if needed_rows is None else send(needed_rows, self.trunk.device)
         hidden = self.run(device_plan.compact_ids, device_plan.compact_positions, device_plan.tree, rows, self.impl)
         return hidden if rows is None else spread(hidden, rows, plan.num_rows)
 

@@ -125,7 +125,7 @@ def test_what_is_written(tmp_path, suffix):
     assert len(files(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", [".jsonl", ".npy", ".parquet"])
 def test_a_crash_at_any_step_changes_nothing(tmp_path, suffix):
     (tmp_path / "whole").mkdir()
     job(tmp_path / "whole" / f"out{suffix}")

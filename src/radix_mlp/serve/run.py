@@ -59,6 +59,8 @@ def run(settings: ServeSettings) -> None:
                 # long enough for what was accepted; the engine ends what is left
                 timeout_graceful_shutdown=int(settings.shutdown_timeout) + 1,
                 backlog=2048,
+                # longer than the minute that balancers keep a connection: who closes first loses no request
+                timeout_keep_alive=75,
             )
         )
         with _signals_that_only_stop_the_server():

@@ -9,11 +9,14 @@ from datasets import Dataset
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tests.integrations.trainers import arguments, assert_same_training, train
 from transformers import AutoModelForCausalLM
+from trl.trainer.utils import add_fused_lm_head
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
-from radix_mlp.integrations.trl import disable, enable
+from radix_mlp.integrations.edge_forward import install_edge_forward
+from radix_mlp.integrations.trl import _STATISTICS, FusedHeadForward, disable, enable
 from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_tokenizer
+from radix_mlp.testing.training import gradients_of, relative_error
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -220,6 +223,52 @@ def distance(run, exact) -> float:
     away = sum(float((run.after[name] - value).square().sum()) for name, value in exact.after.items())
     length = sum(float((exact.before[name] - value).square().sum()) for name, value in exact.after.items())
     return (away / length) ** 0.5
+
+
+def test_every_output_against_one_sequence_at_a_time() -> None:
+    """In float64: log-probabilities with their gradients, and all that TRL logs."""
+    model = tiny_model(dtype=torch.float64)
+    prompt = list(b"one root grows, ")
+    sequences = [prompt + list(answer) for answer in (b"a leaf", b"and", b"a leaf or two", b"a leaf")]
+    temperature, weights = 0.7, torch.linspace(-1, 2, 4)
+
+    logprobs, ids, mask, labels = [], *(torch.zeros(4, 40, dtype=torch.int64) for _ in range(3))
+    labels -= 100
+    for row, sequence in enumerate(sequences):
+        # completions on the right of padded prompts, as in GRPO
+        place = slice(3, 3 + len(sequence))
+        ids[row, place], mask[row, place] = torch.tensor(sequence), 1
+        labels[row, 3 + len(prompt) : place.stop] = torch.tensor(sequence[len(prompt) :])
+        logits = model(torch.tensor([sequence]), use_cache=False).logits[0, len(prompt) - 1 : -1] / temperature
+        logprobs.append((logits, logits.log_softmax(-1), torch.tensor(sequence[len(prompt) :])))
+    chosen = [logprob.gather(1, answer[:, None])[:, 0] for _, logprob, answer in logprobs]
+    entropies = [-(logprob.exp() * logprob).sum(-1) for _, logprob, _ in logprobs]
+    objective = sum((w * (c + 0.1 * e)).sum() for w, c, e in zip(weights, chosen, entropies, strict=True))
+    expected = gradients_of(model, objective)
+
+    add_fused_lm_head(model, temperature=temperature, outputs=(*_STATISTICS, "log_probs"))
+    install_edge_forward(model, FusedHeadForward, impl="auto", threshold=1)
+    out = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True, use_cache=False)
+    assert radix_mlp.last_call(model).num_compact < radix_mlp.last_call(model).num_tokens / 2
+    counts = labels[:, 1:] != -100
+    assert torch.equal(out.label_mask, counts)
+    # norms and angles are float32 in the model itself
+    close = {"rtol": 1e-5, "atol": 1e-6}
+    torch.testing.assert_close(out.log_probs[counts], torch.cat(chosen), **close)
+    torch.testing.assert_close(out.entropy[counts], torch.cat(entropies), **close)
+    torch.testing.assert_close(out.mean_logits[counts], torch.cat([x.mean(-1) for x, _, _ in logprobs]), **close)
+    squares = torch.cat([(2 * logprob).logsumexp(-1) for _, logprob, _ in logprobs])
+    torch.testing.assert_close(out.log_sum_sq_probs[counts], squares, **close)
+    top = torch.cat([logprob.argmax(-1) == answer for _, logprob, answer in logprobs])
+    assert torch.equal(out.is_top1[counts], top)
+    torch.testing.assert_close(out.loss, -torch.cat(chosen).mean(), **close)
+    for values in (out.log_probs, out.entropy, out.mean_logits, out.log_sum_sq_probs, out.is_top1):
+        assert values.shape == (4, 39)
+        assert not values[~counts].any()
+    found = gradients_of(model, (weights[:, None] * (out.log_probs + 0.1 * out.entropy)).sum())
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert relative_error(found[name], gradient) < 1e-5, name
 
 
 def test_what_cannot_be_folded_runs_as_trl_has_it(folder, tmp_path) -> None:

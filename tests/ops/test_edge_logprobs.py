@@ -144,7 +144,7 @@ def test_gradients_only_where_they_are_wanted() -> None:
         assert (hidden.grad is not None, weight.grad is not None) == (hidden_needs, weight_needs)
 
 
-def test_bfloat16_sums_are_float32() -> None:
+def test_bfloat16_sums_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half-precision weights give the gradients of their float32 values, but for one rounding."""
     plan = build_plan(np.arange(500) % 200, [0, 500])
     edges = tree_edges(plan)
@@ -154,6 +154,7 @@ def test_bfloat16_sums_are_float32() -> None:
     expected = edge_logprobs(exact[0], exact[1], edges).logprob
     expected_gradients = torch.autograd.grad(expected.sum(), exact)
     # many small tiles: rounding at each would add up
+    monkeypatch.setattr("radix_mlp.ops.chunked_head.MAX_ROWS", 8)
     logprob = edge_logprobs(hidden, weight, edges, max_logits=1000).logprob
     assert logprob.dtype == torch.float32
     torch.testing.assert_close(logprob.double(), expected, rtol=1e-5, atol=1e-4)
@@ -175,6 +176,21 @@ def test_autocast_multiplies_in_its_dtype() -> None:
     logprob.sum().backward()
     assert weight.grad is not None
     assert weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kernels", [False, True])
+def test_of_equal_logits_the_first_is_greedy(
+    monkeypatch: pytest.MonkeyPatch, small_blocks: None, kernels: bool
+) -> None:
+    """Within a tile and between tiles."""
+    monkeypatch.setattr(MODULE, "_has_kernels", lambda *_: kernels)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    head = torch.zeros(40, 4, device=device)
+    head[[7, 9, 30]] = 1.0
+    edges = tree_edges(build_plan([1, 7, 1, 9, 1, 30], [0, 2, 4, 6]))
+    result = edge_logprobs(torch.ones(4, 4, device=device), head, edges, statistics=("is_greedy",), max_logits=20)
+    assert result.is_greedy is not None
+    assert result.is_greedy.tolist() == [True, False, False]
 
 
 def test_no_second_derivative() -> None:

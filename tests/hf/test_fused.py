@@ -7,6 +7,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     LlamaConfig,
     LlamaModel,
@@ -18,12 +19,14 @@ from transformers import (
     Qwen3Config,
     Qwen3Model,
 )
+from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
 from radix_mlp.hf.fused.graphs import pack
 from radix_mlp.hf.fused.layers import FAMILIES, join_layers, why_not_fused
+from radix_mlp.ops.registry import MAX_WIDTH
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.gpu_blocks import range_tree
 from radix_mlp.testing.sweep import plan_of, sample_sequences
@@ -144,12 +147,92 @@ def test_the_model_can_be_trained_and_saved_afterwards(tmp_path) -> None:
     assert difference(alone(Qwen2Model.from_pretrained(tmp_path).eval(), sequences), expected) == 0
 
 
-def test_replaced_parameters_are_noticed() -> None:
+def adapt(name: str):
+    """Adds an adapter to one projection of every layer."""
+
+    def change(model: PreTrainedModel) -> None:
+        peft = pytest.importorskip("peft")
+        peft.inject_adapter_in_model(peft.LoraConfig(target_modules=[name]), model)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.to(torch.float64),
+        adapt("v_proj"),
+        adapt("o_proj"),
+        adapt("up_proj"),
+        adapt("down_proj"),
+        lambda model: setattr(model.layers[2].self_attn.k_norm, "weight", torch.nn.Parameter(torch.ones(24))),
+        lambda model: setattr(model.layers[2].self_attn.v_proj, "weight", torch.nn.Parameter(torch.ones(48, 48))),
+        lambda model: setattr(model.layers[2].mlp.act_fn, "forward", torch.relu),
+        lambda model: model.layers[2].register_forward_hook(lambda *_: None),
+        lambda model: setattr(model, "norm", torch.nn.Identity()),
+    ],
+)
+def test_changes_of_the_model_are_noticed(change) -> None:
     model = radix_mlp.enable(build("qwen3"))
     fused = FusedDecoder(model, impl="dense")
     assert fused.is_current()
-    model.to(torch.float64)
+    change(model)
     assert not fused.is_current()
+
+
+def test_decoders_of_one_model_share_its_joined_weights() -> None:
+    model = radix_mlp.enable(build("llama-biases"))
+    first, second = FusedDecoder(model, impl="dense"), FusedDecoder(model, impl="dense")
+    assert first.is_current()
+    assert second.is_current()
+    for x, y in zip(first.layers, second.layers, strict=True):
+        assert (x.qkv.data_ptr(), x.qkv_bias.data_ptr()) == (y.qkv.data_ptr(), y.qkv_bias.data_ptr())
+    moved = build("llama-biases")
+    joined = join_layers(moved)[0].qkv
+    moved.to(torch.float64).to(torch.float32)
+    assert join_layers(moved)[0].qkv.data_ptr() != joined.data_ptr()
+
+
+def test_a_checkpoint_written_by_accelerate_has_all_weights(tmp_path) -> None:
+    accelerate = pytest.importorskip("accelerate")
+    model = build("qwen2")
+    join_layers(model)
+    accelerate.Accelerator(cpu=True).save_model(model, tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert saved.keys() == model.state_dict().keys()
+    assert all(torch.equal(saved[name], value) for name, value in model.state_dict().items())
+
+
+def test_autocast_and_empty_batches() -> None:
+    model = radix_mlp.enable(build("llama-biases"))
+    fused = FusedDecoder(model, impl="dense")
+    plan = plan_of([sequence[:4] for sequence in sample_sequences()[:2]])
+    expected = fused(plan)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(fused(plan), expected)
+    assert fused(radix_mlp.build_plan([], [0])).shape == (0, 48)
+    assert fused(plan, np.zeros(0, np.int64)).isnan().all()
+
+
+def test_heads_that_no_kernel_takes_have_no_graphs() -> None:
+    config = LlamaConfig(head_dim=MAX_WIDTH + 8, **SMALL | {"num_hidden_layers": 1})
+    assert GraphedDecoder(FusedDecoder(LlamaModel(config))).max_rows == 0
+
+
+class HalvedMLP(Qwen3MLP):
+    def forward(self, x):
+        return 0.5 * super().forward(x)
+
+
+class OwnTensor(torch.Tensor):
+    """As sharded or quantized weights are."""
+
+
+def wrapped(model: PreTrainedModel) -> PreTrainedModel:
+    """With a forward of its own, as a user or a library may set."""
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: forward(*args, **kwargs)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -158,10 +241,17 @@ def test_replaced_parameters_are_noticed() -> None:
         (lambda model: model.config.update({"hidden_act": "gelu"}), "gelu"),
         (lambda model: model.to(torch.float64), "float64"),
         (lambda model: model.layers[0].mlp.register_forward_hook(lambda *_: None), "hooks"),
-        (lambda model: setattr(model.layers[1].self_attn, "q_proj", torch.nn.Identity()), "seven linear"),
+        (lambda model: setattr(model.layers[1].self_attn, "q_proj", torch.nn.Identity()), "q_proj is a Identity"),
         (lambda model: setattr(model.layers[1].mlp, "up_proj", torch.nn.Linear(48, 80)), "bias"),
         (lambda model: model.config.rope_parameters.update(rope_type="dynamic"), "rotary"),
         (lambda model: model.norm.half(), "several"),
+        (lambda model: model.layers.__delitem__(slice(None)), "no layers"),
+        (lambda model: setattr(model, "norm", torch.nn.LayerNorm(48)), "LayerNorm"),
+        (lambda model: setattr(model.layers[1].input_layernorm, "variance_epsilon", 0.5), "RMSNorm"),
+        (lambda model: setattr(model.layers[1].mlp, "act_fn", torch.nn.GELU()), "GELU"),
+        (lambda model: setattr(model.layers[1].mlp, "__class__", HalvedMLP), "HalvedMLP"),
+        (lambda model: radix_mlp.enable(wrapped(model)), "forward of its own"),
+        (lambda model: setattr(model.norm, "weight", torch.nn.Parameter(OwnTensor(48))), "no plain tensors"),
     ],
 )
 def test_what_is_not_known_is_refused(change, reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
-from radix_mlp.hf.fused.layers import DecoderLayer, join_layers, still_joined, why_not_fused
+from radix_mlp.hf.fused.layers import DecoderLayer, fingerprint, join_layers, why_not_fused
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops import AttentionTree, tree_attention
 from radix_mlp.plan import RadixPlan
@@ -43,13 +44,15 @@ class FusedDecoder:
             )
         self.trunk = trunk
         self.impl = impl
-        self.layers = join_layers(trunk)
+        with on(trunk.device):
+            self.layers = join_layers(trunk)
+        self._made_of = fingerprint(trunk)
         self.epsilon: float = trunk.config.rms_norm_eps
         self.head_dim: int = trunk.layers[0].self_attn.head_dim
 
     def is_current(self) -> bool:
-        """Whether the model still has the parameters that this was made from."""
-        return still_joined(self.trunk, self.layers)
+        """Whether the model still has the modules and parameters that this was made from."""
+        return fingerprint(self.trunk) == self._made_of
 
     @torch.inference_mode()
     def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None = None) -> Tensor:
@@ -59,21 +62,24 @@ class FusedDecoder:
         """
         device_plan = plan.to(self.trunk.device)
         rows = None if needed_rows is None else send(needed_rows, self.trunk.device)
-        hidden = self.run(device_plan.compact_ids, device_plan.compact_positions, device_plan.tree, rows, self.impl)
+        with on(self.trunk.device):
+            hidden = self.run(device_plan.compact_ids, device_plan.compact_positions, device_plan.tree, rows, self.impl)
         return hidden if rows is None else spread(hidden, rows, plan.num_rows)
 
     def run(self, ids: Tensor, positions: Tensor, tree: AttentionTree, rows: Tensor | None, impl: str) -> Tensor:
         """`ids [M]`, `positions [M]` -> hidden states of all rows `[M, h]`, or of `rows [R]` alone `[R, h]`."""
-        x: Tensor = self.trunk.embed_tokens(ids)
-        # the module reads dtype and device of its first argument
-        like = torch.empty(0, dtype=torch.float32, device=x.device)
-        cos, sin = (table[0].contiguous() for table in self.trunk.rotary_emb(like, positions[None]))
-        for index, layer in enumerate(self.layers):
-            is_last = index == len(self.layers) - 1
-            x = self._layer(layer, x, cos, sin, tree, rows if is_last else None, impl)
         from radix_mlp.hf.fused.kernels import rms_norm
 
-        return rms_norm(x, self.trunk.norm.weight, self.epsilon)
+        # kernels of ours and sums in place know no other dtype than that of the weights
+        with torch.autocast(ids.device.type, enabled=False):
+            x: Tensor = self.trunk.embed_tokens(ids)
+            # the module reads dtype and device of its first argument
+            like = torch.empty(0, dtype=torch.float32, device=x.device)
+            cos, sin = (table[0].contiguous() for table in self.trunk.rotary_emb(like, positions[None]))
+            for index, layer in enumerate(self.layers):
+                is_last = index == len(self.layers) - 1
+                x = self._layer(layer, x, cos, sin, tree, rows if is_last else None, impl)
+            return rms_norm(x, self.trunk.norm.weight, self.epsilon)
 
     def _layer(
         self,
@@ -92,13 +98,18 @@ class FusedDecoder:
         kv_heads = (layer.qkv.shape[0] // self.head_dim - heads) // 2
         qkv = linear(rms_norm(x, layer.input_norm, self.epsilon), layer.qkv, layer.qkv_bias)
         rotate_heads_(qkv, cos, sin, heads, kv_heads, layer.head_norms)
-        q, k, v = qkv.view(len(qkv), -1, self.head_dim).split([heads, kv_heads, kv_heads], dim=1)
+        q, k, v = qkv.view(len(qkv), heads + 2 * kv_heads, self.head_dim).split([heads, kv_heads, kv_heads], dim=1)
         found = tree_attention(q, k, v, tree, scale=layer.scale, window=layer.window, impl=impl).flatten(1)
         if rows is not None:
             x, found = x.index_select(0, rows), found.index_select(0, rows)
         x = _add_linear_(x, found, layer.out, layer.out_bias)
         gate_up = linear(rms_norm(x, layer.mlp_norm, self.epsilon), layer.gate_up, layer.gate_up_bias)
         return _add_linear_(x, gate(gate_up), layer.down, layer.down_bias)
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, which another thread may have left at the first."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def spread(hidden: Tensor, rows: Tensor, num_rows: int) -> Tensor:

@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radix_mlp.hf.fused.decoder import FusedDecoder, spread
+from radix_mlp.hf.fused.decoder import FusedDecoder, on, spread
 from radix_mlp.ops import AttentionTree
+from radix_mlp.ops.registry import MAX_WIDTH
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.gpu_blocks import KEY_BLOCK, SEGMENT, fill_ranges
 
@@ -54,10 +55,11 @@ class GraphedDecoder:
             layer = decoder.layers[0]
             weights = sum(weight.numel() for weight in (layer.qkv, layer.out, layer.gate_up, layer.down))
             max_rows = int(_LAYER_FLOP / (2 * weights))
-        self.max_rows = max_rows if decoder.impl in _GRAPH_IMPLS else 0
+        self.max_rows = max_rows if decoder.impl in _GRAPH_IMPLS and decoder.head_dim <= MAX_WIDTH else 0
         self._graphs: dict[tuple[int, int | None], _Graph] = {}
         self._seen: set[tuple[int, int | None]] = set()
         self._pool: Any = None
+        self._stream: Any = None
 
     def is_current(self) -> bool:
         """Whether the model still has the parameters that this was made from."""
@@ -74,9 +76,10 @@ class GraphedDecoder:
         if key not in self._graphs and key not in self._seen:
             self._seen.add(key)
             return self.decoder(plan, needed_rows)
-        graph = self._graphs.pop(key, None) or self._captured(*key)
-        self._graphs[key] = graph
-        graph.replay(plan, needed_rows)
+        with on(self.decoder.trunk.device):
+            graph = self._graphs.pop(key, None) or self._captured(*key)
+            self._graphs[key] = graph
+            graph.replay(plan, needed_rows)
         if needed_rows is None:
             return graph.hidden[:num_rows].clone()
         return spread(graph.hidden, graph.rows[: len(needed_rows)], num_rows)
@@ -85,14 +88,15 @@ class GraphedDecoder:
         if len(self._graphs) == _MAX_GRAPHS:
             # dictionaries keep their order: the first was used longest ago
             del self._graphs[next(iter(self._graphs))]
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
-        return _Graph(self.decoder, size, num_needed, self._pool)
+        if self._pool is None:
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+        return _Graph(self.decoder, size, num_needed, self._pool, self._stream)
 
 
 class _Graph:
     """One captured size: `num_rows` rows, of which `num_needed` go past the last attention (None: all)."""
 
-    def __init__(self, decoder: FusedDecoder, num_rows: int, num_needed: int | None, pool: Any) -> None:
+    def __init__(self, decoder: FusedDecoder, num_rows: int, num_needed: int | None, pool: Any, side: Any) -> None:
         device = decoder.trunk.device
         segments, key_blocks = -(-num_rows // SEGMENT), -(-num_rows // KEY_BLOCK)
         # ids, positions and needed rows (int64); end, depth; then the tables of the kernels
@@ -107,15 +111,14 @@ class _Graph:
         )
         arguments = ids, positions, tree, None if num_needed is None else self.rows, "triton"
         self._fill(_one_token_sequences(num_rows), None)
-        side = torch.cuda.Stream(device)
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             # kernels compile and libraries allocate outside of the capture
             decoder.run(*arguments)
         torch.cuda.current_stream(device).wait_stream(side)
         self.graph = torch.cuda.CUDAGraph()
-        # other threads go on copying plans to the device meanwhile
-        with torch.cuda.graph(self.graph, pool=pool, capture_error_mode="thread_local"):
+        # torch's own stream for this is one of the device that captured first; other threads go on copying plans
+        with torch.cuda.graph(self.graph, pool=pool, stream=side, capture_error_mode="thread_local"):
             self.hidden = decoder.run(*arguments)
 
     def replay(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> None:

@@ -1,25 +1,33 @@
 """The layers of a model as plain tensors, with the projections that read one input joined into one.
 
-The model keeps its parameters, names and values: each becomes a view of the joined tensor, so nothing is stored twice,
+The model keeps its parameters, names and values: each becomes a part of the joined tensor, so nothing is stored twice,
 `state_dict` stays as it was, and a weight changed in place is changed here too.
 """
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.dlpack import from_dlpack
+from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
-__all__ = ["DecoderLayer", "join_layers", "still_joined", "why_not_fused"]
+__all__ = ["DecoderLayer", "fingerprint", "join_layers", "why_not_fused"]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are: norm, attention, sum, norm, gated MLP, sum."""
 _STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _JOINED = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
+_NORMS = ("input_layernorm", "post_attention_layernorm")
+_PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU)
+_KNOWN_JOINTS: Any = WeakIdKeyDictionary()
+"""First parameter of a joined tensor -> a weak reference to it: all engines of a model share one."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,10 @@ def why_not_fused(trunk: PreTrainedModel) -> str | None:
     kind = config.model_type
     if kind not in FAMILIES:
         return f"its layers are not known here (model type {kind}; known are {', '.join(FAMILIES)})"
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if not _layers(trunk):
+        return "it has no layers"
     if config.hidden_act != "silu":
         return f"its MLP uses {config.hidden_act}, not silu"
     rope = config.rope_parameters.get("rope_type", "default")
@@ -63,12 +75,22 @@ def why_not_fused(trunk: PreTrainedModel) -> str | None:
         return "its weights have several devices or dtypes"
     if tensors[0].dtype not in _DTYPES:
         return f"its weights are {tensors[0].dtype}, not bfloat16, float16 or float32"
+    own_code = f"transformers.models.{kind}.modeling_{kind}"
     for name, module in trunk.named_modules():
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
-            return f"{name} is a {type(module).__name__}"
+        code = type(module)
+        if code.__module__ not in (own_code, "transformers.activations") and code not in _PLAIN_MODULES:
+            return f"{name or 'it'} is a {code.__name__} of {code.__module__}"
         if _is_changed(module):
-            return f"{name} has hooks, parametrizations or a forward of its own"
+            return f"{name or 'it'} has hooks, parametrizations or a forward of its own"
+        # sharded and quantized weights are subclasses of tensors
+        if not all(type(parameter) is nn.Parameter for parameter in module.parameters(recurse=False)):
+            return f"{name or 'it'} has weights that are no plain tensors"
+    for norm in (trunk.get_submodule("norm"), *(getattr(layer, name) for layer in _layers(trunk) for name in _NORMS)):
+        if not type(norm).__name__.endswith("RMSNorm") or norm.variance_epsilon != config.rms_norm_eps:
+            return f"a norm is a {type(norm).__name__} that its configuration does not tell of"
     for layer in _layers(trunk):
+        if not type(layer.mlp.act_fn).__name__.startswith("SiLU"):
+            return f"an MLP uses {type(layer.mlp.act_fn).__name__}, not silu"
         found = [name for name, _ in layer.named_modules() if name.endswith("_proj")]
         if len(found) != 7 or not all(type(layer.get_submodule(name)) is nn.Linear for name in found):
             return "its projections are not seven linear layers"
@@ -84,26 +106,17 @@ def join_layers(trunk: PreTrainedModel) -> list[DecoderLayer]:
     return [_join(trunk, layer) for layer in _layers(trunk)]
 
 
-def still_joined(trunk: PreTrainedModel, layers: list[DecoderLayer]) -> bool:
-    """Whether the model's parameters are still the views that `join_layers` made (`.to()` or PEFT replace them)."""
-    ours = [(layer.qkv, layer.gate_up, layer.out, layer.down, layer.input_norm, layer.mlp_norm) for layer in layers]
-    theirs = [
-        (
-            layer.self_attn.q_proj.weight,
-            layer.mlp.gate_proj.weight,
-            layer.self_attn.o_proj.weight,
-            layer.mlp.down_proj.weight,
-            layer.input_layernorm.weight,
-            layer.post_attention_layernorm.weight,
-        )
-        for layer in _layers(trunk)
-        if type(layer.self_attn.q_proj) is nn.Linear and type(layer.mlp.gate_proj) is nn.Linear
-    ]
-    return len(ours) == len(theirs) and all(
-        x.data_ptr() == y.data_ptr()
-        for x_layer, y_layer in zip(ours, theirs, strict=True)
-        for x, y in zip(x_layer, y_layer, strict=True)
-    )
+def fingerprint(trunk: PreTrainedModel) -> list[tuple[Any, ...]]:
+    """What changes when `.to()`, PEFT, hooks or a caller replace a part of the model; a job compares it."""
+    found: list[tuple[Any, ...]] = []
+    modules: list[nn.Module] = [trunk]
+    while modules:
+        module = modules.pop()
+        state = module.__dict__
+        addresses = [parameter.data_ptr() for parameter in state["_parameters"].values() if parameter is not None]
+        found.append((type(module), _is_changed(module), *addresses))
+        modules.extend(state["_modules"].values())
+    return found
 
 
 def _join(trunk: PreTrainedModel, layer: Any) -> DecoderLayer:
@@ -139,12 +152,26 @@ def _joined(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
 
 
 def _joined_parameters(parameters: list[Any]) -> Tensor:
+    known = _KNOWN_JOINTS.get(parameters[0])
+    joined: Tensor | None = None if known is None else known()
+    lengths = [len(parameter) for parameter in parameters]
+    if joined is not None and _are_parts(parameters, joined.split(lengths)):
+        return joined
     # tensors made in inference mode could not be trained on later
     with torch.inference_mode(False), torch.no_grad():
         joined = torch.cat([parameter.detach() for parameter in parameters])
-        for parameter, part in zip(parameters, joined.split([len(p) for p in parameters]), strict=True):
-            parameter.data = part
+        for parameter, part in zip(parameters, joined.split(lengths), strict=True):
+            # a storage of its own on the same memory: accelerate drops what shares a storage from its checkpoints
+            parameter.data = from_dlpack(part.__dlpack__())
+    _KNOWN_JOINTS[parameters[0]] = weakref.ref(joined)
     return joined
+
+
+def _are_parts(parameters: list[Tensor], parts: tuple[Tensor, ...]) -> bool:
+    return all(
+        (x.data_ptr(), x.shape, x.dtype, x.device) == (y.data_ptr(), y.shape, y.dtype, y.device)
+        for x, y in zip(parameters, parts, strict=True)
+    )
 
 
 def _layers(trunk: Any) -> list[Any]:
@@ -156,8 +183,12 @@ def _detached(parameter: Tensor | None) -> Tensor | None:
 
 
 def _is_changed(module: nn.Module) -> bool:
+    """Whether a module does more than the forward of its class."""
     state = module.__dict__
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
-    # an enabled trunk has a forward of ours
-    own_forward = "forward" in state and "_radix" not in state
-    return own_forward or any(state.get(name) for name in hooks) or "parametrizations" in state.get("_modules", {})
+    if state["_forward_hooks"] or state["_forward_pre_hooks"] or "parametrizations" in state["_modules"]:
+        return True
+    if "forward" not in state:
+        return False
+    # an enabled trunk has a forward of ours, perhaps in place of another
+    ours = state.get("_radix")
+    return ours is None or state["forward"] is not ours or ours.previous is not None

@@ -1,8 +1,8 @@
 """How planning grows: with tokens and with sequences up to a million, with the depth of the tree, with threads.
 
-`build_plan`, wall time, medians with their spread. The gate: every plan unfolds to the ids it was made from, and `check()`
-holds. "threads" plans the same batches in as many threads at once; its time is that of a batch, so that it falls while
-threads help.
+`build_plan`, wall time, medians with their spread. The gate: every plan unfolds to the ids that it was made from, and
+`check()` holds. "threads" plans one batch in each of so many threads at once; its time is that of a batch, so that it
+falls while threads help.
 
   python benchmarks/scaling.py
   python benchmarks/scaling.py --quick             up to 100,000 tokens, fewer rounds
@@ -15,11 +15,13 @@ import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from provenance import provenance
+from radix_mlp.plan import build_plan
 from timing import in_turn
 from verify import require
 from workloads import Sequences, plan_of
@@ -43,9 +45,10 @@ def main() -> None:
         wrong = float((plan.compact_ids[plan.unfold_index] != np.concatenate(sequences)).sum())
         require(f"{what} {size}: tokens that do not unfold", wrong, 1)
         threads = size if what == "threads" else 1
+        once = partial(build_plan, np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]))
         with ThreadPoolExecutor(threads) as pool:
-            run = lambda s=sequences, n=threads, pool=pool: list(pool.map(plan_of, [s] * n))
-            timing = in_turn({"plan": run}, rounds)["plan"]
+            every = partial(pool.map, lambda _, once=once: once(), range(threads))
+            timing = in_turn({"plan": once if threads == 1 else lambda every=every: list(every())}, rounds)["plan"]
         milliseconds = timing.median / threads
         row = {
             "what": what,

@@ -18,6 +18,8 @@ import typer
 from radix_mlp.cli.main import app
 
 DOCS = Path(__file__).parent
+BENCHMARKS = DOCS.parent / "benchmarks"
+sys.path.append(str(BENCHMARKS))
 
 
 def cli() -> str:
@@ -95,7 +97,21 @@ def openapi() -> str:
     return json.dumps(bare_app().openapi(), indent=1, ensure_ascii=False) + "\n"
 
 
-QUICK: dict[str, Callable[[], str]] = {"cli.md": cli}
+def benchmarks() -> str:
+    """`benchmarks.md`: the page with the tables of the committed summaries."""
+    from tables import fill
+
+    return fill((BENCHMARKS / "page.md").read_text(encoding="utf-8"))
+
+
+def readme() -> str:
+    """`README.md`: the same with its own tables."""
+    from tables import fill
+
+    return fill((DOCS.parent / "README.md").read_text(encoding="utf-8"))
+
+
+QUICK: dict[str, Callable[[], str]] = {"cli.md": cli, "benchmarks.md": benchmarks, "../README.md": readme}
 """File, from docs/ -> what writes it; add others here."""
 SWEEP: dict[str, Callable[[], str]] = {
     "openapi.json": openapi,
@@ -107,7 +123,17 @@ SWEEP: dict[str, Callable[[], str]] = {
 
 def main(*, check: bool, quick: bool) -> int:
     """Write the documents, or count those that are out of date."""
+    from plots import FIGURES, IMAGES, draw
+    from plots import stale as is_stale
+
     stale = 0
+    for name in filter(is_stale, FIGURES):
+        if check:
+            stale += 1
+            print(f"docs/images/{name}.svg is out of date: run make docs")
+        else:
+            draw(name, IMAGES / f"{name}.svg")
+            print(f"wrote docs/images/{name}.svg")
     for name, generate in (QUICK if quick else QUICK | SWEEP).items():
         path, text = DOCS / name, generate()
         if path.exists() and path.read_text(encoding="utf-8") == text:

@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperGroup
 
 from radix_mlp import __version__
+from radix_mlp.cli.bench import bench
 from radix_mlp.cli.classify import classify
 from radix_mlp.cli.demo import demo
 from radix_mlp.cli.embed import embed
@@ -83,5 +84,5 @@ def options(
     pass
 
 
-for command in (demo, embed, rerank, classify, score, serve, explain, verify):
+for command in (demo, embed, rerank, classify, score, serve, explain, verify, bench):
     app.command(cls=ServeCommand if command is serve else None)(command)

@@ -74,6 +74,8 @@ class Meter:
         self._process.terminate()
         self._process.wait()
         self._thread.join()
+        assert self._process.stdout is not None
+        self._process.stdout.close()
         self.reading = integrate(self._samples, self._began, ended)
 
     def _read(self, process: subprocess.Popen[str]) -> None:

@@ -151,17 +151,13 @@ def run(
     with tempfile.TemporaryDirectory() as folder, Meter() as meter:
         rows_file = Path(folder, "rows.jsonl")
         to_file = ["--json", str(rows_file)] if benchmark.json else []
-        process = subprocess.Popen(
-            [sys.executable, str(HERE / benchmark.script), *command, *to_file],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        assert process.stdout is not None
-        for line in process.stdout:
-            printed.append(line)
-            print(line, end="", flush=True)
-        code = process.wait()
+        script = [sys.executable, str(HERE / benchmark.script), *command, *to_file]
+        with subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                printed.append(line)
+                print(line, end="", flush=True)
+        code = process.returncode
         written = rows_file.read_text().splitlines() if rows_file.exists() else []
     told = [json.loads(line) for line in printed if line.startswith("{")]
     provenance = next((each for each in told if "commit" in each), {})

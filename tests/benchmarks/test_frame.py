@@ -1,0 +1,189 @@
+"""The frame: timing, gates, power, the runner."""
+
+import itertools
+import json
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import power
+import registry
+import report
+import run as runner
+import timing
+import verify
+
+
+def test_sides_take_turns_and_medians_are_told() -> None:
+    calls: list[str] = []
+    ticks = iter(itertools.count())
+    sides = {name: lambda name=name: calls.append(name) for name in "abc"}
+    times = timing.in_turn(sides, 4, warm_up=0, clock=lambda: float(next(ticks)))
+    assert calls == list("abc" + "bca" + "cab" + "abc")
+    assert times["a"].samples == (1000.0,) * 4
+    found = timing.Timing((1.0, 2.0, 3.0, 4.0, 100.0))
+    assert (found.median, found.spread) == (3.0, pytest.approx(1 / 3))
+
+
+@pytest.mark.parametrize("error", [float("nan"), 0.2, float("inf")])
+def test_a_red_gate_ends_the_process(error: float) -> None:
+    verify.require("right", 0.05, 0.1)
+    with pytest.raises(SystemExit, match="WRONG, nothing is timed") as ended:
+        verify.require("rows", error, 0.1)
+    assert ended.value.code != 0
+
+
+def test_relative_errors() -> None:
+    truth = np.array([3.0, 4.0])
+    assert verify.relative_error(truth * 1.1, truth) == pytest.approx(0.1)
+    assert verify.relative_error(np.zeros(2), truth) == 1
+    assert verify.relative_error(truth[:1], truth) == float("inf")
+
+
+def fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!{sys.executable}\nimport time\n{textwrap.dedent(lines)}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+
+
+def test_energy_is_power_over_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_nvidia_smi(tmp_path, monkeypatch, "while True: print('300.0, 1980, 3201, 40', flush=True); time.sleep(0.01)")
+    with power.Meter() as meter:
+        time.sleep(0.2)
+    assert meter.reading is not None
+    assert meter.reading.watts == pytest.approx(300)
+    assert meter.reading.joules == pytest.approx(300 * meter.reading.seconds)
+    assert meter.reading.seconds >= 0.2
+    assert (meter.reading.sm_mhz, meter.reading.celsius) == (1980, 40)
+
+
+def test_samples_are_joined_by_lines() -> None:
+    samples = [(t, [watts, 1.0, 1.0, 1.0]) for t, watts in ((-1.0, 999.0), (0.0, 100.0), (1.0, 300.0), (2.0, 100.0))]
+    found = power.integrate(samples, 0.0, 2.0)
+    assert found is not None
+    assert (found.joules, found.samples) == (400.0, 3)
+    assert power.integrate(samples[:2], 0.0, 2.0) is None
+
+
+@pytest.mark.parametrize("lines", [None, "print('[N/A], [N/A], [N/A], 40')", "raise SystemExit(9)"])
+def test_no_power_where_nothing_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str | None) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if lines is not None:
+        fake_nvidia_smi(tmp_path, monkeypatch, lines)
+    with power.Meter() as meter:
+        pass
+    assert meter.reading is None
+
+
+def test_the_state_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert power.gpu_state() == {}
+    fake_nvidia_smi(tmp_path, monkeypatch, "print('580.1, 1980, 3201, 1980, 90.5, 700.0, 31')")
+    assert power.gpu_state()["driver"] == "580.1"
+    assert power.gpu_state()["power_limit"] == "700.0"
+
+
+SCRIPT = """
+    import json, sys, radix_mlp
+    print(json.dumps({"commit": "abc", "machine": "m"}))
+    rows = [{"what": "a", "ms": radix_mlp.MS, "machine": "m"}]
+    open(sys.argv[sys.argv.index("--json") + 1], "w").write("".join(json.dumps(row) + "\\n" for row in rows))
+    print("a row", radix_mlp.MS)
+    sys.exit(radix_mlp.CODE)
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A repository with one benchmark, whose package was slower a commit before and is wrong two commits before."""
+    package = tmp_path / "src" / "radix_mlp" / "__init__.py"
+    package.parent.mkdir(parents=True)
+    script = tmp_path / "benchmarks" / "fake.py"
+    script.parent.mkdir()
+    script.write_text(textwrap.dedent(SCRIPT))
+    who = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    for source in ("MS, CODE = 1, 1", "MS, CODE = 8, 0", "MS, CODE = 2, 0"):
+        package.write_text(source)
+        subprocess.run(["git", "-C", str(tmp_path), "add", "."], check=True)
+        subprocess.run(["git", "-C", str(tmp_path), *who, "commit", "-qm", "x"], check=True)
+    fake = registry.Benchmark("fake", "a fake", ("cpu",), ("what",), ("ms",))
+    monkeypatch.setattr(runner, "HERE", script.parent)
+    monkeypatch.setattr(runner, "BENCHMARKS", {"fake": fake})
+    return tmp_path
+
+
+def bench(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--device", "cpu", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runner.main()
+    return int(ended.value.code or 0)
+
+
+def test_rows_carry_their_provenance(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out, saved = checkout / "rows.jsonl", checkout / "saved"
+    assert bench(monkeypatch, "fake", "--output", str(out), "--save", str(saved)) == 0
+    [line] = [json.loads(text) for text in out.read_text().splitlines()]
+    assert line["row"] == {"what": "a", "ms": 2}
+    assert (line["side"], line["command"]) == ("this", "python benchmarks/fake.py")
+    assert line["provenance"] == {"commit": "abc", "machine": "m"}
+    assert json.loads((saved / "fake.json").read_text())["rows"] == [line["row"]]
+    assert "1 of 1 runs green" in capfd.readouterr().out
+
+
+def test_a_red_benchmark_shows_no_speed(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (checkout / "src" / "radix_mlp" / "__init__.py").write_text("MS, CODE = 1, 1")
+    out = checkout / "rows.jsonl"
+    assert bench(monkeypatch, "fake", "--output", str(out)) == 1
+    shown = capfd.readouterr().out
+    assert "no rows" in shown
+    assert "RED: fake (this) ended with code 1: no speed is shown" in shown
+    assert out.read_text() == ""
+
+
+def test_another_commit_is_run_in_turn(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert bench(monkeypatch, "fake", "--base", "HEAD~1", "--turns", "2") == 0
+    shown = capfd.readouterr().out
+    assert [line for line in shown.splitlines() if line.startswith("a row")] == ["a row 8", "a row 2"] * 2
+    assert shown.splitlines()[-3].split() == ["a", "ms", "8", "2", "0.250"]
+    trees = subprocess.run(["git", "-C", str(checkout), "worktree", "list"], capture_output=True, text=True, check=True)
+    assert len(trees.stdout.splitlines()) == 1
+    assert bench(monkeypatch, "fake", "--base", "HEAD~2", "--turns", "1") == 1
+    with pytest.raises(SystemExit, match="--base nowhere"), runner.base_checkout("nowhere"):
+        pass
+
+
+def test_what_does_not_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="'nothing' is no benchmark"):
+        runner.choose(["nothing"], "cpu", quick=False, data=None)
+    with pytest.raises(SystemExit, match="attention needs cuda"):
+        runner.choose(["attention"], "cpu", quick=False, data=None)
+
+
+def test_every_registered_benchmark_can_be_run() -> None:
+    for each in registry.BENCHMARKS.values():
+        text = (runner.HERE / each.script).read_text()
+        assert ('"--json"' in text) == each.json, each.name
+        assert ('"--data"' in text) >= each.data, each.name
+        for arguments in (*each.full.values(), *each.quick.values()):
+            for word in arguments.split():
+                assert not word.startswith("--") or f'"{word}"' in text, f"{each.name}: {word}"
+        assert set(each.quick) <= set(each.devices)
+
+
+def test_bars_are_as_long_as_their_values() -> None:
+    lines = report.bars(["off", "folded", "none"], [4.0, 1.0, 0.0], width=8).splitlines()
+    assert [line.count("█") for line in lines] == [8, 2, 0]
+    assert [line.split()[0] for line in lines] == ["off", "folded", "none"]

@@ -148,3 +148,34 @@ def test_half_precision(model):
             return (await front.embed(LONG, normalize=False)).value
 
     close(asyncio.run(main()), torch.stack([rows[-1] for rows in hidden]), bound=0.1)
+
+
+def test_jobs_on_a_stream_of_the_callers(model):
+    """Plans are copied by another thread, and must be there before the model reads them."""
+    hidden = alone(model, LONG)
+    engine = Engine(model, tokenizer=tiny_tokenizer(), max_batch_tokens=600)
+    engine.embed(LONG)
+    torch.cuda.synchronize()
+    # whatever is on the default stream now comes a second later
+    torch.cuda._sleep(2_000_000_000)
+    with torch.cuda.stream(torch.cuda.Stream()):
+        found = engine.embed(LONG, normalize=False)
+    close(found, torch.stack([rows[-1] for rows in hidden]))
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_model_on_another_device_than_the_current():
+    hidden = alone(tiny_model(), LONG)
+    first, second = (tiny_model(hidden_size=256, num_layers=3).to(f"cuda:{index}") for index in range(2))
+    for model in (first, second):
+        engine = Engine(model, tokenizer=tiny_tokenizer(), max_batch_tokens=900)
+        # a size that comes again is a graph
+        for _ in range(3):
+            close(engine.embed(LONG, normalize=False), torch.stack([rows[-1] for rows in hidden]))
+
+    async def main():
+        async with AsyncEngine(engine) as front, asyncio.timeout(120):
+            return await asyncio.gather(*(front.embed([text], normalize=False) for text in LONG))
+
+    found = np.concatenate([answer.value for answer in asyncio.run(main())])
+    close(found, torch.stack([rows[-1] for rows in hidden]))

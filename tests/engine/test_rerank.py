@@ -7,6 +7,7 @@ from tests.engine import oracle
 
 from radix_mlp import Engine, disable
 from radix_mlp.engine import step, template
+from radix_mlp.engine.head import output_head
 from radix_mlp.engine.tokenize import RejectedItemsError
 from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
 from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
@@ -297,3 +298,27 @@ def test_answers_that_are_no_numbers_are_errors():
         model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(RadixError):
         engine.rerank(QUERY, DOCUMENTS)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
+def test_a_head_with_an_adapter_is_checked_every_time():
+    """Training moves the adapter, while the layer and its weight stay the same."""
+    peft = pytest.importorskip("peft")
+    model, probe = tiny_model(), np.arange(1, 9, dtype=np.int32)
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["lm_head"]), model)
+    checked = set()
+    with torch.inference_mode():
+        output_head(model, probe, (5, 7), checked=checked)
+        model.lm_head.lora_B["default"].weight.fill_(1.0)
+        with pytest.raises(UnsupportedModelError, match="not known here"):
+            output_head(model, probe, (5, 7), checked=checked)
+
+
+def test_answers_in_any_order_are_read_from_their_own_rows():
+    """Also where they are the whole vocabulary."""
+    model, probe = tiny_model(), np.arange(1, 9, dtype=np.int32)
+    tokens = list(reversed(range(model.lm_head.out_features)))
+    with torch.inference_mode():
+        hidden = model.model(torch.from_numpy(probe).long()[None]).last_hidden_state[0]
+        found = output_head(model, probe, tokens)(hidden)
+        torch.testing.assert_close(found, model.lm_head(hidden)[:, tokens])

@@ -133,6 +133,17 @@ def test_limits_cases_and_subfolders(tmp_path):
     assert close(engine.embed(["a radix is"], truncate=True), engine.embed(["a radix "]))
 
 
+def test_a_prompt_that_is_longer_in_lower_case_is_left_out_whole(tmp_path):
+    transformer = {"max_seq_length": 32, "do_lower_case": True}
+    mean = ("Pooling", {"pooling_mode": "mean", "include_prompt": False})
+    engine = Engine(write_folder(tmp_path, [mean], transformer=transformer))
+    prompt = "İİİ: "
+    skip = len(prompt.lower().encode())
+    assert skip > len(prompt.encode())
+    hidden = oracle.hidden_of(tiny_model(), list(f"{prompt}a radix".lower().encode()))
+    assert close(engine.embed(["A Radix"], prompt=prompt, normalize=False), hidden[skip:].mean(0).numpy()[None])
+
+
 def test_saved_dimensions_apply_unless_others_are_asked_for(tmp_path):
     engine = Engine(write_folder(tmp_path, [LAST], settings={"truncate_dim": 8}))
     assert close(engine.embed(TEXTS, normalize=False), oracle_vectors()[:, :8])

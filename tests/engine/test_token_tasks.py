@@ -81,6 +81,8 @@ def test_token_ids_are_checked(model):
         engine.embed(["a", [1, 259]])
     with pytest.raises(InvalidInputError, match=r"pairs\[0\]\[1\] holds the token id -1"):
         engine.score([([1], [-1])])
+    with pytest.raises(InvalidInputError, match=rf"texts\[0\] holds the token id {2**70}; this model has 0 to 258"):
+        engine.embed([[1, 2**70]])
     with pytest.raises(InvalidDtypeError, match=r"texts\[0\] must be a string or a list of token ids, and holds 1.5"):
         engine.embed([[1, 1.5]])
     with pytest.raises(InvalidDtypeError, match=r"not an array float64\[1, 1\]"):

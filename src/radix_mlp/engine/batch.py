@@ -114,7 +114,8 @@ def launch(engine: Runner, prepared: PreparedBatch) -> LaunchedBatch:
         done = None
         if hidden.is_cuda:
             done = torch.cuda.Event()
-            done.record()
+            # the current device may be another
+            done.record(torch.cuda.current_stream(hidden.device))
     return LaunchedBatch(prepared.items, prepared.step, found, done, prepared.seconds, began)
 
 

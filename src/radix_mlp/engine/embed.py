@@ -143,7 +143,9 @@ def _with_prompt(
         lower_case=folder.lower_case,
         vocabulary=engine.vocabulary,
     )
-    skip = 0 if include_prompt or not prompt else prompt_length(tokenizer, prompt)
+    skip = 0
+    if prompt and not include_prompt:
+        skip = prompt_length(tokenizer, prompt.lower() if folder.lower_case else prompt)
     skips = [0 if given else skip for given in is_ids]
     rejected = [
         (index, f"{shown(texts[index])} has no tokens besides the prompt's, which this model does not pool")

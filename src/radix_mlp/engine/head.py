@@ -105,7 +105,9 @@ def _key(model: PreTrainedModel, linear: Any, tokens: Sequence[int] | None) -> t
 
 
 def _is_new(model: PreTrainedModel, linear: Any, checked: set[Any] | None, tokens: Sequence[int] | None) -> bool:
-    return checked is None or _key(model, linear, tokens) not in checked
+    # what an adapter or a hook adds changes with training, and its layer stays the same
+    is_plain = type(linear) is torch.nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
+    return checked is None or not is_plain or _key(model, linear, tokens) not in checked
 
 
 def _enter(model: PreTrainedModel, linear: Any, checked: set[Any] | None, tokens: Sequence[int] | None) -> None:
@@ -117,7 +119,8 @@ def _rows(linear: torch.nn.Module, rows: Sequence[int]) -> Callable[[Tensor], Te
     """The outputs `rows` of a linear layer, computed in float32 or wider."""
     whole: Tensor = linear.get_parameter("weight").detach()
     # slices, since sending an index to the device would wait for the forward pass that runs there
-    weight = torch.cat([whole[row : row + 1] for row in rows]) if len(rows) < len(whole) else whole
+    is_whole = len(rows) == len(whole) and list(rows) == list(range(len(whole)))
+    weight = whole if is_whole else torch.cat([whole[row : row + 1] for row in rows])
     wide = torch.promote_types(weight.dtype, torch.float32)
     weight = weight.to(wide)
     bias: Any = getattr(linear, "bias", None)

@@ -9,6 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import torch
+
 from radix_mlp.engine.batch import FailedBatch, LaunchedBatch, PreparedBatch, launch_or_halve, prepare
 from radix_mlp.engine.scheduler import Ids, cut_by_padding, iter_schedule, schedule
 from radix_mlp.engine.step import plan_of
@@ -94,10 +96,14 @@ def _launched(
     engine: Runner, items: Sequence[Item], batches: Iterator[list[int]], threshold: float | Literal["auto"]
 ) -> Iterator[Launched]:
     place_of = {id(item): place for place, item in enumerate(items)}
+    device = engine.model.device
+    # plans are copied in the order of the model's work, on whatever stream the caller runs it
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def prepare_next() -> PreparedBatch | None:
         indices = next(batches, None)
-        return None if indices is None else prepare(engine, [items[place] for place in indices], threshold)
+        with torch.cuda.stream(stream):
+            return None if indices is None else prepare(engine, [items[place] for place in indices], threshold)
 
     with ThreadPoolExecutor(1, "radix-plan") as planner:
         planned = deque(planner.submit(prepare_next) for _ in range(PREPARED_AHEAD))

@@ -43,12 +43,16 @@ def as_ids(value: Any, name: str, vocabulary: int | None) -> Ids:
     ):
         wrong = next(token for token in value if isinstance(token, bool) or not isinstance(token, int | np.integer))
         raise InvalidDtypeError(f"{name} must be a string or a list of token ids, and holds {wrong!r:.40}.")
-    ids = np.asarray(value, np.int64 if isinstance(value, list | tuple) else None)
+    limit = vocabulary or 2**31
+    try:
+        ids = np.asarray(value, np.int64 if isinstance(value, list | tuple) else None)
+    except OverflowError:
+        large = next(token for token in value if not -(2**63) <= token < 2**63)
+        raise InvalidInputError(f"{name} holds the token id {large}; this model has 0 to {limit - 1}.") from None
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise InvalidDtypeError(
             f"{name} must be a string or a list of token ids, not an array {ids.dtype}{list(ids.shape)}."
         )
-    limit = vocabulary or 2**31
     wrong_ids = ids[(ids < 0) | (ids >= limit)]
     if len(wrong_ids):
         raise InvalidInputError(f"{name} holds the token id {wrong_ids[0]}; this model has 0 to {limit - 1}.")

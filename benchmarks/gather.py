@@ -16,6 +16,7 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def main() -> None:
     parser.add_argument("--layout", choices=("mhd", "hmd"), default="mhd", help="storage; hmd is Hugging Face's")
     parser.add_argument("--sweep", action="store_true", help="time other launch sizes too")
     parser.add_argument("--repeats", type=int, default=15, help="samples of each method (default 15)")
+    parser.add_argument("--json", type=Path, help="write one JSON object a row here")
     args = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("this benchmark needs a CUDA device")
@@ -56,13 +58,16 @@ def main() -> None:
     print(f"q {args.heads}, k and v {args.kv_heads} heads, width {args.width}, {args.dtype}, storage {args.layout}")
     print(f"{'case':>14} {'M':>7} {'N':>8} {'what':>8} {'method':>14} {'ms':>8} {'GB/s':>7} {'of copy':>7}")
     red = False
+    found: list[dict[str, Any]] = []
     for name in args.cases.split(","):
-        red |= run_case(name, args)
+        red |= run_case(name, args, found)
+    if args.json:
+        args.json.write_text("".join(json.dumps(row) + "\n" for row in found))
     sys.exit(red)
 
 
-def run_case(name: str, args: argparse.Namespace) -> bool:
-    """Print the rows of one case; True if a result is wrong."""
+def run_case(name: str, args: argparse.Namespace, found: list[dict[str, Any]]) -> bool:
+    """Print the rows of one case and append them; True if a result is wrong."""
     prefix, suffix, sequences = map(int, name.split("/"))
     plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=sequences, prefix=prefix, suffix=suffix))
     generator = torch.Generator("cuda").manual_seed(0)
@@ -113,6 +118,7 @@ def run_case(name: str, args: argparse.Namespace) -> bool:
             f"{name:>14} {plan.num_rows:>7} {plan.num_tokens:>8} {what:>8} {label:>14} {milliseconds:>8.4f} "
             f"{speed:>7.0f} {times['copy/copy_'] / milliseconds:>7.0%}"
         )
+        found.append({"case": name, "what": what, "method": label, "ms": milliseconds, "gb_per_s": speed})
     return False
 
 

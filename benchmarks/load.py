@@ -28,7 +28,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from forward_cpu import vaswani
+from texts import vaswani
 
 PATHS = {"tei": "/embed", "openai": "/v1/embeddings", "rerank": "/v1/rerank", "tei-rerank": "/rerank"}
 JSON = {"content-type": "application/json"}

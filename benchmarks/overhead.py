@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Qwen3Config, Qwen3Model
 
 from provenance import provenance
 from radix_mlp import Engine
 from radix_mlp.engine.scheduler import schedule
 from radix_mlp.testing.tiny import tiny_tokenizer
+from shapes import qwen3_shaped
 
 VOCABULARY = 151_936
 
@@ -59,23 +59,6 @@ def main() -> None:
         )
     if options.json:
         options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def qwen3_shaped(layers: int, width: int) -> Qwen3Model:
-    """Random weights, scaled so that attention moves the output."""
-    torch.manual_seed(0)
-    config = Qwen3Config(
-        hidden_size=width,
-        intermediate_size=3 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=width // 64,
-        num_key_value_heads=width // 128,
-        head_dim=64,
-        vocab_size=VOCABULARY,
-        initializer_range=0.1,
-        max_position_embeddings=8192,
-    )
-    return Qwen3Model(config).eval()
 
 
 def jobs(count: int) -> dict[str, list[np.ndarray]]:

@@ -100,7 +100,13 @@ BENCHMARKS = {
             ("ms",),
             full={"cuda": "--backward"},
         ),
-        Benchmark("gather", "the row gather beside `index_select` and the copy limit", ("cuda",), (), (), json=False),
+        Benchmark(
+            "gather",
+            "the row gather beside `index_select` and the copy limit",
+            ("cuda",),
+            ("case", "what", "method"),
+            ("ms", "gb_per_s"),
+        ),
         Benchmark(
             "engine",
             "reranking jobs from texts to scores, beside the forward passes alone",

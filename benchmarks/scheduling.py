@@ -19,7 +19,6 @@ import argparse
 import asyncio
 import heapq
 import json
-import re
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -33,17 +32,12 @@ from radix_mlp.engine.load_tokenizer import load_tokenizer
 from radix_mlp.engine.online_scheduler import ONLINE_ORDERS, OnlineScheduler, Waiting
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.plan import build_plan
+from texts import INSTRUCTION, RERANK_PREFIX, RERANK_SUFFIX, trec
 
-RERANK_PREFIX = (
-    "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: Given a web '
-    "search query, retrieve relevant passages that answer the query\n"
-)
-RERANK_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 INSTRUCTIONS = [
     f"Instruct: {task}\nQuery: "
     for task in (
-        "Given a web search query, retrieve relevant passages that answer the query",
+        INSTRUCTION,
         "Retrieve semantically similar text",
         "Given a question about engineering, find the abstract of the paper that answers it",
     )
@@ -267,7 +261,7 @@ def trace(data: Path | None, count: int, seed: int, *, bytes_only: bool) -> list
         else:
             # 10, 30 or 100 passages a query
             query = texts.query()
-            head = f"{RERANK_PREFIX}<Query>: {query}\n<Document>: "
+            head = f"{RERANK_PREFIX}<Instruct>: {INSTRUCTION}\n<Query>: {query}\n<Document>: "
             rows = [head + texts.passage() + RERANK_SUFFIX for _ in range(int(rng.choice([10, 30, 100])))]
         calls.append(Call(kind, encode(rows)))
     return calls
@@ -310,12 +304,6 @@ class Texts:
 
     def some_words(self, count: int) -> str:
         return " ".join(self.rng.choice(self.words, count))
-
-
-def trec(path: Path, tag: str) -> list[str]:
-    """The texts of a TREC file, without their numbers."""
-    records = re.findall(rf"<{tag}>(.*?)</{tag}>", path.read_text(), re.DOTALL)
-    return [" ".join(re.sub(r"<(\w+)>\s*\d+\s*</\1>|</?\w+>", " ", record).split()) for record in records]
 
 
 if __name__ == "__main__":

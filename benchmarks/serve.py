@@ -25,13 +25,13 @@ from typing import Any
 import torch
 
 import load
-from forward_gpu import SHAPES
 from provenance import provenance
 from radix_mlp import Engine
 from radix_mlp.engine.async_engine import AsyncEngine
 from radix_mlp.serve.run import run as serve
 from radix_mlp.serve.settings import ServeSettings
 from radix_mlp.testing.tiny import tiny_tokenizer
+from shapes import SHAPES, qwen3_config
 
 THRESHOLDS = ("auto", "0")
 
@@ -81,13 +81,10 @@ def engine_of(name: str, threshold: float | str) -> Engine:
     """The engine of a model, or of random weights of its shape."""
     if name not in SHAPES:
         return Engine(name, threshold=threshold)  # type: ignore[arg-type]
-    from transformers import Qwen3Config, Qwen3Model
+    from transformers import Qwen3Model
 
     torch.manual_seed(0)
-    config = Qwen3Config(
-        **SHAPES[name], num_key_value_heads=8, head_dim=128, vocab_size=32_000, initializer_range=0.05,
-        max_position_embeddings=8192,
-    )  # fmt: skip
+    config = qwen3_config(name, vocab_size=32_000, initializer_range=0.05, max_position_embeddings=8192)
     with torch.device("cuda"):
         model = Qwen3Model(config).eval().bfloat16()
     return Engine(model, tokenizer=tiny_tokenizer(), threshold=threshold)  # type: ignore[arg-type]

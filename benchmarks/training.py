@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 import radix_mlp
 from provenance import provenance
@@ -44,13 +44,8 @@ from radix_mlp.ops import Edges, edge_logprobs, edges_to_tokens, tree_edges
 from radix_mlp.ops.logprobs import MAX_LOGITS
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.train import TreeBatch, grpo_loss
+from shapes import SHAPES, qwen3_config
 
-SHAPES: dict[str, dict[str, int]] = {
-    "cpu": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 4, "num_attention_heads": 4},
-    "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
-    "4b": {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32},
-    "8b": {"hidden_size": 4096, "intermediate_size": 12288, "num_hidden_layers": 36, "num_attention_heads": 32},
-}
 CUDA_ROWS = ["2048/512/16", "1024/1024/8", "pairs 1024/512/16", "0/2048/8"]
 CPU_ROWS = ["256/64/16", "128/128/8", "pairs 128/64/8", "0/128/8"]
 QUICK_ROWS = ["48/12/8", "pairs 24/12/4", "0/24/4"]
@@ -72,7 +67,7 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, nargs="+", help="default: 0.6b on CUDA, cpu on a CPU")
+    parser.add_argument("--shape", choices=SHAPES, nargs="+", help="default: 0.6b on CUDA, small on a CPU")
     parser.add_argument("--rows", nargs="+", help="prompt/answer/sequences, or 'pairs prompt/answer/pairs'")
     parser.add_argument("--compile", action="store_true", help="compile the trunk of folded and packed")
     parser.add_argument("--backend", default="inductor", help="of torch.compile")
@@ -88,8 +83,8 @@ def main() -> None:
     options.dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
     options.vocabulary = 151_936 if options.device == "cuda" else 8_000
     if options.quick:
-        options.shape, options.rows, options.rounds = ["cpu"], options.rows or QUICK_ROWS, 2
-    options.shape = options.shape or (["0.6b"] if options.device == "cuda" else ["cpu"])
+        options.shape, options.rows, options.rounds = ["small"], options.rows or QUICK_ROWS, 2
+    options.shape = options.shape or (["0.6b"] if options.device == "cuda" else ["small"])
     options.rows = options.rows or (CUDA_ROWS if options.device == "cuda" else CPU_ROWS)
     print(json.dumps(provenance(cuda=torch.version.cuda, compiled=options.compile, max_logits=options.max_logits)))
     for shape in options.shape:
@@ -375,13 +370,11 @@ def time_head(shape: str, options: argparse.Namespace) -> None:
 def model_of(shape: str, options: argparse.Namespace) -> PreTrainedModel:
     """Float32, random, large enough for attention to matter, in training mode."""
     torch.manual_seed(0)
-    config = Qwen3Config(
-        **SHAPES[shape],
-        num_key_value_heads=8 if shape != "cpu" else 2,
-        head_dim=128 if shape != "cpu" else 64,
+    config = qwen3_config(
+        shape,
         vocab_size=options.vocabulary,
         initializer_range=0.05,
-        tie_word_embeddings=shape in ("cpu", "0.6b", "4b"),
+        tie_word_embeddings=shape != "8b",
         max_position_embeddings=32_768,
     )
     with torch.device(options.device):

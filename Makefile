@@ -29,9 +29,8 @@ gpu: ## the tests that need a CUDA device, in the current environment
 docs: $(READY) ## write the generated documents
 	$(BIN)/python docs/generate.py
 
-bench: $(READY) ## the benchmarks that run on a CPU
-	$(BIN)/python benchmarks/planner.py
-	$(BIN)/python benchmarks/forward_cpu.py
+bench: $(READY) ## the benchmarks that run here, small
+	$(BIN)/radix-mlp bench --quick
 
 clean: ## remove .venv and caches
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build src/*.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import statistics
 import subprocess
 import sys
@@ -124,7 +125,8 @@ def _query(fields: tuple[str, ...], *more: str) -> list[str]:
 def _device() -> list[str]:
     """The GPU that torch has as its first, which `nvidia-smi` may number otherwise."""
     torch: Any = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_available():
-        return []
-    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)
-    return [] if uuid is None else [f"--id=GPU-{uuid}"]
+    if torch is not None and torch.cuda.is_available():
+        uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None)
+        if uuid is not None:
+            return [f"--id=GPU-{str(uuid).removeprefix('GPU-')}"]
+    return [f"--id={os.environ.get('CUDA_VISIBLE_DEVICES', '').split(',')[0] or 0}"]

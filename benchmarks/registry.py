@@ -125,7 +125,7 @@ BENCHMARKS = {
             ("items", "tokens", "computed", "stock_batch_size", "stock_s", "ours_s", "speed_up"),
             full={"cuda": "--shape 0.6b --device cuda"},
             quick={
-                "cpu": "--what predict encode --queries 2 --documents 8 --texts 32 --batch-size 32 --rounds 1",
+                "cpu": "--what predict --queries 2 --documents 8 --batch-size 32 --rounds 1",
                 "cuda": "--shape 0.6b --device cuda --what predict --queries 5 --rounds 2",
             },
             data=True,
@@ -166,7 +166,7 @@ BENCHMARKS = {
             ("model", "what", "threshold"),
             ("texts/s", "tokens/s", "p50", "p90", "p99", "compression", "folding on/off", "server/engine"),
             full={"cuda": "--shape 0.6b 4b 8b"},
-            quick={"cpu": "--texts 8 --in-flight 2 --requests 16 --seconds 10", "cuda": "--shape 0.6b --requests 60"},
+            quick={"cpu": "--texts 8 --in-flight 2 --requests 16 --seconds 4", "cuda": "--shape 0.6b --requests 60"},
             json=False,
         ),
     )

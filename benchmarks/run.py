@@ -163,7 +163,7 @@ def run(
     provenance = next((each for each in told if "commit" in each), {})
     rows = [json.loads(line) for line in written] or [each for each in told if "commit" not in each]
     # some scripts write where they ran into every row
-    rows = [{key: value for key, value in row.items() if key not in provenance} for row in rows]
+    rows = [{k: v for k, v in row.items() if k not in provenance or provenance[k] != v} for row in rows]
     if meter.reading is not None:
         provenance = provenance | {"power": asdict(meter.reading)}
     shown = shlex.join(["python", f"benchmarks/{benchmark.script}", *command])

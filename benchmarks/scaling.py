@@ -82,7 +82,7 @@ def batches(largest: int) -> Iterator[tuple[str, int, Sequences]]:
     for depth in (1, 10, 100, 1000):
         spine = rng.integers(0, 30_000, depth, dtype=np.int32)
         yield "depth", depth, [np.append(spine[:at], np.int32(30_000 + at)) for at in range(depth)]
-    each = [rng.integers(0, 30_000, 512, dtype=np.int32) for _ in range(max(2, largest // 50_000))]
+    each = [rng.integers(0, 30_000, 512, dtype=np.int32) for _ in range(max(64, largest // 5_000))]
     for threads in range(1, (os.cpu_count() or 1) + 1):
         yield "threads", threads, each
 

@@ -34,7 +34,7 @@ class Target:
             return "not measured"
         if self.unit == "%":
             return f"{value:.0%}"
-        return f"{number(float(value))}{'x' if self.unit == 'x' else ' ' + self.unit}"
+        return f"{number(float(value))}{'x' if self.unit == 'x' else ' ' + self.unit}".strip()
 
 
 POWER = (
@@ -189,15 +189,24 @@ TARGETS: dict[str, list[Target]] = {
             False,
             "the job lasts 0.447 s, of which tokenization alone takes 0.105; a job this short has little to overlap",
         ),
-        Target("through HTTP, folding on over off, 0.6b", 1.55, none, "x", False),
-        Target("p99 under light load, 0.6b", 8, none),
+        *(
+            Target(f"through HTTP, {shape}, MS-MARCO-shaped: folding on over off", goal, none, "x", False)
+            for shape, goal in (("8b", 1.6), ("4b", 1.6), ("0.6b", 1.55))
+        ),
+        *(
+            Target(f"the same: texts a second, {shape}", goal, none, "", False)
+            for shape, goal in (("8b", 430), ("4b", 700), ("0.6b", 3500))
+        ),
+        Target("HTTP, part of the engine's own throughput", 0.93, none, "%", False),
+        Target("p99 with one request of 10 texts in flight, 0.6b", 8, none),
     ],
     "Training on one H200": [
         Target("GRPO 2048/512/16, 0.6b: over packed", 3.0, trained("milliseconds"), "x", False),
         Target("memory kept for backward, part of packed's", 0.32, trained("kept_gib"), "%"),
         Target("peak memory, part of packed's", 0.32, trained("peak_gib"), "%"),
         Target("GRPO 2048/512/16, 4b", 3.4, none, "x", False),
-        Target("preference pairs 1024 + 2 x 512", 1.35, none, "x", False),
+        Target("preference pairs 1024 + 2 x 512, 16 of them", 1.35, none, "x", False),
+        Target("no sharing: time over packed's", 1.02, none, "x"),
     ],
 }
 """Where -> targets."""

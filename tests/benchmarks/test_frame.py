@@ -91,8 +91,8 @@ def test_the_state_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 SCRIPT = """
     import json, sys, radix_mlp
-    print(json.dumps({"commit": "abc", "machine": "m"}))
-    rows = [{"what": "a", "ms": radix_mlp.MS, "machine": "m"}]
+    print(json.dumps({"commit": "abc", "machine": "m", "load": 3}))
+    rows = [{"what": "a", "ms": radix_mlp.MS, "machine": "m", "load": 0.5}]
     open(sys.argv[sys.argv.index("--json") + 1], "w").write("".join(json.dumps(row) + "\\n" for row in rows))
     print("a row", radix_mlp.MS)
     sys.exit(radix_mlp.CODE)
@@ -132,9 +132,9 @@ def test_rows_carry_their_provenance(
     out, saved = checkout / "rows.jsonl", checkout / "saved"
     assert bench(monkeypatch, "fake", "--output", str(out), "--save", str(saved)) == 0
     [line] = [json.loads(text) for text in out.read_text().splitlines()]
-    assert line["row"] == {"what": "a", "ms": 2}
+    assert line["row"] == {"what": "a", "ms": 2, "load": 0.5}
     assert (line["side"], line["command"]) == ("this", "python benchmarks/fake.py")
-    assert line["provenance"] == {"commit": "abc", "machine": "m"}
+    assert line["provenance"] == {"commit": "abc", "machine": "m", "load": 3}
     assert json.loads((saved / "fake.json").read_text())["rows"] == [line["row"]]
     assert "1 of 1 runs green" in capfd.readouterr().out
 

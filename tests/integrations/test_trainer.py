@@ -12,6 +12,8 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Tra
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
+from radix_mlp.integrations.edge_forward import install_edge_forward
+from radix_mlp.integrations.loss_forward import LossForward
 from radix_mlp.integrations.trainer import disable, enable
 from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_tokenizer
 
@@ -133,6 +135,41 @@ def test_a_classifier_folds_its_trunk(tmp_path) -> None:
 def _collate_classes(features):
     padded = tiny_tokenizer().pad([{"input_ids": feature["input_ids"]} for feature in features], return_tensors="pt")
     return {**padded, "labels": torch.tensor([feature["label"] for feature in features])}
+
+
+def edge_model(threshold):
+    model = tiny_model(dtype=torch.float64).train()
+    install_edge_forward(model, LossForward, impl="auto", threshold=threshold)
+    return model
+
+
+def test_labels_at_padding_are_not_lost() -> None:
+    """The first padded place is predicted by a token, and some write the end there that is to be learnt."""
+    prompt = list(range(40, 60))
+    ids, mask = torch.tensor([[*prompt, 7, 8, 0, 0], [*prompt, 9, 10, 11, 12]]), torch.ones(2, 24, dtype=torch.int64)
+    mask[0, 22:] = 0
+    labels = ids.masked_fill(mask == 0, -100)
+    labels[0, 22] = 2
+    inputs = {"input_ids": ids, "attention_mask": mask, "labels": labels}
+    expected = tiny_model(dtype=torch.float64).train()(**inputs, use_cache=False).loss
+    torch.testing.assert_close(edge_model("auto")(**inputs).loss, expected)
+    with pytest.raises(UnsupportedCallError, match="labels count places of padding"):
+        edge_model(1)(**inputs)
+
+
+def test_rows_of_padding_add_nothing() -> None:
+    prompt = list(range(40, 60))
+    rows = [torch.tensor([*prompt, 7, 8]), torch.tensor([*prompt, 9, 10])]
+    plain = tiny_model(dtype=torch.float64).train()
+    expected = sum(plain(row[None], labels=row[None], use_cache=False).loss for row in rows) / 2
+    for place in range(3):
+        ids = torch.zeros(3, 22, dtype=torch.int64)
+        ids[[row for row in range(3) if row != place]] = torch.stack(rows)
+        mask = (ids != 0).long()
+        model = edge_model(1)
+        loss = model(input_ids=ids, attention_mask=mask, labels=ids.masked_fill(mask == 0, -100)).loss
+        assert radix_mlp.last_call(model).num_compact == 24
+        torch.testing.assert_close(loss, expected, rtol=1e-6, atol=1e-6, check_dtype=False)
 
 
 class _LargestLogits(TorchDispatchMode):

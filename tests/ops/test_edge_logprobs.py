@@ -312,3 +312,21 @@ def test_refusals_of_heads() -> None:
         LinearHead(torch.ones(2, 2), torch.ones(3))
     with pytest.raises(InvalidInputError, match=r"weight is torch.int64"):
         LinearHead(torch.ones(2, 2, dtype=torch.int64))
+
+
+def test_autocast_leaves_float64_alone() -> None:
+    """As it does with torch's own linear layers."""
+    plan = build_plan([1, 2, 3, 1, 2, 0], [0, 3, 6])
+    hidden, weight = torch.randn(4, 8, dtype=torch.float64), torch.randn(9, 8, dtype=torch.float64)
+    expected = edge_logprobs(hidden, weight, tree_edges(plan)).logprob
+    with torch.autocast("cpu", torch.bfloat16):
+        found = edge_logprobs(hidden, weight, tree_edges(plan)).logprob
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_targets_outside_of_the_vocabulary(as_function) -> None:
+    plan = build_plan([1, 2, 3, 1, 2, 9], [0, 3, 6])
+    head = LinearHead(torch.randn(9, 8))
+    with pytest.raises(InvalidInputError, match="target 9 is outside of the head's vocabulary of 9"):
+        edge_logprobs(torch.randn(4, 8), head.__call__ if as_function else head, tree_edges(plan))

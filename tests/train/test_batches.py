@@ -241,3 +241,28 @@ def test_micro_batches_add_up_to_the_gradients_of_the_whole(model, sequences) ->
     parts = split_batch(batch, 30)
     assert len(parts) > 2
     assert_same(model, torch.stack([losses(part) for part in parts]).sum(), whole, gradients)
+
+
+def test_selections_that_are_no_places_are_refused() -> None:
+    batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8], [9, 9]])
+    # a mask would have selected sequences 0, 1 and 1
+    for indices in ([False, True, True], [0.0, 1.0], [-1], [3]):
+        with pytest.raises(InvalidInputError, match="places of sequences, integers from 0 to 2"):
+            batch.select(indices)
+
+
+def test_processes_of_accelerate_share_batches_and_change_the_order() -> None:
+    prepare = pytest.importorskip("accelerate.data_loader").prepare_data_loader
+    groups = [[2 * g, 2 * g + 1] for g in range(7)]
+    epochs = []
+    for rank in range(2):
+        sampler = GroupBatchSampler([4] * 7, 8, groups=groups)
+        loader = DataLoader(list(range(14)), batch_sampler=sampler, collate_fn=list)
+        shard = prepare(loader, num_processes=2, process_index=rank, put_on_device=False, rng_types=[])
+        # the loader itself tells the sampler which epoch it is
+        epochs.append([list(shard), list(shard)])
+        assert epochs[-1][0] != epochs[-1][1]
+    for ours, others in zip(*epochs, strict=True):
+        assert len(ours) == len(others) == 2
+        assert sorted({index for batch in ours + others for index in batch}) == list(range(14))
+        assert all(batch[i] // 2 == batch[i + 1] // 2 for batch in ours + others for i in range(0, len(batch), 2))

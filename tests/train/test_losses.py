@@ -222,6 +222,38 @@ def test_grpo_on_policy_with_advantages_of_tokens(model, sequences) -> None:
     assert_same(model, out.loss, expected, gradients)
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_what_stands_at_prompts_reaches_no_gradient(sequences, level) -> None:
+    group, masks = answers(sequences), answer_masks(sequences)[:4]
+    batch = TreeBatch.from_sequences(group, wanted=masks)
+    counts = torch.tensor([wanted for mask in masks for wanted in mask])
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(4, batch.num_tokens, generator=generator, dtype=torch.float64)
+
+    def gradient(values: Tensor) -> Tensor:
+        logprobs, advantages, old, reference = values.clone().requires_grad_()
+        options = {"old_logprobs": old, "ref_logprobs": reference, "beta": 0.1, "importance_sampling": level}
+        loss = grpo_loss(logprobs, advantages, batch, **options).loss
+        (found,) = torch.autograd.grad(loss, logprobs)
+        return found
+
+    expected = gradient(values)
+    assert expected[counts].any()
+    values[1:, ~counts] = torch.nan
+    torch.testing.assert_close(gradient(values), expected, rtol=0, atol=0)
+
+
+def test_half_precision_does_not_round_counts() -> None:
+    """bfloat16 has no 299 and no 301."""
+    alone = TreeBatch.from_sequences([list(range(1, 301))])
+    logprobs = torch.zeros(300, dtype=torch.bfloat16)
+    loss = grpo_loss(logprobs, torch.tensor([1.0]), alone).loss
+    assert loss == pytest.approx(-1, rel=1e-6)
+    copies = TreeBatch.from_sequences([[5, 5]] * 300 + [[5, 6]])
+    loss = cross_entropy(torch.tensor([-1.0, -3.0], dtype=torch.bfloat16), copies)
+    assert loss == pytest.approx(303 / 301, rel=1e-6)
+
+
 @pytest.mark.parametrize("pooling", ["last", "mean"])
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_info_nce(model, sequences, pooling, symmetric) -> None:
@@ -273,6 +305,27 @@ def test_distillation_of_rerankers(model, sequences, tokens) -> None:
     loss = kl_distillation(scores.view(2, 3), teacher.view(2, 3), temperature=2.0)
     loss = loss + margin_mse(scores[:2], scores[2:].view(2, 2), teacher[:2], teacher[2:].view(2, 2))
     assert_same(model, loss, expected, gradients)
+
+
+def test_classifiers_pass_over_their_pad_token_as_transformers_has_them(sequences) -> None:
+    """Texts often end with the end token, which often is the pad token, too."""
+    model = tiny_classifier(["a", "b"], dtype=torch.float64)
+    pad = model.config.pad_token_id = int(sequences[0][-1])
+    ends = [torch.tensor([pad]), torch.tensor([pad, pad])]
+    texts = [*sequences, torch.cat([sequences[1], *ends]), torch.cat([sequences[2], ends[0]]), ends[1]]
+    expected = torch.cat([model(text[None], use_cache=False).logits for text in texts])
+    gradients = gradients_of(model, expected.square().sum())
+    scores = tree_scores(radix_mlp.enable(model, threshold=1.0), TreeBatch.from_sequences(texts))
+    torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
+    assert_same(model, scores.square().sum(), expected.square().sum(), gradients)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_teacher_of_another_precision(dtype) -> None:
+    scores, teacher = torch.tensor([[1.0, 0.5, 9.0]]), torch.tensor([[0.0, 2.0, -9.0]])
+    mask = torch.tensor([[True, True, False]])
+    found = kl_distillation(scores, teacher.to(dtype), mask=mask)
+    torch.testing.assert_close(found.float(), kl_distillation(scores[:, :2], teacher[:, :2]), rtol=1e-2, atol=1e-2)
 
 
 def test_masked_candidates_do_not_count() -> None:

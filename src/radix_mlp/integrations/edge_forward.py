@@ -174,10 +174,20 @@ def reason_of_parallelism(trainer: Any) -> str | None:
 
 
 def _reason_of_labels(labels: torch.Tensor, call: FoldableCall) -> str | None:
-    """Labels of first tokens that a packed row would have the sequence before predict."""
-    starts = call.token_index[call.cu_seq_lengths[:-1]]
-    crossing = starts[starts % call.batch_shape[1] > 0]
-    if (_flat(labels)[crossing] != IGNORE_INDEX).any():
+    """Labels that count and are no token's: at padding, or a first token's that transformers has something predict."""
+    shape, flat = call.batch_shape, _flat(labels)
+    if labels.shape != shape:
+        return f"labels are {tuple(labels.shape)}, not beside input_ids {shape}"
+    of_token = np.zeros(shape[0] * shape[1], bool)
+    of_token[call.token_index] = True
+    counts = (flat != IGNORE_INDEX).reshape(shape)
+    # the first column is shifted away
+    if (counts & ~of_token.reshape(shape))[:, 1:].any():
+        return "labels count places of padding (set them to -100)"
+    # rows of nothing but padding have no first token
+    first = call.cu_seq_lengths[:-1][np.diff(call.cu_seq_lengths) > 0]
+    starts = call.token_index[first]
+    if (flat[starts[starts % shape[1] > 0]] != IGNORE_INDEX).any():
         return "labels count the first token of a sequence, which nothing before it in its sequence predicts"
     return None
 

@@ -89,7 +89,8 @@ def edge_logprobs(
     host = device_edges.edges
     head = _linear(head)
     _check(hidden, head, device_edges, temperature, statistics, top, max_logits)
-    autocast = torch.is_autocast_enabled(hidden.device.type)
+    # autocast leaves float64 alone
+    autocast = torch.is_autocast_enabled(hidden.device.type) and hidden.dtype != torch.float64
     options = TileOptions(
         scale=head.scale if isinstance(head, LinearHead) else 1.0,
         softcap=head.softcap if isinstance(head, LinearHead) else None,
@@ -127,7 +128,8 @@ def _apply_function(
         some = slice(int(cuts[first]), int(cuts[last]))
         inputs = hidden.index_select(0, edges.parents[first:last])
         index = edges.parent_at[some] - first, edges.targets[some]
-        *part, width = checkpoint(_of_some_rows, inputs, head, *index, options, use_reentrant=False)
+        largest = int(edges.edges.targets.max(initial=0))
+        *part, width = checkpoint(_of_some_rows, inputs, head, *index, largest, options, use_reentrant=False)
         parts.append(tuple(part))
         first, vocabulary = last, width
     if not parts:
@@ -139,13 +141,20 @@ def _apply_function(
 
 
 def _of_some_rows(
-    inputs: Tensor, head: Callable[[Tensor], Tensor], at: Tensor, targets: Tensor, options: TileOptions
+    inputs: Tensor,
+    head: Callable[[Tensor], Tensor],
+    at: Tensor,
+    targets: Tensor,
+    largest_target: int,
+    options: TileOptions,
 ) -> tuple[Any, ...]:
     logits = head(inputs)
     if logits.dim() != 2 or len(logits) != len(inputs):
         raise InvalidInputError(
             f"head made {tuple(logits.shape)} of {tuple(inputs.shape)}: it must return [R, V], a row of logits a row"
         )
+    if largest_target >= logits.shape[1]:
+        raise InvalidInputError(f"target {largest_target} is outside of the head's vocabulary of {logits.shape[1]}")
     if options.top > logits.shape[1]:
         raise InvalidInputError(f"top is {options.top}: the head has {logits.shape[1]} tokens")
     logits = logits.to(options.wide_dtype) / options.temperature

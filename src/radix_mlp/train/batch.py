@@ -210,7 +210,14 @@ class TreeBatch:
         plan, cu = self.plan, self.plan.cu_seq_lengths
         if len(indices) == 0:
             raise InvalidInputError("indices is empty: select at least one sequence")
-        chosen = np.asarray(indices, np.int64)
+        chosen = np.asarray(indices)
+        # a mask would be read as places 0 and 1
+        if not np.issubdtype(chosen.dtype, np.integer) or chosen.min() < 0 or chosen.max() >= self.num_sequences:
+            raise InvalidInputError(
+                f"indices is {chosen.dtype} from {chosen.min()} to {chosen.max()}: pass places of sequences, integers "
+                f"from 0 to {self.num_sequences - 1}"
+            )
+        chosen = chosen.astype(np.int64)
         pieces = [np.arange(cu[index], cu[index + 1]) for index in chosen]
         token = np.concatenate(pieces)
         part = build_plan(plan.compact_ids[plan.unfold_index[token]], np.cumsum([0, *map(len, pieces)]))

@@ -84,8 +84,8 @@ def kl_distillation(
         if mask.shape != scores.shape or not bool(mask.any(1).all()):
             raise InvalidInputError(f"mask is {tuple(mask.shape)}: pass {tuple(scores.shape)}, one candidate a row")
         # finite, so that nothing times infinity arises in the gradient
-        lowest = torch.finfo(scores.dtype).min
-        student, teacher = student.masked_fill(~mask, lowest), teacher.masked_fill(~mask, lowest)
+        student = student.masked_fill(~mask, torch.finfo(student.dtype).min)
+        teacher = teacher.masked_fill(~mask, torch.finfo(teacher.dtype).min)
     loss = kl_div(student.log_softmax(1), teacher.log_softmax(1), reduction="batchmean", log_target=True)
     return loss * temperature**2
 

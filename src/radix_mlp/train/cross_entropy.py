@@ -37,6 +37,8 @@ def cross_entropy(
     tensor(1.7500)
     """
     _check(logprob, batch)
+    # in half precision the counts of tokens would be rounded
+    logprob = logprob.to(torch.promote_types(logprob.dtype, torch.float32))
     if weights is None:
         per_edge = torch.from_numpy(batch.edges.counts).to(logprob.device, logprob.dtype)
     else:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
@@ -13,9 +15,11 @@ from radix_mlp.hf.forward import forward_compact
 from radix_mlp.ops import pool
 from radix_mlp.ops.edge_logprobs import EdgeLogprobs, Head, edge_logprobs
 from radix_mlp.ops.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
+from radix_mlp.ops.fold import copy_rows
 from radix_mlp.ops.linear_head import LinearHead
 from radix_mlp.ops.logprobs import MAX_LOGITS
 from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.transfer import send
 from radix_mlp.train.batch import TreeBatch
 from radix_mlp.train.model import check_trainable, language_head, pretrained_of
 
@@ -110,13 +114,14 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
         model: enabled; a sequence classifier, or a causal language model that answers with one of two tokens.
         batch: of texts.
         tokens: ids of (yes, no): log-odds `[S]` of the first, from two rows of the head. Without them the logits
-            `[S, L]` of the classifier's `score` layer.
+            `[S, L]` of the classifier's `score` layer, which like transformers takes the last token that is not the
+            pad token of the model's config.
 
     Raises:
         UnsupportedModelError: the model has no such head.
     """
     inner = pretrained_of(model)
-    last = pool.last_token(tree_hidden(model, batch.plan), batch.plan)
+    hidden = tree_hidden(model, batch.plan)
     if tokens is None:
         layer = getattr(inner, "score", None)
         if not isinstance(layer, torch.nn.Module):
@@ -124,8 +129,10 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
                 f"{type(inner).__name__} has no layer `score`: pass tokens=(yes, no) for a causal language model, or "
                 "load the checkpoint's ForSequenceClassification class."
             )
-        scores: Tensor = layer(last)
+        rows = send(_last_rows_before_padding(batch.plan, inner.config.get_text_config().pad_token_id), hidden.device)
+        scores: Tensor = layer(copy_rows(hidden, rows))
         return scores
+    last = pool.last_token(hidden, batch.plan)
     head = language_head(model)
     chosen = list(tokens)
     if isinstance(head, LinearHead):
@@ -136,3 +143,13 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
     # the difference of two logits in half precision would have three digits at best
     logits = logits.to(torch.promote_types(last.dtype, torch.float32))
     return logits[:, 0] - logits[:, 1]
+
+
+def _last_rows_before_padding(plan: RadixPlan, pad_token: int | None) -> NDArray[np.int64]:
+    """`[S]` row of every sequence's last token that is not `pad_token`; of its first token where all are."""
+    if pad_token is None:
+        return plan.last_rows.astype(np.int64)
+    starts = plan.cu_seq_lengths[:-1]
+    places = np.where(plan.compact_ids[plan.unfold_index] == pad_token, -1, np.arange(plan.num_tokens))
+    last = np.maximum(np.maximum.reduceat(places, starts), starts)
+    return plan.unfold_index[last].astype(np.int64)

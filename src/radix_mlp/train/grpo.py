@@ -85,7 +85,10 @@ def grpo_loss(
         if values is not None and values.shape != (batch.num_tokens,):
             raise InvalidInputError(f"{name} is {tuple(values.shape)}: pass [N] with N = {batch.num_tokens} tokens")
     mask = edges.token_edge >= 0
-    by_token = _advantages(advantages, edges, batch)
+    # in half precision counts and sums of tokens would be rounded
+    logprobs = logprobs.to(torch.promote_types(logprobs.dtype, torch.float32))
+    # what stands at tokens that do not count must not reach a gradient, NaN neither
+    by_token = torch.where(mask, _advantages(advantages, edges, batch), 0)
     old = logprobs.detach() if old_logprobs is None else old_logprobs
     log_ratio = torch.where(mask, logprobs - old, 0)
     counts = sequence_sums(mask.to(logprobs.dtype), edges).clamp(min=1)

@@ -66,6 +66,11 @@ class GroupBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
 
+    @property
+    def sampler(self) -> GroupBatchSampler:
+        """Itself: where accelerate looks for `set_epoch` when several processes share the batches."""
+        return self
+
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of the epoch; trainers call this."""
         self.epoch = epoch

@@ -103,7 +103,7 @@ def planner(data: Data, axes: Any) -> None:
     ax.invert_yaxis()
     ax.set_xlabel("times faster than the Rust package (log scale)")
     ax.set_title("Planner: fold and scatter, one core")
-    ax.legend(loc="lower right", fontsize=9)
+    ax.legend(loc="lower center", ncol=3, fontsize=9)
 
 
 ATTENTION_CASES = ("2048/256/32", "4096/1024/16", "512/256/32", "512/32/32", "128/96/64", "128/96/10", "0/2048/16")

@@ -359,3 +359,18 @@ def test_joining_keeps_no_second_copy_of_the_weights() -> None:
 
 def test_a_reason_is_given_for_every_refusal() -> None:
     assert why_not_fused(build("qwen3")) is None
+
+
+def test_a_graph_that_cannot_be_captured_is_done_without(monkeypatch) -> None:
+    plan = plan_of([sequence[:4] for sequence in sample_sequences()[:2]])
+    graphed = GraphedDecoder(FusedDecoder(radix_mlp.enable(build("llama"))), max_rows=2048)
+
+    def no_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError("injected")
+
+    monkeypatch.setattr(graphed, "_captured", no_memory)
+    monkeypatch.setattr(FusedDecoder, "__call__", lambda *_: "run without")
+    assert graphed(plan) == "run without"
+    with pytest.warns(UserWarning, match="64 rows and more run without CUDA graphs: injected"):
+        assert graphed(plan) == "run without"
+    assert graphed.max_rows == 63

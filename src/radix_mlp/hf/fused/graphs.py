@@ -7,6 +7,7 @@ sequences of one token, and everything that depends on the batch is copied into 
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -77,12 +78,22 @@ class GraphedDecoder:
             self._seen.add(key)
             return self.decoder(plan, needed_rows)
         with on(self.decoder.trunk.device):
-            graph = self._graphs.pop(key, None) or self._captured(*key)
+            try:
+                graph = self._graphs.pop(key, None) or self._captured(*key)
+            except RuntimeError as error:
+                self._give_up(size, error)
+                return self.decoder(plan, needed_rows)
             self._graphs[key] = graph
             graph.replay(plan, needed_rows)
         if needed_rows is None:
             return graph.hidden[:num_rows].clone()
         return spread(graph.hidden, graph.rows[: len(needed_rows)], num_rows)
+
+    def _give_up(self, size: int, error: RuntimeError) -> None:
+        """Memory did not suffice for a graph, most likely: run batches of this size and above without one."""
+        self._graphs.clear()
+        self.max_rows = size - 1
+        warnings.warn(f"batches of {size} rows and more run without CUDA graphs: {error}", UserWarning, stacklevel=4)
 
     def _captured(self, size: int, num_needed: int | None) -> _Graph:
         if len(self._graphs) == _MAX_GRAPHS:

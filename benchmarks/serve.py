@@ -1,8 +1,8 @@
 """The server with folding on and off, and beside the engine alone: closed loop, server and load on one host.
 
 Requests of 64 texts, 75 to 200 tokens each, of which 61% are unique (a reranker's prompt, about 8.2 passages a
-query); 16 on their way. The load comes from a process of its own (`load.py`), and so does the server. `--shape` has
-random weights of Qwen3's shapes and a token a byte; `--model` is any model.
+query), or 71% with the query last (`--swap`); 16 on their way. The load comes from a process of its own (`load.py`),
+and so does the server. `--shape` has random weights of Qwen3's shapes and a token a byte; `--model` is any model.
 
   python benchmarks/serve.py                                a small model, on a CPU
   python benchmarks/serve.py --shape 0.6b 4b 8b             on a GPU
@@ -45,6 +45,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60, help="a measurement, at most")
     parser.add_argument("--api", choices=["tei", "openai"], default="tei")
+    parser.add_argument("--swap", action="store_true", help="the query after the passage: fewer tokens are shared")
     parser.add_argument("--serve", metavar="THRESHOLD", help=argparse.SUPPRESS)
     options = parser.parse_args()
     names = [*options.shape, *options.model] or ["tiny"]
@@ -102,7 +103,7 @@ def start(name: str, options: argparse.Namespace) -> None:
 def measured(name: str, threshold: str, options: argparse.Namespace) -> dict[str, Any]:
     """What the load tells of a server of its own."""
     kind = "--shape" if name in SHAPES else "--model"
-    same = ["--texts", str(options.texts), "--in-flight", str(options.in_flight)]
+    same = ["--texts", str(options.texts), "--in-flight", str(options.in_flight), *["--swap"] * options.swap]
     with tempfile.NamedTemporaryFile() as log:
         command = [sys.executable, __file__, kind, name, "--serve", threshold, *same]
         server = subprocess.Popen(command, stderr=log)
@@ -134,7 +135,7 @@ def wait_for(log: Path, server: subprocess.Popen[bytes]) -> str:
 
 async def engine_alone(name: str, options: argparse.Namespace) -> float:
     """Texts a second of the same texts through `AsyncEngine`, without HTTP."""
-    arguments = ["", "--texts", str(options.texts), "--requests", str(options.requests)]
+    arguments = ["", "--texts", str(options.texts), "--requests", str(options.requests), *["--swap"] * options.swap]
     source = load.texts_of(load.parser().parse_args(arguments))
     requests = [[head + text for text in documents] for head, documents in (next(source) for _ in range(64))]
     async with AsyncEngine(engine_of(name, "auto"), max_concurrent_requests=options.in_flight) as front:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from pydantic import ValidationError
+
+from radix_mlp.serve.wire.tei import EmbedRequest
 
 Running = Callable[..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, FastAPI]]]
 JSON = {"content-type": "application/json"}
@@ -39,8 +43,6 @@ JSON = {"content-type": "application/json"}
 )
 def test_values_on_teis_routes(client: httpx.Client, path: str, body: dict[str, Any], status: int, kind: str) -> None:
     # httpx would refuse a lone surrogate itself
-    import json
-
     response = client.post(path, content=json.dumps(body), headers=JSON)
     assert response.status_code == status, response.text
     found = response.json()
@@ -175,3 +177,62 @@ def test_the_page_of_the_routes_needs_no_network(client: httpx.Client) -> None:
         assert f"./docs/{name}" in page
         assert client.get(f"/docs/{name}").status_code == 200
     assert client.get("/docs/..%2f__init__.py").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"inputs": "\ud800"}),
+        ("/embed", {"inputs": "\ud800", "truncate": True, "truncation_direction": "left"}),
+        ("/v1/embeddings", {"input": "\ud800", "truncate_prompt_tokens": 3}),
+        ("/v1/completions", {"prompt": ["a", "\ud800"], "max_tokens": 0, "echo": True}),
+        ("/generative_scoring", {"query": "\ud800", "items": ["a"], "label_token_ids": [1]}),
+    ],
+)
+def test_half_a_character_is_refused_on_every_route(client: httpx.Client, path: str, body: dict[str, Any]) -> None:
+    response = client.post(path, content=json.dumps(body), headers=JSON)
+    assert response.status_code == 422, response.text
+    assert "not valid Unicode" in response.text
+
+
+def test_half_a_character_in_an_instruction_is_refused(addresses: dict[str, str]) -> None:
+    with httpx.Client(base_url=addresses["tiny-reranker"], timeout=60) as client:
+        ask = {"instruction": "\ud800", "query": "a", "documents": ["b"]}
+        for path, body in (
+            ("/v1/rerank", ask),
+            ("/score", {"instruction": "\ud800", "text_1": "a", "text_2": ["b", "c"]}),
+        ):
+            response = client.post(path, content=json.dumps(body), headers=JSON)
+            assert response.status_code == 422, response.text
+            assert "`instruction`" in response.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"inputs": [{}] * 100_000},
+        {"inputs": [[{}]] * 100_000},
+        {"inputs": "a", **{f"{number}": 1 for number in range(100_000)}},
+    ],
+    ids=["objects", "lists", "fields"],
+)
+def test_a_body_of_many_wrong_values_is_told_of_a_few(body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        EmbedRequest.model_validate(body)
+    # each error is a kilobyte, and all of them are written down before any is shown
+    assert caught.value.error_count() < 10
+
+
+def test_what_could_never_run_is_refused_before_it_is_tokenized(running: Running) -> None:
+    async def main() -> None:
+        async with running(max_concurrent_requests=8, max_client_batch_size=4) as (client, app):
+            app.state.service.tokens.encode = None
+            prompts = {"prompt": ["a"] * 5, "max_tokens": 0, "echo": True}
+            scored = {"query": "a", "items": ["b"] * 3, "label_token_ids": [1, 2, 3]}
+            for path, body, count in (("/v1/completions", prompts, 5), ("/generative_scoring", scored, 9)):
+                response = await client.post(path, json=body)
+                # not 429, after which clients would try again for ever
+                assert response.status_code == 422, response.text
+                assert f"batch size {count} >" in response.text
+
+    asyncio.run(main())

@@ -9,7 +9,7 @@ from typing import Any
 from radix_mlp.errors import InvalidInputError, OverloadedError
 from radix_mlp.serve.errors import BatchTooLargeError, EmptyInputError
 
-__all__ = ["CHARACTERS_A_TOKEN", "Places", "check_batch_size", "check_not_empty", "cut_characters"]
+__all__ = ["CHARACTERS_A_TOKEN", "Places", "check_batch_size", "check_not_empty", "check_unicode", "cut_characters"]
 
 CHARACTERS_A_TOKEN = 250
 """No tokenizer's token is longer on average, so a longer text cannot fit."""
@@ -51,6 +51,14 @@ def check_not_empty(items: Sequence[Any], name: str) -> None:
     for index, item in enumerate(items):
         if not len(item):
             raise EmptyInputError(f"`{name}` cannot be empty: number {index} is")
+
+
+def check_unicode(text: str, name: str) -> None:
+    """Raise `InvalidInputError` for half a surrogate pair, which JSON can hold and no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"`{name}`: {text[:40]!a} is not valid Unicode: {error.reason}.") from None
 
 
 def cut_characters(text: str, max_tokens: int, *, truncate: bool, name: str, left: bool = False) -> str:

@@ -21,7 +21,7 @@ from radix_mlp.engine.score import Score
 from radix_mlp.engine.token_ids import TextOrIds
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.errors import EmptyInputError
-from radix_mlp.serve.limits import Places, check_batch_size, check_not_empty, cut_characters
+from radix_mlp.serve.limits import Places, check_batch_size, check_not_empty, check_unicode, cut_characters
 from radix_mlp.serve.metrics import Metrics
 from radix_mlp.serve.model_info import ModelInfo, model_info
 from radix_mlp.serve.settings import POOLING_NAMES, ServeSettings
@@ -126,6 +126,7 @@ class Service:
         """How relevant every document is to the query."""
         self.info.require("reranker")
         check_not_empty([query], "query")
+        check_unicode(instruction or "", "instruction")
         if not documents:
             raise EmptyInputError(f"`{name}` cannot be empty")
         cut = self._cutting_pairs(truncate, max_tokens)
@@ -146,6 +147,7 @@ class Service:
         """How relevant every pair's document is to its query."""
         self.info.require("reranker")
         check_not_empty([query for query, _ in pairs], "query")
+        check_unicode(instruction or "", "instruction")
         cut = self._cutting_pairs(None, max_tokens)
         checked = []
         for query, document in pairs:
@@ -223,6 +225,18 @@ class Service:
             return await front.token_scores(items, top=1, timeout=timeout)
 
         return await self._run("score", part, texts, _join, single=single)
+
+    def check_size(self, num_items: int, num_texts: int | None = None) -> None:
+        """Refuse what could never run: too many items of a client, or more texts of them than there are places.
+
+        Raises:
+            BatchTooLargeError: it is too large, and large requests do not run in parts.
+        """
+        settings = self.settings
+        if settings.split_client_batches:
+            return
+        check_batch_size(num_items, settings.max_client_batch_size)
+        check_batch_size(num_texts or num_items, settings.max_concurrent_requests)
 
     async def _probe(self, front: AsyncEngine, timeout: float | None) -> None:
         """A small call of what the model is for."""
@@ -309,11 +323,10 @@ class Service:
     ) -> Answer[Value]:
         """Run all items, in parts where that is allowed and needed; `num_items` is what the client sent."""
         settings = self.settings
+        self.check_size(len(items) if num_items is None else num_items, len(items))
         most = len(items)
         if settings.split_client_batches:
             most = max(settings.max_client_batch_size, settings.max_concurrent_requests // 4)
-        else:
-            check_batch_size(len(items) if num_items is None else num_items, settings.max_client_batch_size)
         method: Literal["single", "batch"] = "single" if single else "batch"
         self.metrics.requests.labels(method=method).inc()
         if task in self.metrics.counts:

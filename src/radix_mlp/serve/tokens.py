@@ -10,7 +10,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from radix_mlp.engine.engine import Engine
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.serve.limits import cut_characters
+from radix_mlp.serve.limits import check_unicode, cut_characters
 
 __all__ = ["Tokens"]
 
@@ -38,11 +38,13 @@ class Tokens:
         prompt = self._folder.prompt(None, prompt_name) if prompt_name is not None else None
         whole = [(prompt or "") + text for text in texts]
         for text in whole:
+            check_unicode(text, "inputs")
             cut_characters(text, self._max_length, truncate=False, name="inputs")
         return await self._on_thread(self._tokenize, whole, add_special_tokens)
 
     async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text."""
+        check_unicode(text, "inputs")
         cut_characters(text, self._max_length, truncate=False, name="inputs")
         return await self._on_thread(lambda: self._ids([text], add_special_tokens=add_special_tokens)[0])
 
@@ -66,6 +68,9 @@ class Tokens:
 
     async def cut(self, items: Sequence[Any], limit: int, prompt: str | None = None, *, left: bool) -> list[Any]:
         """Ids of all texts behind the prompt, at most `limit` of them, the begin cut off or the end; ids likewise."""
+        for item in items:
+            if isinstance(item, str):
+                check_unicode(item, "inputs")
         return await self._on_thread(self._cut, list(items), limit, prompt or "", left)
 
     def _cut(self, items: list[Any], limit: int, prompt: str, left: bool) -> list[Any]:

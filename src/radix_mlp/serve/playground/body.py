@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from radix_mlp.serve.wire.body import Body
+from radix_mlp.serve.wire.body import Body, ListOf
 
 __all__ = ["PlaygroundTask", "RunRequest"]
 
@@ -17,7 +17,7 @@ class RunRequest(Body):
     """One batch of documents."""
 
     task: PlaygroundTask
-    documents: list[str]
+    documents: ListOf[str]
     query: Annotated[str, Field(description="Of rerank: the query; of score: the context.")] = ""
     instruction: Annotated[
         str | None, Field(description="Of rerank: what relevant means; of embed: put before every document.")

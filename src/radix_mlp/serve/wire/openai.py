@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from radix_mlp.serve.wire.body import Body, Model, TokenId
+from radix_mlp.serve.wire.body import Body, ListOf, Model, TokenId
 
 __all__ = ["CompletionsRequest", "EmbeddingsRequest", "Ignored", "MaxTokens"]
 
@@ -19,7 +19,7 @@ MaxTokens = Annotated[
 class EmbeddingsRequest(Body):
     """Texts or token ids to embed; vectors have length 1."""
 
-    input: str | list[str] | list[TokenId] | list[str | list[TokenId]]
+    input: str | ListOf[str] | ListOf[TokenId] | ListOf[str | ListOf[TokenId]]
     model: Model = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None,
@@ -33,7 +33,7 @@ class EmbeddingsRequest(Body):
 class CompletionsRequest(Body):
     """Log-probabilities of given tokens, and at most one more token, the likeliest."""
 
-    prompt: str | list[str] | list[TokenId] | list[list[TokenId]]
+    prompt: str | ListOf[str] | ListOf[TokenId] | ListOf[ListOf[TokenId]]
     model: Model = None
     max_tokens: Annotated[Literal[0, 1] | None, Field(description="Tokens to add; 0 or 1.")] = None
     echo: Annotated[bool, Field(description="Begin the answer with the prompt.")] = False

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from radix_mlp.serve.wire.body import Body, Model
+from radix_mlp.serve.wire.body import Body, ListOf, Model
 from radix_mlp.serve.wire.openai import Ignored, MaxTokens
 from radix_mlp.serve.wire.tei import TeiRerankRequest
 
@@ -23,7 +23,7 @@ class RerankRequest(Body):
     """A query and documents to order by relevance."""
 
     query: str
-    documents: list[str | Document]
+    documents: ListOf[str | Document]
     model: Model = None
     top_n: Annotated[int | None, Field(ge=0, description="Answer with this many; 0 and null: all.")] = None
     return_documents: Annotated[

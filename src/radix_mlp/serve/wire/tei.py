@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from radix_mlp.serve.wire.body import Body, Model, Nothing, TokenId, TruncationDirection
+from radix_mlp.serve.wire.body import Body, ListOf, Model, Nothing, TokenId, TruncationDirection
 
 __all__ = [
     "DecodeRequest",
@@ -22,9 +22,9 @@ __all__ = [
     "TokenizeRequest",
 ]
 
-Input = str | list[str] | list[TokenId] | list[str | list[TokenId]]
+Input = str | ListOf[str] | ListOf[TokenId] | ListOf[str | ListOf[TokenId]]
 """One text, several, the token ids of one, or a mixture of texts and lists of token ids."""
-PredictInput = str | list[str] | list[list[str]]
+PredictInput = str | ListOf[str] | ListOf[ListOf[str]]
 """One text, the two texts of one pair, or several of either, each in a list of its own."""
 
 PromptName = Annotated[str | None, Field(description="Name of one of the model's prompts, put before every text.")]
@@ -75,7 +75,7 @@ class TeiRerankRequest(Body):
 
     model: Model = None
     query: str
-    texts: list[str]
+    texts: ListOf[str]
     truncate: Truncate = None
     truncation_direction: Direction = None
     raw_scores: bool = False
@@ -87,7 +87,7 @@ class SimilarityInputs(Body):
     """A sentence, and those that it is compared with."""
 
     source_sentence: str
-    sentences: list[str]
+    sentences: ListOf[str]
 
 
 class SimilarityParameters(Body):
@@ -108,7 +108,7 @@ class SimilarityRequest(Body):
 class TokenizeRequest(Body):
     """Texts to cut into tokens."""
 
-    inputs: str | list[str]
+    inputs: str | ListOf[str]
     add_special_tokens: bool = True
     prompt_name: PromptName = None
 
@@ -116,5 +116,5 @@ class TokenizeRequest(Body):
 class DecodeRequest(Body):
     """Token ids to turn into text."""
 
-    ids: list[TokenId] | list[list[TokenId]]
+    ids: ListOf[TokenId] | ListOf[ListOf[TokenId]]
     skip_special_tokens: bool = True

@@ -6,12 +6,12 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from radix_mlp.serve.wire.body import Body, Model, TokenId
+from radix_mlp.serve.wire.body import Body, ListOf, Model, TokenId
 from radix_mlp.serve.wire.openai import Ignored, MaxTokens
 
 __all__ = ["ClassifyRequest", "GenerativeScoringRequest", "PoolingRequest", "ScoreRequest"]
 
-OneOrMore = str | list[str]
+OneOrMore = str | ListOf[str]
 
 
 class ScoreRequest(Body):
@@ -43,7 +43,7 @@ class PoolingRequest(Body):
     """Texts for vectors or label scores, as they come out of the model."""
 
     model: Model = None
-    input: str | list[str] | list[TokenId] | list[list[TokenId]]
+    input: str | ListOf[str] | ListOf[TokenId] | ListOf[ListOf[TokenId]]
     task: Annotated[
         Literal["embed", "token_embed", "classify"] | None,
         Field(description="A vector a text, one a token, or a score a label; token_embed or classify by the model."),
@@ -57,9 +57,9 @@ class GenerativeScoringRequest(Body):
     """A query, items after (or before) it, and tokens of which one may follow."""
 
     model: Model = None
-    query: str | list[TokenId]
-    items: list[str] | list[list[TokenId]]
-    label_token_ids: Annotated[list[TokenId], Field(min_length=1)]
+    query: str | ListOf[TokenId]
+    items: ListOf[str] | ListOf[ListOf[TokenId]]
+    label_token_ids: Annotated[ListOf[TokenId], Field(min_length=1)]
     apply_softmax: Annotated[bool, Field(description="Probability among the labels; else among all tokens.")] = True
     item_first: bool = False
     add_special_tokens: bool = True

@@ -213,7 +213,7 @@ metric_list: [{metric: word_perplexity}, {metric: byte_perplexity}]
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("chat", [False, True])
+@pytest.mark.parametrize("chat", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_whole_tasks(task_folder, chat):
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = CHAT if chat else None

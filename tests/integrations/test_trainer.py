@@ -85,8 +85,9 @@ def test_left_padding(tmp_path) -> None:
 
     expected = train(make)
     assert_same_training(train(make, always), expected)
+    refused = always(trainer_of(tmp_path, side="left"))
     with pytest.raises(UnsupportedCallError, match="labels count tokens that follow padding"):
-        train(lambda: trainer_of(tmp_path, side="left"), always)
+        refused.compute_loss(refused.model.train(), next(iter(refused.get_train_dataloader())))
 
 
 def test_packed_rows(tmp_path) -> None:
@@ -109,6 +110,7 @@ def test_lora(tmp_path, use_reentrant) -> None:
     assert_same_training(train(make, always), expected)
 
 
+@pytest.mark.slow
 def test_bf16(tmp_path) -> None:
     """Autocast costs the folded run as much of its precision as the usual one."""
     exact = train(lambda: trainer_of(tmp_path))
@@ -155,6 +157,17 @@ def test_labels_at_padding_are_not_lost() -> None:
     torch.testing.assert_close(edge_model("auto")(**inputs).loss, expected)
     with pytest.raises(UnsupportedCallError, match="labels count places of padding"):
         edge_model(1)(**inputs)
+
+
+def test_hidden_states_that_are_asked_for_come_back() -> None:
+    ids = torch.tensor([[*range(40, 60), 7, 8], [*range(40, 60), 9, 10]])
+    plain = tiny_model(dtype=torch.float64).train()
+    expected = plain(input_ids=ids, labels=ids, use_cache=False, output_hidden_states=True)
+    model = edge_model(1)
+    found = model(input_ids=ids, labels=ids, output_hidden_states=True)
+    assert radix_mlp.last_call(model).folded
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.hidden_states, expected.hidden_states, rtol=1e-5, atol=1e-6)
 
 
 def test_rows_of_padding_add_nothing() -> None:

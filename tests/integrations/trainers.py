@@ -43,7 +43,7 @@ def arguments(folder, **options) -> dict:
         "output_dir": str(folder / "out"),
         "use_cpu": True,
         "bf16": False,
-        "max_steps": 3,
+        "max_steps": 2,
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": [],

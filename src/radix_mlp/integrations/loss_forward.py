@@ -24,6 +24,9 @@ class LossForward(EdgeForward):
         arguments = self._named(args, kwargs)
         # options of the loss (shift_labels) are for transformers' own function
         is_usual = arguments.get("shift_labels") is None and not arguments.get("logits_to_keep")
+        # hidden states come back in the caller's layout, which is the usual call's business
+        if arguments.get("output_hidden_states", getattr(self.module.config, "output_hidden_states", False)):
+            is_usual = False
         if arguments.get("labels") is None or not self.module.training or not is_usual:
             return super().__call__(*args, **kwargs)
         batch = self.read_batch(args, kwargs, ())

@@ -1,6 +1,10 @@
 import gzip
 import json
+import os
+import subprocess
+import sys
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -83,3 +87,50 @@ def test_documents_in_parquet(tmp_path):
         answers.append([(row["id"], row["query"], row["index"], row["document"]) for row in rows])
     assert answers[0] == answers[1]
     assert sorted(answers[0]) == [(7, "q", 0, "a"), (7, "q", 1, "b"), (8, "r", 0, "c")]
+
+
+def test_a_column_that_stands_there_twice(tmp_path):
+    (tmp_path / "a.csv").write_text("other,text,other,text\n1,first,2,second\n")
+    with pytest.raises(InvalidInputError, match=r"a\.csv:1: 2 columns 'text'"):
+        read_records(str(tmp_path / "a.csv"), ("text",))
+    (tmp_path / "b.csv").write_text("other,text,other\n1,first,2\n")
+    assert read_records(str(tmp_path / "b.csv"), ("text",))[0].values == ("first",)
+
+
+def test_names_of_files_that_are_not_utf8(tmp_path):
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.jsonl"
+    with open(odd, "w") as file:
+        file.write('{"text": "b"}\n')
+    result = run("embed", jsonl(tmp_path / "a.jsonl", [{"text": "a"}]), os.fsdecode(odd), "-m", "tiny", "-q")
+    assert result.exit_code == 0, result.output
+    found = [json.loads(line)["file"] for line in result.stdout.splitlines()]
+    assert found[1].endswith(r"caf\udce9.jsonl")
+
+
+def test_a_pattern_does_not_find_what_the_job_itself_wrote(tmp_path):
+    jsonl(tmp_path / "a.jsonl", [{"text": "a"}, {"other": "b"}])
+    for _ in range(2):
+        result = run(
+            "embed", str(tmp_path / "*.jsonl"), "-m", "tiny", "--on-error", "skip", "-o", str(tmp_path / "out.npy")
+        )
+        assert result.exit_code == 0, result.output
+        assert np.load(tmp_path / "out.npy").shape == (2, 64)
+    errors = str(tmp_path / "out.npy.errors.jsonl")
+    result = run("embed", errors, "-m", "tiny", "--field", "error", "-o", str(tmp_path / "out.npy"))
+    assert (result.exit_code, "that is the input itself" in result.output) == (1, True)
+
+
+@pytest.mark.parametrize(("closed", "message"), [("<&-", b"<stdin>: it is closed"), (">&-", b"output is closed")])
+def test_closed_standard_streams(tmp_path, closed, message):
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "a"}]) if closed == ">&-" else "-"
+    shell = f'exec "$0" -m radix_mlp.cli embed "$1" -m tiny -q {closed}'
+    done = subprocess.run(["sh", "-c", shell, sys.executable, path], stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_options_that_are_not_utf8(tmp_path):
+    result = run("embed", jsonl(tmp_path / "a.jsonl", [{"text": "a"}]), "-m", "tiny", "--prompt", "\udcff")
+    assert result.exit_code == 1
+    assert r"--prompt '\udcff': not valid UTF-8" in result.output

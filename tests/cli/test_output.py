@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -215,3 +217,59 @@ def test_a_full_disk_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(output_module, "_append", full)
     with pytest.raises(InvalidInputError, match=r"--output .*out\.npy: No space left on device"):
         job(tmp_path / "out.npy")
+
+
+def test_a_full_disk_is_said_once_and_what_was_done_stays(tmp_path):
+    path = tmp_path / "out.jsonl"
+    # in a process of its own: the limit on files holds for all of them
+    limited = f"""
+import resource, sys
+from pathlib import Path
+from radix_mlp.cli.output import FileOutput
+from radix_mlp.cli.encode import Table
+from radix_mlp.cli.journal import State
+from radix_mlp.errors import InvalidInputError
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+output = FileOutput(Path({str(path)!r}), {{}})
+output.open()
+try:
+    for number in range(9):
+        table = Table({{"text": ["x" * 1000]}}, None, [0], 1)
+        output.commit(table, [], State(num_windows=number + 1, num_rows=number + 1))
+except InvalidInputError as error:
+    print(number, error)
+finally:
+    output.close()
+"""
+    done = subprocess.run([sys.executable, "-c", limited], capture_output=True, text=True, check=True)
+    assert done.stdout == f"2 --output {path}: File too large.\n"
+    assert json.loads((tmp_path / "out.jsonl.progress.json").read_text())["state"]["num_rows"] == 2
+
+
+def test_what_another_job_did_meanwhile_stays(tmp_path, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    late = FileOutput(path, {"model": "tiny"})
+    job(path, windows=2, finish=False)
+    before = files(tmp_path)
+    with pytest.raises(InvalidInputError, match="another job has just written this"):
+        late.open()
+    late.close()
+    assert files(tmp_path) == before
+
+    lock = output_module._lock
+
+    def finishes_before_the_lock(file):
+        monkeypatch.setattr(output_module, "_lock", lock)
+        job(path)
+        (tmp_path / "out.jsonl.partial").touch()
+        return lock(file)
+
+    monkeypatch.setattr(output_module, "_lock", finishes_before_the_lock)
+    with pytest.raises(InvalidInputError, match="another job has just finished this"):
+        FileOutput(path, {"model": "tiny"}, restart=True).open()
+
+
+def test_progress_that_cannot_be_read(tmp_path):
+    (tmp_path / "out.jsonl.progress.json").mkdir()
+    with pytest.raises(InvalidInputError, match=r"out\.jsonl\.progress\.json: Is a directory"):
+        FileOutput(tmp_path / "out.jsonl", {})

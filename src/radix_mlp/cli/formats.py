@@ -45,7 +45,8 @@ class Source:
 
     def __init__(self, name: str, file_format: str | None = None) -> None:
         self.name = name
-        self.shown = "<stdin>" if name == "-" else name
+        # names of files need not be UTF-8, and answers must
+        self.shown = "<stdin>" if name == "-" else name.encode("utf-8", "backslashreplace").decode()
         self.format = _format(name, file_format)
         self.position = 0
         """Bytes read so far."""
@@ -87,6 +88,8 @@ class Source:
         """Lines without their ends; bytes that are not UTF-8 become lone surrogates, which `problem_of` finds."""
         try:
             if self.name == "-":
+                if sys.stdin is None:
+                    raise InvalidInputError("<stdin>: it is closed. Give a file, or pipe something in.")
                 yield from _decoded(sys.stdin.buffer)
                 return
             with open(self.name, "rb") as file:
@@ -127,8 +130,11 @@ class Source:
             raise InvalidInputError(f"{self.shown}: not readable as Parquet ({shorten(str(error))}).") from error
 
 
-def open_sources(names: Sequence[str], file_format: str | None = None) -> list[Source]:
+def open_sources(names: Sequence[str], file_format: str | None = None, own: Path | None = None) -> list[Source]:
     """The files of a command line in turn, patterns (as `part-*.jsonl`) in alphabetic order.
+
+    Args:
+        own: a file that the job itself writes, which no pattern finds.
 
     Raises:
         InvalidInputError: a file that is not there, and a pattern that fits none.
@@ -138,7 +144,7 @@ def open_sources(names: Sequence[str], file_format: str | None = None) -> list[S
         if name == "-" or not glob.has_magic(name) or Path(name).exists():
             found.append(name)
             continue
-        matches = sorted(glob.glob(name, recursive=True))
+        matches = sorted(match for match in glob.glob(name, recursive=True) if own is None or Path(match) != own)
         if not matches:
             raise InvalidInputError(f"{name}: no file fits this pattern.")
         found.extend(matches)
@@ -203,6 +209,8 @@ def _csv_rows(lines: Iterator[str], fields: Sequence[str], shown: str, delimiter
             for field in fields:
                 if field not in header:
                     raise _no_column(f"{shown}:1", field, header)
+                if header.count(field) > 1:
+                    raise InvalidInputError(f"{shown}:1: {header.count(field)} columns {field!r}. Rename the others.")
         elif len(cells) != len(header):
             if cells:
                 yield number, f"{len(cells)} cells in a table of {len(header)} columns: {shorten(','.join(cells))}"

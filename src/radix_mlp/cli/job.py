@@ -14,7 +14,7 @@ from radix_mlp.cli.encode import SUFFIXES
 from radix_mlp.cli.formats import Source, open_sources
 from radix_mlp.cli.journal import State
 from radix_mlp.cli.options import skips
-from radix_mlp.cli.output import FileOutput, Output, StandardOutput, check_output
+from radix_mlp.cli.output import FileOutput, Output, StandardOutput, check_output, errors_of
 from radix_mlp.cli.progress import JobProgress
 from radix_mlp.cli.read import BadLine, Record, Row, problem_of, read_items
 from radix_mlp.cli.show import note, show_summary
@@ -48,8 +48,14 @@ class Job:
 
     def __post_init__(self) -> None:
         self.skip = skips(self.on_error)
-        self.sources = open_sources(self.files, self.file_format)
+        errors = None if self.output is None else errors_of(self.output)
+        self.sources = open_sources(self.files, self.file_format, errors)
         check_output(self.output, [source.name for source in self.sources], suffixes=self.suffixes)
+        check_output(errors, [source.name for source in self.sources])
+        for name in ("prompt", "prompt_name", "instruction"):
+            value = self.options.get(name)
+            if value is not None and value.encode("utf-8", "replace").decode() != value:
+                raise InvalidInputError(f"--{name.replace('_', '-')} {value!a}: not valid UTF-8.")
         if self.restart and self.output is None:
             raise InvalidInputError("--restart: there is nothing to begin anew without --output.")
 

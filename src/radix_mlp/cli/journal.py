@@ -59,6 +59,8 @@ class Journal:
             version, options, state = saved["version"], saved["options"], State(**saved["state"])
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise InvalidInputError(f"{self.path}: {error.strerror or error}.") from error
         except (ValueError, KeyError, TypeError) as error:
             raise InvalidInputError(f"{self.path}: not the progress of a job ({error!r}). {BEGIN_ANEW}") from error
         if version != VERSION:

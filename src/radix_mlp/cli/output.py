@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -12,7 +13,7 @@ from radix_mlp.cli.encode import Table, encoder_of
 from radix_mlp.cli.journal import BEGIN_ANEW, Journal, State
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["FileOutput", "Output", "StandardOutput", "check_output"]
+__all__ = ["FileOutput", "Output", "StandardOutput", "check_output", "errors_of"]
 
 
 class Output(Protocol):
@@ -42,7 +43,8 @@ class StandardOutput:
         self.encoder = encoder_of(None)
 
     def open(self) -> None:
-        pass
+        if sys.stdout is None:
+            raise InvalidInputError("standard output is closed: name a file with --output.")
 
     def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
         sys.stdout.buffer.write(self.encoder.encode(table, None))
@@ -77,7 +79,7 @@ class FileOutput:
         self.output = output
         self.encoder = encoder_of(output)
         self.partial = output.with_name(output.name + ".partial")
-        self.errors = output.with_name(output.name + ".errors.jsonl")
+        self.errors = errors_of(output)
         self.journal = Journal(output.with_name(output.name + ".progress.json"), options)
         self.restart = restart
         self._file: BinaryIO | None = None
@@ -95,11 +97,20 @@ class FileOutput:
         if self.state.finished and not self.partial.exists():
             return
         # opened for appending: it must not be cut before the lock is held
-        self._file = self.partial.open("ab")
-        if not _lock(self._file):
-            self._file.close()
-            self._file = None
+        file = self.partial.open("ab")
+        try:
+            self._take(file)
+        except BaseException:
+            # what another job has done stays
+            file.close()
+            raise
+        self._file = file
+
+    def _take(self, file: BinaryIO) -> None:
+        if not _lock(file):
             raise InvalidInputError(f"{self.partial}: another job is writing this. Wait for it, or give another name.")
+        if not os.path.samestat(os.fstat(file.fileno()), self.partial.stat()):
+            raise InvalidInputError(f"{self.partial}: another job has just finished this. Start again.")
         if self.restart:
             self.journal.remove()
         if self.journal.load() != self._begun:
@@ -152,8 +163,15 @@ class FileOutput:
         if not self.state.num_rows and not self.state.finished:
             self.partial.unlink(missing_ok=True)
             self.journal.remove()
-        self._file.close()
+        # on a full disk it cannot write what it holds; the journal knows nothing of that
+        with suppress(OSError):
+            self._file.close()
         self._file = None
+
+
+def errors_of(output: Path) -> Path:
+    """The file that lists the bad lines of a job."""
+    return output.with_name(output.name + ".errors.jsonl")
 
 
 def check_output(

@@ -88,6 +88,10 @@ def test_what_padding_would_change_is_refused(sequences) -> None:
         TreeBatch.from_padded(ids, labels=torch.zeros(2, 2))
     with pytest.raises(InvalidInputError, match=r"pass \[B, T\]"):
         TreeBatch.from_padded(ids[0])
+    with pytest.raises(InvalidInputError, match=r"r is \(5,\): pass one value for each of 6 sequences"):
+        TreeBatch.from_padded(ids, sequences={"r": torch.zeros(5)})
+    with pytest.raises(InvalidInputError, match="row 0 is all padding"):
+        TreeBatch.from_padded(ids[:, :0])
 
 
 def test_what_does_not_fit_is_refused() -> None:
@@ -96,7 +100,7 @@ def test_what_does_not_fit_is_refused() -> None:
         ({"input_ids": [[1, 2]], "labels": [[1]]}, "labels does not stand beside"),
         ({"input_ids": [[1, 2]], "labels": [[1, 2]], "wanted": [[True, True]]}, "both given"),
         ({"input_ids": [[1, 2]], "tokens": {"w": [[1.0]]}}, "w does not stand beside"),
-        ({"input_ids": [[1, 2]], "sequences": {"r": [1, 2]}}, "r has 2 values for 1"),
+        ({"input_ids": [[1, 2]], "sequences": {"r": [1, 2]}}, r"r is \(2,\): pass one value for each of 1 sequences"),
         ({"input_ids": [[[1, 2]]]}, "pass token ids"),
     ]:
         with pytest.raises(InvalidInputError, match=message):
@@ -178,6 +182,8 @@ def test_epochs_differ_and_repeat() -> None:
         GroupBatchSampler([1, 2], 5, groups=[[0]])
     with pytest.raises(InvalidInputError, match="max_batch_tokens=0"):
         GroupBatchSampler([1, 2], 0)
+    with pytest.raises(InvalidInputError, match="sizes has -2"):
+        GroupBatchSampler([1, -2], 5)
 
 
 @given(seed=st.integers(0, 30), budget=st.integers(1, 60), grouped=st.booleans())

@@ -350,6 +350,8 @@ def test_refusals(sequences) -> None:
         (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, loss_type="ppo"), "ppo"),  # type: ignore[arg-type]
         (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, loss_type="dr_grpo"), "max_completion"),
         (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, loss_type="dapo"), "num_items_in_batch"),
+        (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, epsilon_low=-0.2), "epsilon_low=-0.2"),
+        (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, beta=-0.1), "beta=-0.1"),
         (lambda: dpo_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2)), "both, or neither"),
         (lambda: dpo_loss(torch.zeros(2), torch.zeros(3)), r"rejected is \(3,\)"),
         (lambda: dpo_loss(torch.zeros(2), torch.zeros(2), beta=0.0), "beta=0"),

@@ -102,6 +102,9 @@ def test_models_that_are_not_enabled_or_have_no_head(sequences) -> None:
         tree_logprobs(classifier, batch)
     with pytest.raises(UnsupportedModelError, match="no layer `score`"):
         tree_scores(radix_mlp.enable(tiny_model("llama")), batch)
+    for tokens in [(1, 2, 3), (1, -2), (1, 5000)]:
+        with pytest.raises(InvalidInputError, match=r"pass the ids of \(yes, no\), each below"):
+            tree_scores(radix_mlp.enable(tiny_model("llama")), batch, tokens=tokens)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="pooling is 'max'"):
         tree_embeddings(classifier, batch, pooling="max")  # type: ignore[arg-type]
 

@@ -101,9 +101,7 @@ class TreeBatch:
         )
         of_tokens = {n: torch.from_numpy(_packed(n, v, lengths)) for n, v in (tokens or {}).items()}
         of_sequences = {n: torch.as_tensor(np.asarray(v)) for n, v in (sequences or {}).items()}
-        for name, values in of_sequences.items():
-            if len(values) != len(ids):
-                raise InvalidInputError(f"{name} has {len(values)} values for {len(ids)} sequences")
+        _check_sequences(of_sequences, len(ids))
         return cls(plan, edges, of_tokens, of_sequences)
 
     @classmethod
@@ -135,15 +133,16 @@ class TreeBatch:
         """
         if input_ids.dim() != 2:
             raise InvalidInputError(f"input_ids is {tuple(input_ids.shape)}: pass [B, T]")
+        _check_sequences(sequences or {}, len(input_ids))
         shape = (input_ids.shape[0], input_ids.shape[1])
         present = (
             np.ones(shape, bool) if attention_mask is None else _same_shape("attention_mask", attention_mask, shape)
         )
         present = present != 0
         lengths = present.sum(1)
-        spans = shape[1] - present[:, ::-1].argmax(1) - present.argmax(1)
         if (lengths == 0).any():
             raise InvalidInputError(f"row {int((lengths == 0).argmax())} is all padding: leave it out of the batch")
+        spans = shape[1] - present[:, ::-1].argmax(1) - present.argmax(1)
         if (spans != lengths).any():
             row = int((spans != lengths).argmax())
             raise InvalidInputError(f"attention_mask has holes between the tokens of row {row}: pad at the ends only")
@@ -246,6 +245,12 @@ def _edges(plan: RadixPlan, labels: NDArray[Any] | None, wanted: NDArray[Any] | 
     if wanted is not None:
         raise InvalidInputError("labels and wanted are both given: labels say what counts by themselves")
     return label_edges(plan, labels, ignore_index=ignore_index)
+
+
+def _check_sequences(sequences: Mapping[str, Tensor], count: int) -> None:
+    for name, values in sequences.items():
+        if values.shape[:1] != (count,):
+            raise InvalidInputError(f"{name} is {tuple(values.shape)}: pass one value for each of {count} sequences")
 
 
 def _refuse_labels_of_padding(counts: NDArray[np.bool_], present: NDArray[np.bool_]) -> None:

@@ -119,6 +119,7 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
 
     Raises:
         UnsupportedModelError: the model has no such head.
+        InvalidInputError: tokens are not two ids of the vocabulary.
     """
     inner = pretrained_of(model)
     hidden = tree_hidden(model, batch.plan)
@@ -135,6 +136,9 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
     last = pool.last_token(hidden, batch.plan)
     head = language_head(model)
     chosen = list(tokens)
+    vocabulary = inner.config.get_text_config().vocab_size
+    if len(chosen) != 2 or not all(0 <= token < vocabulary for token in chosen):
+        raise InvalidInputError(f"tokens={tokens}: pass the ids of (yes, no), each below {vocabulary}")
     if isinstance(head, LinearHead):
         bias = None if head.bias is None else head.bias[chosen]
         logits = LinearHead(head.weight[chosen], bias, head.scale, head.softcap)(last)

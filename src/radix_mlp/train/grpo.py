@@ -80,6 +80,9 @@ def grpo_loss(
         raise InvalidInputError(f"loss_type is {loss_type!r}: pass one of {', '.join(GRPO_LOSSES)}")
     if importance_sampling not in ("token", "sequence"):
         raise InvalidInputError(f"importance_sampling is {importance_sampling!r}: pass 'token' or 'sequence'")
+    for name, value in {"epsilon_low": epsilon_low, "epsilon_high": epsilon_high, "beta": beta}.items():
+        if not value >= 0:
+            raise InvalidInputError(f"{name}={value}: must not be negative")
     per_token = {"logprobs": logprobs, "old_logprobs": old_logprobs, "ref_logprobs": ref_logprobs}
     for name, values in per_token.items():
         if values is not None and values.shape != (batch.num_tokens,):

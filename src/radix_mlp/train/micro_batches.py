@@ -60,6 +60,8 @@ class GroupBatchSampler(Sampler[list[int]]):
         if groups is not None and len(groups) != len(sizes):
             raise InvalidInputError(f"{len(groups)} groups and {len(sizes)} sizes: pass one size a group")
         self.sizes = [int(size) for size in sizes]
+        if min(self.sizes, default=0) < 0:
+            raise InvalidInputError(f"sizes has {min(self.sizes)}: pass compact tokens, as compact_size counts them")
         self.groups = [[index] for index in range(len(sizes))] if groups is None else [list(group) for group in groups]
         self.max_batch_tokens = max_batch_tokens
         self.shuffle = shuffle

@@ -62,15 +62,15 @@ def cross_encoder(model, tmp_path, **options):
 @pytest.mark.parametrize(
     "options",
     [
-        {"gradient_accumulation_steps": 2},
-        {"mode": "mean", "padding_side": "left"},
+        {"mode": "mean", "padding_side": "left", "gradient_accumulation_steps": 2},
+        pytest.param({}, marks=pytest.mark.slow),
         pytest.param({"gradient_checkpointing": True}, marks=pytest.mark.slow),
         pytest.param(
             {"loss": CachedMultipleNegativesRankingLoss, "loss_options": {"mini_batch_size": 2}},
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["accumulated", "mean", "checkpointed", "cached"],
+    ids=["mean", "defaults", "checkpointed", "cached"],
 )
 def test_contrastive(tmp_path, options) -> None:
     expected = train(lambda: contrastive(tmp_path / "a", tmp_path, **options), inner=inner)

@@ -277,7 +277,7 @@ def test_what_cannot_be_folded_runs_as_trl_has_it(folder, tmp_path) -> None:
     """Without shared tokens `auto` leaves the batch alone, and says so."""
 
     def make():
-        trainer = sft(folder, tmp_path)
+        trainer = sft(folder, tmp_path, max_steps=1)
         rows = [{"input_ids": [number] * 5, "labels": [number] * 5} for number in range(30, 42)]
         trainer.train_dataset = Dataset.from_list(rows)
         return trainer

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from radix_mlp.cli.main import app
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.serve.run import run
+from radix_mlp.serve.run import _listen, run
 from radix_mlp.serve.settings import ServeSettings
 
 from .conftest import wait_for_addresses
@@ -118,6 +118,19 @@ def test_pickled_weights_are_loaded_only_when_asked_for(tmp_path: Path) -> None:
 def test_an_address_that_is_taken_is_told_before_the_model_is_loaded() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(InvalidInputError, match="another port"):
         run(ServeSettings(model_id="./not/even/looked/for", port=taken.getsockname()[1]))
+
+
+def test_an_address_is_taken_while_the_model_of_another_is_loaded(tmp_path: Path) -> None:
+    with (
+        _listen(ServeSettings(model_id="tiny", port=0)) as first,
+        pytest.raises(InvalidInputError, match="already in use"),
+    ):
+        _listen(ServeSettings(model_id="tiny", port=first.getsockname()[1]))
+    with _listen(ServeSettings(model_id="tiny", uds_path=str(tmp_path / "socket"))):
+        with pytest.raises(InvalidInputError, match="already in use"):
+            _listen(ServeSettings(model_id="tiny", uds_path=str(tmp_path / "socket")))
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "socket"))
 
 
 @contextmanager

@@ -21,11 +21,14 @@ from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.app import create_app
 from radix_mlp.serve.load import load_engine
 from radix_mlp.serve.logs import set_up_logs
+from radix_mlp.serve.protocol import LimitedHttp
 from radix_mlp.serve.settings import ServeSettings
 
 __all__ = ["run"]
 
 logger = logging.getLogger("radix_mlp.serve")
+
+BACKLOG = 2048
 
 
 def run(settings: ServeSettings) -> None:
@@ -55,10 +58,11 @@ def run(settings: ServeSettings) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                http=LimitedHttp,
                 lifespan="on",
                 # long enough for what was accepted; the engine ends what is left
                 timeout_graceful_shutdown=int(settings.shutdown_timeout) + 1,
-                backlog=2048,
+                backlog=BACKLOG,
                 # longer than the minute that balancers keep a connection: who closes first loses no request
                 timeout_keep_alive=75,
             )
@@ -105,6 +109,8 @@ def _listen(settings: ServeSettings) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        # only who listens has the address for itself; who comes while the model is loaded waits
+        listener.listen(BACKLOG)
     except OSError as error:
         if listener is not None:
             listener.close()
@@ -123,6 +129,8 @@ def _listen_unix(path: Path) -> socket.socket:
     mask = os.umask(0o077)
     try:
         listener.bind(str(path))
+        # who does not listen is taken for one that was killed
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise InvalidInputError(f"--uds-path {path}: {error.strerror or error}.") from error

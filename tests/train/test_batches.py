@@ -211,6 +211,16 @@ def test_split_batches_hold_everything_once(seed: int, budget: int, grouped: boo
         batch.select([])
 
 
+def test_micro_batches_are_filled() -> None:
+    batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8], [9, 1], [9, 2]])
+    assert [(part.num_sequences, part.num_compact) for part in split_batch(batch, 5)] == [(2, 4), (2, 3)]
+
+
+def test_another_label_may_stand_for_none() -> None:
+    features = [{"input_ids": [1, 2, 3], "labels": [-1, -1, 3]}]
+    assert labels_of(TreeCollator(ignore_index=-1)(features)) == [-100, -100, 3]
+
+
 def test_sizes_of_groups() -> None:
     assert compact_size([[5, 6, 7], [5, 6, 8]]) == 4
     assert compact_size([]) == 0

@@ -243,6 +243,18 @@ def test_what_stands_at_prompts_reaches_no_gradient(sequences, level) -> None:
     torch.testing.assert_close(gradient(values), expected, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo"])
+def test_an_answer_of_which_nothing_counts_adds_nothing(level, loss_type) -> None:
+    """It is one of the sequences all the same, as TRL counts them."""
+    batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6]], wanted=[[False, True, True], [False, False]])
+    logprobs = torch.tensor([0.0, -1.0, -2.0, 0.0, -1.0], requires_grad=True)
+    loss = grpo_loss(logprobs, torch.tensor([1.5, -9.0]), batch, loss_type=loss_type, importance_sampling=level).loss
+    assert loss.item() == (-1.5 / 2 if loss_type == "grpo" else -1.5)
+    (found,) = torch.autograd.grad(loss, logprobs)
+    assert found.tolist() == [0, loss.item() / 2, loss.item() / 2, 0, 0]
+
+
 def test_half_precision_does_not_round_counts() -> None:
     """bfloat16 has no 299 and no 301."""
     alone = TreeBatch.from_sequences([list(range(1, 301))])

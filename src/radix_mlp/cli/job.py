@@ -76,11 +76,11 @@ class Job:
         begun = replace(output.state)
         try:
             self._run(items, task, engine, output, ranked)
-        except KeyboardInterrupt:
-            output.close()
-            note("stopped." + self._kept(output))
-            raise typer.Exit(130) from None
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
+            if _is_interrupt(error):
+                output.close()
+                note("stopped." + self._kept(output))
+                raise typer.Exit(130) from None
             if output.state.num_windows > begun.num_windows and (kept := self._kept(output)):
                 error.add_note(kept.strip())
             raise
@@ -158,6 +158,11 @@ class Job:
         if self.output is None:
             return f" {output.state.num_rows:,} texts are written."
         return f" {output.state.num_rows:,} texts are done and kept; the same command goes on after them."
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    # compiled code may end with an error of its own when Ctrl-C comes in the midst of it
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
 
 
 def text_records(

@@ -322,3 +322,14 @@ def test_answers_in_any_order_are_read_from_their_own_rows():
         hidden = model.model(torch.from_numpy(probe).long()[None]).last_hidden_state[0]
         found = output_head(model, probe, tokens)(hidden)
         torch.testing.assert_close(found, model.lm_head(hidden)[:, tokens])
+
+
+@pytest.mark.parametrize(
+    ("instruction", "reason"), [("half \ud800", "not valid Unicode"), (b"bytes", "must be a string")]
+)
+def test_an_instruction_that_is_no_text_is_refused(instruction, reason):
+    engine = Engine("tiny-reranker")
+    with pytest.raises(InvalidInputError, match=reason):
+        engine.rerank("query", ["document"], instruction=instruction)
+    with pytest.raises(InvalidInputError, match=reason):
+        engine.embed(["text"], prompt=instruction)

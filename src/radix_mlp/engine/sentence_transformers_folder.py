@@ -16,7 +16,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.file_download import _CACHED_NO_EXIST
 
-from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 
 __all__ = ["FolderModule", "FolderSettings", "find_file", "read_folder"]
 
@@ -108,8 +108,11 @@ class FolderSettings:
         """The text to put first: given outright, by name, or the folder's default.
 
         Raises:
-            InvalidInputError: both are given, or there is no such name.
+            InvalidInputError: both are given, there is no such name, or it is not valid Unicode.
+            InvalidDtypeError: it is not a string.
         """
+        if prompt is not None:
+            _check_text(prompt, argument)
         if prompt_name is None:
             return self.prompts.get(self.default_prompt_name or "") if prompt is None else prompt
         if prompt is not None:
@@ -222,3 +225,12 @@ def _read_json(name: str, file: str) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidInputError(f"{path}: not JSON ({error}).") from error
+
+
+def _check_text(text: Any, argument: str) -> None:
+    if not isinstance(text, str):
+        raise InvalidDtypeError(f"{argument} must be a string, not {text!r:.60}.")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{argument}={text[:40]!a} is not valid Unicode: {error.reason}") from None

@@ -17,6 +17,8 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
+APART = [f"{place} {'and so on ' * 40}" for place in range(12)]
+"""Nothing shared, so that half of them takes half of the memory."""
 LONG = [f"{TEXTS[0]} {'and so on ' * 40} {place}" for place in range(12)] + TEXTS
 
 
@@ -103,18 +105,18 @@ def hungry(engine, bytes_per_row):
 
 def test_out_of_memory_halves_batches(model):
     engine = Engine(model, tokenizer=tiny_tokenizer(), threshold=1.0)
-    expected = engine.embed(LONG)
+    expected = engine.embed(APART)
     whole = engine.stats.num_compact
     memory = torch.cuda.get_device_properties(0).total_memory
     # the whole batch does not fit, half of it does
     asked = hungry(engine, int(1.2 * memory / whole))
-    close(engine.embed(LONG), expected)
+    close(engine.embed(APART), expected)
     assert asked[0] == whole
     assert engine.stats.num_batches > 1
 
     async def main():
         async with AsyncEngine(engine, max_wait=0.3) as front, asyncio.timeout(120):
-            found = await front.embed(LONG)
+            found = await front.embed(APART)
             return found.value, front.is_healthy
 
     found, is_healthy = asyncio.run(main())

@@ -13,12 +13,13 @@ range has `-1 - depth` in the place of its depth, and the rows in its gaps have 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import cache
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from radix_mlp.plan.compiled import compiled
 
 __all__ = ["Tile", "pack_tiles", "unpack_tiles"]
 
@@ -46,7 +47,8 @@ def pack_tiles(end: NDArray[np.int32], depth: NDArray[np.int32]) -> NDArray[np.i
     >>> list(unpack_tiles(pack_tiles(np.array([3, 2, 3], np.int32), np.array([0, 1, 1], np.int32)).tolist()))
     [Tile(start=0, stop=3, min_depth=0, max_depth=1, ranges=[])]
     """
-    return _compiled()(end, depth, TILE_ROWS, MAX_GAP)
+    tiles: NDArray[np.int32] = compiled(_pack_tiles)(end, depth, TILE_ROWS, MAX_GAP)
+    return tiles
 
 
 def unpack_tiles(packed: list[int]) -> Iterator[Tile]:
@@ -58,13 +60,6 @@ def unpack_tiles(packed: list[int]) -> Iterator[Tile]:
         ranges = [(packed[i], packed[i + 1], packed[i + 2]) for i in range(at, at + 3 * num_ranges, 3)]
         at += 3 * num_ranges
         yield Tile(start, stop, min_depth, max_depth, ranges)
-
-
-@cache
-def _compiled() -> Callable[..., NDArray[np.int32]]:
-    import numba
-
-    return numba.njit(cache=True)(_pack_tiles)
 
 
 def _pack_tiles(end: NDArray[np.int32], depth: NDArray[np.int32], tile_rows: int, max_gap: int) -> NDArray[np.int32]:

@@ -10,14 +10,13 @@ these intervals into chunks of about equal length, so that a prefix that everybo
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.plan.compiled import compiled
 
 __all__ = [
     "KEY_BLOCK",
@@ -94,7 +93,7 @@ def range_tree(end: NDArray[np.int32], depth: NDArray[np.int32]) -> RangeTree:
 
 def fill_ranges(end: Int32, ranges: Int32, range_of_row: Int32) -> int:
     """Write the ranges of `RangeTree` to `ranges [>= R, 4]` and `range_of_row [M]`; returns their number `R`."""
-    count: int = _compiled(_fill_ranges)(end, ranges, range_of_row)
+    count: int = compiled(_fill_ranges)(end, ranges, range_of_row)
     return count
 
 
@@ -139,14 +138,6 @@ def _checked(end: NDArray[np.int32], depth: NDArray[np.int32]) -> tuple[Int32, I
     return np.ascontiguousarray(end, np.int32), np.ascontiguousarray(depth, np.int32)
 
 
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` through Numba, imported here because that takes half a second."""
-    import numba
-
-    return numba.njit(cache=True)(function)
-
-
 def _fill_ranges(end: Int32, ranges: Int32, range_of_row: Int32) -> int:
     """A run is a stretch of equal `end`. A short run is merged into the ranges below it, to fill key blocks."""
     stack = np.empty(len(end) + 1, np.int32)
@@ -182,7 +173,7 @@ def _window_pieces(last: Int32, limit: NDArray[np.int64], depth: Int32) -> Int32
         lowest[width : width + num_granules] = np.minimum.reduceat(depth, np.arange(0, len(depth), _GRANULE))
     for node in range(width - 1, 0, -1):
         lowest[node] = min(lowest[2 * node], lowest[2 * node + 1])
-    find = _compiled(_find_pieces)
+    find = compiled(_find_pieces)
     count = find(last, limit, lowest, width, np.empty((0, 3), np.int32))
     pieces = np.empty((count, 3), np.int32)
     find(last, limit, lowest, width, pieces)

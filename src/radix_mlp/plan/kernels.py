@@ -10,11 +10,10 @@ is a copy or a count. Children are found by comparing with the first child, then
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import numba
 import numpy as np
+
+from radix_mlp.plan.compiled import compiled
 
 # mypy: allow-untyped-defs, disable-error-code="assignment"
 
@@ -43,15 +42,6 @@ NONE = np.uint64(0)
 ONE = np.uint64(1)
 HALF = np.uint64(32)
 LOW = np.uint64(0xFFFFFFFF)
-
-
-def _entry(function: Callable[..., Any]) -> Any:
-    """Compile at the first call, and keep the result on disk."""
-    try:
-        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
-    except RuntimeError:
-        # no folder can be written to, so nothing can be kept
-        return numba.njit(nogil=True, error_model="numpy")(function)
 
 
 _helper = numba.njit(nogil=True, error_model="numpy")
@@ -222,7 +212,7 @@ def _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes):
     return num_nodes, num_rows
 
 
-@_entry
+@compiled
 def fold_first_occurrence(ids, positions, cu_seq_lengths, pad_multiple_of, unfold):
     """Rows in order of first occurrence: status, and ids, positions, fold index as one array `[3, M]`."""
     num_sequences = len(cu_seq_lengths) - 1
@@ -244,7 +234,7 @@ def fold_first_occurrence(ids, positions, cu_seq_lengths, pad_multiple_of, unfol
     return OK, compact
 
 
-@_entry
+@compiled
 def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multiple_of, unfold):
     """Rows in depth-first preorder.
 
@@ -310,7 +300,7 @@ def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multipl
     return OK, num_compact, values, indices
 
 
-@_entry
+@compiled
 def parents(end, num_compact):
     """Parent row of every row, -1 for roots and padding."""
     result = np.full(len(end), -1, np.int32)
@@ -322,7 +312,7 @@ def parents(end, num_compact):
     return result
 
 
-@_entry
+@compiled
 def depths(parent, num_compact):
     """Number of ancestors of every row, 0 for padding."""
     result = np.zeros(len(parent), np.int32)

@@ -14,14 +14,13 @@ of its last descendant, and the copy in run `l` is number `cu_keys[l] + depth[j]
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.plan.compiled import compiled
 
 __all__ = ["Runs", "TreeStatistics", "make_runs", "pack_runs", "tree_statistics"]
 
@@ -95,7 +94,7 @@ def _scan(end: Int32, depth: Int32) -> tuple[Int32, Int32, NDArray[np.int64]]:
         raise InvalidInputError(f"end {end.shape} and depth {depth.shape} must be two vectors of M rows")
     cu_rows, cu_keys = np.zeros(len(end) + 1, np.int32), np.zeros(len(end) + 1, np.int32)
     statistics = np.zeros(len(TreeStatistics._fields), np.int64)
-    num_runs = _compiled(_find_leaves)(_read_only(end), _read_only(depth), cu_rows, cu_keys, statistics)
+    num_runs = compiled(_find_leaves)(_read_only(end), _read_only(depth), cu_rows, cu_keys, statistics)
     known = TreeStatistics(*statistics.tolist())
     if known.num_gathered > np.iinfo(np.int32).max:
         raise InvalidInputError(f"root paths of {known.num_gathered} tokens in one batch: there must be less than 2^31")
@@ -106,7 +105,7 @@ def _make(cu_rows: Int32, cu_keys: Int32, statistics: NDArray[np.int64]) -> Runs
     known = TreeStatistics(*statistics.tolist())
     gather = np.empty(0 if known.num_gathered == known.num_rows else known.num_gathered, np.int32)
     run_of_row = np.empty(known.num_rows, np.int32)
-    _compiled(_fill)(cu_rows, cu_keys, run_of_row, gather, np.empty(known.longest_path, np.int32))
+    compiled(_fill)(cu_rows, cu_keys, run_of_row, gather, np.empty(known.longest_path, np.int32))
     return Runs(cu_rows, cu_keys, run_of_row, gather)
 
 
@@ -115,14 +114,6 @@ def _read_only(array: Int32) -> Int32:
     view = np.ascontiguousarray(array, np.int32).view()
     view.flags.writeable = False
     return view
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` through Numba, imported here because that takes half a second."""
-    import numba
-
-    return numba.njit(cache=True)(function)
 
 
 def _find_leaves(end: Int32, depth: Int32, cu_rows: Int32, cu_keys: Int32, statistics: NDArray[np.int64]) -> int:

@@ -11,12 +11,12 @@ numbers serves all lines.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from radix_mlp.plan.compiled import compiled
 
 __all__ = ["BLOCK", "MAX_NUMBERS", "SparseBlocks", "pack_sparse_blocks", "sparse_blocks"]
 
@@ -58,7 +58,7 @@ def sparse_blocks(end: Int32) -> SparseBlocks | None:
     longest = np.maximum.reduceat(end, cuts) if num_blocks else np.zeros(0, np.int32)
     forward, backward = np.zeros((2, num_blocks), np.int32), np.zeros((2, num_blocks), np.int32)
     none = np.zeros((0, 0), np.int32)
-    fill = _compiled(_fill)
+    fill = compiled(_fill)
     fill(shortest, longest, len(end), forward, backward, none, none, none)
     # a line has room for one number at least, which keeps strides above zero
     widths = [max(1, int(counts.max(initial=0))) for counts in (*forward, backward[0])]
@@ -86,14 +86,6 @@ def pack_sparse_blocks(end: Int32) -> tuple[Int32, Int32]:
     widths = [table.shape[1] for table in lists[2:]]
     sizes = np.array([*widths, *lists.forward_counts.sum(axis=1)], np.int32)
     return np.concatenate([padded, *(table.ravel() for table in lists), ascending]), sizes
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` through Numba, imported here because that takes half a second."""
-    import numba
-
-    return numba.njit(cache=True)(function)
 
 
 def _fill(

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ from radix_mlp.hf.fused.decoder import FusedDecoder, on, spread
 from radix_mlp.ops import AttentionTree
 from radix_mlp.ops.registry import MAX_WIDTH
 from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.compiled import compiled
 from radix_mlp.plan.gpu_blocks import KEY_BLOCK, SEGMENT, fill_ranges
 
 __all__ = ["GraphedDecoder", "padded_size"]
@@ -154,17 +153,9 @@ def pack(
     wide = ids.view(np.int64), positions.view(np.int64), rows.view(np.int64)
     needed = np.zeros(0, np.int64) if needed_rows is None else needed_rows
     given = plan.compact_ids, plan.compact_positions, needed, plan.end, plan.depth
-    _compiled(_pad)(*given, *wide, end, depth, order)
+    compiled(_pad)(*given, *wide, end, depth, order)
     # ranges past the last are never read
     fill_ranges(end, ranges.reshape(-1, 4), range_of_row)
-
-
-@cache
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` through Numba, imported here because that takes half a second."""
-    import numba
-
-    return numba.njit(cache=True)(function)
 
 
 def _pad(

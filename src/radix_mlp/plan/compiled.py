@@ -1,0 +1,27 @@
+"""Loops compiled by Numba, at their first call and kept on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+__all__ = ["compiled"]
+
+
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` through Numba, which is imported here because that takes half a second.
+
+    >>> def add(a: int, b: int) -> int:
+    ...     return a + b
+    >>> compiled(add)(1, 2)
+    3
+    """
+    import numba
+
+    try:
+        return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
+    except RuntimeError:
+        # no folder can be written to, so nothing can be kept
+        return numba.njit(nogil=True, error_model="numpy")(function)

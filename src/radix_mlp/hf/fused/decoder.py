@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.fused.layers import DecoderLayer, fingerprint, join_layers, why_not_fused
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops import AttentionTree, tree_attention
+from radix_mlp.ops.impl.cuda_device import on_device
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.transfer import send
 
@@ -44,7 +44,7 @@ class FusedDecoder:
             )
         self.trunk = trunk
         self.impl = impl
-        with on(trunk.device):
+        with on_device(trunk.device):
             self.layers = join_layers(trunk)
         self._made_of = fingerprint(trunk)
         self.epsilon: float = trunk.config.rms_norm_eps
@@ -62,7 +62,7 @@ class FusedDecoder:
         """
         device_plan = plan.to(self.trunk.device)
         rows = None if needed_rows is None else send(needed_rows, self.trunk.device)
-        with on(self.trunk.device):
+        with on_device(self.trunk.device):
             hidden = self.run(device_plan.compact_ids, device_plan.compact_positions, device_plan.tree, rows, self.impl)
         return hidden if rows is None else spread(hidden, rows, plan.num_rows)
 
@@ -105,11 +105,6 @@ class FusedDecoder:
         x = _add_linear_(x, found, layer.out, layer.out_bias)
         gate_up = linear(rms_norm(x, layer.mlp_norm, self.epsilon), layer.gate_up, layer.gate_up_bias)
         return _add_linear_(x, gate(gate_up), layer.down, layer.down_bias)
-
-
-def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, which another thread may have left at the first."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def spread(hidden: Tensor, rows: Tensor, num_rows: int) -> Tensor:

@@ -15,8 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radix_mlp.hf.fused.decoder import FusedDecoder, on, spread
+from radix_mlp.hf.fused.decoder import FusedDecoder, spread
 from radix_mlp.ops import AttentionTree
+from radix_mlp.ops.impl.cuda_device import on_device
 from radix_mlp.ops.registry import MAX_WIDTH
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.compiled import compiled
@@ -76,7 +77,7 @@ class GraphedDecoder:
         if key not in self._graphs and key not in self._seen:
             self._seen.add(key)
             return self.decoder(plan, needed_rows)
-        with on(self.decoder.trunk.device):
+        with on_device(self.decoder.trunk.device):
             try:
                 graph = self._graphs.pop(key, None) or self._captured(*key)
             except RuntimeError as error:

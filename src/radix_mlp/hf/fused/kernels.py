@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from radix_mlp.ops.impl.cuda_device import capability
 
 __all__ = ["gate", "rms_norm", "rotate_heads_"]
 
@@ -67,13 +67,8 @@ def gate(gate_up: Tensor) -> Tensor:
 
 def _early(x: Tensor) -> dict[str, bool]:
     """Launch before the kernel ahead has ended, where the chip can (Hopper and later), and wait inside."""
-    can = x.is_cuda and _capability(x.device.index) >= (9, 0)
+    can = x.is_cuda and capability(x.device.index) >= (9, 0)
     return {"PDL": can, "launch_pdl": can} if can else {"PDL": False}
-
-
-@cache
-def _capability(index: int) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)
 
 
 def _warps(block: int) -> int:

@@ -10,14 +10,13 @@ where alignment allows.  Addresses are 64 bits wide.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from radix_mlp.ops.impl.cuda_device import on_device
 from radix_mlp.ops.impl.rows import Copies
 
 __all__ = ["GATHER", "SUM", "Launch", "triton_gather", "triton_sum"]
@@ -154,7 +153,7 @@ def triton_gather(tensors: Sequence[Tensor], index: Tensor, launch: Launch = GAT
     heads, widths = _shapes(tensors)
     num_rows = index.shape[0]
     if num_rows and sum(heads):
-        with _on(index.device):
+        with on_device(index.device):
             parts = sum(triton.cdiv(number, launch.heads) for number in heads)
             gather_kernel[(triton.cdiv(num_rows, launch.rows) * parts,)](
                 *_three(tensors), *_three(out), index.contiguous(), num_rows, *_three(strides, 2),
@@ -171,7 +170,7 @@ def triton_sum(tensors: Sequence[Tensor], copies: Copies, launch: Launch = SUM) 
     out = [x.new_empty(num_rows, *x.shape[1:]) for x in tensors]
     heads, widths = _shapes(tensors)
     if num_rows and sum(heads):
-        with _on(copies.first.device):
+        with on_device(copies.first.device):
             sum_kernel[(triton.cdiv(num_rows, launch.rows) * sum(heads),)](
                 *_three(tensors), *_three(out), *copies, num_rows, *heads, *widths,
                 BLOCK_D=_padded(max(widths)), BLOCK_R=launch.rows, num_warps=launch.warps,
@@ -203,10 +202,3 @@ def _three(values: Sequence[Any], size: int = 1) -> list[Any]:
 
 def _padded(width: int) -> int:
     return 1 << (width - 1).bit_length()
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        return torch.cuda.device(device)
-    return nullcontext()

@@ -9,15 +9,13 @@ time from cache.  Backward: one program for some columns of a row.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from radix_mlp.ops.head_tiles import HeadEdges, RowGradients, RowSums, Tile, TileOptions
+from radix_mlp.ops.impl.cuda_device import on_device
 
 __all__ = ["add_tile", "gradient_of_tile"]
 
@@ -140,7 +138,7 @@ def backward_kernel(
 def add_tile(sums: RowSums, tile: Tile, logits: Tensor, bias: Tensor | None) -> None:
     """As `RowSums.add`; float32."""
     options, edges = sums.options, sums.edges
-    with _on(logits.device):
+    with on_device(logits.device):
         forward_kernel[(tile.last - tile.first,)](
             logits, logits if bias is None else bias, edges.targets, edges.cuts,
             sums.maximum, sums.sum_exp, sums.sum_exp_logit, sums.sum_exp_squared, sums.sum_logit, sums.greedy_ids,
@@ -157,7 +155,7 @@ def gradient_of_tile(
     """As `RowGradients.of_products`; float32 logits."""
     out = logits if options.compute_dtype == logits.dtype else torch.empty_like(logits, dtype=options.compute_dtype)
     nothing = by_row.of_rows
-    with _on(logits.device):
+    with on_device(logits.device):
         backward_kernel[(tile.last - tile.first, triton.cdiv(tile.high - tile.low, BACKWARD_BLOCK))](
             logits, out, logits if bias is None else bias, edges.targets, edges.cuts, by_row.of_edges, by_row.of_rows,
             nothing if by_row.of_entropy is None else by_row.of_entropy, by_row.log_sum_exp,
@@ -171,8 +169,3 @@ def gradient_of_tile(
 
 def _numbers(options: TileOptions) -> tuple[float, float, float]:
     return float(options.scale), float(options.softcap or 1.0), 1.0 / options.temperature
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedImplError
+from radix_mlp.ops.impl.cuda_device import on_device
 from radix_mlp.ops.impl.triton_call import evenly_laid, launch
 from radix_mlp.ops.impl.triton_tiles import Tiles, Work, choose_tiles
 from radix_mlp.plan.gpu_blocks import KEY_BLOCK, SEGMENT, pack_tables
@@ -99,7 +99,7 @@ def triton_forward(
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         num_rows, blocks.num_ranges, kv_heads, *_scales(scale, softcap), window or 0,
     )  # fmt: skip
-    with _on(q.device):
+    with on_device(q.device):
         launch(forward_kernel, _num_tiles(num_rows, tokens) * kv_heads, arguments, options, hint)
     return out, lse
 
@@ -152,7 +152,7 @@ def triton_backward(
     even = evenly_laid(q, k, v, dout, out) and lse.data_ptr() % 16 == 0
     hint = (q.device.index, kv_heads) if even else None
     items_at, blocks_at, splits_at = blocks.places(num_rows)
-    with _on(q.device):
+    with on_device(q.device):
         tokens = dq_tiles.rows // group
         tma = dq_tiles.tma and ((even and q.is_cuda) or _tma_fits(k, v))
         kind = (*shared, dq_tiles, *flags, tma)
@@ -315,10 +315,3 @@ def _queries(x: Tensor, tokens: int, group: int) -> Any:
     from triton.tools.tensor_descriptor import TensorDescriptor
 
     return TensorDescriptor(x, list(x.shape), list(x.stride()), [tokens, group, _padded(x.shape[2])])
-
-
-def _on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device."""
-    if device.type == "cuda" and device.index != torch.cuda.current_device():
-        return torch.cuda.device(device)
-    return nullcontext()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
+
+from radix_mlp.ops.impl.cuda_device import capability
 
 __all__ = ["SAFE", "Tiles", "Work", "choose_tiles"]
 
@@ -78,7 +79,7 @@ def choose_tiles(
     column = next(limit for limit in SAFE if width <= limit)
     if dtype == torch.float32:
         tiles = _SAFE_FLOAT32[column]
-    elif device.type == "cuda" and _capability(device.index or 0) == (9, 0):
+    elif device.type == "cuda" and capability(device.index or 0) == (9, 0):
         tiles = _short(kernel, column, work) or _HOPPER[kernel, column]
     else:
         tiles = SAFE[column]
@@ -97,8 +98,3 @@ def _short(kernel: str, column: int, work: Work | None) -> Tiles | None:
     few = waves < 0.8 or 1.2 < waves < 1.6
     short = work.mean_keys < 256 and waves > 1.2
     return _HOPPER_SHORT.get((kernel, column)) if short or (few and work.mean_keys < 1024) else None
-
-
-@cache
-def _capability(index: int) -> tuple[int, int]:
-    return torch.cuda.get_device_capability(index)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import Job, text_records
+from radix_mlp.cli.job import Job, make_engine, text_records
 from radix_mlp.cli.read import Record
 from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
@@ -101,19 +102,17 @@ def embed(
     }
     job = Job(files, file_format, output, options, on_error, window, restart, compare, quiet, progress)
 
-    def engine() -> Engine:
-        from radix_mlp.engine.engine import Engine
-
-        return Engine(
-            model,
-            device=device,
-            dtype=dtype,
-            max_batch_tokens=max_batch_tokens,
-            max_length=max_length,
-            threshold=chosen,
-            impl=impl,
-            trust_remote_code=trust_remote_code,
-        )
+    engine = partial(
+        make_engine,
+        model,
+        device=device,
+        dtype=dtype,
+        max_batch_tokens=max_batch_tokens,
+        max_length=max_length,
+        threshold=chosen,
+        impl=impl,
+        trust_remote_code=trust_remote_code,
+    )
 
     arguments = {
         "prompt": prompt,

@@ -26,7 +26,14 @@ from radix_mlp.errors import InvalidInputError
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine
 
-__all__ = ["Job", "text_records"]
+__all__ = ["Job", "make_engine", "text_records"]
+
+
+def make_engine(model: str, **options: Any) -> Engine:
+    """`Engine(model, ...)`, imported here because that takes seconds: not before there is something to do."""
+    from radix_mlp.engine.engine import Engine
+
+    return Engine(model, **options)
 
 
 @dataclass

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import Job
+from radix_mlp.cli.job import Job, make_engine
 from radix_mlp.cli.pairs import best, indices_of, pair_records
 from radix_mlp.cli.read import Record
 from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
@@ -149,20 +150,18 @@ def rerank(
     }
     job = Job(files, file_format, output, options, on_error, window, restart, compare, quiet, progress)
 
-    def engine() -> Engine:
-        from radix_mlp.engine.engine import Engine
-
-        return Engine(
-            model,
-            device=device,
-            dtype=dtype,
-            max_batch_tokens=max_batch_tokens,
-            max_length=max_length,
-            threshold=chosen,
-            impl=impl,
-            kind=kind,  # type: ignore[arg-type]
-            trust_remote_code=trust_remote_code,
-        )
+    engine = partial(
+        make_engine,
+        model,
+        device=device,
+        dtype=dtype,
+        max_batch_tokens=max_batch_tokens,
+        max_length=max_length,
+        threshold=chosen,
+        impl=impl,
+        kind=kind,
+        trust_remote_code=trust_remote_code,
+    )
 
     arguments = {
         "instruction": instruction,

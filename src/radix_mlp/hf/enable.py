@@ -11,7 +11,7 @@ from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedMo
 from radix_mlp.hf.attention_function import FALLBACKS, fallback_of, register
 from radix_mlp.hf.folding_forward import CallReport, FoldingForward, HeadForward, Settings, refuse_data_parallel
 from radix_mlp.hf.probe import probe
-from radix_mlp.hf.support import decoder_of, is_proven, why_unsupported
+from radix_mlp.hf.support import decoder_of, is_proven, pretrained_in, why_unsupported
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.ops.registry import COMPOSITES, IMPLS
 
@@ -114,11 +114,8 @@ def last_call(model: torch.nn.Module) -> CallReport | None:
 
 
 def _pretrained(model: torch.nn.Module) -> PreTrainedModel:
-    if isinstance(model, PreTrainedModel):
-        return model
-    get_base_model = getattr(model, "get_base_model", None)
-    inner = get_base_model() if callable(get_base_model) else None
-    if isinstance(inner, PreTrainedModel):
+    inner = pretrained_in(model)
+    if inner is not None:
         return inner
     raise InvalidDtypeError(
         f"model must be a transformers PreTrainedModel or a PEFT model around one, not {type(model).__name__}. "

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from radix_mlp.hf.proven import PROVEN_TYPES
 
-__all__ = ["decoder_of", "is_proven", "why_unsupported"]
+__all__ = ["decoder_of", "is_proven", "pretrained_in", "why_unsupported"]
 
 _FOLDABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -20,6 +20,15 @@ _MIXER_CLASS = re.compile(
     r"Mamba|SSM|Lightning|LinearAttention|GatedDelta|DeltaNet|Rwkv|Recurrent|Rglru|RgLru|ShortConv|xLSTM|mLSTM|KDA|Hyena"
 )
 _MASK_ONLY_CLASS = re.compile(r"Indexer|Compressor|LSHSelfAttention|BlockSparse")
+
+
+def pretrained_in(model: torch.nn.Module) -> PreTrainedModel | None:
+    """The transformers model itself: as it is, or out of a PEFT model; None if there is none."""
+    if isinstance(model, PreTrainedModel):
+        return model
+    get_base_model = getattr(model, "get_base_model", None)
+    inner = get_base_model() if callable(get_base_model) else None
+    return inner if isinstance(inner, PreTrainedModel) else None
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.calls import reason_of_modules
-from radix_mlp.hf.support import decoder_of
+from radix_mlp.hf.support import decoder_of, pretrained_in
 from radix_mlp.ops.linear_head import LinearHead
 
 __all__ = ["check_trainable", "language_head", "pretrained_of"]
@@ -28,11 +28,8 @@ def pretrained_of(model: torch.nn.Module) -> PreTrainedModel:
         InvalidDtypeError: there is none. Wrappers that must see the forward call (DistributedDataParallel) are not
             opened, since gradients would then not be synchronised.
     """
-    if isinstance(model, PreTrainedModel):
-        return model
-    get_base_model = getattr(model, "get_base_model", None)
-    inner = get_base_model() if callable(get_base_model) else None
-    if isinstance(inner, PreTrainedModel):
+    inner = pretrained_in(model)
+    if inner is not None:
         return inner
     raise InvalidDtypeError(
         f"model is a {type(model).__name__}: pass a transformers PreTrainedModel or a PEFT model around one. A wrapper "

@@ -26,12 +26,25 @@ class Benchmark:
     """Takes `--data`."""
     json: bool = True
     """Takes `--json`; without it the JSON objects among the lines that it prints are its rows."""
+    settings: tuple[str, ...] = ()
+    """More columns that tell rows apart, of things that are seldom changed: shown nowhere, but kept."""
+    bars: tuple[str, ...] = ()
+    """The columns that a terminal gets as bars."""
+    needs: tuple[str, ...] = ()
+    """Modules without which it cannot run."""
+    processes: int = 1
+    """Started so often, one for each GPU where there are any, by torchrun."""
+    limit: float = 3600
+    """Seconds after which a run is ended; a quick one has `QUICK_LIMIT`."""
     unit: str = "ms"
-    lower_is_better: bool = True
 
     @property
     def script(self) -> str:
         return f"{self.name}.py"
+
+
+QUICK_LIMIT = {"cpu": 120.0, "cuda": 90.0}
+"""Device -> seconds after which a quick benchmark is ended."""
 
 
 BENCHMARKS = {
@@ -45,6 +58,7 @@ BENCHMARKS = {
             ("at_once", "arrival", "length", "lexicographic"),
             quick={"cpu": "--scale 0.25"},
             unit="unique tokens / tokens",
+            bars=("arrival", "lexicographic"),
         ),
         Benchmark(
             "planner",
@@ -54,6 +68,7 @@ BENCHMARKS = {
             ("ours_us", "theirs_us", "ratio"),
             quick={"cpu": "--rows short,edge --rounds 3 --milliseconds 1"},
             unit="us",
+            bars=("ratio",),
         ),
         Benchmark(
             "scaling",
@@ -62,6 +77,7 @@ BENCHMARKS = {
             ("what", "size"),
             ("tokens", "ms", "ns_per_token", "spread"),
             quick={"cpu": "--quick"},
+            bars=("ns_per_token",),
         ),
         Benchmark(
             "forward_cpu",
@@ -73,6 +89,7 @@ BENCHMARKS = {
             quick={"cpu": "--layers 2 --width 128 --batch 8 --batches 1 --rounds 3"},
             data=True,
             unit="s",
+            bars=("speed_up",),
         ),
         Benchmark(
             "forward_gpu",
@@ -81,7 +98,8 @@ BENCHMARKS = {
             ("shape", "row"),
             ("padded", "packed", "off", "expand", "modules", "fused", "graphs", "roofline", "share", "possible"),
             full={"cpu": "--more", "cuda": "--shape 0.6b 4b 8b --more --compile"},
-            quick={"cpu": "--more --rounds 3", "cuda": "--shape 0.6b --rounds 5"},
+            quick={"cpu": "--more --rounds 3", "cuda": "--shape 0.6b --rows 2048/256/32 128/96/10 --more --rounds 5"},
+            bars=("padded", "packed", "off", "expand", "upstream", "fused", "graphs"),
         ),
         Benchmark(
             "attention",
@@ -91,6 +109,8 @@ BENCHMARKS = {
             ("ms", "tflops", "host_us", "error"),
             full={"cuda": "--backward --methods triton,auto,expand,compact,packed"},
             quick={"cuda": "--cases 2048/256/32,128/96/64,0/256/64 --repeats 7"},
+            settings=("heads", "kv_heads", "width", "dtype", "layout"),
+            bars=("ms",),
         ),
         Benchmark(
             "impls",
@@ -99,6 +119,8 @@ BENCHMARKS = {
             ("case", "pass", "method"),
             ("ms",),
             full={"cuda": "--backward"},
+            settings=("heads", "kv_heads", "width", "dtype", "layout"),
+            bars=("ms",),
         ),
         Benchmark(
             "gather",
@@ -106,6 +128,8 @@ BENCHMARKS = {
             ("cuda",),
             ("case", "what", "method"),
             ("ms", "gb_per_s"),
+            settings=("heads", "kv_heads", "width", "dtype", "layout"),
+            bars=("gb_per_s",),
         ),
         Benchmark(
             "engine",
@@ -116,12 +140,13 @@ BENCHMARKS = {
             full={"cpu": "--queries 4 --documents 50", "cuda": "--shape 0.6b 4b --energy 5"},
             quick={"cpu": "--queries 2 --documents 8 --rounds 2", "cuda": "--shape 0.6b --queries 5"},
             data=True,
+            bars=("texts_per_s",),
         ),
         Benchmark(
             "library",
             "sentence-transformers and lm-eval, stock and with the adapters",
             ("cpu", "cuda"),
-            ("what",),
+            ("shape", "what"),
             ("items", "tokens", "computed", "stock_batch_size", "stock_s", "ours_s", "speed_up"),
             full={"cuda": "--shape 0.6b --device cuda"},
             quick={
@@ -130,6 +155,8 @@ BENCHMARKS = {
             },
             data=True,
             unit="s",
+            bars=("speed_up",),
+            needs=("sentence_transformers",),
         ),
         Benchmark(
             "training",
@@ -139,6 +166,20 @@ BENCHMARKS = {
             ("tokens", "compact", "possible", "milliseconds", "kept_gib", "peak_gib"),
             full={"cuda": "--shape 0.6b 4b --compile"},
             quick={"cpu": "--quick", "cuda": "--shape 0.6b --rows 1024/1024/8 0/2048/8 --rounds 3"},
+            settings=("compiled", "checkpointing"),
+            bars=("milliseconds",),
+        ),
+        Benchmark(
+            "training_distributed",
+            "a training step on several processes, DDP and FSDP2: padded and folded",
+            ("cpu", "cuda"),
+            ("shape", "wrapper", "row", "processes"),
+            ("padded_ms", "folded_ms", "speed_up", "loss_off", "peak_gib"),
+            full={"cpu": "--shape small --prompt 64 --answer 16", "cuda": "--shape 0.6b"},
+            quick={"cpu": "--shape small --prompt 64 --answer 16 --rounds 2"},
+            settings=("checkpointing",),
+            bars=("speed_up",),
+            processes=2,
         ),
         Benchmark(
             "overhead",
@@ -149,6 +190,8 @@ BENCHMARKS = {
             full={"cuda": "--device cuda --layers 28 --width 1024 --dtype bfloat16 --sequences 256"},
             quick={"cpu": "--layers 2 --width 128 --sequences 8 --rounds 3"},
             unit="s",
+            settings=("shape", "device"),
+            bars=("auto", "forced"),
         ),
         Benchmark(
             "scheduling",
@@ -158,6 +201,18 @@ BENCHMARKS = {
             ("tokens_per_s", "compression", "p50_ms", "p99_ms"),
             quick={"cpu": "--calls 200 --loads 0.8"},
             data=True,
+            bars=("tokens_per_s",),
+        ),
+        Benchmark(
+            "sharding",
+            "what is left to compute when texts are spread over workers, at random, by hash, by range (no model)",
+            ("cpu",),
+            ("workload", "kind", "method", "shards", "sample"),
+            ("compression", "one_tree_each", "largest", "random", "range"),
+            quick={"cpu": "--shards 1 16 256 --scale 0.05"},
+            data=True,
+            unit="unique tokens / tokens",
+            bars=("compression",),
         ),
         Benchmark(
             "serve",
@@ -168,6 +223,9 @@ BENCHMARKS = {
             full={"cuda": "--shape 0.6b 4b 8b"},
             quick={"cpu": "--texts 8 --in-flight 2 --requests 16 --seconds 4", "cuda": "--shape 0.6b --requests 60"},
             json=False,
+            settings=("swap", "texts", "in_flight", "workload"),
+            bars=("texts/s",),
+            needs=("fastapi", "uvicorn", "orjson", "prometheus_client"),
         ),
     )
 }

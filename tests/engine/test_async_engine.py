@@ -219,3 +219,20 @@ def test_one_engine_after_another():
 
     assert np.allclose(run(main()), run(main()), atol=1e-6)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("radix-plan", "radix-model"))]
+
+
+def test_pending_tokens_are_the_unique_ones_that_are_not_computed():
+    async def main():
+        async with AsyncEngine(Engine("tiny"), max_wait=0.3) as front:
+            calls = [asyncio.create_task(front.embed([f"the same begin {end}"])) for end in "ab"]
+            while front.queue_depth < 2:
+                await asyncio.sleep(0.01)
+            waiting = front.pending_tokens
+            await asyncio.gather(*calls)
+            # the batch is done a moment after its answers
+            while front.pending_tokens:
+                await asyncio.sleep(0.01)
+            return waiting
+
+    # 15 letters and two ends; the tokenizer may close a text with a token of its own
+    assert 17 <= run(main()) <= 19

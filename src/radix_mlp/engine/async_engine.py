@@ -138,6 +138,11 @@ class AsyncEngine:
         return len(self._loop.scheduler)
 
     @property
+    def pending_tokens(self) -> int:
+        """Unique tokens that wait or are being run: the work that is left."""
+        return self._loop.pending_tokens
+
+    @property
     def num_active(self) -> int:
         """Calls that are accepted and not answered."""
         return self._num_active

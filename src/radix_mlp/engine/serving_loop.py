@@ -32,13 +32,18 @@ BATCHES_IN_FLIGHT = 2
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Batch:
     owners: dict[Item, tuple[Ticket, int]]
     """Whose item it is, and its place there."""
     prepared: PreparedBatch | Sequence[Item]
     """The items alone where planning failed: they are planned once more, in halves."""
     oldest_seconds: float
+
+    @property
+    def num_compact(self) -> int:
+        """Unique tokens; 0 if it could not be planned."""
+        return self.prepared.step.plan.num_compact if isinstance(self.prepared, PreparedBatch) else 0
 
 
 class ServingLoop:
@@ -63,6 +68,7 @@ class ServingLoop:
         self._tickets: set[Ticket] = set()
         self._changed = threading.Condition()
         self._permits = threading.Semaphore(BATCHES_IN_FLIGHT)
+        self._under_way: set[_Batch] = set()
         self._prepared: SimpleQueue[_Batch | None] = SimpleQueue()
         self._launched: SimpleQueue[tuple[_Batch, LaunchedBatch | FailedBatch | None] | None] = SimpleQueue()
         self._threads = [
@@ -76,6 +82,11 @@ class ServingLoop:
     def is_alive(self) -> bool:
         """Whether calls are still answered."""
         return self.failure is None and not self._is_stopping and all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def pending_tokens(self) -> int:
+        """Unique tokens that wait or are being run."""
+        return self.scheduler.num_compact + sum(batch.num_compact for batch in list(self._under_way))
 
     def check(self) -> None:
         """Raise if calls are not answered any more."""
@@ -172,7 +183,9 @@ class ServingLoop:
                 prepared = prepare(self.engine, items)
             except Exception:
                 logger.exception("a batch could not be planned; its halves are tried")
-            self._prepared.put(_Batch(owners, prepared, oldest))
+            batch = _Batch(owners, prepared, oldest)
+            self._under_way.add(batch)
+            self._prepared.put(batch)
         self._prepared.put(None)
 
     def _take(self) -> list[Waiting]:
@@ -208,6 +221,7 @@ class ServingLoop:
         while (got := self._launched.get()) is not None and self.failure is None:
             batch, outcome = got
             if outcome is None:
+                self._under_way.discard(batch)
                 self._permits.release()
             else:
                 self._tell(batch, outcome)

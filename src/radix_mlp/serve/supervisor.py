@@ -108,6 +108,11 @@ class Supervisor:
         """Texts that wait for a batch."""
         return 0 if self._front is None else self._front.queue_depth
 
+    @property
+    def pending_tokens(self) -> int:
+        """Unique tokens that wait or are being run."""
+        return 0 if self._front is None else self._front.pending_tokens
+
     async def _is_silent(self, front: AsyncEngine) -> bool:
         """Whether nothing was heard for long, and a text sent to hear something is not answered either."""
         timeout = self._settings.hang_timeout

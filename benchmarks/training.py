@@ -28,6 +28,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -192,7 +193,7 @@ def make_sides(model: PreTrainedModel, options: argparse.Namespace) -> dict[str,
 
         return step
 
-    def trl(batch: Batch) -> Step:
+    def padded_with_trl(batch: Batch) -> Step:
         from trl.trainer.utils import add_fused_lm_head
 
         radix_mlp.disable(model)
@@ -218,12 +219,8 @@ def make_sides(model: PreTrainedModel, options: argparse.Namespace) -> dict[str,
     else:
         sides["packed"] = on_rows(separate_plan, "auto")
     sides["padded"] = padded
-    try:
-        import trl.trainer.utils
-    except ImportError:
-        return sides
-    if options.device == "cuda":
-        sides["trl"] = trl
+    if options.device == "cuda" and find_spec("trl"):
+        sides["trl"] = padded_with_trl
     return sides
 
 

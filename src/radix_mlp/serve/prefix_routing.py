@@ -128,21 +128,21 @@ class PrefixRouter(Generic[Id]):
         return blocks[low - 1] >> 32 if low else 0
 
     def _remember(self, replica: Id, blocks: tuple[int, ...]) -> None:
-        known = self._known.setdefault(replica, {})
         for block in blocks:
+            known = self._known.setdefault(replica, {})
             known[block] = known.get(block, 0) + 1
         self._sent.append((replica, blocks))
         while len(self._sent) > self._window:
             self._forget(*self._sent.popleft())
 
     def _forget(self, replica: Id, blocks: tuple[int, ...]) -> None:
-        known = self._known[replica]
         for block in blocks:
+            known = self._known[replica]
             known[block] -= 1
             if not known[block]:
                 del known[block]
-        if not known:
-            del self._known[replica]
+            if not known:
+                del self._known[replica]
 
 
 def _blocks(key: bytes) -> Iterator[int]:

@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def impl(p: Problem, which: str) -> Method:
-    tree = p.plan.to("cuda").tree
+    tree = p.plan.to("cuda").tree_for(which)
     return through_autograd(which, p, lambda q, k, v: tree_attention(q, k, v, tree, impl=which))
 
 

@@ -28,10 +28,11 @@ from triton import knobs  # noqa: E402
 from radix_mlp.errors import UnsupportedImplError  # noqa: E402
 from radix_mlp.ops import AttentionTree, tree_attention  # noqa: E402
 from radix_mlp.ops.impl import triton_forward as forward_module  # noqa: E402
+from radix_mlp.ops.impl import triton_impl  # noqa: E402
 from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward  # noqa: E402
 from radix_mlp.ops.impl.triton_tiles import Tiles  # noqa: E402
 from radix_mlp.plan import build_plan  # noqa: E402
-from radix_mlp.plan.gpu_blocks import backward_items  # noqa: E402
+from radix_mlp.plan.gpu_blocks import backward_items, pack_tables  # noqa: E402
 from radix_mlp.testing.batches import prefix_batch, random_batch  # noqa: E402
 
 # numpy warns where the interpreter computes 2^x of a masked score
@@ -310,6 +311,24 @@ def test_places_of_the_tables() -> None:
     assert blocks.num_splits
     for place, table in zip(places, (work.items, work.blocks, work.splits), strict=True):
         assert blocks.tables[place : place + table.size].tolist() == table.ravel().tolist()
+
+
+@devices
+def test_backward_makes_the_tables_that_a_tree_without_gradients_lacks(device: str) -> None:
+    problem = make(Case(2, 1, 16, 16), small_tree(0, device))
+    tables, sizes = pack_tables(problem.end.cpu().numpy(), problem.depth.cpu().numpy(), backward=False)
+    tree = AttentionTree.from_end(problem.end, problem.depth)._replace(
+        tables=torch.from_numpy(tables).to(problem.end.device), host_table_sizes=torch.from_numpy(sizes)
+    )
+    options = {"scale": 0.25, "window": None, "softcap": None}
+    leaves = problem.q, problem.k, problem.v
+    out, lse = triton_impl.forward(*leaves, None, tree, **options)
+    found = triton_impl.backward(problem.dout, *leaves, None, out, lse, tree, **options)
+    bare = AttentionTree.from_end(problem.end, problem.depth)
+    expected = triton_impl.backward(problem.dout, *leaves, None, out, lse, bare, **options)
+    for grad, wanted in zip(found[:3], expected[:3], strict=True):
+        assert wanted.abs().max() > 0
+        assert torch.equal(grad, wanted)
 
 
 GPU_CASES = [

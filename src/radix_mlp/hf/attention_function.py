@@ -23,7 +23,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.ops import AttentionTree, tree_attention
 
-__all__ = ["FALLBACKS", "fallback_of", "is_tree_mask", "register", "tree_mask"]
+__all__ = ["FALLBACKS", "fallback_of", "impl_of", "is_tree_mask", "register", "tree_mask"]
 
 FALLBACKS = ("sdpa", "eager")
 """Implementations that calls which are not folded may run on."""
@@ -79,6 +79,15 @@ def fallback_of(name: str) -> str:
     if not name.startswith("radix"):
         return name
     return "eager" if name.endswith("_eager") else "sdpa"
+
+
+def impl_of(name: str) -> str:
+    """The way to run attention behind one of our names.
+
+    >>> impl_of("radix"), impl_of("radix_varlen_eager")
+    ('auto', 'varlen')
+    """
+    return name.removeprefix("radix").removesuffix("_eager").strip("_") or "auto"
 
 
 def _radix_attention(

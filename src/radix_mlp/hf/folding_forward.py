@@ -127,7 +127,7 @@ class FoldingForward:
                 f"the attention implementation was set to {attention!r} after radix_mlp.enable, so no layer would see "
                 "the tree. Call radix_mlp.enable(model) again."
             )
-        return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device))
+        return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device, tree=False))
 
 
 class HeadForward(FoldingForward):

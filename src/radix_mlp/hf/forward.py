@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.hf.attention_function import tree_mask
+from radix_mlp.hf.attention_function import impl_of, tree_mask
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
@@ -20,15 +20,16 @@ __all__ = ["compact_arguments", "forward_compact", "signature_of", "takes_any_ke
 
 def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any]:
     """The keyword arguments with which `model`'s forward runs on the rows of `plan`."""
+    tree = plan.tree_for(impl_of(decoder_of(model).config._attn_implementation))
     arguments: dict[str, Any] = {
         "input_ids": plan.compact_ids[None],
-        "attention_mask": tree_mask(plan.tree),
+        "attention_mask": tree_mask(tree),
         "position_ids": plan.compact_positions[None],
         "use_cache": False,
         "return_dict": True,
     }
     if takes_any_keyword(model):
-        arguments["radix_tree"] = plan.tree
+        arguments["radix_tree"] = tree
     return arguments
 
 
@@ -71,5 +72,5 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
     if not is_enabled(model):
         raise InvalidInputError("model is not enabled: call radix_mlp.enable(model) first.")
     trunk = decoder_of(model)
-    hidden: torch.Tensor = trunk(**compact_arguments(trunk, plan.to(trunk.device))).last_hidden_state
+    hidden: torch.Tensor = trunk(**compact_arguments(trunk, plan.to(trunk.device, tree=False))).last_hidden_state
     return hidden[0]

@@ -58,7 +58,7 @@ def tree_attention(
     >>> tree_attention(q, kv, kv, plan).shape
     torch.Size([4, 2, 8])
     """
-    tree = _tree(plan, q)
+    tree = _tree(plan, q, impl)
     _check(q, k, v, tree, window, softcap, sinks)
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     name = resolve_impl(impl, q.device.type, q.dtype, width=max(q.shape[2], v.shape[2]), scale=scale)
@@ -68,13 +68,13 @@ def tree_attention(
     return attention_op(q, k, v, sinks, tree, scale, window, softcap, name)
 
 
-def _tree(plan: RadixPlan | DevicePlan | AttentionTree, q: Tensor) -> AttentionTree:
+def _tree(plan: RadixPlan | DevicePlan | AttentionTree, q: Tensor, impl: str) -> AttentionTree:
     if isinstance(plan, AttentionTree):
         return plan
     if isinstance(plan, DevicePlan):
-        return plan.tree
+        return plan.tree_for(impl)
     if isinstance(plan, RadixPlan):
-        return plan.to(q.device).tree
+        return plan.to(q.device, tree=False).tree_for(impl)
     raise InvalidDtypeError(f"plan is a {type(plan).__name__}: pass a RadixPlan, a DevicePlan or an AttentionTree")
 
 

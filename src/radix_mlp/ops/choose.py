@@ -47,7 +47,8 @@ class Call(NamedTuple):
     """Whether there is no soft cap, no sinks, and a scale above 0."""
     backward: bool = False
     flash: bool = True
-    """Whether the device runs torch's FlashAttention: compute capability 8.0 or more."""
+    """Whether the device runs torch's FlashAttention (compute capability 8.0 or more), and the tree came with the lists
+    of its runs: they are made for `impl="varlen"`, and where nothing is shared."""
     blocks: tuple[int, int] | None = None
     """Where FlashAttention-4 can run: pairs of blocks of `radix_mlp.plan.sparse_blocks` that need the mask, and that
     need none."""
@@ -209,7 +210,7 @@ def _shares(statistics: TreeStatistics) -> bool:
 
 def _flash_cannot(statistics: TreeStatistics, call: Call) -> str | None:
     if not call.flash:
-        return "needs a GPU of compute capability 8.0 or more"
+        return "needs a GPU of compute capability 8.0 or more, and lists of runs, made where nothing is shared"
     if call.dtype not in DTYPES:
         return f"does not take {call.dtype}"
     if not call.plain:

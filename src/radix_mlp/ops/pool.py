@@ -72,7 +72,7 @@ def weighted_mean(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
     lengths = plan.cu_seq_lengths.diff()
     total = lengths * (lengths + 1) / 2
     wide = _wide(hidden)
-    weighted = wide * (plan.tree.depth + 1)[:, None]
+    weighted = wide * (plan.depth + 1)[:, None]
     return (_path_sums(weighted, plan.plan) / total[:, None].to(wide.dtype)).to(hidden.dtype)
 
 

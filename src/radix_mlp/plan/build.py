@@ -75,7 +75,10 @@ def build_plan(
     offsets = cu.copy()
     for array in (values, indices, unfold, offsets):
         array.flags.writeable = False
-    return RadixPlan(num_compact, values[0], values[1], indices[0], indices[1], unfold, offsets)
+    plan = RadixPlan(num_compact, values[0], values[1], indices[0], indices[1], unfold, offsets)
+    # known here; for other plans it is computed when somebody asks
+    plan.__dict__["depth"] = indices[2]
+    return plan
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -90,62 +91,135 @@ class DevicePlan:
     """`[S + 1]` int64 token offsets."""
     last_rows: Tensor
     """`[S]` int64 row of every sequence's last token, -1 for an empty sequence."""
-    tree: AttentionTree
-    """What attention takes."""
+    end: Tensor
+    """`[M]` int32, one past the last row of the row's subtree."""
+    depth: Tensor
+    """`[M]` int32, number of ancestors of the row."""
     plan: RadixPlan
     """The plan on the host."""
 
+    @property
+    def tree(self) -> AttentionTree:
+        """What attention takes: `tree_for("auto")`."""
+        return self.tree_for("auto")
 
-def to_device(plan: RadixPlan, device: torch.device | str) -> DevicePlan:
-    """`plan` on `device`: one copy (pinned and asynchronous to CUDA), the tensors kept on `plan` for the next call."""
-    # an empty tensor knows which device 'cuda' stands for
-    device = torch.empty(0, device=device).device
-    # the tensors are kept, not the DevicePlan: that one points back here, and a cycle would hold device memory
-    cache: dict[torch.device, tuple[tuple[Tensor, ...], AttentionTree]] = plan.__dict__.setdefault("_tensors", {})
-    if device not in cache:
-        # kept for later calls, which may train
-        with torch.inference_mode(False):
-            cache[device] = _copy(plan, device)
-    (ids, positions, fold, unfold, cu, last), tree = cache[device]
-    return DevicePlan(ids, positions, fold, unfold, cu, last, tree, plan)
+    def tree_for(self, impl: str) -> AttentionTree:
+        """The tree with what the implementation `impl` reads, made at the first call and kept on the plan.
+
+        What only the backward pass reads is made where gradients are enabled, and later where they are enabled then.
+        """
+        return _tree_of(self.plan, self.end.device, impl)
 
 
-def _copy(plan: RadixPlan, device: torch.device) -> tuple[tuple[Tensor, ...], AttentionTree]:
-    long: list[NDArray[Any]] = [
+def to_device(plan: RadixPlan, device: torch.device | str, *, tree: bool = True) -> DevicePlan:
+    """`plan` on `device`: one copy (pinned and asynchronous to CUDA), the tensors kept on `plan` for the next call.
+
+    Without `tree`, what attention reads besides is made when somebody asks for it.
+    """
+    if tree:
+        _tree_of(plan, _device(device), "auto")
+    ids, positions, fold, unfold, cu, last, end, depth = _kept(plan, _device(device)).base
+    return DevicePlan(ids, positions, fold, unfold, cu, last, end, depth, plan)
+
+
+class _Kept:
+    """Tensors of a plan on one device. Not the `DevicePlan`: that one points back, and a cycle holds device memory."""
+
+    def __init__(self) -> None:
+        self.base: tuple[Tensor, ...] = ()
+        self.tree: AttentionTree | None = None
+        self.parts: frozenset[str] = frozenset()
+        """What of the tree is there: "backward", "runs"."""
+
+
+def _device(device: torch.device | str) -> torch.device:
+    """With its index: 'cuda' stands for the current one."""
+    if isinstance(device, torch.device) and device.index is not None:
+        return device
+    return torch.empty(0, device=device).device
+
+
+def _kept(plan: RadixPlan, device: torch.device, base: bool = True) -> _Kept:
+    cache: dict[torch.device, _Kept] = plan.__dict__.setdefault("_tensors", {})
+    kept = cache.setdefault(device, _Kept())
+    if base and not kept.base:
+        _copy_base(plan, device, kept, [])
+    return kept
+
+
+def _copy_base(plan: RadixPlan, device: torch.device, kept: _Kept, more: Sequence[NDArray[np.int32]]) -> list[Tensor]:
+    """Send what a `DevicePlan` holds, and `more` with it, which is returned."""
+    long = (
         plan.compact_ids,
         plan.compact_positions,
         plan.fold_index,
         plan.unfold_index,
         plan.cu_seq_lengths,
         plan.last_rows,
-    ]
-    on_cuda = device.type == "cuda"
+    )
+    wide, (end, depth, *others) = _send(long, (plan.end, plan.depth, *more), device)
+    kept.base = (*wide, end, depth)
+    return others
+
+
+def _tree_of(plan: RadixPlan, device: torch.device, impl: str) -> AttentionTree:
+    kept = _kept(plan, device, base=False)
+    parts = set(kept.parts)
+    if device.type == "cuda":
+        # lists of runs are as long as all root paths: for those who ask, and where they cost nothing
+        parts |= {"backward"} if torch.is_grad_enabled() else set()
+        parts |= {"runs"} if impl == "varlen" else set()
+    if kept.tree is None or parts != kept.parts:
+        kept.tree, kept.parts = _make_tree(plan, device, kept, parts), frozenset(parts)
+    return kept.tree
+
+
+def _make_tree(plan: RadixPlan, device: torch.device, kept: _Kept, parts: set[str]) -> AttentionTree:
+    nothing = np.zeros(0, np.int32)
+    tiles, tables, runs, sparse = nothing, nothing, nothing, nothing
+    table_sizes, statistics, sparse_sizes = np.zeros(4, np.int32), np.zeros(0, np.int64), np.zeros(5, np.int32)
     # each device gets what its implementations read: tables the GPU kernels, tiles plain-torch attention
-    tables, table_sizes = (
-        pack_tables(plan.end, plan.depth) if on_cuda else (np.zeros(0, np.int32), np.zeros(4, np.int32))
-    )
-    tiles = np.zeros(0, np.int32) if on_cuda else pack_tiles(plan.end, plan.depth)
-    runs, statistics = pack_runs(plan.end, plan.depth) if on_cuda else (np.zeros(0, np.int32), np.zeros(0, np.int64))
-    sparse, sparse_sizes = (
-        pack_sparse_blocks(plan.end)
-        if on_cuda and _has_flash_attention_4() and torch.cuda.get_device_capability(device) >= (9, 0)
-        else (np.zeros(0, np.int32), np.zeros(5, np.int32))
-    )
-    short: list[NDArray[Any]] = [plan.end, plan.depth, tables, runs, sparse]
-    sizes = [8 * len(array) for array in long] + [4 * len(array) for array in short]
-    packed = torch.empty(sum(sizes), dtype=torch.uint8, device="cpu", pin_memory=on_cuda)
-    dtypes = [torch.int64] * len(long) + [torch.int32] * len(short)
-    for array, part in zip(long + short, _parts(packed, sizes, dtypes), strict=True):
-        np.copyto(part.numpy(), array)
-    parts = _parts(packed.to(device, non_blocking=True), sizes, dtypes)
-    ids, positions, fold, unfold, cu, last, end, depth, device_tables, device_runs, device_sparse = parts
-    host_cu = torch.tensor(plan.cu_seq_lengths, device="cpu")
-    host = torch.from_numpy(tiles), device_tables, torch.from_numpy(table_sizes)
-    tree = AttentionTree(
-        end, depth, fold, unfold, cu, host_cu, *host, device_runs, torch.from_numpy(statistics),
-        device_sparse, torch.from_numpy(sparse_sizes),
+    if device.type == "cuda":
+        tables, table_sizes = pack_tables(plan.end, plan.depth, backward="backward" in parts)
+        runs, statistics = pack_runs(plan.end, plan.depth, always="runs" in parts)
+        if _has_flash_attention_4() and torch.cuda.get_device_capability(device) >= (9, 0):
+            sparse, sparse_sizes = pack_sparse_blocks(plan.end)
+    else:
+        tiles = pack_tiles(plan.end, plan.depth)
+    if kept.base:
+        _, (tables_, runs_, sparse_) = _send((), (tables, runs, sparse), device)
+    else:
+        tables_, runs_, sparse_ = _copy_base(plan, device, kept, (tables, runs, sparse))
+    _, _, fold, unfold, cu, _, end, depth = kept.base
+    # kept for later calls, which may train
+    with torch.inference_mode(False):
+        host_cu, host_tiles, host_sizes, host_statistics, host_sparse = (
+            torch.from_numpy(array)
+            for array in (plan.cu_seq_lengths.copy(), tiles, table_sizes, statistics, sparse_sizes)
+        )
+    return AttentionTree(
+        end, depth, fold, unfold, cu, host_cu, host_tiles, tables_, host_sizes, runs_, host_statistics, sparse_,
+        host_sparse,
     )  # fmt: skip
-    return (ids, positions, fold, unfold, cu, last), tree
+
+
+def _send(
+    long: Sequence[NDArray[Any]], short: Sequence[NDArray[np.int32]], device: torch.device
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Arrays as int64 and int32 tensors on `device`, in one copy."""
+    lengths, short_lengths = [len(array) for array in long], [len(array) for array in short]
+    middle = 2 * sum(lengths)
+    # kept for later calls, which may train
+    with torch.inference_mode(False):
+        packed = torch.empty(
+            middle + sum(short_lengths), dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda"
+        )
+        host = packed.numpy()
+        if long:
+            np.concatenate(long, out=host[:middle].view(np.int64))
+        np.concatenate(short, out=host[middle:])
+        moved = packed.to(device, non_blocking=True)
+        return moved[:middle].view(torch.int64).split(lengths), moved[middle:].split(short_lengths)
 
 
 @cache
@@ -155,7 +229,3 @@ def _has_flash_attention_4() -> bool:
     except PackageNotFoundError:
         return False
     return True
-
-
-def _parts(packed: Tensor, sizes: list[int], dtypes: list[torch.dtype]) -> list[Tensor]:
-    return [part.view(dtype) for part, dtype in zip(packed.split(sizes), dtypes, strict=True)]

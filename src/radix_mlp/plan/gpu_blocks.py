@@ -120,16 +120,25 @@ def backward_items(end: NDArray[np.int32], depth: NDArray[np.int32], window: int
     return _cut_pieces(pieces, blocks)
 
 
-def pack_tables(end: NDArray[np.int32], depth: NDArray[np.int32], window: int | None = None) -> tuple[Int32, Int32]:
+def pack_tables(
+    end: NDArray[np.int32], depth: NDArray[np.int32], window: int | None = None, *, backward: bool = True
+) -> tuple[Int32, Int32]:
     """All tables in one vector, in the order of the fields of `RangeTree` and `BackwardItems`.
+
+    Without `backward` the latter are left out: the forward kernel does not read them.
 
     Returns:
         the tables, int32; and the sizes that `M` does not tell, `[4]` int32: lines of `ranges`, `items`, `splits`
         and `slots`.
     """
-    tree, work = range_tree(end, depth), backward_items(end, depth, window)
-    sizes = np.array([len(table) for table in (tree.ranges, work.items, work.splits, work.slots)], np.int32)
-    return np.concatenate([table.ravel() for table in (*tree, *work)]), sizes
+    tree = range_tree(end, depth)
+    tables: tuple[Int32, ...] = tree
+    sizes = np.array([len(tree.ranges), 0, 0, 0], np.int32)
+    if backward:
+        work = backward_items(end, depth, window)
+        tables = (*tree, *work)
+        sizes[1:] = len(work.items), len(work.splits), len(work.slots)
+    return np.concatenate([table.ravel() for table in tables]), sizes
 
 
 def _checked(end: NDArray[np.int32], depth: NDArray[np.int32]) -> tuple[Int32, Int32]:

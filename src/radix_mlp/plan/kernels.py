@@ -238,19 +238,20 @@ def fold_first_occurrence(ids, positions, cu_seq_lengths, pad_multiple_of, unfol
 def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multiple_of, unfold):
     """Rows in depth-first preorder.
 
-    Status, number of rows without padding, ids and positions as one array `[2, M]`, `end` and fold index as
+    Status, number of rows without padding, ids and positions as one array `[2, M]`, `end`, fold index and depth as
     another. Without positions they are those in the sequence, and nothing is compared.
     """
     num_tokens = len(ids)
     num_sequences = len(cu_seq_lengths) - 1
     if not _offsets_are_right(cu_seq_lengths, num_tokens):
-        return WRONG_OFFSETS, 0, np.empty((2, 0), np.int64), np.empty((2, 0), np.int32)
+        return WRONG_OFFSETS, 0, np.empty((2, 0), np.int64), np.empty((3, 0), np.int32)
     nodes = np.empty((2 * num_sequences + 1, NUM_FIELDS), np.int32)
     num_nodes, num_compact = _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes)
     num_rows = -(-num_compact // pad_multiple_of) * pad_multiple_of
     values = np.empty((2, num_rows), np.int64)
-    indices = np.empty((2, num_rows), np.int32)
-    compact_ids, compact_positions, end, fold = values[0], values[1], indices[0], indices[1]
+    indices = np.empty((3, num_rows), np.int32)
+    compact_ids, compact_positions = values[0], values[1]
+    end, fold, depth = indices[0], indices[1], indices[2]
 
     bits = np.int64(0)
     new_row = np.empty(num_nodes, np.int32)
@@ -267,6 +268,7 @@ def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multipl
             bits |= _copy(compact_positions, row, n, positions, t)
         else:
             _count(compact_positions, row, n, nodes[node, DEPTH])
+        _count(depth, row, n, nodes[node, DEPTH])
         row += n
         ancestors[height] = node
         height += 1
@@ -280,6 +282,7 @@ def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multipl
     if bits >> 31 != 0:
         return WRONG_VALUES, 0, values, indices
     values[:, row:] = 0
+    depth[row:] = 0
     _count(end, row, num_rows - row, row + 1)
 
     # a path enters every node at its first row; the fold index comes last, so its memory is free until then

@@ -80,20 +80,28 @@ class RadixPlan:
 
         return depths(self.end, self.num_compact)
 
-    @property
+    @cached_property
     def last_rows(self) -> NDArray[np.int32]:
         """`[S]` row of every sequence's last token, -1 for an empty sequence."""
-        lengths = np.diff(self.cu_seq_lengths)
-        last = np.full(self.num_sequences, -1, np.int32)
-        filled = lengths > 0
-        last[filled] = self.unfold_index[self.cu_seq_lengths[1:][filled] - 1]
+        starts, stops = self.cu_seq_lengths[:-1], self.cu_seq_lengths[1:]
+        if self.num_tokens == 0:
+            return np.full(self.num_sequences, -1, np.int32)
+        # of an empty sequence, that of the token before, or of the last one: replaced
+        last = self.unfold_index[stops - 1]
+        empty = starts == stops
+        if empty.any():
+            last[empty] = -1
         return last
 
-    def to(self, device: torch.device | str) -> DevicePlan:
-        """The plan as tensors on `device`, in one (pinned, asynchronous) copy; kept for the next call."""
+    def to(self, device: torch.device | str, *, tree: bool = True) -> DevicePlan:
+        """The plan as tensors on `device`, in one (pinned, asynchronous) copy; kept for the next call.
+
+        What only the backward pass reads is made where gradients are enabled. Without `tree`, what attention reads
+        is made when it is first asked for.
+        """
         from radix_mlp.plan.device import to_device
 
-        return to_device(self, device)
+        return to_device(self, device, tree=tree)
 
     def check(self) -> None:
         """Raise `InvalidInputError` if any invariant of the layout does not hold. For tests and bug reports."""

@@ -82,9 +82,14 @@ def tree_statistics(end: Int32, depth: Int32) -> TreeStatistics:
     return TreeStatistics(*_scan(end, depth)[2].tolist())
 
 
-def pack_runs(end: Int32, depth: Int32) -> tuple[Int32, NDArray[np.int64]]:
-    """Both in vectors: `Runs` in the order of its fields, int32, and `TreeStatistics`, `[7]` int64."""
+def pack_runs(end: Int32, depth: Int32, *, always: bool = True) -> tuple[Int32, NDArray[np.int64]]:
+    """Both in vectors: `Runs` in the order of its fields, int32, and `TreeStatistics`, `[7]` int64.
+
+    Unless `always`, the runs are made only where nothing is shared, and are empty elsewhere.
+    """
     cu_rows, cu_keys, statistics = _scan(end, depth)
+    if not always and statistics[2] != statistics[0]:
+        return np.zeros(0, np.int32), statistics
     return np.concatenate(_make(cu_rows, cu_keys, statistics)), statistics
 
 

@@ -65,7 +65,7 @@ def choice(q: Tensor, v: Tensor, tree: AttentionTree, window: int | None, *, pla
         *_, masked, full = tree.host_sparse_sizes.tolist()
         blocks = (masked, full) if masked else None
     shape = (q.shape[1], v.shape[1], q.shape[2], v.shape[2])
-    call = Call(*shape, q.dtype, window, plain, backward, capability >= (8, 0), blocks)
+    call = Call(*shape, q.dtype, window, plain, backward, capability >= (8, 0) and tree.runs.shape[0] > 0, blocks)
     return choose(TreeStatistics(*tree.host_statistics.tolist()), call, chip)
 
 

@@ -48,7 +48,9 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and sinks."""
     end, depth = tree.end, tree.depth
-    if window is not None and len(end) > _LONG * window:
+    # a tree that was made where no gradients are taken comes without the tables of the backward pass
+    unprepared = int(tree.host_table_sizes[1]) == 0
+    if unprepared or (window is not None and len(end) > _LONG * window):
         blocks = TritonBlocks.make(end, depth, window)
     else:
         blocks = _blocks(tree)

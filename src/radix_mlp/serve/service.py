@@ -21,6 +21,7 @@ from radix_mlp.engine.score import Score
 from radix_mlp.engine.token_ids import TextOrIds
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.errors import EmptyInputError
+from radix_mlp.serve.float_json import json_rows
 from radix_mlp.serve.limits import Places, check_batch_size, check_not_empty, check_unicode, cut_characters
 from radix_mlp.serve.metrics import Metrics
 from radix_mlp.serve.model_info import ModelInfo, model_info
@@ -54,6 +55,8 @@ class Service:
         """Take requests from now on, after a first one that compiles what is compiled once."""
         await self.supervisor.start()
         await self._probe(self.supervisor.front, None)
+        if self.info.type == "embedding":
+            await asyncio.to_thread(json_rows, np.zeros((1, 1), np.float32))
 
     async def aclose(self) -> None:
         """Answer what was accepted, and end."""

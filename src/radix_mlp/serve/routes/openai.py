@@ -11,6 +11,7 @@ from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.answers import base64_rows, json_answer
 from radix_mlp.serve.completions import completed
 from radix_mlp.serve.errors import WrongBodyError
+from radix_mlp.serve.float_json import written
 from radix_mlp.serve.limits import check_not_empty
 from radix_mlp.serve.routes.common import OPENAI_ERRORS, ServiceOf, answered, as_list, head, usage
 from radix_mlp.serve.wire.answers import Completions, Embeddings, Models
@@ -33,7 +34,7 @@ async def embeddings(request: Request, body: EmbeddingsRequest, service: Service
         name="input",
         single=single,
     )
-    vectors: Any = base64_rows(answer.value) if body.encoding_format == "base64" else answer.value
+    vectors: Any = base64_rows(answer.value) if body.encoding_format == "base64" else await written(answer.value)
     data = [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)]
     found = {"object": "list", "data": data, "model": service.info.name, "usage": usage(answer)}
     return answered(request, service, answer, found)

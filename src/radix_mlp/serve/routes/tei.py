@@ -15,6 +15,7 @@ from radix_mlp.engine.classify import Label
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.answers import json_answer
 from radix_mlp.serve.errors import EmptyInputError, WrongModelError
+from radix_mlp.serve.float_json import written
 from radix_mlp.serve.limits import check_batch_size, check_not_empty
 from radix_mlp.serve.routes.common import RERANK_ERRORS, TEI_ERRORS, ServiceOf, answered, as_list
 from radix_mlp.serve.routes.rerank import rerank_other
@@ -43,7 +44,7 @@ async def embed(request: Request, body: tei.EmbedRequest, service: ServiceOf) ->
         left=_left(body.truncation_direction),
         single=single,
     )
-    return answered(request, service, answer, answer.value)
+    return answered(request, service, answer, await written(answer.value))
 
 
 @router.post("/embed_all", responses={200: {"model": list[list[list[float]]]}})
@@ -57,7 +58,7 @@ async def embed_all(request: Request, body: tei.EmbedAllRequest, service: Servic
         left=_left(body.truncation_direction),
         single=single,
     )
-    return answered(request, service, answer, answer.value)
+    return answered(request, service, answer, await written(answer.value))
 
 
 @router.post("/embed_sparse", responses={200: {"model": list[list[dict[str, float]]]}})

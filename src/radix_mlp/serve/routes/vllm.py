@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from radix_mlp.serve.errors import WrongBodyError, WrongModelError
+from radix_mlp.serve.float_json import written
 from radix_mlp.serve.limits import check_not_empty
 from radix_mlp.serve.routes.common import OPENAI_ERRORS, ServiceOf, answered, as_list, head, usage
 from radix_mlp.serve.wire.answers import Classes, Pooled, Scores
@@ -75,10 +76,11 @@ async def pooling(request: Request, body: PoolingRequest, service: ServiceOf) ->
     rows: Any
     if task == "embed":
         answer = await service.embed(texts, max_tokens=body.truncate_prompt_tokens, name="input", single=single)
-        rows = answer.value
+        rows = await written(answer.value)
     elif task == "token_embed":
         answer = await service.embed_tokens(texts, max_tokens=body.truncate_prompt_tokens, name="input", single=single)
         rows = [row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-12) for row in answer.value]
+        rows = await written(rows)
     else:
         if not service.info.has_labels:
             raise WrongModelError("model is not a classifier model")

@@ -295,6 +295,13 @@ def test_documents_that_answer_too_are_no_negatives() -> None:
     torch.testing.assert_close(info_nce(queries, documents, same=same), expected)
 
 
+def test_info_nce_of_several_queries_a_document() -> None:
+    torch.manual_seed(0)
+    queries, documents, positives = torch.randn(5, 4), torch.randn(2, 4), torch.tensor([0, 0, 1, 1, 0])
+    expected = -(queries @ documents.T / 0.05).log_softmax(1)[torch.arange(5), positives].mean()
+    torch.testing.assert_close(info_nce(queries, documents, positives), expected)
+
+
 @pytest.mark.parametrize("tokens", [None, (42, 17)])
 def test_distillation_of_rerankers(model, sequences, tokens) -> None:
     if tokens is None:

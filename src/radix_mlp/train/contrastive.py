@@ -25,7 +25,7 @@ def info_nce(
     Args:
         queries: `[Q, d]`, normalised if scores are to be cosines.
         documents: `[K, d]`, the positives and any number of hard negatives.
-        positives: `[Q]` int64, each query's document; documents `0 … Q - 1` if None.
+        positives: `[Q]` int64, each query's document, which may be that of several; documents `0 … Q - 1` if None.
         temperature: scores are divided by it.
         symmetric: also let each positive find its query among the queries, and average both.
         same: `[Q, K]` bool, further documents that answer a query: they are no negatives for it.
@@ -41,8 +41,8 @@ def info_nce(
             f"queries is {tuple(queries.shape)} and documents {tuple(documents.shape)}: pass [Q, d] and [K, d]"
         )
     if positives is None:
-        positives = torch.arange(len(queries), device=queries.device)
-    if positives.shape != (len(queries),) or len(documents) < len(queries):
+        positives = torch.arange(min(len(queries), len(documents)), device=queries.device)
+    if positives.shape != (len(queries),):
         raise InvalidInputError(
             f"{len(queries)} queries, {len(documents)} documents, positives {tuple(positives.shape)}: every query "
             "needs its positive document"

@@ -143,8 +143,10 @@ def _four_dimensional(ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.
         (_four_dimensional, r"\[B, T\] tensor"),
         (lambda ids, mask: {"input_ids": ids, "attention_mask": mask, "foo": torch.ones(2)}, "argument foo"),
         (lambda ids, mask: {"inputs_embeds": torch.randn(2, 5, 64).double()}, "input_ids"),
+        (lambda ids, mask: {"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None] / 3}, "are torch.float"),
+        (lambda ids, mask: {"input_ids": ids, "position_ids": torch.arange(ids.shape[1])[None] - 2}, "negative"),
     ],
-    ids=["holes", "4-D mask", "unknown argument", "embeddings"],
+    ids=["holes", "4-D mask", "unknown argument", "embeddings", "fractional positions", "negative positions"],
 )
 def test_calls_that_cannot_fold_run_as_before_or_raise(model, sequences, change, reason) -> None:
     call = change(*pad(sequences, "right"))
@@ -157,6 +159,17 @@ def test_calls_that_cannot_fold_run_as_before_or_raise(model, sequences, change,
     radix_mlp.enable(model, threshold=1.0)
     with pytest.raises(UnsupportedCallError, match=reason):
         model(**call)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int16])
+def test_ids_that_transformers_does_not_take_are_not_cast(model, sequences, dtype) -> None:
+    ids, mask = pad(sequences, "right")
+    radix_mlp.enable(model)
+    with pytest.warns(UserWarning, match=str(dtype)), pytest.raises(RuntimeError, match="scalar types"):
+        model(ids.to(dtype), attention_mask=mask)
+    radix_mlp.enable(model, threshold=1.0)
+    with pytest.raises(UnsupportedCallError, match=str(dtype)):
+        model(ids.to(dtype), attention_mask=mask)
 
 
 def test_each_reason_is_told_once(model, sequences, recwarn) -> None:

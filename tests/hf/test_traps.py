@@ -57,21 +57,22 @@ def test_dropout_switched_on_in_an_evaluated_model(batch) -> None:
     assert not radix_mlp.last_call(model).folded
 
 
-@pytest.mark.parametrize("kind", ["forward", "pre"])
+@pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward", "full_backward_pre"])
 def test_hooks_on_inner_modules_keep_seeing_whole_batches(model, batch, kind) -> None:
     seen = []
 
-    def look(_module, args, _output=None) -> None:
-        seen.append(args[0].shape)
+    def look(_module, values, _output=None) -> None:
+        seen.append(values[0].shape)
 
-    layer = model.model.layers[0].mlp
-    layer.register_forward_hook(look) if kind == "forward" else layer.register_forward_pre_hook(look)
+    getattr(model.model.layers[0].mlp, f"register_{kind}_hook")(look)
     expected = model(**batch).logits
+    expected.sum().backward()
     radix_mlp.enable(model)
-    with pytest.warns(UserWarning, match="forward hook look"):
+    with pytest.warns(UserWarning, match="hook look"):
         found = model(**batch).logits
+    found.sum().backward()
     assert torch.equal(found, expected)
-    assert seen[0] == seen[1]
+    assert seen[0] == seen[1] == (*batch["input_ids"].shape, 64)
 
 
 def test_a_hook_on_the_called_model_itself_does_no_harm(model, batch) -> None:

@@ -32,6 +32,7 @@ _HARMLESS_ARGUMENTS = {
     "max_length_k",
 }
 
+_INTEGERS = (torch.int32, torch.int64)
 
 # transformers' and torch's own hooks that take rows as they come
 _HARMLESS_HOOKS = ("transformers.utils.output_capturing", "transformers.modeling_utils", "torch.", "accelerate.")
@@ -69,6 +70,8 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
     mask, positions, boundaries = (given.get(n) for n in ("attention_mask", "position_ids", "cu_seq_lens_q"))
     ids = _to_numpy(input_ids).reshape(-1)
     position_ids = None if positions is None else _to_numpy(positions.expand(batch, length))
+    if position_ids is not None and (position_ids < 0).any():
+        return "position_ids are negative in places"
     if mask is None:
         starts = np.arange(batch, dtype=np.int64) * length
         if position_ids is not None:
@@ -104,12 +107,16 @@ def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> st
     input_ids, mask, positions = (given.get(n) for n in ("input_ids", "attention_mask", "position_ids"))
     if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2:
         return "input_ids [B, T] are not given (embeddings have no token identity)"
+    if input_ids.dtype not in _INTEGERS:
+        return f"input_ids are {input_ids.dtype}, not int64 or int32"
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != input_ids.shape):
         return "attention_mask is not a [B, T] tensor"
     if positions is not None and (
         positions.ndim != 2 or positions.shape[1] != input_ids.shape[1] or len(positions) not in (1, len(input_ids))
     ):
         return "position_ids are not a [B, T] tensor"
+    if positions is not None and positions.dtype not in _INTEGERS:
+        return f"position_ids are {positions.dtype}, not int64 or int32"
     if given.get("output_attentions", getattr(model.config, "output_attentions", False)):
         return "attention weights are asked for (output_attentions)"
     if given.get("output_router_logits", getattr(model.config, "output_router_logits", False)):
@@ -122,7 +129,7 @@ def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> st
 
 def _is_plain_selection(logits_to_keep: object) -> bool:
     if isinstance(logits_to_keep, torch.Tensor):
-        return logits_to_keep.ndim == 1 and logits_to_keep.dtype in (torch.int32, torch.int64)
+        return logits_to_keep.ndim == 1 and logits_to_keep.dtype in _INTEGERS
     return type(logits_to_keep) is int
 
 
@@ -140,12 +147,16 @@ def reason_of_modules(model: PreTrainedModel) -> str | None:
         if module is model:
             # hooks of the module that was called see the caller's layout
             continue
-        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+        for hook in (hook for hooks in _hooks_of(module) for hook in hooks.values()):
             function = getattr(hook, "func", hook)
             if not (getattr(function, "__module__", None) or "").startswith(_HARMLESS_HOOKS):
                 shown = getattr(function, "__name__", function)
-                return f"{name} has the forward hook {shown}, which would see compact rows"
+                return f"{name} has the hook {shown}, which would see compact rows"
     return None
+
+
+def _hooks_of(module: torch.nn.Module) -> tuple[Mapping[int, Any], ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
 
 
 def _randomness(module: torch.nn.Module) -> str | None:

@@ -63,7 +63,8 @@ def main() -> None:
     theirs_folder = options.upstream or fetch_upstream(options.version)
     ours_folder = Path(radix_mlp.__file__).parent.parent
 
-    upstream = next((path.name for path in theirs_folder.glob("radix_mlp-*.dist-info")), "unknown")
+    found = next((path.name for path in theirs_folder.glob("radix_mlp-*.dist-info")), "radix_mlp-unknown")
+    upstream = found.removesuffix(".dist-info").replace("radix_mlp-", "radix-mlp ")
     print(json.dumps(provenance(upstream=upstream)) + "\n")
     print(
         f"{'kind':8}{'batch':34}{'N':>9}{'M/N':>7}{'ours us':>10}"
@@ -87,6 +88,8 @@ def main() -> None:
             print(f"{kind:8} ratio: least {min(ratios):.2f}, median {statistics.median(ratios):.2f}")
     largest = synthetic(2048, 512, 0.25)
     peaks = [peak(folder, largest) for folder in (ours_folder, theirs_folder)]
+    memory = {"ours_mb": peaks[0] / 1e6, "theirs_mb": peaks[1] / 1e6}
+    records.append({"kind": "memory", "batch": "2048 x 512", "tokens": len(largest[0]), **memory})
     print(
         f"peak of resident memory in one call, 2048 x 512 (VmHWM, fresh process; results included): "
         f"ours {peaks[0] / 1e6:.1f} MB, theirs {peaks[1] / 1e6:.1f} MB"

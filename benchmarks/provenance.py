@@ -37,9 +37,13 @@ def provenance(**more: Any) -> dict[str, Any]:
 
 
 def commit() -> str:
-    """The commit of the package that is measured, with a mark if files have changed since."""
+    """The commit of the package that is measured, with a mark if files have changed since.
+
+    Where there is no git, `BENCH_COMMIT` says it.
+    """
     changed = _output("git", "status", "--porcelain", "-uno")
-    return (_output("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")) or "no checkout"
+    found = _output("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    return found or os.environ.get("BENCH_COMMIT", "no checkout")
 
 
 def cpu_name() -> str:

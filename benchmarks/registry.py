@@ -65,7 +65,7 @@ BENCHMARKS = {
             "fold and scatter beside the Rust package of the paper's authors",
             ("cpu",),
             ("kind", "batch"),
-            ("ours_us", "theirs_us", "ratio"),
+            ("ours_us", "theirs_us", "ratio", "ours_mb", "theirs_mb"),
             quick={"cpu": "--rows short,edge --rounds 3 --milliseconds 1"},
             unit="us",
             bars=("ratio",),

@@ -1,11 +1,13 @@
 """Run benchmarks under one frame: `radix-mlp bench` calls this.
 
-Each benchmark is a process of its own. Its rows become JSON lines with everything needed to tell where they come from:
-benchmark, command, side, turn, machine, versions, commit, clocks, and power while it ran. A benchmark that ends in an
-error, as it does where its correctness gate is red, prints no speed: its rows are dropped and the exit code is 1.
+Each benchmark is a process of its own with a time limit. Its rows become JSON lines with everything needed to tell
+where they come from: benchmark, command, side, turn, machine, versions, commit, clocks, and power while it ran. A
+benchmark that ends in an error, as it does where its correctness gate is red, shows no speed: its rows are dropped, the
+others run on, and the exit code is 1.
 
 `--base REF` checks out another commit in a git worktree and runs the same scripts on its package, the two in turn; the
-table then has the base's median, this checkout's, and the ratio.
+table then has the base's median, this checkout's, and the ratio. `summarise FILE...` puts the rows of `--output` files
+into the committed summaries, from which the documents are written.
 """
 
 from __future__ import annotations
@@ -13,44 +15,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import shlex
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import report
 import summaries
-from power import Meter
-from registry import BENCHMARKS, Benchmark
-
-HERE = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One process."""
-
-    benchmark: Benchmark
-    side: str
-    turn: int
-    command: str
-    code: int
-    seconds: float
-    provenance: dict[str, Any]
-    rows: list[dict[str, Any]]
-
-    def lines(self) -> Iterator[str]:
-        """JSON lines, one for each row."""
-        about = {"benchmark": self.benchmark.name, "side": self.side, "turn": self.turn, "command": self.command}
-        for row in self.rows:
-            yield json.dumps(about | {"row": row, "provenance": self.provenance})
+from launch import HERE, Outcome, gpu_count, launch, missing
+from registry import BENCHMARKS, QUICK_LIMIT, Benchmark
 
 
 def main() -> None:
@@ -58,8 +34,11 @@ def main() -> None:
     if options.list:
         print(listing())
         return
-    device = options.device or ("cuda" if has_cuda() else "cpu")
-    chosen = choose(options.names, device, quick=options.quick, data=options.data)
+    if options.names[:1] == ["summarise"]:
+        summarise(options)
+        return
+    device = options.device or ("cuda" if gpu_count() else "cpu")
+    chosen = choose(options.names, device, quick=options.quick)
     out = options.output.open("w") if options.output else contextlib.nullcontext()
     began, outcomes = time.perf_counter(), []
     with base_checkout(options.base) as base, out as file:
@@ -71,18 +50,20 @@ def main() -> None:
                     outcome = run(benchmark, device, side, turn, folder, options)
                     outcomes.append(outcome)
                     if file is not None:
-                        file.writelines(line + "\n" for line in outcome.lines())
+                        file.writelines(json.dumps(line) + "\n" for line in outcome.lines())
                         file.flush()
-    red = [outcome for outcome in outcomes if outcome.code]
     print()
     for benchmark in chosen:
         own = [outcome for outcome in outcomes if outcome.benchmark is benchmark]
         print(summed_up(benchmark, own), "\n")
-        if options.save and own[-1].rows:
-            last, merged = own[-1], merge(benchmark, [o for o in own if o.side == "this"])
-            print(f"saved {summaries.save(options.save, benchmark.name, last.command, last.provenance, merged)}")
+        lines = [line for outcome in own if outcome.side == "this" for line in outcome.lines()]
+        if options.save and lines:
+            print(summaries.absorb(benchmark, lines, options.save), "\n")
+    took = "  ".join(f"{name} {seconds:.0f}" for name, seconds in seconds_of(outcomes).items())
+    print(f"seconds: {took}")
+    red = [outcome for outcome in outcomes if outcome.fault]
     for outcome in red:
-        print(f"RED: {outcome.benchmark.name} ({outcome.side}) ended with code {outcome.code}: no speed is shown")
+        print(f"RED: {outcome.benchmark.name} ({outcome.side}) {outcome.fault}")
     print(f"{len(outcomes) - len(red)} of {len(outcomes)} runs green, {time.perf_counter() - began:.0f} s")
     sys.exit(1 if red else 0)
 
@@ -96,6 +77,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--base", metavar="REF")
     parser.add_argument("--turns", type=int)
+    parser.add_argument("--limit", type=float, metavar="SECONDS")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--save", type=Path, metavar="FOLDER")
     parser.add_argument("--arguments", default="", help="more arguments, of one benchmark")
@@ -104,9 +86,26 @@ def arguments() -> argparse.Namespace:
         parser.error("--arguments needs the name of the one benchmark that they are for")
     if options.turns is not None and options.turns < 1:
         parser.error(f"--turns {options.turns}: must be 1 or more")
+    if options.limit is not None and not options.limit > 0:
+        parser.error(f"--limit {options.limit}: must be more than 0 seconds")
     if options.data is not None and not options.data.is_dir():
         parser.error(f"--data {options.data}: no such folder")
     return options
+
+
+def summarise(options: argparse.Namespace) -> None:
+    """`summarise FILE...`"""
+    files = [Path(name) for name in options.names[1:]]
+    absent = [str(path) for path in files if not path.is_file()]
+    if not files or absent:
+        sys.exit(
+            f"error: summarise: {'no such file: ' + ', '.join(absent) if absent else 'give the files of --output'}"
+        )
+    try:
+        for line in summaries.summarise(files, options.save or summaries.RESULTS):
+            print(line)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 
 def listing() -> str:
@@ -119,81 +118,61 @@ def listing() -> str:
     return "\n".join(lines)
 
 
-def choose(names: list[str], device: str, *, quick: bool, data: Path | None) -> list[Benchmark]:
+def choose(names: list[str], device: str, *, quick: bool) -> list[Benchmark]:
     """Those named, or all that the device has. Ends the process with a message for one that does not run there."""
     for name in names:
         if name not in BENCHMARKS:
             sys.exit(f"error: {name!r} is no benchmark; there are: {', '.join(BENCHMARKS)}")
         if device not in BENCHMARKS[name].devices:
             sys.exit(f"error: {name} needs {' or '.join(BENCHMARKS[name].devices)}, and the device is {device}")
+        if lack := missing(BENCHMARKS[name], device):
+            sys.exit(f"error: {name} cannot run here: {lack}")
+    if names:
+        return [BENCHMARKS[name] for name in dict.fromkeys(names)]
     able = [each for each in BENCHMARKS.values() if device in each.devices and (device in each.quick or not quick)]
-    return [BENCHMARKS[name] for name in names] or able
-
-
-def command_of(benchmark: Benchmark, device: str, options: argparse.Namespace) -> list[str]:
-    """The arguments of the script, without where its rows go."""
-    preset = benchmark.quick if options.quick else benchmark.full
-    found = shlex.split(preset.get(device, "")) + shlex.split(options.arguments)
-    return found + (["--data", str(options.data.resolve())] if options.data and benchmark.data else [])
+    lacks = {each.name: missing(each, device) for each in able}
+    for name, lack in lacks.items():
+        if lack:
+            print(f"left out: {name}: {lack}")
+    return [each for each in able if not lacks[each.name]]
 
 
 def run(
     benchmark: Benchmark, device: str, side: str, turn: int, base: Path | None, options: argparse.Namespace
 ) -> Outcome:
-    """One process, its output shown as it comes."""
-    command = command_of(benchmark, device, options)
-    environment = dict(os.environ)
-    source = HERE.parent / "src" if base is None else base / "src"
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(source), os.environ.get("PYTHONPATH")]))
-    if device == "cpu":
-        environment["CUDA_VISIBLE_DEVICES"] = ""
-    began, printed = time.perf_counter(), []
-    with tempfile.TemporaryDirectory() as folder, Meter() as meter:
-        rows_file = Path(folder, "rows.jsonl")
-        to_file = ["--json", str(rows_file)] if benchmark.json else []
-        script = [sys.executable, str(HERE / benchmark.script), *command, *to_file]
-        with subprocess.Popen(script, env=environment, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                printed.append(line)
-                print(line, end="", flush=True)
-        code = process.returncode
-        written = rows_file.read_text().splitlines() if rows_file.exists() else []
-    told = [json.loads(line) for line in printed if line.startswith("{")]
-    provenance = next((each for each in told if "commit" in each), {})
-    rows = [json.loads(line) for line in written] or [each for each in told if "commit" not in each]
-    # some scripts write where they ran into every row
-    rows = [{k: v for k, v in row.items() if k not in provenance or provenance[k] != v} for row in rows]
-    if meter.reading is not None:
-        provenance = provenance | {"power": asdict(meter.reading)}
-    shown = shlex.join(["python", f"benchmarks/{benchmark.script}", *command])
-    return Outcome(benchmark, side, turn, shown, code, time.perf_counter() - began, provenance, [] if code else rows)
+    """One process, with the arguments of the registry and those of the command line."""
+    preset = benchmark.quick if options.quick else benchmark.full
+    limit = options.limit or (QUICK_LIMIT[device] if options.quick else benchmark.limit)
+    return launch(
+        benchmark,
+        shlex.split(preset.get(device, "")) + shlex.split(options.arguments),
+        device=device,
+        limit=limit,
+        side=side,
+        turn=turn,
+        base=base,
+        data=options.data,
+    )
 
 
 def summed_up(benchmark: Benchmark, outcomes: list[Outcome]) -> str:
     """The table of a benchmark: of one run, or of two commits beside each other."""
-    merged = {side: merge(benchmark, [o for o in outcomes if o.side == side]) for side in ("base", "this")}
+    found = {
+        side: summaries.merge(benchmark, [row for o in outcomes if o.side == side for row in o.rows])
+        for side in ("base", "this")
+    }
     title = f"{benchmark.name}: {benchmark.shows}"
     if any(outcome.side == "base" for outcome in outcomes):
-        return title + "\n" + report.compared(benchmark, merged["base"], merged["this"])
-    return title + "\n" + report.text_table(benchmark, merged["this"])
+        return title + "\n" + report.compared(benchmark, found["base"], found["this"])
+    return title + "\n" + report.text_table(benchmark, found["this"])
 
 
-def merge(benchmark: Benchmark, outcomes: list[Outcome]) -> list[dict[str, Any]]:
-    """Rows of all turns: medians of numbers where a row comes more than once."""
-    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+def seconds_of(outcomes: list[Outcome]) -> dict[str, float]:
+    """Benchmark -> how long its runs took."""
+    found: dict[str, float] = {}
     for outcome in outcomes:
-        for row in outcome.rows:
-            rows.setdefault(tuple(str(row.get(key)) for key in benchmark.keys), []).append(row)
-    return [
-        {key: middle([row.get(key) for row in same]) for key in same[0]} if len(same) > 1 else same[0]
-        for same in rows.values()
-    ]
-
-
-def middle(values: list[Any]) -> Any:
-    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
-    return statistics.median(numbers) if len(numbers) == len(values) else values[0]
+        found[outcome.benchmark.name] = found.get(outcome.benchmark.name, 0.0) + outcome.seconds
+    return found
 
 
 @contextlib.contextmanager
@@ -217,12 +196,6 @@ def base_checkout(ref: str | None) -> Iterator[Path | None]:
             yield tree
         finally:
             subprocess.run(["git", "worktree", "remove", "--force", str(tree)], cwd=HERE, check=False)
-
-
-def has_cuda() -> bool:
-    """Asked in a process of its own, which does not keep the GPU."""
-    asked = [sys.executable, "-c", "import torch; print(torch.cuda.is_available())"]
-    return subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip() == "True"
 
 
 if __name__ == "__main__":

@@ -1,55 +1,31 @@
 """Markdown from summaries: the tables and sentences of `docs/benchmarks.md` and of the README.
 
 Both name them in comments, `<!-- table: NAME -->` to `<!-- end -->`; what stands between is written by `make docs`.
+Where nothing has been measured yet, the command stands that would.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+import statistics
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
 
-from radix_mlp.report.predict import SHAPES
+import forward_tables
+from markdown_table import best, table
+from names import ATTENTION_METHODS, CASE_NAMES, CASES, CPU_BATCHES
 from registry import BENCHMARKS
 from report import number
-from summaries import RESULTS, find, rows, source, summary
-from targets import TARGETS, fastest
+from summaries import find, rows, source
+from targets import TARGETS
 
-__all__ = ["TABLES", "fill", "possible_speed_up"]
-
-CASES = (
-    *("2048/256/32", "512/256/32", "512/32/32", "128/96/64", "128/96/10", "4096/1024/16", "1000/20/1000"),
-    *("deep", "random", "0/2048/16", "0/256/64"),
-)
-CASE_NAMES = {
-    "deep": "deep: 16 turns, 4 alternatives each",
-    "random": "random tree of 64",
-    "0/2048/16": "no sharing, 16 of 2048",
-    "0/256/64": "no sharing, 64 of 256",
-}
+__all__ = ["TABLES", "energy_rows", "fill", "kinds_of_planner"]
 
 
 def fill(text: str) -> str:
     """The text with every marked part written anew. KeyError: a part that is not known."""
     marked = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
     return marked.sub(lambda found: f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->", text)
-
-
-def markdown(heading: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    heading = list(heading)
-    cells = [heading, ["---"] * len(heading), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in cells)
-
-
-def best(values: list[float | None], digits: Callable[[Any], str] = number) -> list[str]:
-    """Cells, the smallest in bold, empty where there is none."""
-    least = min((value for value in values if value is not None), default=None)
-    shown = ["" if value is None else digits(value) for value in values]
-    return [
-        f"**{cell}**" if value is not None and value == least else cell
-        for cell, value in zip(shown, values, strict=True)
-    ]
 
 
 def commands() -> str:
@@ -62,7 +38,7 @@ def commands() -> str:
         ]
         for each in BENCHMARKS.values()
     ]
-    return markdown(["name", "what it shows", "runs on", "in `--quick`"], lines)
+    return table(["name", "what it shows", "runs on", "in `--quick`"], lines)
 
 
 def targets() -> str:
@@ -74,31 +50,44 @@ def targets() -> str:
             verdict = {True: "met", False: "**short**", None: "open"}[target.is_met]
             why = f": {target.why}" if target.is_met is False and target.why else ""
             lines.append([target.what, goal, target.shown(target.measured()), verdict + why])
-        parts.append(f"**{where}**\n\n" + markdown(["", "target", "measured", ""], lines))
+        parts.append(f"**{where}**\n\n" + table(["", "target", "measured", ""], lines))
     return "\n\n".join(parts)
 
 
 def attention() -> str:
-    columns = [(method, kind) for kind in ("forward", "backward") for method in ("triton", "fa4", "varlen", "expand")]
-    names = {"varlen": "gathered", "expand": "the paper's way"}
+    columns = [(method, kind) for kind in ("forward", "backward") for method in ("triton", "fa4", "compact", "expand")]
     lines = []
     for case in CASES:
         cells: list[str] = []
         for kind in ("forward", "backward"):
             own = [method for method, each in columns if each == kind]
-            times = [_attention_ms(case, kind, method) for method in own]
-            shares = [find("attention", "share", case=case, method=method, **{"pass": kind}) for method in own]
-            shown = best(times)
-            cells += [f"{cell} ({share:.0%})" if share else cell for cell, share in zip(shown, shares, strict=True)]
+            shown = best([_attention(case, kind, method) for method in own])
+            speeds = [_attention(case, kind, method, "tflops") for method in own]
+            # shares of the products' limit, for our own ways
+            cells += [
+                f"{cell} ({speed / 790:.0%})" if cell and speed and method in ("triton", "fa4") else cell
+                for cell, speed, method in zip(shown, speeds, own, strict=True)
+            ]
         lines.append([CASE_NAMES.get(case, case.replace("/", " / ")), *cells])
-    heading = [names.get(method, method) + (", backward" if kind == "backward" else "") for method, kind in columns]
-    return markdown(["prefix / suffix / sequences", *heading], lines)
+    heading = [ATTENTION_METHODS[method] + (", backward" if kind == "backward" else "") for method, kind in columns]
+    return table(["prefix / suffix / sequences", *heading], lines)
 
 
-def _attention_ms(case: str, kind: str, method: str) -> float | None:
-    name = "attention_paper" if method == "expand" else "attention"
-    found: float | None = find(name, "ms", case=case, method=method, **{"pass": kind})
+def _attention(case: str, kind: str, method: str, column: str = "ms", heads: int = 32) -> float | None:
+    where = {"case": case, "method": method, "heads": heads, "layout": "mhd", "pass": kind}
+    found: float | None = find("attention", column, **where)
     return found
+
+
+def attention_heads() -> str:
+    """With 16 query heads, as 0.6B has them."""
+    lines = [
+        [case.replace("/", " / "), *(number(_attention(case, kind, "triton", heads=16)) for kind in kinds)]
+        for kinds in [("forward", "backward")]
+        for case in CASES
+        if rows("attention", case=case, heads=16)
+    ]
+    return table(["`triton`, 16 query and 8 kv heads", "forward", "backward"], lines)
 
 
 def attention_short() -> str:
@@ -109,60 +98,17 @@ def attention_short() -> str:
     for case in (case for case in CASES if case not in ("deep", "random", "128/96/10", "0/256/64")):
         cells: list[str] = []
         for kind in ("forward", "backward"):
-            times = [_attention_ms(case, kind, method) for method in ("expand", "varlen", "triton", "fa4")]
-            cells += [cell or "-" for cell in best(times)]
+            cells += [cell or "-" for cell in best([_attention(case, kind, each) for each in ATTENTION_METHODS])]
         lines.append([CASE_NAMES.get(case, case.replace("/", " / ")), *cells])
-    return markdown(heading, lines)
+    return table(heading, lines)
 
 
-def forward() -> str:
-    sides = ("padded", "off", "modules", "fused", "graphs")
-    lines = []
-    for row in rows("forward_gpu"):
-        shape = row["shape"]
-        own = fastest(shape, row["row"])
-        prefix, suffix, count = map(int, row["row"].split("/"))
-        predicted = possible_speed_up(f"qwen3-{shape}", prefix, suffix, count)
-        found = [row.get(side) for side in sides]
-        cells = [shape, row["row"].replace("/", " / "), number(row["M"]), *best(found), number(row["roofline"])]
-        cells += [f"{row['roofline'] / own:.0%}", f"{row['padded'] / own:.1f}x", f"{row['off'] / own:.2f}x"]
-        lines.append([*cells, f"{predicted:.2f}x"])
-    heading = [
-        "model",
-        "prefix / suffix / sequences",
-        "M",
-        *sides,
-        "roofline",
-        "part of it",
-        "over padded",
-        "over off",
-        "predicted",
-    ]
-    return markdown(heading, lines)
-
-
-def forward_short() -> str:
-    lines = []
-    for row in rows("forward_gpu"):
-        if row["row"] == "512/256/32":
-            continue
-        own = fastest(row["shape"], row["row"])
-        cells = [f"Qwen3-{row['shape'].upper()}", row["row"].replace("/", " / "), number(row["padded"])]
-        cells += [number(row["off"]), f"**{number(own)}**", f"{row['padded'] / own:.1f}x", f"{row['off'] / own:.1f}x"]
-        lines.append([*cells, f"{row['roofline'] / own:.0%}"])
-    heading = ["shape", "prefix / suffix / sequences", "padded", "folding off", "folded"]
-    return markdown([*heading, "over padded", "over off", "of the roofline"], lines)
-
-
-def possible_speed_up(shape: str, prefix: int, suffix: int, count: int) -> float:
-    """Operations of N packed rows over those of M compact ones."""
-    length = prefix + suffix
-    pairs = length * (length + 1) // 2
-    shared = prefix * (prefix + 1) // 2
-    model = SHAPES[shape]
-    return model.flop(count * length, count * pairs) / model.flop(
-        prefix + count * suffix, shared + count * (pairs - shared)
-    )
+def kinds_of_planner() -> Iterator[tuple[str, float, float | None, float | None]]:
+    """(kind, least, median, most) of how many times faster it is; one number where there are few rows."""
+    for kind in dict.fromkeys(row["kind"] for row in rows("planner") if "ratio" in row):
+        ratios = [row["ratio"] for row in rows("planner", kind=kind)]
+        many = len(ratios) > 2
+        yield kind, min(ratios), statistics.median(ratios) if many else None, max(ratios) if len(ratios) > 1 else None
 
 
 def planner() -> str:
@@ -174,75 +120,117 @@ def planner() -> str:
         "edge": "one sequence alone",
     }
     lines = [
-        [names[row["kind"]], *(f"{row[key]:g}x" if key in row else "" for key in ("least", "median", "most"))]
-        for row in rows("planner")
+        [names[kind], *("" if value is None else f"{value:.{1 if value < 10 else 0}f}x" for value in values)]
+        for kind, *values in kinds_of_planner()
     ]
-    return markdown(["batches", "least", "median", "most"], lines)
+    return table(["batches", "least", "median", "most"], lines)
 
 
 def planner_sentence() -> str:
-    about = summary("planner")
-    grid, ragged, short = (rows("planner", kind=kind)[0] for kind in ("grid", "ragged", "short"))
-    speed, peak, alone = about["ns_per_token"], about["peak_mb"], about["alone_us"]
-    return (
-        f"{grid['least']:.0f} to {grid['most']} times faster, {grid['median']} in the median; {speed['least']} to "
-        f"{speed['most']} ns a token; ragged reranking, few-shot and\ntree batches {ragged['least']:.0f} to "
-        f"{ragged['most']} times. Slower on one sequence alone ({alone['ours']} us against {alone['theirs']}), where "
-        f"the Rust package only copies;\n{short['least']} times on 512 identical sequences of 8 tokens. Peak memory of "
-        f"a million-token batch {peak['ours']:.0f} MB against {peak['theirs']:.0f}."
+    found = {kind: values for kind, *values in kinds_of_planner()}
+    least, median, most = (value or 0 for value in found["grid"])
+    speeds = [row["ns_per_token"] for row in rows("planner", kind="grid")]
+    alone = rows("planner", batch="1 x 512")[0]
+    peak = rows("planner", kind="memory")[0]
+    ragged, alone_us = found["ragged"], (f"{alone[side]:.0f}" for side in ("ours_us", "theirs_us"))
+    sentences = (
+        f"{least:.0f} to {most:.0f} times faster, {median:.0f} in the median; {min(speeds):.1f} to {max(speeds):.1f} ",
+        "ns a token; ragged reranking, few-shot and\n",
+        f"tree batches {ragged[0]:.0f} to {ragged[2]:.0f} times. Slower on one sequence alone ",
+        f"({' us against '.join(alone_us)}), where the Rust package only copies;\n",
+        f"{found['short'][0]:.1f} times on 512 identical sequences of 8 tokens. ",
+        f"Peak memory of a million-token batch {peak['ours_mb']:.0f} MB against {peak['theirs_mb']:.0f}.",
     )
+    return "".join(sentences)
+
+
+def scaling() -> str:
+    what = {
+        "tokens": "two sequences that share a half, tokens in all",
+        "sequences": "sequences of 3 tokens",
+        "depth": "a comb, so many tokens deep",
+        "threads": "threads, each with a plan of its own",
+    }
+    lines = [
+        [
+            what[row["what"]],
+            number(row["size"]),
+            number(row["tokens"]),
+            f"{row['ms']:.3g}",
+            f"{row['ns_per_token']:.3g}",
+        ]
+        for row in rows("scaling")
+    ]
+    return table(["", "size", "tokens", "ms a plan", "ns a token"], lines)
 
 
 def forward_cpu() -> str:
     lines = []
     for row in rows("forward_cpu"):
-        cells = [row["about"], number(row["tokens"]), number(row["compact"]), f"{number(row['padded_s'])} s"]
-        lines.append([*cells, f"{row['folded_s']:.2f} s", f"**{row['speed_up']}**", f"{row['possible']:.1f}"])
+        cells = [CPU_BATCHES.get(row["name"], row["name"]), number(row["tokens"]), number(row["compact"])]
+        cells += [f"{number(row['padded_s'])} s", f"{row['folded_s']:.2f} s", f"**{row['speed_up']:.1f}**"]
+        lines.append([*cells, f"{row['possible']:.1f}"])
     heading = ["32 sequences a batch, 2-core Xeon VM, 2 threads", "tokens", "computed", "padded", "folded"]
-    return markdown([*heading, "speed-up", "possible"], lines)
+    return table([*heading, "speed-up", "possible"], lines)
 
 
 def training() -> str:
+    labels = {"milliseconds": "ms a step", "kept_gib": "GiB kept for backward", "peak_gib": "GiB at the peak"}
     lines = []
     for row in rows("training"):
-        for column, label in (
-            ("milliseconds", "ms a step"),
-            ("kept_gib", "GiB kept for backward"),
-            ("peak_gib", "GiB at the peak"),
-        ):
-            folded, packed = row[column]["folded"], row[column]["packed"]
-            lines.append(
-                [
-                    f"{row['shape']}, GRPO {row['row'].replace('/', ' / ')}",
-                    label,
-                    number(packed),
-                    f"**{number(folded)}**",
-                    f"{packed / folded:.2f}",
-                ]
-            )
-    return markdown(["prompt / answer / answers", "", "packed", "folded", "ratio"], lines)
+        for column, label in labels.items():
+            values = {side: row[column].get(side) for side in ("trl", "padded", "packed", "folded")}
+            folded, packed = values["folded"], values["packed"]
+            cells = ["" if value is None else number(value) for value in list(values.values())[:3]]
+            ratio = "" if folded is None or packed is None else f"{packed / folded:.2f}"
+            name = row["row"].replace("/", " / ")
+            name = f"{row['shape']}, {name if name.startswith('pairs') else 'GRPO ' + name}"
+            possible = f"{row['possible']:.2f}" if column == "milliseconds" else ""
+            lines.append([name, label, *cells, f"**{number(folded)}**", ratio, possible])
+    heading = ["prompt / answer / answers", "", "TRL's head", "padded", "packed", "folded", "packed / folded"]
+    return table([*heading, "by operations"], lines)
+
+
+def training_distributed() -> str:
+    lines = [
+        [row["shape"], row["wrapper"].upper(), str(row["processes"]), row["row"].replace("/", " / ")]
+        + [number(row["padded_ms"]), f"**{number(row['folded_ms'])}**", f"{row['speed_up']:.2f}x"]
+        + [number(row["peak_gib"][side]) if row["peak_gib"] else "" for side in ("padded", "folded")]
+        for row in rows("training_distributed")
+    ]
+    heading = ["model", "", "processes", "prompt / answer / answers each", "padded ms", "folded ms", "speed-up"]
+    return table([*heading, "padded GiB", "folded GiB"], lines)
 
 
 def library() -> str:
-    row = rows("library", what="predict")[0]
+    names = {
+        "predict": "CrossEncoder.predict, queries of Vaswani with 100 documents each",
+        "rank": "CrossEncoder.predict, one query",
+        "encode": "SentenceTransformer.encode, abstracts behind an instruction",
+        "lm-eval": "lm-eval's HFLM, BIG-Bench-Hard 3-shot, log-likelihoods",
+    }
     lines = [
-        [f"stock, batches of {row['stock_batch_size']} (its best)", f"{row['stock_s']:.3f} s", ""],
-        ["enabled by the adapter", f"**{row['ours_s']:.3f} s**", f"{row['stock_s'] / row['ours_s']:.2f}x"],
-        ["`Engine.rerank_pairs`", f"{row['engine_alone_s']:.3f} s", f"{row['stock_s'] / row['engine_alone_s']:.1f}x"],
+        [
+            names[row["what"]],
+            row["shape"],
+            number(row["items"]),
+            f"{row['stock_s']:.3f} s ({row['stock_batch_size']})",
+            f"**{row['ours_s']:.3f} s**",
+            f"{row['speed_up']:.2f}x",
+            f"{row['engine_alone_s']:.3f} s" if row.get("engine_alone_s") else "",
+        ]
+        for row in rows("library")
     ]
-    return markdown(["CrossEncoder.predict, 0.6b, 5 queries of Vaswani with 100 documents each", "", ""], lines)
+    heading = ["", "model", "texts or requests", "stock (its best batch size)", "with the adapter", "speed-up"]
+    return table([*heading, "`Engine` alone"], lines)
 
 
 def engine() -> str:
     lines = [
-        [
-            row["shape"],
-            number(row["texts"]),
-            f"{row['compression']:.3f}",
-            number(row["texts_per_s"]),
-            number(row["tokens_per_s"]),
-        ]
+        [row["shape"], number(row["texts"]), f"{row['compression']:.3f}", number(row["texts_per_s"])]
+        + [number(row["tokens_per_s"])]
         + [f"{row[key]:.3f} s" for key in ("job_s", "forward_s", "tokenization_s")]
+        + [number(row["joules_per_1000_texts"]) if row.get("joules_per_1000_texts") else ""]
         for row in rows("engine")
     ]
     heading = [
@@ -255,7 +243,50 @@ def engine() -> str:
         "forward passes alone",
         "tokenization alone",
     ]
-    return markdown(heading, lines)
+    return table([*heading, "joules a thousand texts"], lines)
+
+
+def serve() -> str:
+    lines = []
+    for row in rows("serve", what="server"):
+        where = {key: row.get(key) for key in ("model", "swap", "texts", "in_flight", "workload")}
+        ratio = find("serve", "folding on/off", **where) if row["threshold"] != "0" else None
+        part = find("serve", "server/engine", **where) if row["threshold"] != "0" else None
+        order = {True: "query last", False: "query first"}.get(row.get("swap", False), "")
+        cells = [row["model"], order, f"{row.get('texts', '')} x {row.get('in_flight', '')}"]
+        cells += ["off" if row["threshold"] == "0" else "on", number(row["texts/s"]), number(row["tokens/s"])]
+        cells += [number(row[key]) for key in ("p50", "p90", "p99")]
+        cells += [number(row.get(key)) if row.get(key) else "" for key in ("compression", "joules_per_1000_texts")]
+        lines.append([*cells, f"**{ratio:.2f}x**" if ratio else "", f"{part:.0%}" if part else ""])
+    heading = ["model", "order", "texts x in flight", "folding", "texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms"]
+    heading += ["compression", "joules a thousand texts", "on over off", "of the engine's own"]
+    return table(heading, lines)
+
+
+def energy_rows() -> Iterator[tuple[str, dict[str, float]]]:
+    """(what, side -> joules a thousand texts)."""
+    for row in rows("forward_gpu"):
+        measured = {side: value for side, value in (row.get("joules") or {}).items() if value}
+        if measured:
+            per_thousand = {side: 1000 * value / int(row["row"].split("/")[2]) for side, value in measured.items()}
+            ours = [per_thousand[side] for side in ("fused", "graphs", "compiled") if side in per_thousand]
+            sides = {side: per_thousand[side] for side in ("padded", "packed", "off", "expand") if side in per_thousand}
+            yield f"{row['shape']}, {row['row'].replace('/', ' / ')}", sides | ({"folded": min(ours)} if ours else {})
+    for row in rows("engine"):
+        if row.get("joules_per_1000_texts"):
+            yield f"{row['shape']}, reranking job", {"folded": row["joules_per_1000_texts"]}
+    served: dict[str, dict[str, float]] = {}
+    for row in rows("serve", what="server"):
+        if row.get("joules_per_1000_texts"):
+            name = f"{row['model']}, HTTP{', query last' if row.get('swap') else ''}"
+            served.setdefault(name, {})["off" if row["threshold"] == "0" else "folded"] = row["joules_per_1000_texts"]
+    yield from served.items()
+
+
+def energy() -> str:
+    sides = ("padded", "packed", "off", "expand", "folded")
+    lines = [[name, *best([values.get(side) for side in sides])] for name, values in energy_rows()]
+    return table(["joules a thousand texts", "padded", "packed", "folding off", "expand", "folded"], lines)
 
 
 def workloads() -> str:
@@ -264,16 +295,76 @@ def workloads() -> str:
         + [f"{row[key]:.3f}" for key in ("at_once", "arrival", "length", "lexicographic")]
         for row in rows("workloads")
     ]
-    return markdown(["workload", "sequences", "tokens", "all at once", "as they came", "by length", "by tokens"], lines)
+    heading = ["workload", "sequences", "tokens", "all at once", "as they came", "by length", "by tokens"]
+    return table(heading, lines)
 
 
+def overhead() -> str:
+    lines = [
+        [
+            row["lengths"],
+            number(row["tokens"]),
+            f"{row['off_s']:.3f} s",
+            *(f"{row[key]:.3f}" for key in ("auto", "forced")),
+            str(row["folded"]),
+        ]
+        for row in rows("overhead")
+    ]
+    return table(["lengths", "tokens", "folding off", "`auto` / off", "forced / off", "batches folded"], lines)
+
+
+def measured(make: Callable[[], str], command: str) -> Callable[[], str]:
+    """The table, or how to get one."""
+
+    def table_or_command() -> str:
+        found = make()
+        # a heading and its rule are two lines
+        return found if found.count("\n") > 1 else f"*Not measured yet*: `{command}`."
+
+    return table_or_command
+
+
+def figure(name: str) -> str:
+    """The picture and what it comes from, or the command that is still to be run."""
+    from plots import FIGURES
+
+    chosen = FIGURES[name]
+    if chosen.data() is None:
+        return f"*Not measured yet*: {chosen.about[0].lower()}{chosen.about[1:]}; `{chosen.command}`."
+    return f"![{chosen.about}](images/{name}.svg)\n\n`{chosen.command}`"
+
+
+NEEDS: dict[str, tuple[Callable[[], str], str]] = {
+    "forward_gpu": (forward_tables.forward, "radix-mlp bench forward_gpu"),
+    "attention": (attention, "radix-mlp bench attention"),
+    "planner": (planner, "radix-mlp bench planner"),
+    "scaling": (scaling, "radix-mlp bench scaling"),
+    "forward_cpu": (forward_cpu, "radix-mlp bench forward_cpu --data DATA"),
+    "training": (training, "radix-mlp bench training"),
+    "training_distributed": (training_distributed, "radix-mlp bench training_distributed"),
+    "library": (library, "radix-mlp bench library --data DATA"),
+    "engine": (engine, "radix-mlp bench engine --data DATA"),
+    "serve": (serve, "radix-mlp bench serve"),
+    "workloads": (workloads, "radix-mlp bench workloads"),
+    "overhead": (overhead, "radix-mlp bench overhead"),
+}
 TABLES: dict[str, Callable[[], str]] = {
-    function.__name__.replace("_", "-"): function
-    for function in (
-        commands, targets, attention, attention_short, forward, forward_short, planner, planner_sentence, forward_cpu,
-        training, library, engine, workloads,
+    "commands": commands,
+    "targets": targets,
+    "attention-short": attention_short,
+    "attention-heads": attention_heads,
+    "forward-short": forward_tables.forward_short,
+    "planner-sentence": planner_sentence,
+    "grid": measured(forward_tables.grid, 'radix-mlp bench forward_gpu --arguments "--grid"'),
+    "energy": measured(energy, 'radix-mlp bench forward_gpu --arguments "--energy 3"'),
+}
+TABLES |= {name.replace("_", "-"): measured(*need) for name, need in NEEDS.items()}
+TABLES |= {f"source-{name.replace('_', '-')}": partial(source, name) for name in BENCHMARKS}
+TABLES |= {
+    f"figure-{name}": partial(figure, name)
+    for name in (
+        *("speed-up", "roofline", "attention", "training", "planner", "scaling"),
+        *("batch-order", "latency", "energy"),
     )
-}  # fmt: skip
-SOURCES = [path.stem for path in sorted(RESULTS.glob("*.json"))]
-TABLES |= {f"source-{name}": partial(source, name) for name in SOURCES}
+}
 """Name -> Markdown."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from forward_tables import fastest
+from names import CPU_BATCHES
 from report import number
 from summaries import find, rows
 
@@ -44,67 +47,97 @@ POWER = (
 SHORT = "short runs: tiles are cut by the edges of runs, and reading and writing q and the output is a third of it"
 
 
+def planner(of: Callable[[list[float]], float], kind: str) -> float | None:
+    found = [row["ratio"] for row in rows("planner", kind=kind)]
+    return of(found) if found else None
+
+
 def attention(case: str, kind: str) -> Callable[[], float | None]:
     """The fastest of this package's ways."""
-    return lambda: min(
-        row["ms"] for row in rows("attention", case=case) if row["pass"] == kind and row["method"] in ("triton", "fa4")
-    )
+    where = {"case": case, "heads": 32, "layout": "mhd", "method": ["triton", "fa4"], "pass": kind}
+    return lambda: min((row["ms"] for row in rows("attention", **where)), default=None)
 
 
-def fastest(shape: str, row: str) -> float:
-    return min(find("forward_gpu", side, shape=shape, row=row) or 1e9 for side in ("fused", "graphs"))
+def over(part: Callable[[], float | None], whole: Callable[[], float | None]) -> Callable[[], float | None]:
+    """The ratio of two numbers, None while one is missing."""
 
-
-def roofline(shape: str, row: str) -> Callable[[], float | None]:
-    return lambda: find("forward_gpu", "roofline", shape=shape, row=row) / fastest(shape, row)
-
-
-def speed_up(shape: str, row: str) -> Callable[[], float | None]:
-    return lambda: find("forward_gpu", "off", shape=shape, row=row) / fastest(shape, row)
-
-
-def none() -> None:
-    return None
-
-
-def over_packed(case: str) -> Callable[[], float | None]:
     def ratio() -> float | None:
-        return (attention(case, "forward")() or 0) / find(
-            "attention_paper", "ms", case=case, method="packed", **{"pass": "forward"}
-        )
+        above, below = part(), whole()
+        return None if above is None or below is None else above / below
 
     return ratio
 
 
-def trained(column: str) -> Callable[[], float | None]:
+def other_attention(case: str, method: str) -> Callable[[], float | None]:
+    return lambda: find("attention", "ms", case=case, method=method, heads=32, layout="mhd", **{"pass": "forward"})
+
+
+def model(shape: str, row: str, side: str | None = None) -> Callable[[], float | None]:
+    """Milliseconds of one side, or of the fastest folded one."""
+
+    def found() -> float | None:
+        if side is not None:
+            return find("forward_gpu", side, shape=shape, row=row)
+        return fastest(shape, row) if rows("forward_gpu", shape=shape, row=row) else None
+
+    return found
+
+
+def library(what: str, shape: str) -> Callable[[], float | None]:
+    return lambda: find("library", "speed_up", what=what, shape=shape)
+
+
+def served(column: str, shape: str, **where: object) -> Callable[[], float | None]:
+    """A column of the MS-MARCO-shaped load, the query first."""
+    load = {"texts": 64, "in_flight": 16, "swap": False} | where
+    return lambda: find("serve", column, model=shape, **load)
+
+
+def trained(column: str, shape: str, row: str) -> Callable[[], float | None]:
+    """Packed over folded of times, folded over packed of memory."""
+
     def ratio() -> float | None:
-        values = find("training", column, shape="0.6b", row="2048/512/16")
-        return values["packed"] / values["folded"] if column == "milliseconds" else values["folded"] / values["packed"]
+        values = find("training", column, shape=shape, row=row)
+        if values is None or "packed" not in values:
+            return None
+        above, below = ("packed", "folded") if column == "milliseconds" else ("folded", "packed")
+        return values[above] / values[below]
 
     return ratio
 
+
+def inverse(ratio: Callable[[], float | None]) -> Callable[[], float | None]:
+    return over(lambda: 1.0, ratio)
+
+
+def of_operations(shape: str, row: str) -> Callable[[], float | None]:
+    """Part of what the operations allow."""
+    return over(trained("milliseconds", shape, row), lambda: find("training", "possible", shape=shape, row=row))
+
+
+GRPO = "2048/512/16"
 
 TARGETS: dict[str, list[Target]] = {
     "Planner and models on a CPU": [
         Target(
             "planner beside the Rust package, median of its own grid",
             4,
-            lambda: find("planner", "median", kind="grid"),
+            lambda: planner(statistics.median, "grid"),
             "x",
             False,
         ),
-        Target("the least of the grid", 2, lambda: find("planner", "least", kind="grid"), "x", False),
+        Target("the least of the grid", 2, lambda: planner(min, "grid"), "x", False),
         Target(
             "the least of 512 short sequences",
             2,
-            lambda: find("planner", "least", kind="short"),
+            lambda: planner(min, "short"),
             "x",
             False,
             "512 identical sequences of 8 tokens: the call itself, some microseconds, is most of it",
         ),
         *(
             Target(
-                f"{row['about']}: part of what the operations allow",
+                f"{CPU_BATCHES.get(row['name'], row['name'])}: part of what the operations allow",
                 0.9,
                 lambda row=row: row["speed_up"] / row["possible"],
                 "%",
@@ -134,26 +167,38 @@ TARGETS: dict[str, list[Target]] = {
             Target(f"{case} backward", goal, attention(case, "backward"))
             for case, goal in (("2048/256/32", 1.85), ("512/256/32", 0.80), ("128/96/64", 0.45), ("4096/1024/16", 6.8))
         ),
-        Target("no sharing, 16 of 2048: time over plain FlashAttention-2's", 1.05, over_packed("0/2048/16"), "x"),
-        Target("no sharing, 64 of 256: the same", 1.05, over_packed("0/256/64"), "x"),
+        *(
+            Target(what, 1.05, over(attention(case, "forward"), other_attention(case, "packed")), "x")
+            for what, case in (
+                ("no sharing, 16 of 2048: time over plain FlashAttention-2's", "0/2048/16"),
+                ("no sharing, 64 of 256: the same", "0/256/64"),
+            )
+        ),
         Target(
             "1000/20/1000: faster than the paper's way",
             8,
-            lambda: find("attention_paper", "ms", case="1000/20/1000") / (attention("1000/20/1000", "forward")() or 1),
+            over(other_attention("1000/20/1000", "expand"), attention("1000/20/1000", "forward")),
             "x",
             False,
         ),
     ],
     "Whole models on one H200": [
         *(
-            Target(f"{shape} {row}: part of the roofline", goal, roofline(shape, row), "%", False, POWER)
+            Target(
+                f"{shape} {row}: part of the roofline",
+                goal,
+                over(model(shape, row, "roofline"), model(shape, row)),
+                "%",
+                False,
+                POWER,
+            )
             for shape, goals in (("8b", (0.8, 0.8, 0.8)), ("4b", (0.8, 0.8, 0.8)), ("0.6b", (0.66, 0.6, 0.6)))
             for row, goal in zip(("2048/256/32", "512/256/32", "128/96/64"), goals, strict=True)
         ),
         Target(
             "0.6b 128/96/10",
             2.4,
-            lambda: fastest("0.6b", "128/96/10"),
+            model("0.6b", "128/96/10"),
             "ms",
             True,
             "the forward alone takes 2.56 ms; the plan and its copy are in the time",
@@ -162,7 +207,7 @@ TARGETS: dict[str, list[Target]] = {
             Target(
                 f"{shape} 2048/256/32: over the same stack without folding",
                 goal,
-                speed_up(shape, "2048/256/32"),
+                over(model(shape, "2048/256/32", "off"), model(shape, "2048/256/32")),
                 "x",
                 False,
                 "by 0.1%; the operations allow 6.98",
@@ -174,39 +219,87 @@ TARGETS: dict[str, list[Target]] = {
         Target(
             "CrossEncoder.predict, 0.6b, Vaswani",
             4,
-            lambda: find("library", "speed_up", what="predict"),
+            library("predict", "0.6b"),
             "x",
             False,
             "the library's own work around the model is in both times; the engine by itself has 5.5x",
         ),
-        Target("CrossEncoder.predict, 4b", 4, none, "x", False),
-        Target("lm-eval's log-likelihoods, BIG-Bench-Hard 3-shot", 10, none, "x", False),
+        Target("CrossEncoder.predict, 4b", 4, library("predict", "4b"), "x", False),
+        *(
+            Target(f"lm-eval's HFLM, {shape}, BIG-Bench-Hard 3-shot", 10, library("lm-eval", shape), "x", False)
+            for shape in ("0.6b", "4b")
+        ),
         Target(
             "a reranking job's forward passes as part of its time",
             0.95,
-            lambda: find("engine", "forward_s", shape="0.6b") / find("engine", "job_s", shape="0.6b"),
+            over(lambda: find("engine", "forward_s", shape="0.6b"), lambda: find("engine", "job_s", shape="0.6b")),
             "%",
             False,
             "the job lasts 0.447 s, of which tokenization alone takes 0.105; a job this short has little to overlap",
         ),
         *(
-            Target(f"through HTTP, {shape}, MS-MARCO-shaped: folding on over off", goal, none, "x", False)
+            Target(
+                f"through HTTP, {shape}, MS-MARCO-shaped: folding on over off",
+                goal,
+                served("folding on/off", shape),
+                "x",
+                False,
+            )
             for shape, goal in (("8b", 1.6), ("4b", 1.6), ("0.6b", 1.55))
         ),
         *(
-            Target(f"the same: texts a second, {shape}", goal, none, "", False)
+            Target(f"the same: texts a second, {shape}", goal, served("texts/s", shape, threshold="auto"), "", False)
             for shape, goal in (("8b", 430), ("4b", 700), ("0.6b", 3500))
         ),
-        Target("HTTP, part of the engine's own throughput", 0.93, none, "%", False),
-        Target("p99 with one request of 10 texts in flight, 0.6b", 8, none),
+        *(
+            Target(
+                f"HTTP, part of the engine's own throughput, {shape}", 0.93, served("server/engine", shape), "%", False
+            )
+            for shape in ("8b", "4b", "0.6b")
+        ),
+        Target(
+            "p99 with one request of 10 texts in flight, 0.6b",
+            8,
+            served("p99", "0.6b", texts=10, in_flight=1, threshold="auto"),
+        ),
     ],
     "Training on one H200": [
-        Target("GRPO 2048/512/16, 0.6b: over packed", 3.0, trained("milliseconds"), "x", False),
-        Target("memory kept for backward, part of packed's", 0.32, trained("kept_gib"), "%"),
-        Target("peak memory, part of packed's", 0.32, trained("peak_gib"), "%"),
-        Target("GRPO 2048/512/16, 4b", 3.4, none, "x", False),
-        Target("preference pairs 1024 + 2 x 512, 16 of them", 1.35, none, "x", False),
-        Target("no sharing: time over packed's", 1.02, none, "x"),
+        *(
+            Target(f"GRPO 2048/512/16, {shape}: over packed", goal, trained("milliseconds", shape, GRPO), "x", False)
+            for shape, goal in (("4b", 3.4), ("0.6b", 3.0))
+        ),
+        Target("0.6b: memory kept for backward, part of packed's", 0.32, trained("kept_gib", "0.6b", GRPO), "%"),
+        Target("0.6b: peak memory, part of packed's", 0.32, trained("peak_gib", "0.6b", GRPO), "%"),
+        Target("4b: peak memory, part of packed's", 0.32, trained("peak_gib", "4b", GRPO), "%"),
+        *(
+            Target(
+                f"GRPO 1024/1024/8, {shape}: part of what the operations allow",
+                0.8,
+                of_operations(shape, "1024/1024/8"),
+                "%",
+                False,
+            )
+            for shape in ("4b", "0.6b")
+        ),
+        *(
+            Target(
+                f"preference pairs 1024 + 2 x 512, 16 of them, {shape}",
+                1.35,
+                trained("milliseconds", shape, "pairs 1024/512/16"),
+                "x",
+                False,
+            )
+            for shape in ("4b", "0.6b")
+        ),
+        *(
+            Target(
+                f"no sharing, {shape}: time over packed's",
+                1.02,
+                inverse(trained("milliseconds", shape, "0/2048/8")),
+                "x",
+            )
+            for shape in ("4b", "0.6b")
+        ),
     ],
 }
 """Where -> targets."""

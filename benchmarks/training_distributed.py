@@ -15,29 +15,26 @@ import json
 import os
 import statistics
 import time
+from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3ForCausalLM
 
 import radix_mlp
 from provenance import provenance
 from radix_mlp.integrations.edge_forward import install_edge_forward
 from radix_mlp.integrations.loss_forward import LossForward
-
-SHAPES = {
-    # hidden, layers, heads, kv heads, intermediate
-    "small": (256, 2, 4, 2, 512),
-    "0.6b": (1024, 28, 16, 8, 3072),
-    "4b": (2560, 36, 32, 8, 9728),
-}
+from shapes import SHAPES, qwen3_config
+from verify import require
 
 
 def main() -> None:
     """Time the wrappers of the command line."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wrapper", nargs="+", choices=("ddp", "fsdp2"), default=["ddp", "fsdp2"])
     parser.add_argument("--shape", choices=SHAPES, default="0.6b")
     parser.add_argument("--prompt", type=int, default=1024)
@@ -45,6 +42,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, default=8, help="to one prompt, on each process")
     parser.add_argument("--checkpointing", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path, help="also write one JSON object a row")
     options = parser.parse_args()
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
@@ -52,19 +50,22 @@ def main() -> None:
         torch.cuda.set_device(device)
     dist.init_process_group("nccl" if on_gpu else "gloo")
     if dist.get_rank() == 0:
-        print(json.dumps(provenance(processes=dist.get_world_size(), **vars(options))))
+        print(json.dumps(provenance(cuda=torch.version.cuda)), flush=True)
+    rows = []
     for wrapper in options.wrapper:
-        compare(wrapper, options, device)
+        rows.append(compare(wrapper, options, device))
+        if options.json and dist.get_rank() == 0:
+            options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
     dist.destroy_process_group()
 
 
-def compare(wrapper: str, options: argparse.Namespace, device: torch.device) -> None:
-    """One line for a wrapper."""
+def compare(wrapper: str, options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """One row, printed by the first process."""
     call = batch(options, device)
     sides = {"padded": build(options, device, wrapper, False), "folded": build(options, device, wrapper, True)}
     losses = {name: step(model, call)[0] for name, model in sides.items()}
     off = abs(losses["folded"] - losses["padded"]) / losses["padded"]
-    assert off < 2e-3, f"the losses differ: {losses}"
+    require(f"{wrapper}, losses of folded and padded", off, 2e-3)
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     peaks = {}
     for _ in range(options.rounds):
@@ -78,13 +79,26 @@ def compare(wrapper: str, options: argparse.Namespace, device: torch.device) -> 
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     slowest = torch.tensor([medians["padded"], medians["folded"]], device=device)
     dist.all_reduce(slowest, dist.ReduceOp.MAX)
+    padded, folded = slowest.tolist()
+    row = {
+        "shape": options.shape,
+        "wrapper": wrapper,
+        "row": f"{options.prompt}/{options.answer}/{options.answers}",
+        "processes": dist.get_world_size(),
+        "checkpointing": options.checkpointing,
+        "padded_ms": padded * 1e3,
+        "folded_ms": folded * 1e3,
+        "speed_up": padded / folded,
+        "loss_off": off,
+        "peak_gib": peaks,
+    }
     if dist.get_rank() == 0:
-        padded, folded = slowest.tolist()
         print(
             f"{wrapper:6} padded {padded * 1e3:.1f} ms, folded {folded * 1e3:.1f} ms, {padded / folded:.2f}x; "
-            f"loss off by {off:.0e}; GiB above the weights "
-            f"{ {name: round(peak, 1) for name, peak in peaks.items()} }"
+            f"loss off by {off:.0e}; GiB above the weights { {name: round(peak, 1) for name, peak in peaks.items()} }",
+            flush=True,
         )
+    return row
 
 
 def batch(options: argparse.Namespace, device: torch.device) -> dict[str, torch.Tensor]:
@@ -99,17 +113,8 @@ def batch(options: argparse.Namespace, device: torch.device) -> dict[str, torch.
 
 
 def build(options: argparse.Namespace, device: torch.device, wrapper: str, fold: bool) -> torch.nn.Module:
-    hidden, layers, heads, kv_heads, intermediate = SHAPES[options.shape]
-    config = Qwen3Config(
-        vocab_size=151936,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        head_dim=128,
-        intermediate_size=intermediate,
-        tie_word_embeddings=True,
-    )
+    # large enough that attention moves the loss
+    config = qwen3_config(options.shape, vocab_size=151_936, tie_word_embeddings=True, initializer_range=0.05)
     torch.manual_seed(0)
     with device:
         model = Qwen3ForCausalLM(config)

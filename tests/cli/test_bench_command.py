@@ -16,10 +16,22 @@ def test_arguments_and_the_exit_code_are_handed_on(tmp_path: Path) -> None:
     (tmp_path / "run.py").write_text(
         "import sys; open(__file__ + '.seen', 'w').write('\\n'.join(sys.argv[1:])); sys.exit(3)"
     )
-    options = ["--quick", "--turns", "2", "--base", "HEAD~1", "--arguments", "--shape 8b", "--folder", str(tmp_path)]
+    options = [
+        "--quick",
+        "--turns",
+        "2",
+        "--base",
+        "HEAD~1",
+        "--limit",
+        "9",
+        "--arguments",
+        "--shape 8b",
+        "--folder",
+        str(tmp_path),
+    ]
     assert CliRunner().invoke(app, ["bench", "planner", *options]).exit_code == 3
     seen = (tmp_path / "run.py.seen").read_text().splitlines()
-    assert seen == ["--quick", "--base=HEAD~1", "--turns=2", "--arguments=--shape 8b", "planner"]
+    assert seen == ["--quick", "--base=HEAD~1", "--turns=2", "--limit=9.0", "--arguments=--shape 8b", "planner"]
 
 
 def test_a_folder_without_benchmarks_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,10 @@ __all__ = ["bench", "find_benchmarks"]
 def bench(
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[NAME]...", help="Benchmarks by name; all that run on the device unless given."),
+        typer.Argument(
+            metavar="[NAME]...",
+            help="Benchmarks by name; all that run on the device unless given. Or `summarise` and files of --output.",
+        ),
     ] = None,
     *,
     list_all: Annotated[bool, typer.Option("--list", help="List the benchmarks and end.")] = False,
@@ -34,6 +37,10 @@ def bench(
     turns: Annotated[
         int | None, typer.Option(min=1, help="Runs of each side; unless given, 1, or 3 with --base.")
     ] = None,
+    limit: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="End a run after so long; an hour unless given, two minutes if quick."),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="FILE", help="JSON lines: every row with its provenance.")
     ] = None,
@@ -49,7 +56,8 @@ def bench(
 ) -> None:
     """Run benchmarks: results are checked first, then the sides take turns, and medians are shown.
 
-    A benchmark whose results are wrong shows no speed, and the exit code is 1.
+    A benchmark whose results are wrong shows no speed, the others run on, and the exit code is 1. `summarise FILE...`
+    puts the rows of --output files into the summaries that the documents are made of.
     They are part of the project's checkout, not of the installed package.
 
     \b
@@ -57,6 +65,7 @@ def bench(
       radix-mlp bench --list
       radix-mlp bench --quick
       radix-mlp bench forward_cpu --data DATA --output rows.jsonl
+      radix-mlp bench summarise rows.jsonl
       radix-mlp bench planner scaling --base HEAD~10
       radix-mlp bench forward_gpu --arguments "--shape 8b --grid"
     """
@@ -66,6 +75,7 @@ def bench(
         "--data": data,
         "--base": base,
         "--turns": turns,
+        "--limit": limit,
         "--output": output,
         "--save": save,
         "--arguments": arguments,

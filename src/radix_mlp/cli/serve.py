@@ -110,6 +110,16 @@ def serve(
     impl: Annotated[
         str, _option("--impl", panel=o.MODEL, own=True, help="The way to run attention on the tree.")
     ] = "auto",
+    replicas: Annotated[
+        str,
+        _option(
+            "--replicas",
+            panel=o.MODEL,
+            own=True,
+            metavar="NUMBER",
+            help="Servers of the model behind one address, a GPU each; auto is one for every GPU.",
+        ),
+    ] = "1",
     huggingface_hub_cache: Annotated[
         str | None, _option("--huggingface-hub-cache", panel=o.MODEL, metavar="FOLDER", help="Where downloads go.")
     ] = None,
@@ -254,6 +264,7 @@ def serve(
     given |= {
         "radix_mlp_threshold": _threshold(radix_mlp_threshold),
         "auto_truncate": _boolean("--auto-truncate", auto_truncate),
+        "replicas": _count("--replicas", replicas),
         "cors_allow_origin": tuple(cors_allow_origin or ()),
     }
     try:
@@ -277,6 +288,15 @@ def _threshold(text: str) -> float | Literal["auto"]:
         return float(text)
     except ValueError:
         raise InvalidInputError(f"--radix-mlp-threshold {text}: must be auto or a number, as 0, 0.8 or 1.") from None
+
+
+def _count(option: str, text: str) -> int | Literal["auto"]:
+    if text == "auto":
+        return "auto"
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidInputError(f"{option} {text}: must be auto or a whole number.") from None
 
 
 def _boolean(option: str, text: str) -> bool:

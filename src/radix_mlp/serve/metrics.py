@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from radix_mlp.engine.async_engine import Answer, BatchReport
 
-__all__ = ["Metrics"]
+__all__ = ["HasFailures", "Metrics"]
 
 SECONDS = [1.5e-5 * 1.5**power for power in range(35)]
 """Buckets of durations, as text-embeddings-inference has them."""
@@ -21,6 +21,12 @@ STEPS = ("", "tokenization_", "queue_", "inference_")
 
 def _powers(limit: int) -> list[float]:
     return list(itertools.takewhile(lambda size: size <= limit, (2.0**power for power in range(64))))
+
+
+class HasFailures(Protocol):
+    """Counts requests that failed, by the label `err`."""
+
+    failures: Gauge
 
 
 class Metrics:

@@ -25,7 +25,7 @@ from radix_mlp.serve.errors import (
     refusal_of,
 )
 from radix_mlp.serve.logs import request_id
-from radix_mlp.serve.metrics import Metrics
+from radix_mlp.serve.metrics import HasFailures
 
 __all__ = ["ApiKey", "BodyLimit", "RequestLog"]
 
@@ -41,7 +41,7 @@ DRAINED_BYTES, DRAINED_SECONDS = 16 << 20, 2.0
 class RequestLog:
     """Outermost: gives the request its id, answers what nobody caught, and writes the log line."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, *, with_times: bool) -> None:
+    def __init__(self, app: ASGIApp, metrics: HasFailures, *, with_times: bool) -> None:
         self.app = app
         self.metrics = metrics
         self.with_times = with_times
@@ -80,7 +80,9 @@ class RequestLog:
             request_id.reset(token)
 
     def _write(self, scope: Scope, status: int, seconds: float, fields: dict[str, Any]) -> None:
-        level = logging.DEBUG if scope["path"] in ("/health", "/metrics", "/ping") else logging.INFO
+        # a replica writes the line of what was passed on to it
+        quiet = scope["path"] in ("/health", "/metrics", "/ping") or scope["state"].get("is_passed_on")
+        level = logging.DEBUG if quiet else logging.INFO
         if not logger.isEnabledFor(level):
             return
         line = {"method": scope["method"], "path": scope["path"], "status": status}

@@ -10,18 +10,22 @@ import socket
 import stat
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.app import create_app
+from radix_mlp.serve.front import Front, front_app, metrics_app
 from radix_mlp.serve.load import load_engine
 from radix_mlp.serve.logs import set_up_logs
 from radix_mlp.serve.protocol import LimitedHttp
+from radix_mlp.serve.replicas import Replicas, num_replicas
 from radix_mlp.serve.settings import ServeSettings
 
 __all__ = ["run"]
@@ -31,49 +35,90 @@ logger = logging.getLogger("radix_mlp.serve")
 BACKLOG = 2048
 
 
-def run(settings: ServeSettings) -> None:
+def run(settings: ServeSettings, *, on_hang: Callable[[], Awaitable[None]] | None = None) -> None:
     """Load the model, serve it, and return once every accepted request is answered after SIGTERM or SIGINT.
+
+    Args:
+        on_hang: what to do when the engine hangs; this process starts anew unless given.
 
     Raises:
         InvalidInputError: the model cannot be loaded, or the address is taken.
+        EngineError: one of several replicas ended while it started.
     """
     set_up_logs(settings.log_level, as_json=settings.json_output)
     # before the model, so that an address that is taken does not cost its loading
     listener = _listen(settings)
     try:
-        engine, sha = load_engine(settings)
-        app = create_app(engine, settings, sha=sha)
-        if settings.prometheus_port is not None:
-            _serve_metrics(app.state.service.metrics.registry, settings)
-        app.state.service.supervisor.on_hang(_start_over)
-        info = app.state.service.info
-        logger.info(
-            "serving %s (%s, %s on %s) at %s", info.name, info.type, info.dtype, info.device, _address(listener)
-        )
-        if settings.api_key is None and settings.uds_path is None and not _is_loopback(settings.hostname):
-            logger.warning("everybody who reaches %s may ask: there is no --api-key", settings.hostname)
-        server = uvicorn.Server(
-            uvicorn.Config(
-                app,
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                http=LimitedHttp,
-                lifespan="on",
-                # long enough for what was accepted; the engine ends what is left
-                timeout_graceful_shutdown=int(settings.shutdown_timeout) + 1,
-                backlog=BACKLOG,
-                # longer than the minute that balancers keep a connection: who closes first loses no request
-                timeout_keep_alive=75,
-            )
-        )
-        with _signals_that_only_stop_the_server():
-            server.run(sockets=[listener])
+        count = 1 if settings.replicas == 1 else num_replicas(settings)
+        if count > 1:
+            _run_front(settings, count, listener)
+        else:
+            _run_alone(settings, listener, on_hang or _start_over)
         logger.info("stopped")
     finally:
         listener.close()
         if settings.uds_path is not None:
             Path(settings.uds_path).unlink(missing_ok=True)
+
+
+def _run_alone(settings: ServeSettings, listener: socket.socket, on_hang: Callable[[], Awaitable[None]]) -> None:
+    engine, sha = load_engine(settings)
+    app = create_app(engine, settings, sha=sha)
+    if settings.prometheus_port is not None:
+        _serve_metrics(app.state.service.metrics.registry, settings)
+    app.state.service.supervisor.on_hang(on_hang)
+    info = app.state.service.info
+    logger.info("serving %s (%s, %s on %s) at %s", info.name, info.type, info.dtype, info.device, _address(listener))
+    _warn_if_open(settings)
+    with _signals_that_only_stop_the_server():
+        _server(app, settings, lifespan="on").run(sockets=[listener])
+
+
+def _run_front(settings: ServeSettings, count: int, listener: socket.socket) -> None:
+    replicas = Replicas(settings, count)
+    front = Front(replicas)
+    server = _server(front_app(front, settings), settings, lifespan="off")
+
+    async def main() -> None:
+        await replicas.start()
+        if settings.prometheus_port is not None:
+            address = replace(settings, port=settings.prometheus_port, uds_path=None)
+            metrics = _server(metrics_app(front), settings, lifespan="off")
+            tasks.append(asyncio.create_task(metrics._serve([_listen(address)])))
+        logger.info("serving %s by %d replicas at %s", settings.name, count, _address(listener))
+        _warn_if_open(settings)
+        with _signals_that_only_stop_the_server():
+            try:
+                await server.serve(sockets=[listener])
+            finally:
+                await replicas.stop()
+
+    # kept, since the loop itself forgets them
+    tasks: list[asyncio.Task[None]] = []
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(main())
+
+
+def _server(app: ASGIApp, settings: ServeSettings, lifespan: Literal["on", "off"]) -> uvicorn.Server:
+    config = uvicorn.Config(
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http=LimitedHttp,
+        lifespan=lifespan,
+        # long enough for what was accepted; the engine ends what is left
+        timeout_graceful_shutdown=int(settings.shutdown_timeout) + 1,
+        backlog=BACKLOG,
+        # longer than the minute that balancers keep a connection: who closes first loses no request
+        timeout_keep_alive=75,
+    )
+    return uvicorn.Server(config)
+
+
+def _warn_if_open(settings: ServeSettings) -> None:
+    if settings.api_key is None and settings.uds_path is None and not _is_loopback(settings.hostname):
+        logger.warning("everybody who reaches %s may ask: there is no --api-key", settings.hostname)
 
 
 @contextmanager

@@ -38,6 +38,8 @@ class ServeSettings:
     pooling: str | None = None
     impl: str = "auto"
     radix_mlp_threshold: float | Literal["auto"] = "auto"
+    replicas: int | Literal["auto"] = 1
+    tensor_parallel_size: int = 1
     default_prompt: str | None = None
     default_prompt_name: str | None = None
 
@@ -90,6 +92,8 @@ class ServeSettings:
             "max_input_length",
             "tokenization_workers",
             "payload_limit",
+            "tensor_parallel_size",
+            *(("replicas",) if self.replicas != "auto" else ()),
         ):
             self._check_at_least(name, 1)
         for name in ("request_timeout", "body_timeout", "shutdown_timeout", "hang_timeout"):

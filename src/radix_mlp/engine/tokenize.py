@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from radix_mlp.engine.fast_tokenizer import rust_ids
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.token_ids import TextOrIds, as_ids, is_ids
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
@@ -268,6 +269,9 @@ def encode(
 
     def encode_part(start: int) -> list[Ids]:
         part = slice(start, start + TEXTS_A_CALL)
+        found = rust_ids(tokenizer, texts[part], None if others is None else others[part], options)
+        if found is not None:
+            return found
         second = {} if others is None else {"text_pair": others[part]}
         encoded = tokenizer(
             texts[part], return_attention_mask=False, return_token_type_ids=False, verbose=False, **second, **options

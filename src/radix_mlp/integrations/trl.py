@@ -41,9 +41,9 @@ from radix_mlp.integrations.edge_forward import (
     is_sharded,
     reason_of_parallelism,
 )
-from radix_mlp.ops import edge_logprobs, edges_to_tokens
+from radix_mlp.ops import edges_to_tokens
 from radix_mlp.ops.edge_logprobs import EdgeLogprobs
-from radix_mlp.train import TreeBatch, language_head, pretrained_of, tree_hidden
+from radix_mlp.train import TreeBatch, head_logprobs, pretrained_of, tree_hidden
 
 __all__ = ["TESTED_TRL", "TRAINERS", "disable", "enable"]
 
@@ -163,10 +163,11 @@ class FusedHeadForward(EdgeForward):
             # as TRL does: in float32, and out of autocast
             hidden, context = hidden.float(), torch.autocast(hidden.device.type, enabled=False)
         with context:
-            return edge_logprobs(
+            return head_logprobs(
+                self.module,
                 hidden,
-                language_head(self.module, check=False),
                 batch.edges,
+                check=False,
                 temperature=self.temperature,
                 statistics=self.statistics,
             )

@@ -13,7 +13,7 @@ from radix_mlp.train.dpo import DPO_LOSSES, DPOLoss, PairTerms, dpo_loss
 from radix_mlp.train.forward import sequence_logprobs, tree_embeddings, tree_hidden, tree_logprobs, tree_scores
 from radix_mlp.train.grpo import GRPO_LOSSES, GRPOLoss, grpo_loss
 from radix_mlp.train.micro_batches import GroupBatchSampler, compact_size, split_batch
-from radix_mlp.train.model import check_trainable, language_head, pretrained_of
+from radix_mlp.train.model import check_trainable, head_logprobs, language_head, pretrained_of
 
 __all__ = [
     "DPO_LOSSES",
@@ -30,6 +30,7 @@ __all__ = [
     "cross_entropy",
     "dpo_loss",
     "grpo_loss",
+    "head_logprobs",
     "info_nce",
     "kl_distillation",
     "language_head",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from radix_mlp.ops.logprobs import MAX_LOGITS
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.transfer import send
 from radix_mlp.train.batch import TreeBatch
-from radix_mlp.train.model import check_trainable, language_head, pretrained_of
+from radix_mlp.train.model import check_trainable, head_logprobs, language_head, pretrained_of
 
 __all__ = ["sequence_logprobs", "tree_embeddings", "tree_hidden", "tree_logprobs", "tree_scores"]
 
@@ -74,10 +74,15 @@ def tree_logprobs(
     torch.Size([3])
     """
     hidden = tree_hidden(model, batch.plan)
-    head = language_head(model) if head is None else head
-    return edge_logprobs(
-        hidden, head, batch.edges, temperature=temperature, statistics=statistics, top=top, max_logits=max_logits
-    )
+    options: dict[str, Any] = {
+        "temperature": temperature,
+        "statistics": statistics,
+        "top": top,
+        "max_logits": max_logits,
+    }
+    if head is None:
+        return head_logprobs(model, hidden, batch.edges, **options)
+    return edge_logprobs(hidden, head, batch.edges, **options)
 
 
 def sequence_logprobs(logprob: Tensor, edges: Edges | DeviceEdges) -> Tensor:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.calls import reason_of_modules
 from radix_mlp.hf.support import decoder_of, pretrained_in
+from radix_mlp.ops.edge_logprobs import EdgeLogprobs, edge_logprobs
+from radix_mlp.ops.edges import DeviceEdges, Edges
 from radix_mlp.ops.linear_head import LinearHead
 
-__all__ = ["check_trainable", "language_head", "pretrained_of"]
+__all__ = ["check_trainable", "head_logprobs", "language_head", "pretrained_of"]
 
 PROBE_TOKENS = 8
 # models whose head was held to their own logits: a fact about the model, not about a batch
@@ -90,6 +94,43 @@ def language_head(model: torch.nn.Module, *, check: bool = True) -> LinearHead |
         _hold_to_own_logits(inner, head)
         _CHECKED[inner] = None
     return head
+
+
+def head_logprobs(
+    model: torch.nn.Module, hidden: Tensor, edges: Edges | DeviceEdges, *, check: bool = True, **options: Any
+) -> EdgeLogprobs:
+    """`edge_logprobs` of last hidden states `[M, h]` under the model's own head, which FSDP2 may have sharded.
+
+    A sharded layer is called once, and the log-probabilities are computed within that call: its weight is whole there,
+    and is whole again before its backward pass.  Calls for some rows at a time, and again in the backward pass, would
+    confuse the hooks that see to that.
+
+    Args:
+        model: with a language-model head, called from within its own forward if that is sharded.
+        hidden: `[M, h]`.
+        edges: of the batch.
+        check: as in `language_head`.
+        options: of `edge_logprobs`.
+    """
+    inner = pretrained_of(model)
+    layer = inner.get_output_embeddings()
+    if not (isinstance(layer, FSDPModule) and isinstance(layer, torch.nn.Linear)):
+        return edge_logprobs(hidden, language_head(model, check=check), edges, **options)
+    scale, softcap = _scale_and_softcap(inner)
+    results: list[EdgeLogprobs] = []
+
+    def logprobs_of(inputs: Tensor) -> EdgeLogprobs:
+        head = LinearHead(layer.weight, layer.bias, scale, softcap)
+        results.append(edge_logprobs(inputs.to(hidden.dtype), head, edges, **options))
+        return results[0]
+
+    vars(layer)["forward"] = logprobs_of
+    try:
+        layer(hidden)
+    finally:
+        del vars(layer)["forward"]
+    # not what the call returned: a mixed-precision policy may have cast that
+    return results[0]
 
 
 def _scale_and_softcap(model: PreTrainedModel) -> tuple[float, float | None]:

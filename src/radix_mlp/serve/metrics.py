@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from radix_mlp.engine.async_engine import Answer, BatchReport
+if TYPE_CHECKING:
+    # a process that only passes requests on does without torch
+    from radix_mlp.engine.async_engine import Answer, BatchReport
 
 __all__ = ["HasFailures", "Metrics"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -70,6 +71,9 @@ def _run_alone(settings: ServeSettings, listener: socket.socket, on_hang: Callab
     info = app.state.service.info
     logger.info("serving %s (%s, %s on %s) at %s", info.name, info.type, info.dtype, info.device, _address(listener))
     _warn_if_open(settings)
+    # what is there now stays; to look through it again would stop all threads for a quarter of a second each time
+    gc.collect()
+    gc.freeze()
     with _signals_that_only_stop_the_server():
         _server(app, settings, lifespan="on").run(sockets=[listener])
 

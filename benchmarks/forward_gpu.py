@@ -11,6 +11,7 @@ token, planning and the copy of the plan included:
   compiled   folding on, the model's own modules compiled with dynamic shapes (--compile)
   fused      folding on, fused layers
   graphs     folding on, fused layers in a CUDA graph (where launches would take longer than kernels)
+  upstream   the PyTorch model of the paper's authors, from a checkout of theirs (--upstream PATH)
 
 Rounds take the sides in turn with a cold cache; medians, and the spread (half the distance of the quartiles). The gate,
 before anything is timed: hidden states of the first sequence's last token within twice the error that the unmodified
@@ -18,7 +19,7 @@ bf16 model has against itself in float32. "possible" is the ratio of floating-po
 The roofline counts 2 FLOP x weights x M at 790 TFLOP/s and attention at 600: an H200's.
 
   python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --compile
-  python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --grid --more    the paper's synthetic grid
+  python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --grid --more --seconds 4    the paper's synthetic grid
   python benchmarks/forward_gpu.py --shape 0.6b --energy 3             joules a batch too
   python benchmarks/forward_gpu.py --shape 0.6b --profile
   python benchmarks/forward_gpu.py --shape small                       on a CPU, float32, without the fused sides
@@ -47,6 +48,7 @@ from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
 from shapes import SHAPES, qwen3_config
 from timing import in_turn
+from upstream import upstream_forward
 from verify import relative_error, require
 from workloads import prefix_grid
 
@@ -63,6 +65,9 @@ def main() -> None:
     parser.add_argument("--grid", action="store_true", help="the rows of the paper's synthetic grid")
     parser.add_argument("--more", action="store_true", help="the sides packed and expand as well")
     parser.add_argument("--compile", action="store_true", help="also time the compiled modules")
+    parser.add_argument("--upstream", type=Path, metavar="PATH", help="also time upstream's model, from a checkout")
+    parser.add_argument("--sides", nargs="+", metavar="SIDE", help="only these of the sides that can run")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of a row, after which 3 rounds are enough")
     parser.add_argument("--energy", type=float, metavar="SECONDS", help="run each side so long, tell joules a batch")
     parser.add_argument("--profile", action="store_true", help="print where the time of the fused layers goes")
     parser.add_argument("--rounds", type=int, default=9)
@@ -73,18 +78,15 @@ def main() -> None:
     options.shape = options.shape or (["0.6b"] if cuda else ["small"])
     rows = options.rows or (GRID if options.grid else ROWS if cuda else CPU_ROWS)
     print(json.dumps(provenance(cuda=torch.version.cuda, threads=torch.get_num_threads())))
-    results: list[dict[str, Any]] = []
+    if options.json:
+        options.json.write_text("")
     for shape in options.shape:
-        run_shape(shape, [tuple(int(part) for part in row.split("/")) for row in rows], options, results)
+        run_shape(shape, [tuple(int(part) for part in row.split("/")) for row in rows], options)
         gc.collect()
         torch.cuda.empty_cache()
-    if options.json:
-        options.json.write_text("".join(json.dumps(row) + "\n" for row in results))
 
 
-def run_shape(
-    shape: str, rows: list[tuple[int, ...]], options: argparse.Namespace, results: list[dict[str, Any]]
-) -> None:
+def run_shape(shape: str, rows: list[tuple[int, ...]], options: argparse.Namespace) -> None:
     torch.manual_seed(0)
     cuda = options.device == "cuda"
     with torch.device(options.device):
@@ -104,16 +106,22 @@ def run_shape(
         models["packed"] = radix_mlp.enable(twin(model), impl="varlen" if cuda else "auto", threshold=0)
         models["expand"] = radix_mlp.enable(twin(model), impl="expand", threshold=0)
     graphs = GraphedDecoder(FusedDecoder(models["modules"])) if cuda else None
+    theirs = upstream_forward(options.upstream, model) if options.upstream else None
 
     for row, ids in batches.items():
         once = plan(ids)
         result: dict[str, Any] = {"shape": shape, "row": "/".join(map(str, row)), "M": once.num_compact}
         sides = make_sides(models, graphs, ids, once)
+        if theirs is not None:
+            sides["upstream"] = lambda ids=ids: theirs(ids)  # type: ignore[misc]
+        if options.sides:
+            sides = {name: run for name, run in sides.items() if name in options.sides}
         for name, run in list(sides.items()):
             try:
                 with torch.inference_mode():
                     # the third call of a size is the first that replays its graph
-                    error = max(relative_error(run()[0].float(), truth[row]) for _ in range(3))
+                    calls = 3 if graphs is not None and name in ("off", "graphs") else 1
+                    error = max(relative_error(run()[0].float(), truth[row]) for _ in range(calls))
             except torch.OutOfMemoryError:
                 del sides[name]
                 result.setdefault("out_of_memory", []).append(name)
@@ -121,7 +129,7 @@ def run_shape(
                 continue
             require(f"{shape} {row} {name}, beside the unmodified model one sequence at a time", error, 2 * usual[row])
         with torch.inference_mode():
-            times = in_turn(sides, options.rounds, device=options.device)
+            times = in_turn(sides, options.rounds, device=options.device, seconds=options.seconds)
         medians = {name: timing.median for name, timing in times.items()}
         result |= {name: round(value, 2) for name, value in medians.items()}
         result |= summed_up(medians, model.config, weights, once, ids) if cuda else {}
@@ -132,7 +140,10 @@ def run_shape(
         if options.energy:
             result["joules"] = {name: joules(run, options) for name, run in sides.items()}
         print(json.dumps(result), flush=True)
-        results.append(result)
+        if options.json:
+            # row by row, so that a run that is ended keeps those it had
+            with options.json.open("a") as file:
+                file.write(json.dumps(result) + "\n")
         if options.profile and cuda:
             profile(sides["graphs" if "graphs" in sides else "fused"])
 
@@ -176,9 +187,12 @@ def summed_up(
 ) -> dict[str, Any]:
     """How far the fastest folded side is from the roofline, and how much it wins over folding off."""
     limit = roofline(config, weights, once)
-    best = min(times[name] for name in ("fused", "graphs", "compiled") if name in times)
-    found: dict[str, Any] = {"roofline": round(limit, 2), "share": f"{limit / best:.0%}"}
-    return found | ({"off/best": round(times["off"] / best, 2)} if "off" in times else {})
+    found: dict[str, Any] = {"roofline": round(limit, 2)}
+    folded = [times[name] for name in ("fused", "graphs", "compiled") if name in times]
+    if folded:
+        found["share"] = f"{limit / min(folded):.0%}"
+        found |= {"off/best": round(times["off"] / min(folded), 2)} if "off" in times else {}
+    return found
 
 
 def roofline(config: Any, weights: int, once: radix_mlp.RadixPlan) -> float:

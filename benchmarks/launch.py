@@ -101,7 +101,9 @@ def launch(
     rows = [_without(provenance, row, benchmark) for row in rows]
     if meter.reading is not None:
         provenance = provenance | {"power": asdict(meter.reading)}
-    shown = shlex.join([*_shown(benchmark), *arguments, *(["--data", "DATA"] if real else [])])
+    # where things lie on this machine is nobody's business
+    told_of = ["PATH" if Path(argument).is_absolute() else argument for argument in arguments]
+    shown = shlex.join([*_shown(benchmark), *told_of, *(["--data", "DATA"] if real else [])])
     seconds = time.perf_counter() - began
     kept = rows if clock.rang or not process.returncode else []
     return Outcome(benchmark, side, turn, shown, process.returncode or 0, clock.rang, seconds, provenance, kept)

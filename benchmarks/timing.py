@@ -42,10 +42,12 @@ def in_turn(
     warm_up: int = 1,
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
+    seconds: float = float("inf"),
 ) -> dict[str, Timing]:
     """Time every side once a round, each round beginning with another side.
 
-    On a GPU the time is that between two synchronisations, and the L2 cache is overwritten before each sample.
+    On a GPU the time is that between two synchronisations, and the L2 cache is overwritten before each sample. Once
+    `seconds` have passed, no round follows, but there are three at least.
 
     Example::
 
@@ -55,7 +57,10 @@ def in_turn(
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda") if device == "cuda" else None
     names = list(runs)
     samples: dict[str, list[float]] = {name: [] for name in names}
+    end = time.perf_counter() + seconds
     for round_ in range(-warm_up, rounds):
+        if round_ >= 3 and time.perf_counter() > end:
+            break
         first = round_ % len(names)
         for name in [*names[first:], *names[:first]]:
             _settle(flush)

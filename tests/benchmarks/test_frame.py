@@ -32,6 +32,11 @@ def test_sides_take_turns_and_medians_are_told() -> None:
     assert (found.median, found.spread) == (3.0, pytest.approx(1 / 3))
 
 
+def test_three_rounds_are_enough_when_time_is_up() -> None:
+    assert len(timing.in_turn({"a": lambda: time.sleep(0.01)}, 9, seconds=0.001)["a"].samples) == 3
+    assert len(timing.in_turn({"a": lambda: None}, 9, seconds=100)["a"].samples) == 9
+
+
 @pytest.mark.parametrize("error", [float("nan"), 0.2, float("inf")])
 def test_a_red_gate_ends_the_process(error: float) -> None:
     verify.require("right", 0.05, 0.1)

@@ -24,8 +24,11 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 import radix_mlp
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
-from radix_mlp.hf.fused.graphs import pack
+from radix_mlp.hf.fused.graph_inputs import GraphAttention, GraphInputs, pack
+from radix_mlp.hf.fused.kernels import rotary_tables
 from radix_mlp.hf.fused.layers import FAMILIES, join_layers, why_not_fused
+from radix_mlp.ops import AttentionTree
+from radix_mlp.ops.impl import fa4
 from radix_mlp.ops.registry import MAX_WIDTH
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.gpu_blocks import range_tree
@@ -272,10 +275,10 @@ def test_what_a_graph_reads_is_the_plan_and_valid_padding() -> None:
     plan = plan_of(sample_sequences())
     padded, needed = 64, plan.last_rows.astype(np.int64)
     assert plan.num_rows < padded
-    sizes = (2 * padded, 2 * padded, 2 * 8, padded, padded, padded, 4 * padded, 1, 2)
+    sizes = (2 * padded, 2 * padded, 2 * 8, padded, padded, padded, 4 * padded, 1, 2, 0)
     packed = np.full(sum(sizes), 77, np.int32)
     pack(packed, plan, needed, sizes)
-    ids, positions, rows, end, depth, range_of_row, ranges, order, _ = np.split(packed, np.cumsum(sizes)[:-1])
+    ids, positions, rows, end, depth, range_of_row, ranges, order, _, _ = np.split(packed, np.cumsum(sizes)[:-1])
     assert (ids.view(np.int64)[: plan.num_rows] == plan.compact_ids).all()
     assert (positions.view(np.int64)[: plan.num_rows] == plan.compact_positions).all()
     assert (rows.view(np.int64)[: len(needed)] == needed).all()
@@ -287,6 +290,39 @@ def test_what_a_graph_reads_is_the_plan_and_valid_padding() -> None:
     assert (range_of_row == tree.range_of_row).all()
     assert (ranges[: tree.ranges.size] == tree.ranges.ravel()).all()
     assert (order == tree.order).all()
+
+
+def test_a_graph_for_flash_attention_4_reads_the_lists_of_the_batch() -> None:
+    stem = torch.arange(300)
+    sequences = [torch.cat([stem, torch.arange(length) + 400 + 50 * i]) for i, length in enumerate((7, 150, 2, 90))]
+    plan = plan_of(sequences)
+    inputs = GraphInputs(640, 64, GraphAttention("fa4"), torch.device("cpu"))
+    # what was there before is gone
+    inputs.fill(plan_of([torch.arange(620)]), np.arange(3))
+    inputs.fill(plan, plan.last_rows.astype(np.int64))
+    assert (inputs.tree.end[: plan.num_rows].numpy() == plan.end).all()
+    found = fa4.block_lists(inputs.tree)
+    made = fa4.block_lists(AttentionTree.from_end(inputs.tree.end, inputs.tree.depth))
+    assert torch.equal(found.end, made.end)
+    for counts, numbers in ((0, 1), (2, 3)):
+        assert torch.equal(found.forward[counts], made.forward[counts])
+        assert made.forward[counts].any()
+        for line, count in enumerate(made.forward[counts][0, 0].tolist()):
+            assert torch.equal(found.forward[numbers][0, 0, line, :count], made.forward[numbers][0, 0, line, :count])
+
+
+# the largest angles of a long context; float32 has seven digits of them
+@pytest.mark.parametrize("name", ["qwen3", "yarn"])
+def test_angles_are_those_of_the_model(name: str) -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": 1e4}
+    model = build("qwen3") if name == "qwen3" else LlamaModel(LlamaConfig(rope_parameters=yarn, **SMALL))
+    positions = torch.cat([torch.arange(70), torch.tensor([4095, 131_071])])
+    expected = model.rotary_emb(torch.empty(0), positions[None])
+    found = rotary_tables(positions, model.rotary_emb.inv_freq, model.rotary_emb.attention_scaling)
+    assert (model.rotary_emb.attention_scaling == 1) == (name == "qwen3")
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.shape == (72, model.layers[0].self_attn.head_dim // 2)
+        assert (torch.cat([ours, ours], 1) - theirs[0]).abs().max() < 1e-6
 
 
 # on a device
@@ -345,6 +381,34 @@ def test_graphs_and_needed_rows() -> None:
             kept.append((some[rows], some[rows].clone()))
     # what was returned is not overwritten by later replays
     assert all(torch.equal(x, y) for x, y in kept)
+
+
+@pytest.mark.gpu
+def test_graphs_of_one_size_for_short_and_long_paths() -> None:
+    """Tiles are chosen with the graph, so a graph is found by them too."""
+    torch.manual_seed(0)
+    config = SMALL | {"hidden_size": 256, "num_attention_heads": 8, "vocab_size": 1000, "initializer_range": 0.1}
+    model = Qwen3Model(Qwen3Config(head_dim=128, **config)).eval().cuda()
+    rng = np.random.default_rng(0)
+
+    def sequences(prefix: int, suffix: int, count: int) -> list[torch.Tensor]:
+        stem = rng.integers(0, 1000, prefix)
+        rows = [np.concatenate([stem, rng.integers(0, 1000, suffix)]) for _ in range(count)]
+        return [torch.from_numpy(row) for row in rows]
+
+    batches = [sequences(0, 64, 96), sequences(3072, 96, 32), sequences(4096, 2048, 1), sequences(1024, 40, 128)]
+    truth = [alone(model, [s.cuda() for s in batch]) for batch in batches]
+    model.bfloat16()
+    usual = [alone(model, [s.cuda() for s in batch]).float() for batch in batches]
+    graphed = GraphedDecoder(FusedDecoder(radix_mlp.enable(model)), max_rows=8192)
+    for _ in range(3):
+        for batch, expected, unmodified in zip(batches, truth, usual, strict=True):
+            plan = plan_of(batch)
+            assert plan.num_rows == 6144
+            found = unfolded(graphed(plan), plan).float()
+            limit = 2 * (unmodified - expected).norm() / expected.norm()
+            assert (found - expected).norm() / expected.norm() < limit < 0.2
+    assert len(graphed._graphs) > 1
 
 
 @pytest.mark.gpu

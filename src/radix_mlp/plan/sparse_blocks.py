@@ -18,7 +18,15 @@ from numpy.typing import NDArray
 
 from radix_mlp.plan.compiled import compiled
 
-__all__ = ["BLOCK", "MAX_NUMBERS", "SparseBlocks", "pack_sparse_blocks", "sparse_blocks"]
+__all__ = [
+    "BLOCK",
+    "MAX_NUMBERS",
+    "SparseBlocks",
+    "pack_forward_blocks",
+    "pack_sparse_blocks",
+    "size_of_forward_blocks",
+    "sparse_blocks",
+]
 
 Int32 = NDArray[np.int32]
 
@@ -86,6 +94,35 @@ def pack_sparse_blocks(end: Int32) -> tuple[Int32, Int32]:
     widths = [table.shape[1] for table in lists[2:]]
     sizes = np.array([*widths, *lists.forward_counts.sum(axis=1)], np.int32)
     return np.concatenate([padded, *(table.ravel() for table in lists), ascending]), sizes
+
+
+def size_of_forward_blocks(num_rows: int) -> int:
+    """How many numbers `pack_forward_blocks` writes."""
+    num_blocks = -(-num_rows // BLOCK)
+    return num_blocks * (BLOCK + 4 + 2 * num_blocks + 1) + 2 * num_blocks + 1
+
+
+def pack_forward_blocks(end: Int32, out: Int32) -> bool:
+    """As `pack_sparse_blocks`, with all lines of the forward lists as long as any tree of so many rows can need: its
+    sizes are then `[T, T, 1]`, whatever the tree. The backward lists mean nothing. False if there are too many numbers.
+    """
+    num_blocks = -(-len(end) // BLOCK)
+    lists = sparse_blocks(end) if 2 * num_blocks * num_blocks <= MAX_NUMBERS else None
+    if lists is None:
+        return False
+    place = num_blocks * BLOCK
+    out[: len(end)] = end
+    out[len(end) : place] = 0
+    for counts in (*lists.forward_counts, *lists.backward_counts):
+        out[place : place + num_blocks] = counts
+        place += num_blocks
+    for table in (lists.forward_masked, lists.forward_full):
+        lines = out[place : place + num_blocks * num_blocks].reshape(num_blocks, num_blocks)
+        lines[:, : table.shape[1]] = table
+        place += num_blocks * num_blocks
+    out[place : place + num_blocks] = 0
+    out[place + num_blocks :] = np.arange(2 * num_blocks + 1, dtype=np.int32)
+    return True
 
 
 def _fill(

@@ -61,21 +61,21 @@ class FusedDecoder:
         With `needed_rows` the last layer's MLP runs on these rows only, and all others are NaN.
         """
         device_plan = plan.to(self.trunk.device)
+        tree = device_plan.tree_for(self.impl)
         rows = None if needed_rows is None else send(needed_rows, self.trunk.device)
         with on_device(self.trunk.device):
-            hidden = self.run(device_plan.compact_ids, device_plan.compact_positions, device_plan.tree, rows, self.impl)
+            hidden = self.run(device_plan.compact_ids, device_plan.compact_positions, tree, rows, self.impl)
         return hidden if rows is None else spread(hidden, rows, plan.num_rows)
 
     def run(self, ids: Tensor, positions: Tensor, tree: AttentionTree, rows: Tensor | None, impl: str) -> Tensor:
         """`ids [M]`, `positions [M]` -> hidden states of all rows `[M, h]`, or of `rows [R]` alone `[R, h]`."""
-        from radix_mlp.hf.fused.kernels import rms_norm
+        from radix_mlp.hf.fused.kernels import rms_norm, rotary_tables
 
         # kernels of ours and sums in place know no other dtype than that of the weights
         with torch.autocast(ids.device.type, enabled=False):
             x: Tensor = self.trunk.embed_tokens(ids)
-            # the module reads dtype and device of its first argument
-            like = torch.empty(0, dtype=torch.float32, device=x.device)
-            cos, sin = (table[0].contiguous() for table in self.trunk.rotary_emb(like, positions[None]))
+            rotary = self.trunk.rotary_emb
+            cos, sin = rotary_tables(positions, rotary.inv_freq, rotary.attention_scaling)
             for index, layer in enumerate(self.layers):
                 is_last = index == len(self.layers) - 1
                 x = self._layer(layer, x, cos, sin, tree, rows if is_last else None, impl)

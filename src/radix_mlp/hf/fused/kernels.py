@@ -1,4 +1,4 @@
-"""What stands between the matrix products of a layer, each in one pass over its data: norm, rotation, gate."""
+"""What stands between the matrix products, each in one pass over its data: angles, norm, rotation, gate."""
 
 # device code: the compiler types it
 # mypy: disable-error-code="no-untyped-def"
@@ -12,8 +12,9 @@ from torch import Tensor
 
 from radix_mlp.ops.impl.cuda_device import capability
 
-__all__ = ["gate", "rms_norm", "rotate_heads_"]
+__all__ = ["gate", "rms_norm", "rotary_tables", "rotate_heads_"]
 
+_ANGLE_ROWS = 32
 _GATE_BLOCK = 1024
 _ROTATE_ROWS = 16
 
@@ -31,6 +32,18 @@ def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     return out
 
 
+def rotary_tables(positions: Tensor, inverse_frequencies: Tensor, scaling: float) -> tuple[Tensor, Tensor]:
+    """`cos` and `sin` of `positions [R] * inverse_frequencies [D / 2]`, times `scaling`: `[R, D / 2]` float32 each."""
+    rows, half = len(positions), len(inverse_frequencies)
+    cos, sin = torch.empty(2, rows, half, dtype=torch.float32, device=positions.device)
+    if rows:
+        _angles_kernel[(triton.cdiv(rows, _ANGLE_ROWS),)](
+            positions, inverse_frequencies, cos, sin, rows, scaling,
+            HALF=half, BLOCK=triton.next_power_of_2(half), ROWS=_ANGLE_ROWS, num_warps=4,
+        )  # fmt: skip
+    return cos, sin
+
+
 def rotate_heads_(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, norms: tuple[Tensor, Tensor, float] | None
 ) -> None:
@@ -38,12 +51,12 @@ def rotate_heads_(
 
     Args:
         qkv: `[R, (heads + 2 * kv_heads) * D]` dense: all query heads, all key heads, all value heads.
-        cos: `[R, D]` float32, its two halves alike; `sin` too.
+        cos: `[R, D / 2]` float32, `sin` too.
         heads: query heads.
         kv_heads: key (and value) heads.
         norms: weights `[D]` of the norms of queries and keys, and their epsilon.
     """
-    rows, width = cos.shape
+    rows, width = len(cos), 2 * cos.shape[1]
     if not rows:
         return
     q_weight, k_weight, epsilon = (cos, cos, 0.0) if norms is None else norms
@@ -73,6 +86,22 @@ def _early(x: Tensor) -> dict[str, bool]:
 
 def _warps(block: int) -> int:
     return max(1, min(8, block // 512))
+
+
+@triton.jit
+def _angles_kernel(
+    positions, frequencies, cos, sin, rows, scaling, HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    inside = (row < rows)[:, None] & (column < HALF)[None, :]
+    # positions are below 2^31, and transformers rounds them to float32 too
+    position = tl.load(positions + row, mask=row < rows, other=0).to(tl.float32)
+    frequency = tl.load(frequencies + column, mask=column < HALF, other=0.0).to(tl.float32)
+    angle = position[:, None] * frequency[None, :]
+    place = row.to(tl.int64)[:, None] * HALF + column[None, :]
+    tl.store(cos + place, tl.cos(angle) * scaling, mask=inside)
+    tl.store(sin + place, tl.sin(angle) * scaling, mask=inside)
 
 
 @triton.jit
@@ -108,7 +137,7 @@ def _rotate_kernel(
         real = column < D // 2
         left = left * root * tl.load(weight + column, mask=real, other=0.0).to(tl.float32)[None, :]
         right = right * root * tl.load(weight + D // 2 + column, mask=real, other=0.0).to(tl.float32)[None, :]
-    turn = row.to(tl.int64)[:, None] * D + column[None, :]
+    turn = row.to(tl.int64)[:, None] * (D // 2) + column[None, :]
     c = tl.load(cos + turn, mask=inside, other=0.0)
     s = tl.load(sin + turn, mask=inside, other=0.0)
     tl.store(place, (left * c - right * s).to(qkv.dtype.element_ty), mask=inside)

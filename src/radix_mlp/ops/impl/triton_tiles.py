@@ -8,7 +8,7 @@ import torch
 
 from radix_mlp.ops.impl.cuda_device import capability
 
-__all__ = ["SAFE", "Tiles", "Work", "choose_tiles"]
+__all__ = ["SAFE", "Tiles", "Work", "choose_tiles", "typical_keys"]
 
 
 class Tiles(NamedTuple):
@@ -55,6 +55,8 @@ _HOPPER_SHORT = {
     ("forward", 128): Tiles(64, 32, 32, 4, 3, 2, True),
     ("dq", 128): Tiles(64, 32, 32, 4, 2, 2, True),
 }
+_FEW_KEYS, _MANY_KEYS = 256, 1024
+"""Keys of a row on average, below which and above which the choice changes."""
 _WAVE = 264 * 128
 """Packed rows that an H200 has in flight with the tiles of `_HOPPER`."""
 # small enough for the 99 KB of shared memory that chips from Ampere on have at least (float32 of width 512 takes 132)
@@ -96,5 +98,14 @@ def _short(kernel: str, column: int, work: Work | None) -> Tiles | None:
         return None
     waves = work.rows / _WAVE
     few = waves < 0.8 or 1.2 < waves < 1.6
-    short = work.mean_keys < 256 and waves > 1.2
-    return _HOPPER_SHORT.get((kernel, column)) if short or (few and work.mean_keys < 1024) else None
+    short = work.mean_keys < _FEW_KEYS and waves > 1.2
+    return _HOPPER_SHORT.get((kernel, column)) if short or (few and work.mean_keys < _MANY_KEYS) else None
+
+
+def typical_keys(mean_keys: float) -> int:
+    """One number for all means that `choose_tiles` treats alike, whatever the window.
+
+    >>> typical_keys(3), typical_keys(700.5), typical_keys(1024)
+    (128, 512, 2048)
+    """
+    return _FEW_KEYS // 2 if mean_keys < _FEW_KEYS else _MANY_KEYS // 2 if mean_keys < _MANY_KEYS else 2 * _MANY_KEYS

@@ -23,6 +23,7 @@ import json
 import zlib
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from radix_mlp.engine.scheduler import common_prefix, iter_schedule
 from verify import require
 from workloads import Sequences, plan_of
 
-__all__ = ["METHODS", "expected_rows", "levels", "projected", "range_cuts", "split"]
+__all__ = ["METHODS", "Levels", "expected_rows", "levels", "projected", "range_cuts", "shared_across", "split"]
 
 SHARDS = (1, 4, 16, 64, 256, 1024, 4096)
 SAMPLES = (4, 16, 64, 256)
@@ -166,18 +167,38 @@ def expected_rows(sequences: Sequences, shards: int) -> float:
     return float((shards * -np.expm1(texts * np.log1p(-1 / shards))).sum()) if shards > 1 else float(plan.num_compact)
 
 
-def levels(work: GroupedTexts) -> tuple[float, float, float, float]:
-    """Tokens that all texts share, that the texts of a group share beyond them, that are a text's own; texts a group.
+@dataclass(frozen=True)
+class Levels:
+    """Mean tokens of a text, by who shares them."""
 
-    Means over texts.
-    """
+    head: float
+    """Shared by all texts."""
+    prefix: float
+    """Shared by the texts of a group, beyond the head."""
+    own: float
+    group: float
+    """Texts of a group."""
+
+    @property
+    def tokens(self) -> float:
+        return self.head + self.prefix + self.own
+
+    def pairs(self, heads: float, prefixes: float, owns: float) -> float:
+        """Query-key pairs of so many heads, prefixes and texts."""
+        head = heads * self.head**2 / 2
+        prefix = prefixes * self.prefix * (self.head + self.prefix / 2)
+        return head + prefix + owns * self.own * (self.head + self.prefix + self.own / 2)
+
+
+def levels(work: GroupedTexts) -> Levels:
+    """Those of a workload."""
     head = shared_by(work.sequences)
     groups = [[work.sequences[i] for i in np.flatnonzero(work.groups == group)] for group in np.unique(work.groups)]
     count = len(work.sequences)
     # a group of one shares nothing with itself
     prefixes = [shared_by(group) - head if len(group) > 1 else 0 for group in groups]
     prefix = sum(p * len(group) for p, group in zip(prefixes, groups, strict=True)) / count
-    return head, prefix, sum(map(len, work.sequences)) / count - head - prefix, count / len(groups)
+    return Levels(head, prefix, sum(map(len, work.sequences)) / count - head - prefix, count / len(groups))
 
 
 def shared_across(sequences: Sequences, labels: Labels) -> int:
@@ -192,30 +213,30 @@ def shared_by(sequences: Sequences) -> int:
     return common_prefix(first, last)
 
 
-def projected(found: tuple[float, float, float, float], texts: float, shards: int, method: str) -> float:
-    """Compression of any number of texts in groups like these, batches of 16,384 rows.
+def projected(found: Levels, texts: float, shards: int, method: str) -> tuple[float, float]:
+    """Rows and query-key pairs a text, of any number of texts in groups like these and batches of 16,384 rows.
 
     random: a group of g leaves its prefix in k (1 - (1 - 1/k)^g) shards. range: in one, or two where a cut parts it.
     Either way all texts' head is computed once a batch.
     """
-    head, prefix, own, size = found
-    copies = shards * -np.expm1(size * np.log1p(-1 / shards)) if method == "random" and shards > 1 else 1.0
-    groups = texts / size
-    cuts = shards - 1 if method == "range" else 0
-    rows = texts * own + groups * copies * prefix + cuts * prefix
-    batches = max(rows / (MAX_BATCH_TOKENS - head), min(shards, texts))
+    copies = shards * -np.expm1(found.group * np.log1p(-1 / shards)) if method == "random" and shards > 1 else 1.0
+    prefixes = texts / found.group * copies + (shards - 1 if method == "range" else 0)
+    rows = texts * found.own + prefixes * found.prefix
+    batches = max(rows / (MAX_BATCH_TOKENS - found.head), min(shards, texts))
     # a batch's end parts a group as a cut does; random shards hold the rest of few groups only
-    parted = batches * prefix * (1 if method == "range" else min(1.0, size / shards))
-    return float((rows + batches * head + parted) / (texts * (head + prefix + own)))
+    prefixes += batches * (1 if method == "range" else min(1.0, found.group / shards))
+    rows = texts * found.own + prefixes * found.prefix + batches * found.head
+    return float(rows / texts), found.pairs(batches, prefixes, texts) / texts
 
 
 def beyond(work: GroupedTexts, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The closed form for many more texts in groups of the same size."""
     found = levels(work)
-    about = dict(zip(("head", "prefix", "own", "group"), (round(each, 1) for each in found), strict=True))
+    about = {name: round(value, 2) for name, value in asdict(found).items()}
     print(f"{options.texts:,.0f} texts like these ({', '.join(f'{k} {v:g}' for k, v in about.items())}):")
     for shards in options.shards:
-        both = {method: round(projected(found, options.texts, shards, method), 4) for method in ("random", "range")}
+        rows = {method: projected(found, options.texts, shards, method)[0] for method in ("random", "range")}
+        both = {method: round(each / found.tokens, 4) for method, each in rows.items()}
         yield {"kind": "projected", "shards": shards, "texts": options.texts} | about | both
         print(f"{'':10}{shards:8,}   random {both['random']:.3f}   range {both['range']:.3f}")
 

@@ -56,26 +56,38 @@ def test_the_expected_rows_of_random_shards_are_their_mean() -> None:
 
 
 def test_levels_and_closed_form(work: grouped_texts.GroupedTexts) -> None:
-    head, prefix, own, size = sharding.levels(work)
-    assert (head, prefix, size) == (60, 15, 100)
-    assert head + prefix + own == pytest.approx(np.mean([len(ids) for ids in work.sequences]))
+    found = sharding.levels(work)
+    assert (found.head, found.prefix, found.group) == (60, 15, 100)
+    assert found.tokens == pytest.approx(np.mean([len(ids) for ids in work.sequences]))
     many = 1e9
-    together = sharding.projected((head, prefix, own, size), many, 1, "random")
+    together, pairs = sharding.projected(found, many, 1, "random")
     # rows of a text: its own, a hundredth of its query, and the head once in a batch
-    assert together == pytest.approx((own + prefix / 100) / (head + prefix + own), rel=0.02)
-    apart = sharding.projected((head, prefix, own, size), many, 1_000_000, "random")
-    assert apart == pytest.approx((own + prefix) / (head + prefix + own), rel=0.02)
-    assert sharding.projected((head, prefix, own, size), many, 4096, "range") == pytest.approx(together, rel=0.01)
+    assert together == pytest.approx(found.own + found.prefix / 100, rel=0.02)
+    assert pairs == pytest.approx(found.own * (75 + found.own / 2), rel=0.02)
+    apart = sharding.projected(found, many, 1_000_000, "random")[0]
+    assert apart == pytest.approx(found.own + found.prefix, rel=0.02)
+    assert sharding.projected(found, many, 4096, "range")[0] == pytest.approx(together, rel=0.01)
+
+
+@pytest.mark.parametrize("shards", [1, 4, 16])
+@pytest.mark.parametrize("method", ["random", "range"])
+def test_the_closed_form_beside_shards_that_were_made(
+    method: str, shards: int, work: grouped_texts.GroupedTexts
+) -> None:
+    labels = sharding.METHODS[method](work.sequences, shards, np.random.default_rng(0), 100)
+    parts = [[work.sequences[i] for i in np.flatnonzero(labels == shard)] for shard in range(shards)]
+    rows = sum(rows_of_tree(part) for part in parts) / len(work.sequences)
+    found = sharding.projected(sharding.levels(work), len(work.sequences), shards, method)[0]
+    assert found == pytest.approx(rows, rel=0.03)
 
 
 def test_groups_that_share_nothing_have_no_prefix() -> None:
-    head, prefix, own, size = sharding.levels(grouped_texts.workload_of("instruct", None, scale=0.01))
-    assert (head, prefix, size) == (18, 0, 1)
-    assert 30 <= own <= 90
+    found = sharding.levels(grouped_texts.workload_of("instruct", None, scale=0.01))
+    assert (found.head, found.prefix, found.group) == (18, 0, 1)
+    assert 30 <= found.own <= 90
 
 
 def test_passages_of_a_query_are_a_group() -> None:
-    work = grouped_texts.workload_of("ms-marco", None, scale=1 / 64)
-    head, prefix, _, size = sharding.levels(work)
-    assert (head, prefix) == (44, 17)
-    assert 8 <= size <= 9
+    found = sharding.levels(grouped_texts.workload_of("ms-marco", None, scale=1 / 64))
+    assert (found.head, found.prefix) == (44, 17)
+    assert 8 <= found.group <= 9

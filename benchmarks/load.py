@@ -21,6 +21,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import httpx
 import numpy as np
 
+from power import Meter
 from texts import vaswani
 
 PATHS = {"tei": "/embed", "openai": "/v1/embeddings", "rerank": "/v1/rerank", "tei-rerank": "/rerank"}
@@ -44,6 +46,9 @@ FAULTS = {
     "too large": (413,),
     "no route": (404,),
 }
+
+# what a distribution is drawn from
+QUANTILES = (0, 0.01, *(each / 20 for each in range(1, 20)), 0.99, 1)
 
 
 @dataclass
@@ -68,10 +73,14 @@ class Outcome:
             "texts/s": round(self.num_texts / self.seconds, 1),
             "tokens/s": round(self.num_tokens / self.seconds),
             **{name: round(float(value), 2) for name, value in zip(("p50", "p90", "p99"), quantiles, strict=True)},
+            "quantiles": {f"{part:g}": round(self._quantile(part), 2) for part in QUANTILES if self.latencies},
             "statuses": dict(self.statuses),
             "unanswered": self.unanswered,
             "wrong": self.wrong,
         }
+
+    def _quantile(self, part: float) -> float:
+        return 1000 * float(np.quantile(self.latencies, part))
 
 
 def texts_of(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
@@ -234,9 +243,10 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         for index in range(options.warm_up):
             await load.client.post(PATHS[options.api], content=load.bodies[index % len(load.bodies)], headers=JSON)
         before, memory = await counters(client), memory_of(options.pid)
-        began = time.perf_counter()
-        await (load.open() if options.rate else load.closed())
-        load.outcome.seconds = time.perf_counter() - began
+        with Meter() if options.energy else nullcontext() as meter:
+            began = time.perf_counter()
+            await (load.open() if options.rate else load.closed())
+            load.outcome.seconds = time.perf_counter() - began
         after = await counters(client)
     found = load.outcome.summary()
     if after:
@@ -244,6 +254,8 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             after[name] - before.get(name, 0) for name in ("radix_mlp_compact_tokens_total", "radix_mlp_tokens_total")
         )
         found["compression"] = round(computed / max(1.0, tokens), 3)
+    if meter is not None and meter.reading is not None and load.outcome.num_texts:
+        found["joules_per_1000_texts"] = round(1000 * meter.reading.joules / load.outcome.num_texts, 1)
     if memory is not None:
         found["MB"] = [round(memory), round(memory_of(options.pid) or 0)]
     return found
@@ -282,6 +294,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--tolerance", type=float, default=1e-4, help="between two answers to one request")
     found.add_argument("--warm-up", type=int, default=8, help="requests")
     found.add_argument("--pid", type=int, help="of the server: tell its memory")
+    found.add_argument("--energy", action="store_true", help="of this machine's GPU, a thousand texts")
     found.add_argument("--seed", type=int, default=0)
     return found
 

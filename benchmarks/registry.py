@@ -235,7 +235,7 @@ BENCHMARKS = {
             full={"cuda": "--shape 0.6b 4b 8b"},
             quick={"cpu": "--texts 8 --in-flight 2 --requests 16 --seconds 4", "cuda": "--shape 0.6b --requests 60"},
             json=False,
-            settings=("swap", "texts", "in_flight", "workload"),
+            settings=("swap", "texts", "in_flight", "workload", "api"),
             bars=("texts/s",),
             needs=("fastapi", "uvicorn", "orjson", "prometheus_client"),
         ),

@@ -34,8 +34,8 @@ from serve import wait_for
 
 WORDS = "the of and to in is it that for was on are as with they be at one have this from or had by hot but some what"
 EVERY_SECONDS = 5.0
-# what a request may end with while the engine is replaced, or when its model raises
-FAULT_STATUSES = (424, 503)
+# what a request may end with: the model raises, too many are on their way, the engine is being replaced
+FAULT_STATUSES = (424, 429, 503)
 VECTOR_ROUTES = ("/embed", "/v1/embeddings", "/v1/embeddings base64")
 
 

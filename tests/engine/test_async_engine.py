@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -221,7 +222,27 @@ def test_one_engine_after_another():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("radix-plan", "radix-model"))]
 
 
-def test_pending_tokens_are_the_unique_ones_that_are_not_computed():
+def test_an_idle_device_waits_only_for_calls_that_are_on_their_way(monkeypatch):
+    async def seconds(num_calls):
+        async with AsyncEngine(Engine("tiny"), max_wait=3, tokenization_workers=1) as front:
+            await front.embed(["warm-up"])
+            began = time.perf_counter()
+            await asyncio.gather(*(front.embed([f"text {number}"]) for number in range(num_calls)))
+            return time.perf_counter() - began, front.stats.num_batches
+
+    assert run(seconds(1))[0] < 3
+    # the first one waits for the others, which a single worker tokenizes one after another
+    found = run(seconds(20))
+    assert found[0] < 3
+    assert found[1] == 2
+    monkeypatch.setattr(AsyncEngine, "_is_expecting", lambda front: True)
+    assert run(seconds(1))[0] >= 3
+
+
+def test_pending_tokens_are_the_unique_ones_that_are_not_computed(monkeypatch):
+    # a third call is on its way, so that the two wait
+    monkeypatch.setattr(AsyncEngine, "_is_expecting", lambda front: True)
+
     async def main():
         async with AsyncEngine(Engine("tiny"), max_wait=0.3) as front:
             calls = [asyncio.create_task(front.embed([f"the same begin {end}"])) for end in "ab"]

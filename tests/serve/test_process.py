@@ -83,6 +83,11 @@ def test_options_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--radix-mlp-threshold", "maybe"], "auto or a number"),
         (["--api-key", ""], "--api-key is empty"),
         (["--request-timeout", "0"], "more than 0"),
+        (["--max-wait", "-1"], "--max-wait -1.0: must be from 0 to 10"),
+        (["--max-wait", "nan"], "--max-wait nan"),
+        # what a byte that is not UTF-8 is on a command line
+        (["--default-prompt", "a \udcff"], r"--default-prompt 'a \udcff': not valid Unicode"),
+        (["--served-model-name", "\udcff"], "--served-model-name"),
     ],
 )
 def test_wrong_options_are_told(options: list[str], reason: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -166,6 +166,15 @@ def serve(
     tokenization_workers: Annotated[
         int | None, _option("--tokenization-workers", panel=BATCHING, help="Threads that turn texts into tokens.")
     ] = None,
+    max_wait: Annotated[
+        float,
+        _option(
+            "--max-wait",
+            panel=BATCHING,
+            own=True,
+            help="Seconds that an idle device waits for texts that are being tokenized.",
+        ),
+    ] = 0.002,
     payload_limit: Annotated[
         int, _option("--payload-limit", panel=BATCHING, help="Bytes of a request, at most.")
     ] = 2_000_000,

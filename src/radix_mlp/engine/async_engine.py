@@ -50,7 +50,8 @@ class AsyncEngine:
     Args:
         engine: its options hold, `max_batch_tokens`, `max_length` and `threshold` among them.
         max_concurrent_requests: calls that are accepted at a time; one more is refused at once.
-        max_wait: seconds that an idle device waits for more to come before it starts on a batch that is not full.
+        max_wait: seconds that an idle device waits for calls that are being tokenized, before it starts on a batch that
+            is not full.
         max_age: seconds after which what waits is run in the order of arrival, whatever it shares.
         order: how batches are formed: by shared prefixes, in order of arrival, or shortest first.
         tokenization_workers: threads that turn texts into token ids; one less than there are processors, and at most
@@ -106,7 +107,7 @@ class AsyncEngine:
         for _ in range(tokenization_workers):
             self._tokenizers.put(copy.deepcopy(engine.tokenizer))
         self._workers = ThreadPoolExecutor(tokenization_workers, "radix-tokenize")
-        self._loop = ServingLoop(engine, scheduler, on_batch)
+        self._loop = ServingLoop(engine, scheduler, on_batch, is_expecting=self._is_expecting)
         self._num_active = 0
         self._is_closing = False
         self._is_idle = asyncio.Event()
@@ -293,6 +294,10 @@ class AsyncEngine:
             self._num_active -= 1
             if not self._num_active:
                 self._is_idle.set()
+
+    def _is_expecting(self) -> bool:
+        """Whether a call is accepted and not in the queue yet; nobody is kept waiting for others who may come."""
+        return self._num_active > self._loop.num_calls
 
     def _admit(self) -> None:
         self._loop.check()

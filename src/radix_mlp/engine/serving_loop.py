@@ -55,6 +55,7 @@ class ServingLoop:
         scheduler: OnlineScheduler,
         on_batch: Callable[[BatchReport], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        is_expecting: Callable[[], bool] = lambda: True,
     ) -> None:
         self.engine = engine
         self.scheduler = scheduler
@@ -63,6 +64,7 @@ class ServingLoop:
         self.failure: BaseException | None = None
         """What a thread died of."""
         self._on_batch = on_batch
+        self._is_expecting = is_expecting
         self._is_stopping = False
         self._dropped: str | None = None
         self._tickets: set[Ticket] = set()
@@ -77,6 +79,11 @@ class ServingLoop:
         ]
         for thread in self._threads:
             thread.start()
+
+    @property
+    def num_calls(self) -> int:
+        """Calls that were submitted and are not answered."""
+        return len(self._tickets)
 
     @property
     def is_alive(self) -> bool:
@@ -193,6 +200,8 @@ class ServingLoop:
         with self._changed:
             while self.failure is None:
                 seconds = self.scheduler.seconds_to_wait(self.clock())
+                if seconds and not self._is_expecting():
+                    seconds = 0.0
                 if seconds is None and self._is_stopping:
                     return []
                 if seconds == 0 or (seconds is not None and self._is_stopping):

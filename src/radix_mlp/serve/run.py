@@ -74,6 +74,8 @@ def _run_alone(settings: ServeSettings, listener: socket.socket, on_hang: Callab
     # what is there now stays; to look through it again would stop all threads for a quarter of a second each time
     gc.collect()
     gc.freeze()
+    # counts what is left, so that the next time is soon
+    gc.collect()
     with _signals_that_only_stop_the_server():
         _server(app, settings, lifespan="on").run(sockets=[listener])
 

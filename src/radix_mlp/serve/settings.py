@@ -11,6 +11,8 @@ __all__ = ["POOLING_NAMES", "ServeSettings"]
 
 POOLING_NAMES = {"last-token": "last", "mean": "mean", "weighted-mean": "weighted_mean", "cls": "cls"}
 """Names on the command line -> the engine's."""
+TEXTS = ("model_id", "served_model_name", "default_prompt", "default_prompt_name", "otlp_service_name")
+"""Settings that go into texts or answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class ServeSettings:
     max_input_length: int | None = None
     auto_truncate: bool = True
     tokenization_workers: int | None = None
+    max_wait: float = 0.002
     payload_limit: int = 2_000_000
     request_timeout: float | None = 60.0
     body_timeout: float = 30.0
@@ -77,6 +80,8 @@ class ServeSettings:
                 "--default-prompt and --default-prompt-name exclude each other: the one is a text, the other the name "
                 "of one of the model's prompts."
             )
+        for name in TEXTS:
+            self._check_text(name)
         if self.pooling == "splade":
             raise InvalidInputError("--pooling splade: models of this kind are not causal and cannot be folded.")
         if self.pooling is not None and self.pooling not in POOLING_NAMES:
@@ -96,6 +101,8 @@ class ServeSettings:
             *(("replicas",) if self.replicas != "auto" else ()),
         ):
             self._check_at_least(name, 1)
+        if not 0 <= self.max_wait <= 10:
+            raise InvalidInputError(f"--max-wait {self.max_wait}: must be from 0 to 10 seconds.")
         for name in ("request_timeout", "body_timeout", "shutdown_timeout", "hang_timeout"):
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -109,6 +116,14 @@ class ServeSettings:
                 f"--max-client-batch-size {self.max_client_batch_size}: more than --max-concurrent-requests "
                 f"{self.max_concurrent_requests}, so the largest batches could never be let in. Raise the latter."
             )
+
+    def _check_text(self, name: str) -> None:
+        value = getattr(self, name)
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError:
+            # bytes of a command line that are not UTF-8 come as halves of surrogate pairs
+            raise InvalidInputError(f"{_option(name)} {value!a}: not valid Unicode; write it in UTF-8.") from None
 
     def _check_at_least(self, name: str, least: int) -> None:
         value = getattr(self, name)

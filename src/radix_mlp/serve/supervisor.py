@@ -140,6 +140,7 @@ class Supervisor:
             # places are counted in texts before calls come here, and a call has at least one
             max_concurrent_requests=settings.max_concurrent_requests,
             tokenization_workers=settings.tokenization_workers,
+            max_wait=settings.max_wait,
             on_batch=self._on_batch,
         )
         await front.__aenter__()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import Job, make_engine, text_records
+from radix_mlp.cli.job import make_engine, make_job, text_records
 from radix_mlp.cli.read import Record
 from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
@@ -50,6 +50,8 @@ def classify(
     compare: o.CompareOption = False,
     progress: o.ProgressOption = None,
     quiet: o.QuietOption = False,
+    ray: o.RayOption = None,
+    ray_workers: o.RayWorkersOption = None,
 ) -> None:
     """Classify every text of a file, or score it with a reward model.
 
@@ -83,7 +85,20 @@ def classify(
         "truncate": truncate,
         "raw_scores": raw_scores,
     }
-    job = Job(files, file_format, output, options, on_error, window, restart, compare, quiet, progress)
+    job = make_job(
+        files,
+        file_format,
+        output,
+        options,
+        on_error,
+        window,
+        restart,
+        compare,
+        quiet,
+        progress,
+        ray=ray,
+        ray_workers=ray_workers,
+    )
 
     engine = partial(
         make_engine,
@@ -99,7 +114,7 @@ def classify(
     )
 
     task = Classification({"raw_scores": raw_scores, "truncate": truncate})
-    job.run(text_records(job.sources, fields, id_field=id_field), task, engine)
+    job.run(partial(text_records, fields=fields, id_field=id_field), task, engine)
 
 
 class Classification:

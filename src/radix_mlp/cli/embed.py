@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import Job, make_engine, text_records
+from radix_mlp.cli.job import make_engine, make_job, text_records
 from radix_mlp.cli.read import Record
 from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
@@ -65,6 +65,8 @@ def embed(
     compare: o.CompareOption = False,
     progress: o.ProgressOption = None,
     quiet: o.QuietOption = False,
+    ray: o.RayOption = None,
+    ray_workers: o.RayWorkersOption = None,
 ) -> None:
     """Embed every text of a file: one vector a text, in the file's order.
 
@@ -100,7 +102,20 @@ def embed(
         "normalize": normalize,
         "dimensions": dimensions,
     }
-    job = Job(files, file_format, output, options, on_error, window, restart, compare, quiet, progress)
+    job = make_job(
+        files,
+        file_format,
+        output,
+        options,
+        on_error,
+        window,
+        restart,
+        compare,
+        quiet,
+        progress,
+        ray=ray,
+        ray_workers=ray_workers,
+    )
 
     engine = partial(
         make_engine,
@@ -122,7 +137,7 @@ def embed(
         "pooling": pooling,
         "truncate": truncate,
     }
-    job.run(text_records(job.sources, (field,), id_field=id_field), Embedding(arguments), engine)
+    job.run(partial(text_records, fields=(field,), id_field=id_field), Embedding(arguments), engine)
 
 
 class Embedding:

@@ -10,7 +10,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from radix_mlp.errors import InvalidInputError
 
@@ -54,9 +54,7 @@ class Source:
         """Bytes in all; None where that cannot be told."""
         if name != "-":
             try:
-                with open(name, "rb"):
-                    path = Path(name)
-                    self.size = path.stat().st_size if path.is_file() else None
+                self.size = self._size()
             except OSError as error:
                 raise InvalidInputError(f"{name}: {error.strerror or error}.") from error
 
@@ -84,6 +82,14 @@ class Source:
             return _json_rows(lines)
         return _csv_rows(lines, fields, self.shown, "," if self.format == "csv" else "\t")
 
+    def _size(self) -> int | None:
+        with self._open():
+            path = Path(self.name)
+            return path.stat().st_size if path.is_file() else None
+
+    def _open(self) -> BinaryIO:
+        return open(self.name, "rb")
+
     def _lines(self) -> Iterator[str]:
         """Lines without their ends; bytes that are not UTF-8 become lone surrogates, which `problem_of` finds."""
         try:
@@ -92,7 +98,7 @@ class Source:
                     raise InvalidInputError("<stdin>: it is closed. Give a file, or pipe something in.")
                 yield from _decoded(sys.stdin.buffer)
                 return
-            with open(self.name, "rb") as file:
+            with self._open() as file:
                 if self.name.endswith(".gz"):
                     lines = self._counted(gzip.GzipFile(fileobj=file), file.tell)
                 else:
@@ -113,7 +119,7 @@ class Source:
         if self.name == "-":
             raise InvalidInputError("<stdin>: Parquet cannot be read from a pipe. Give the file's name.")
         try:
-            with pq.ParquetFile(self.name) as file:
+            with self._open() as opened, pq.ParquetFile(opened) as file:
                 names = file.schema_arrow.names
                 needed = fields[:-1] if any(name in names for name in also) else fields
                 for field in needed:

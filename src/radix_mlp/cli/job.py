@@ -24,9 +24,10 @@ from radix_mlp.engine.stream import run_stages
 from radix_mlp.errors import InvalidInputError
 
 if TYPE_CHECKING:
+    from radix_mlp.cli.ray_job.job import RayJob
     from radix_mlp.engine.engine import Engine
 
-__all__ = ["Job", "make_engine", "text_records"]
+__all__ = ["Job", "make_engine", "make_job", "text_records"]
 
 
 def make_engine(model: str, **options: Any) -> Engine:
@@ -34,6 +35,33 @@ def make_engine(model: str, **options: Any) -> Engine:
     from radix_mlp.engine.engine import Engine
 
     return Engine(model, **options)
+
+
+def make_job(
+    files: Sequence[str],
+    file_format: str | None,
+    output: str | None,
+    options: dict[str, Any],
+    on_error: str,
+    window: int,
+    restart: bool,
+    compare: bool,
+    quiet: bool,
+    progress: bool | None,
+    *,
+    ray: str | None,
+    ray_workers: int | None,
+) -> Job | RayJob:
+    """The job that a command's options ask for, in this process or on a Ray cluster."""
+    if ray is not None:
+        from radix_mlp.cli.ray_job.job import RayJob
+
+        settings = (file_format, output, options, on_error, window, restart, compare, quiet, progress)
+        return RayJob(files, *settings, ray, ray_workers)
+    if ray_workers is not None:
+        raise InvalidInputError(f"--ray-workers {ray_workers}: there are no workers without --ray.")
+    path = None if output is None else Path(output)
+    return Job(files, file_format, path, options, on_error, window, restart, compare, quiet, progress)
 
 
 @dataclass
@@ -67,15 +95,21 @@ class Job:
             raise InvalidInputError("--restart: there is nothing to begin anew without --output.")
 
     def run(
-        self, items: Iterable[Record | BadLine], task: Task, engine: Callable[[], Engine], *, ranked: bool = False
+        self,
+        read: Callable[[Sequence[Source]], Iterable[Record | BadLine]],
+        task: Task,
+        engine: Callable[[], Engine],
+        *,
+        ranked: bool = False,
     ) -> None:
         """Do what is not done yet.
 
         Args:
-            items: all records of `sources`, read as they are asked for.
+            read: all records of files, read as they are asked for.
             engine: makes the engine; called once the first window is read.
             ranked: groups of records have to stand together.
         """
+        items = read(self.sources)
         options = {**self.options, "window": self.window}
         output: Output = StandardOutput()
         if self.output is not None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["Journal", "State", "replace_file"]
+__all__ = ["Journal", "State", "check_options", "replace_file"]
 
 VERSION = 1
 
@@ -65,14 +65,7 @@ class Journal:
             raise InvalidInputError(f"{self.path}: not the progress of a job ({error!r}). {BEGIN_ANEW}") from error
         if version != VERSION:
             raise InvalidInputError(f"{self.path}: begun by another version of radix-mlp. {BEGIN_ANEW}")
-        names = [name for name in {**options, **self.options} if options.get(name) != self.options.get(name)]
-        if names:
-            then = ", ".join(f"{_option(name)} {_shown(options.get(name))}" for name in names)
-            now = ", ".join(f"{_option(name)} {_shown(self.options.get(name))}" for name in names)
-            raise InvalidInputError(
-                f"{self.path}: the job that was begun here had {then}, and this one has {now}. Give the same to go "
-                "on with it, or begin anew with --restart."
-            )
+        check_options(self.path, options, self.options)
         return state
 
     def save(self, state: State) -> None:
@@ -85,6 +78,18 @@ class Journal:
 
 
 BEGIN_ANEW = "Begin anew with --restart."
+
+
+def check_options(place: Path | str, then: dict[str, Any], now: dict[str, Any]) -> None:
+    """Raise `InvalidInputError` unless a job that was begun has the options of this one."""
+    names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
+    if names:
+        had = ", ".join(f"{_option(name)} {_shown(then.get(name))}" for name in names)
+        has = ", ".join(f"{_option(name)} {_shown(now.get(name))}" for name in names)
+        raise InvalidInputError(
+            f"{place}: the job that was begun here had {had}, and this one has {has}. Give the same to go on with it, "
+            "or begin anew with --restart."
+        )
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from radix_mlp import __version__
 from radix_mlp.cli.bench import bench
@@ -13,6 +13,7 @@ from radix_mlp.cli.classify import classify
 from radix_mlp.cli.demo import demo
 from radix_mlp.cli.embed import embed
 from radix_mlp.cli.explain import explain
+from radix_mlp.cli.options import JobCommand
 from radix_mlp.cli.rerank import rerank
 from radix_mlp.cli.score import score
 from radix_mlp.cli.serve import ServeCommand, serve
@@ -84,5 +85,8 @@ def options(
     pass
 
 
+JOBS = (embed, rerank, classify, score)
+OWN_CLASSES: dict[Any, type[TyperCommand]] = {serve: ServeCommand, **dict.fromkeys(JOBS, JobCommand)}
+
 for command in (demo, embed, rerank, classify, score, serve, explain, verify, bench):
-    app.command(cls=ServeCommand if command is serve else None)(command)
+    app.command(cls=OWN_CLASSES.get(command))(command)

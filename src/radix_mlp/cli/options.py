@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["parse_threshold", "skips"]
+__all__ = ["JobCommand", "parse_threshold", "skips"]
 
-INPUT, MODEL, OUTPUT = "Input", "Model", "Output"
+INPUT, MODEL, OUTPUT, RAY = "Input", "Model", "Output", "Ray"
+
+ADDRESS = re.compile(r"auto|local|ray://.+|[^/]+:\d+")
+"""What can follow `--ray`; anything else is a file."""
 
 FileArgument = Annotated[
     str,
@@ -140,7 +144,7 @@ BudgetOption = Annotated[
     typer.Option("--max-batch-tokens", min=1, help="Compact tokens of a batch, at most.", rich_help_panel=MODEL),
 ]
 OutputOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--output",
         "-o",
@@ -175,9 +179,41 @@ ProgressOption = Annotated[
         rich_help_panel=OUTPUT,
     ),
 ]
+RayOption = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Run on a Ray cluster: HOST:PORT, local (a new one on this machine), or nothing for the one that "
+        "RAY_ADDRESS names or that runs here, else a new one. FILE may then be folders and addresses as s3://..., and "
+        "the output is a folder of parts.",
+        rich_help_panel=RAY,
+    ),
+]
+RayWorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--ray-workers",
+        min=1,
+        help="Workers, each with a model of its own: one a GPU of the cluster unless given, or one every 4 CPUs where "
+        "there is no GPU.",
+        rich_help_panel=RAY,
+    ),
+]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.", rich_help_panel=OUTPUT)
 ]
+
+
+class JobCommand(TyperCommand):
+    """Lets `--ray` stand without an address, before a file too."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if "--ray" in args:
+            after = args.index("--ray") + 1
+            if after == len(args) or not ADDRESS.fullmatch(args[after]):
+                args = [*args[:after], "auto", *args[after:]]
+        return super().parse_args(ctx, args)
 
 
 def skips(on_error: str) -> bool:

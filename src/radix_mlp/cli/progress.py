@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
@@ -12,11 +12,21 @@ from radix_mlp.cli.formats import Source
 from radix_mlp.cli.show import errors
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.engine import Engine, JobStats
+    from radix_mlp.engine.engine import Engine
 
-__all__ = ["JobProgress"]
+__all__ = ["Counts", "JobProgress"]
 
 LINE_SECONDS = 10.0
+
+
+class Counts(Protocol):
+    """What was done."""
+
+    @property
+    def num_requests(self) -> int: ...
+
+    num_tokens: int
+    num_compact: int
 
 
 class JobProgress:
@@ -88,7 +98,7 @@ class JobProgress:
 
         return update
 
-    def add(self, stats: JobStats, fraction: float | None) -> None:
+    def add(self, stats: Counts, fraction: float | None) -> None:
         """A window is done."""
         self.rows += stats.num_requests
         self.tokens += stats.num_tokens

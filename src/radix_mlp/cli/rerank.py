@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import Job, make_engine
+from radix_mlp.cli.job import make_engine, make_job
 from radix_mlp.cli.pairs import best, indices_of, pair_records
 from radix_mlp.cli.read import Record
 from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
@@ -73,7 +72,7 @@ def rerank(
     impl: o.ImplOption = "auto",
     trust_remote_code: o.TrustOption = False,
     output: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--output",
             "-o",
@@ -98,6 +97,8 @@ def rerank(
     compare: o.CompareOption = False,
     progress: o.ProgressOption = None,
     quiet: o.QuietOption = False,
+    ray: o.RayOption = None,
+    ray_workers: o.RayWorkersOption = None,
 ) -> None:
     """Rerank documents: how relevant each is to its query, the most relevant first.
 
@@ -123,7 +124,7 @@ def rerank(
       radix-mlp rerank pairs.parquet -m ./reranker --no-sort -o scores.npy
       radix-mlp rerank queries.jsonl -m tiny-reranker --compare > ranked.jsonl
     """
-    if sort and output is not None and output.suffix.lower() == ".npy":
+    if sort and output is not None and output.lower().endswith(".npy"):
         raise InvalidInputError(
             f"--output {output}: sorted scores say nothing without their documents. Use .jsonl, or --no-sort."
         )
@@ -148,7 +149,20 @@ def rerank(
         "sort": sort,
         "raw_scores": raw_scores,
     }
-    job = Job(files, file_format, output, options, on_error, window, restart, compare, quiet, progress)
+    job = make_job(
+        files,
+        file_format,
+        output,
+        options,
+        on_error,
+        window,
+        restart,
+        compare,
+        quiet,
+        progress,
+        ray=ray,
+        ray_workers=ray_workers,
+    )
 
     engine = partial(
         make_engine,
@@ -171,8 +185,8 @@ def rerank(
         "truncate": truncate,
     }
     fields = (query_field, documents_field, document_field)
-    items = pair_records(job.sources, fields, id_field=id_field)
-    job.run(items, Reranking(arguments, sort, top_n), engine, ranked=sort)
+    read = partial(pair_records, fields=fields, id_field=id_field)
+    job.run(read, Reranking(arguments, sort, top_n), engine, ranked=sort)
 
 
 class Reranking:

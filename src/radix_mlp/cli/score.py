@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import Job, make_engine, text_records
+from radix_mlp.cli.job import make_engine, make_job, text_records
 from radix_mlp.cli.read import Record
 from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
@@ -55,6 +55,8 @@ def score(
     compare: o.CompareOption = False,
     progress: o.ProgressOption = None,
     quiet: o.QuietOption = False,
+    ray: o.RayOption = None,
+    ray_workers: o.RayWorkersOption = None,
 ) -> None:
     """Score continuations: log p(continuation | context), as few-shot evaluation asks for it.
 
@@ -91,7 +93,20 @@ def score(
         "max_length": max_length,
         "truncate": truncate,
     }
-    job = Job(files, file_format, output, options, on_error, window, restart, compare, quiet, progress)
+    job = make_job(
+        files,
+        file_format,
+        output,
+        options,
+        on_error,
+        window,
+        restart,
+        compare,
+        quiet,
+        progress,
+        ray=ray,
+        ray_workers=ray_workers,
+    )
 
     engine = partial(
         make_engine,
@@ -105,8 +120,8 @@ def score(
         trust_remote_code=trust_remote_code,
     )
 
-    items = text_records(job.sources, fields, id_field=id_field, may_be_empty={context_field})
-    job.run(items, Scoring({"add_bos": add_bos, "truncate": truncate}), engine)
+    read = partial(text_records, fields=fields, id_field=id_field, may_be_empty={context_field})
+    job.run(read, Scoring({"add_bos": add_bos, "truncate": truncate}), engine)
 
 
 class Scoring:

@@ -56,7 +56,8 @@ def why_unsupported(model: PreTrainedModel) -> str | None:
 
 def is_proven(trunk: PreTrainedModel) -> bool:
     """Whether the sweep has shown this type to fold exactly, and all its code is that of transformers."""
-    stock = ("transformers.models.", "transformers.activations", "transformers.pytorch_utils", "torch.", "peft.")
+    transformers = ("transformers.models.", "transformers.activations", "transformers.pytorch_utils")
+    stock = (*transformers, "torch.", "peft.", "radix_mlp.")
     own_code = (type(module).__module__ for module in trunk.modules())
     return trunk.config.model_type in PROVEN_TYPES and all(name.startswith(stock) for name in own_code)
 

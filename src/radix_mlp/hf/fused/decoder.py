@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import linear
@@ -102,9 +103,9 @@ class FusedDecoder:
         found = tree_attention(q, k, v, tree, scale=layer.scale, window=layer.window, impl=impl).flatten(1)
         if rows is not None:
             x, found = x.index_select(0, rows), found.index_select(0, rows)
-        x = _add_linear_(x, found, layer.out, layer.out_bias)
+        x = _add_linear_(x, found, layer.out, layer.out_bias, layer.group)
         gate_up = linear(rms_norm(x, layer.mlp_norm, self.epsilon), layer.gate_up, layer.gate_up_bias)
-        return _add_linear_(x, gate(gate_up), layer.down, layer.down_bias)
+        return _add_linear_(x, gate(gate_up), layer.down, layer.down_bias, layer.group)
 
 
 def spread(hidden: Tensor, rows: Tensor, num_rows: int) -> Tensor:
@@ -113,7 +114,13 @@ def spread(hidden: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     return whole.index_copy_(0, rows, hidden[: len(rows)])
 
 
-def _add_linear_(x: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _add_linear_(x: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None, group: Any) -> Tensor:
     """`x += inputs @ weight.T + bias`, the sum made in the product's own float32 accumulator."""
-    torch.addmm(x, inputs, weight.t(), out=x)
+    if group is None or dist.get_rank(group) == 0:
+        torch.addmm(x, inputs, weight.t(), out=x)
+    else:
+        # x is the same in all processes of the group, and comes in once
+        torch.mm(inputs, weight.t(), out=x)
+    if group is not None:
+        dist.all_reduce(x, group=group)
     return x if bias is None else x.add_(bias)

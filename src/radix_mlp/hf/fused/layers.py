@@ -17,6 +17,8 @@ from torch.utils.dlpack import from_dlpack
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
+from radix_mlp.hf.tensor_parallel import SummedLinear
+
 __all__ = ["DecoderLayer", "fingerprint", "join_layers", "why_not_fused"]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -25,7 +27,7 @@ _STATIC_ROPES = ("default", "linear", "llama3", "yarn")
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _JOINED = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
 _NORMS = ("input_layernorm", "post_attention_layernorm")
-_PLAIN_MODULES = (nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU)
+_PLAIN_MODULES = (nn.Linear, SummedLinear, nn.Embedding, nn.ModuleList, nn.SiLU)
 _KNOWN_JOINTS: Any = WeakIdKeyDictionary()
 """First parameter of a joined tensor -> a weak reference to it: all engines of a model share one."""
 
@@ -53,6 +55,8 @@ class DecoderLayer:
     down_bias: Tensor | None
     scale: float
     window: int | None
+    group: Any = None
+    """Processes over which the layer is cut, if it is: what `out` and `down` give is to be summed over them."""
 
 
 def why_not_fused(trunk: PreTrainedModel) -> str | None:
@@ -92,7 +96,7 @@ def why_not_fused(trunk: PreTrainedModel) -> str | None:
         if not type(layer.mlp.act_fn).__name__.startswith("SiLU"):
             return f"an MLP uses {type(layer.mlp.act_fn).__name__}, not silu"
         found = [name for name, _ in layer.named_modules() if name.endswith("_proj")]
-        if len(found) != 7 or not all(type(layer.get_submodule(name)) is nn.Linear for name in found):
+        if len(found) != 7 or not all(type(layer.get_submodule(name)) in (nn.Linear, SummedLinear) for name in found):
             return "its projections are not seven linear layers"
         for parent, names in _JOINED:
             biases = [layer.get_submodule(f"{parent}.{name}").bias is not None for name in names]
@@ -142,6 +146,7 @@ def _join(trunk: PreTrainedModel, layer: Any) -> DecoderLayer:
         down_bias=_detached(mlp.down_proj.bias),
         scale=attention.scaling,
         window=window,
+        group=getattr(attention.o_proj, "group", None),
     )
 
 

@@ -1,0 +1,94 @@
+"""Models cut over the processes of torchrun against the unmodified model fed one sequence at a time.
+
+`python -m torch.distributed.run --nproc-per-node 2 -m tests.hf.tensor_parallel_process TYPE ...` prints a line a type.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+
+import radix_mlp
+from radix_mlp.hf import last_call, tensor_parallel
+from radix_mlp.hf.fused import FusedDecoder
+from radix_mlp.hf.support import decoder_of
+from radix_mlp.testing.sweep import one_at_a_time, pad, plan_of, sample_sequences
+from radix_mlp.testing.zoo import tiny_model
+
+parser = argparse.ArgumentParser()
+parser.add_argument("types", nargs="+")
+parser.add_argument("--device", default="cpu")
+parser.add_argument("--fused", action="store_true", help="fused layers too")
+parser.add_argument("--any-type", action="store_true", help="also types that are not listed")
+parser.add_argument("--break", dest="broken", choices=["heads", "sum"], help="do it wrong")
+
+
+@torch.no_grad()
+def check(model_type: str, options: argparse.Namespace, device: torch.device) -> str:
+    """`ok` or `BAD`, with the relative errors of logits (and of fused hidden states)."""
+    model = tiny_model(model_type).to(device)
+    if options.fused:
+        model.float()
+    sequences = [sequence.to(device) for sequence in sample_sequences()]
+    expected = one_at_a_time(model, sequences)
+    trunk = decoder_of(model)
+    hidden = [trunk(sequence[None], use_cache=False).last_hidden_state[0] for sequence in sequences]
+    num_whole = sum(parameter.numel() for parameter in trunk.parameters())
+    tensor_parallel.shard(model)
+    num_kept = sum(parameter.numel() for parameter in trunk.parameters())
+    radix_mlp.enable(model, threshold=1.0)
+    ids, mask = pad([sequence.cpu() for sequence in sequences], "right")
+    logits = model(ids.to(device), attention_mask=mask.to(device)).logits
+    report = last_call(model)
+    assert report is not None
+    assert report.folded, report.reason
+    errors = [error([logits[row][mask[row].bool()] for row in range(len(sequences))], expected)]
+    if options.fused:
+        plan = plan_of([sequence.cpu() for sequence in sequences])
+        found = FusedDecoder(model)(plan)
+        errors.append(error([found[torch.from_numpy(plan.unfold_index).to(device)]], [torch.cat(hidden)]))
+    verdict = "ok" if max(errors) < 1e-5 and num_kept < num_whole else "BAD"
+    return f"{model_type} {verdict} {' '.join(f'{each:.1e}' for each in errors)} {num_kept / num_whole:.2f}"
+
+
+def error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> float:
+    """Largest difference, relative to the largest value."""
+    worst = max(float((x - y).abs().max()) for x, y in zip(found, expected, strict=True))
+    return worst / max(float(y.abs().max()) for y in expected)
+
+
+def main() -> None:
+    options = parser.parse_args()
+    device = torch.device("cpu")
+    if options.device == "cuda":
+        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(device)
+        torch.backends.cuda.matmul.allow_tf32 = False
+    dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
+    if options.broken == "heads":
+        part = tensor_parallel._part
+        # every process the part of the one before
+        tensor_parallel._part = lambda x, dim, group: (
+            part(x, dim, group) if dim == 1 else x.chunk(dist.get_world_size(), dim)[dist.get_rank() - 1]
+        )
+    elif options.broken == "sum":
+        tensor_parallel.SummedLinear.forward = torch.nn.Linear.forward
+    if options.any_type:
+        tensor_parallel.TENSOR_PARALLEL_TYPES = frozenset(options.types)
+    for model_type in options.types:
+        try:
+            line = check(model_type, options, device)
+        except Exception as caught:
+            line = f"{model_type} BAD {type(caught).__name__}: {caught}"
+        if dist.get_rank() == 0:
+            sys.stdout.write(line + "\n")
+            sys.stdout.flush()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -12,7 +12,7 @@ The stock side is the unmodified library on a copy of the same weights (random, 
 The gate comes first: on a part of the work, the answers' error against the stock library in float32, one text at a
 time, must be below twice the stock library's own error (float32 models: within 1e-3 of the spread of the answers).
 
-  python benchmarks/library.py --data DATA --shape 0.6b --device cuda --json library.json
+  python benchmarks/library.py --data DATA --shape 0.6b 4b --device cuda --json library.json
   python benchmarks/library.py --shape small         generated text, byte tokens; minutes on a CPU
 
 DATA holds qwen.tiktoken, vaswani/ and bbh/ (docs/benchmarks.md; 9 MB), or only what --what needs.
@@ -68,6 +68,7 @@ GATE_ITEMS = 24
 
 @dataclass(frozen=True)
 class Row:
+    shape: str
     what: str
     items: int
     tokens: int
@@ -98,47 +99,56 @@ def main() -> None:
     options = arguments()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
-    device = options.device
-    dtype = getattr(torch, options.dtype or ("bfloat16" if device == "cuda" else "float32"))
+    options.dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
     versions = {name: version(name) for name in ("sentence-transformers", "lm-eval")}
-    print(json.dumps(provenance(device=device, dtype=str(dtype), shape=options.shape, **versions)), flush=True)
+    print(json.dumps(provenance(device=options.device, dtype=str(options.dtype), **versions)), flush=True)
     tokenizer = tokenizer_of(options.data)
-    stock, ours = models(options, tokenizer, dtype)
-    print(f"{'':9}{'items':>7}{'tokens':>10}{'computed':>10}{'stock s':>9}{'batch':>6}{'ours s':>9}", end="")
+    print(f"{'':14}{'items':>7}{'tokens':>10}{'computed':>10}{'stock s':>9}{'batch':>6}{'ours s':>9}", end="")
     print(f"{'engine s':>9}{'speed-up':>9}{'stock error':>13}{'ours':>9}", flush=True)
-    about = provenance(device=device, dtype=str(dtype), shape=options.shape, **versions)
-    failed = []
+    failed: list[str] = []
     if options.json:
         options.json.write_text("")
+    for shape in options.shape:
+        failed += run_shape(shape, tokenizer, options)
+        gc.collect()
+        torch.cuda.empty_cache()
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}")
+
+
+def run_shape(shape: str, tokenizer: PreTrainedTokenizerBase, options: argparse.Namespace) -> list[str]:
+    """Measure the parts on one model; those that failed."""
+    stock, ours = models(shape, options, tokenizer)
+    failed = []
     for what in options.what:
         if what == "lm-eval" and importlib.util.find_spec("lm_eval") is None:
-            print(f"{what:9}left out: lm_eval is not installed (pip install lm-eval)")
+            print(f"{what}: left out, lm_eval is not installed (pip install lm-eval)")
             continue
         try:
             side, items = prepare(what, options, tokenizer, stock, ours)
-            row = measure(what, side, items, stock, dtype, options)
+            row = measure(shape, what, side, items, stock, options)
         except Exception:
             # the other parts are still worth their time
             traceback.print_exc()
-            failed.append(what)
+            failed.append(f"{shape} {what}")
             continue
         print(
-            f"{row.what:9}{row.items:7}{row.tokens:10}{row.computed:10}{row.stock_s:9.3f}{row.stock_batch_size:6}"
-            f"{row.ours_s:9.3f}{row.engine_s:9.3f}{row.speed_up:8.2f}x{row.stock_error:13.1e}{row.our_error:9.1e}",
+            f"{shape:6}{row.what:8}{row.items:7}{row.tokens:10}{row.computed:10}{row.stock_s:9.3f}"
+            f"{row.stock_batch_size:6}{row.ours_s:9.3f}{row.engine_s:9.3f}{row.speed_up:8.2f}x"
+            f"{row.stock_error:13.1e}{row.our_error:9.1e}",
             flush=True,
         )
         if options.json:
             with options.json.open("a") as file:
-                file.write(json.dumps({**asdict(row), **about}) + "\n")
-    if failed:
-        sys.exit(f"failed: {', '.join(failed)}")
+                file.write(json.dumps(asdict(row)) + "\n")
+    return failed
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=PARTS, default=list(PARTS), help="which to run (default all)")
     parser.add_argument("--data", type=Path, help="folder with the real text; generated text without it")
-    parser.add_argument("--shape", choices=SHAPES, default="small", help="of the model (default small)")
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["small"], help="of the model (default small)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default bfloat16 on CUDA")
     parser.add_argument("--queries", type=int, default=10, help="of predict (default 10)")
@@ -177,20 +187,20 @@ def tokenizer_of(data: Path | None) -> PreTrainedTokenizerBase:
 
 
 def models(
-    options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase, dtype: torch.dtype
+    shape: str, options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
 ) -> tuple[Qwen3ForCausalLM, Qwen3ForCausalLM]:
     """Two copies of one model: the stock library's and ours. Weights large enough that attention moves the output."""
     config = qwen3_config(
-        options.shape,
+        shape,
         vocab_size=151_936 if options.data is not None else 512,
         max_position_embeddings=8192,
         initializer_range=0.05,
-        tie_word_embeddings=options.shape != "8b",
+        tie_word_embeddings=shape != "8b",
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )
     torch.manual_seed(0)
-    torch.set_default_dtype(dtype)
+    torch.set_default_dtype(options.dtype)
     with torch.device(options.device):
         stock = Qwen3ForCausalLM(config).eval()
     torch.set_default_dtype(torch.float32)
@@ -287,14 +297,12 @@ def lm_eval_side(options: argparse.Namespace, tokenizer: Any, stock: Qwen3ForCau
     )
 
 
-def measure(
-    what: str, side: Side, items: Any, stock: Qwen3ForCausalLM, dtype: torch.dtype, options: argparse.Namespace
-) -> Row:
+def measure(shape: str, what: str, side: Side, items: Any, stock: Qwen3ForCausalLM, options: argparse.Namespace) -> Row:
     """Gate, then time both sides in turn."""
     # spread over the work, and each with its neighbour, so that something is shared
     places = np.linspace(0, len(items) - 2, GATE_ITEMS // 2).astype(int)
     some = [items[place] for start in dict.fromkeys(places.tolist()) for place in (start, start + 1)]
-    stock_error, our_error = gate(what, side, some, stock, dtype)
+    stock_error, our_error = gate(what, side, some, stock, options.dtype)
     sizes = options.lm_eval_batch_size if what == "lm-eval" else options.batch_size
     runs: dict[int | str, Callable[[], object]] = {size: lambda size=size: side.stock(items, size) for size in sizes}
     runs["ours"] = lambda: side.ours(items)
@@ -303,9 +311,18 @@ def measure(
     side.ours(items)
     engine_seconds = []
     for _ in range(options.rounds):
-        for name, run in runs.items():
+        for name, run in list(runs.items()):
             begin = time.perf_counter()
-            run()
+            try:
+                run()
+            except torch.OutOfMemoryError:
+                # a batch size too large for the stock library
+                if name == "ours" or len(runs) == 2:
+                    raise
+                del runs[name], times[name]
+                gc.collect()
+                torch.cuda.empty_cache()
+                continue
             times[name].append(time.perf_counter() - begin)
         engine_seconds.append(side.stats().seconds)
     ours_s = statistics.median(times.pop("ours"))
@@ -315,6 +332,7 @@ def measure(
     gc.collect()
     torch.cuda.empty_cache()
     return Row(
+        shape,
         what,
         len(items),
         found.num_tokens,

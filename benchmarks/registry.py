@@ -160,7 +160,7 @@ BENCHMARKS = {
             ("cpu", "cuda"),
             ("shape", "what"),
             ("items", "tokens", "computed", "stock_batch_size", "stock_s", "ours_s", "speed_up"),
-            full={"cuda": "--shape 0.6b --device cuda"},
+            full={"cuda": "--shape 0.6b 4b --device cuda --lm-eval-batch-size 8 32 --rounds 2"},
             quick={
                 "cpu": "--what predict --queries 2 --documents 8 --batch-size 32 --rounds 1",
                 "cuda": "--shape 0.6b --device cuda --what predict --queries 5 --rounds 2",

@@ -10,6 +10,7 @@ from typing import Any
 
 from forward_tables import GRID_PREFIXES, PAPER, fastest, possible_speed_up
 from names import ATTENTION_METHODS, CASE_NAMES
+from scaling_tables import WORKLOADS
 from summaries import find, rows
 from tables import energy_rows, kinds_of_planner
 
@@ -218,6 +219,31 @@ def batch_order(data: Data, axes: Any) -> None:
     ax.set_ylabel("unique tokens / tokens")
     ax.set_title("What is left to compute, by how batches of 32 are formed (lower is better)")
     ax.legend(ncol=3, fontsize=9)
+
+
+def shards_data() -> Data | None:
+    found: Data = {}
+    for row in rows("sharding", kind="spread"):
+        own = found.setdefault(row["workload"], {"texts": row["texts"], "ways": {}})
+        own["ways"].setdefault(row["method"], []).append((row["shards"], row["compression"]))
+    return found or None
+
+
+def shards(data: Data, axes: Any) -> None:
+    for ax, (workload, found) in zip(axes, data.items(), strict=True):
+        styles = zip(found["ways"].items(), (VERMILION, SKY, ORANGE, BLUE), ("s:", "v-.", "^--", "o-"), strict=True)
+        for (way, points), colour, style in styles:
+            ax.plot(*zip(*points, strict=True), style, color=colour, label=way, markersize=5)
+        ax.set_xscale("log", base=2)
+        ax.set_xticks([k for k, _ in points], [f"{k:,}" for k, _ in points])
+        ax.set_ylim(0, 1.05)
+        ax.set_title(f"{WORKLOADS[workload]}\n{found['texts']:,} texts", fontsize=9)
+        ax.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel("rows computed / tokens")
+    axes[2].set_ylabel("rows computed / tokens")
+    axes[2].set_xlabel("shards")
+    axes[3].set_xlabel("shards")
+    axes[0].legend(fontsize=8)
 
 
 def latency_data() -> Data | None:

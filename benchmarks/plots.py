@@ -93,6 +93,14 @@ FIGURES = {
         figures.batch_order,
         inches=(9, 3.8),
     ),
+    "shards": Figure(
+        "Compression by number of shards: at random, by a hash of the first tokens, by range of tokens",
+        "radix-mlp bench sharding --data DATA",
+        figures.shards_data,
+        figures.shards,
+        (2, 2),
+        (9, 6.5),
+    ),
     "latency": Figure(
         "Distribution of latencies through HTTP, folding on and off",
         "radix-mlp bench serve",

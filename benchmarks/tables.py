@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import forward_tables
+import scaling_tables
 from markdown_table import best, table
 from names import ATTENTION_METHODS, CASE_NAMES, CASES, CPU_BATCHES
 from registry import BENCHMARKS
@@ -358,13 +359,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "grid": measured(forward_tables.grid, 'radix-mlp bench forward_gpu --arguments "--grid"'),
     "energy": measured(energy, 'radix-mlp bench forward_gpu --arguments "--energy 3"'),
 }
+TABLES |= scaling_tables.TABLES
 TABLES |= {name.replace("_", "-"): measured(*need) for name, need in NEEDS.items()}
 TABLES |= {f"source-{name.replace('_', '-')}": partial(source, name) for name in BENCHMARKS}
 TABLES |= {
     f"figure-{name}": partial(figure, name)
     for name in (
         *("speed-up", "roofline", "attention", "training", "planner", "scaling"),
-        *("batch-order", "latency", "energy"),
+        *("batch-order", "latency", "energy", "shards"),
     )
 }
 """Name -> Markdown."""

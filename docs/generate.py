@@ -111,7 +111,19 @@ def readme() -> str:
     return fill((DOCS.parent / "README.md").read_text(encoding="utf-8"))
 
 
-QUICK: dict[str, Callable[[], str]] = {"cli.md": cli, "benchmarks.md": benchmarks, "../README.md": readme}
+def scaling() -> str:
+    """`scaling.md`: the same with its own tables."""
+    from tables import fill
+
+    return fill((DOCS / "scaling.md").read_text(encoding="utf-8"))
+
+
+QUICK: dict[str, Callable[[], str]] = {
+    "cli.md": cli,
+    "benchmarks.md": benchmarks,
+    "scaling.md": scaling,
+    "../README.md": readme,
+}
 """File, from docs/ -> what writes it; add others here."""
 SWEEP: dict[str, Callable[[], str]] = {
     "openapi.json": openapi,

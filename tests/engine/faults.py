@@ -13,8 +13,11 @@ class InjectedForward:
         self.before = before
         self.instead = instead
 
+    def prepare(self, plan):
+        plan.to(self.engine.model.device)
+
     def refresh(self):
-        pass
+        return False
 
     def __call__(self, plan, needed_rows):
         if self.before is not None:

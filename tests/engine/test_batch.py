@@ -1,11 +1,13 @@
 """A batch that does not fit or breaks: halves, then a typed error for what fails alone."""
 
+import asyncio
+
 import numpy as np
 import pytest
 import torch
 from tests.engine.faults import InjectedForward
 
-from radix_mlp import Engine
+from radix_mlp import AsyncEngine, Engine
 from radix_mlp.engine.batch import FailedBatch, collect, launch, launch_or_halve, prepare
 from radix_mlp.engine.embed import embed_call, embed_tokens_call
 from radix_mlp.engine.score import score_call, token_scores_call
@@ -128,3 +130,31 @@ def test_tasks_share_a_batch(threshold):
     for one, other in zip(together[4], alone[4], strict=True):
         assert one.logprobs[1:] == pytest.approx(other.logprobs[1:], abs=1e-5)
         assert one.top_ids == other.top_ids
+
+
+class Stale:
+    """What was made of a model that has been changed since."""
+
+    def __call__(self, plan, needed_rows):
+        return torch.full((plan.num_rows, 64), 7.0)
+
+    def is_current(self):
+        return False
+
+
+def test_a_model_that_changes_while_it_serves_is_noticed_with_the_next_batch():
+    engine = Engine("tiny", threshold=1.0)
+    expected = engine.embed(TEXTS)
+
+    async def main():
+        async with AsyncEngine(engine) as front:
+            first = (await front.embed(TEXTS)).value
+            engine.forward._forward = Stale()
+            second = (await front.embed(TEXTS)).value
+            is_new = not isinstance(engine.forward._forward, Stale)
+            return first, second, is_new
+
+    first, second, is_new = asyncio.run(main())
+    assert is_new
+    assert np.allclose(first, expected, atol=1e-6)
+    assert np.allclose(second, expected, atol=1e-6)

@@ -94,29 +94,41 @@ def prepare(engine: Runner, items: Sequence[Item], threshold: float | Literal["a
         [item.ids for item in items], engine.batch_threshold if threshold is None else threshold, needed_rows
     )
     parts = [Part(task, places, _part_of(step.plan, places)) for task, places in by_task.items()]
-    step.plan.to(engine.model.device)
+    if step.folded:
+        engine.forward.prepare(step.plan)
+    else:
+        step.plan.to(engine.model.device, tree=False)
     return PreparedBatch(items, step, parts, time.perf_counter() - began)
 
 
 def launch(engine: Runner, prepared: PreparedBatch) -> LaunchedBatch:
     """Run the model on a batch, and the tasks on what it gives. An error of one task leaves the others alone."""
     began = time.perf_counter()
-    found: list[tuple[Part, Any]] = []
     with engine.model_turn(), torch.inference_mode():
-        hidden = hidden_states(engine.model, prepared.step, engine.forward)
-        whole = prepared.step.plan.to(hidden.device)
-        for part in prepared.parts:
-            items = [prepared.items[place] for place in part.places]
-            try:
-                found.append((part, _to_host(part.task.finish(hidden, _device_part(whole, part.plan), items))))
-            except RadixError as error:
-                found.append((part, error))
+        hidden, found = _run(engine, prepared)
+        # while the device is at work: a model that was changed meanwhile, by an adapter perhaps, runs once more
+        if prepared.step.folded and engine.forward.refresh():
+            hidden, found = _run(engine, prepared)
         done = None
         if hidden.is_cuda:
             done = torch.cuda.Event()
             # the current device may be another
             done.record(torch.cuda.current_stream(hidden.device))
     return LaunchedBatch(prepared.items, prepared.step, found, done, prepared.seconds, began)
+
+
+def _run(engine: Runner, prepared: PreparedBatch) -> tuple[Tensor, list[tuple[Part, Any]]]:
+    """Hidden states, and what every task makes of them."""
+    found: list[tuple[Part, Any]] = []
+    hidden = hidden_states(engine.model, prepared.step, engine.forward)
+    whole = prepared.step.plan.to(hidden.device, tree=False)
+    for part in prepared.parts:
+        items = [prepared.items[place] for place in part.places]
+        try:
+            found.append((part, _to_host(part.task.finish(hidden, _device_part(whole, part.plan), items))))
+        except RadixError as error:
+            found.append((part, error))
+    return hidden, found
 
 
 def collect(launched: LaunchedBatch) -> list[Any]:

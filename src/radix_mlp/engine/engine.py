@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +14,13 @@ from radix_mlp.engine.job import JobStats, Progress
 from radix_mlp.engine.rerank import Ranked, check_top_n, document_pairs, ranked, rerank_call
 from radix_mlp.engine.runner import Runner
 from radix_mlp.engine.score import Score, TokenScores, score_call, token_scores_call
+from radix_mlp.engine.task import Call
 from radix_mlp.engine.token_ids import TextOrIds
+from radix_mlp.engine.windows import answer_in_windows
 
 __all__ = ["Engine", "JobStats", "Label", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
+
+Value = TypeVar("Value")
 
 
 class Engine(Runner):
@@ -84,10 +88,8 @@ class Engine(Runner):
             RejectedItemsError: texts that are empty or too long; `.rejected` lists all of them.
             UnsupportedModelError: the folder has a module that is not supported.
         """
-        call = embed_call(
-            self,
-            self.tokenizer,
-            texts,
+        call = self._maker(
+            embed_call,
             prompt=prompt,
             prompt_name=prompt_name,
             normalize=normalize,
@@ -95,7 +97,7 @@ class Engine(Runner):
             pooling=pooling,
             truncate=truncate,
         )
-        return self.answer(call, progress)
+        return answer_in_windows(self, call, texts, progress)
 
     def embed_tokens(
         self,
@@ -115,8 +117,8 @@ class Engine(Runner):
             >>> [vectors.shape for vectors in Engine("tiny").embed_tokens(["ab", "abc"])]
             [(2, 64), (3, 64)]
         """
-        call = embed_tokens_call(self, self.tokenizer, texts, prompt=prompt, prompt_name=prompt_name, truncate=truncate)
-        return self.answer(call, progress)
+        call = self._maker(embed_tokens_call, prompt=prompt, prompt_name=prompt_name, truncate=truncate)
+        return answer_in_windows(self, call, texts, progress)
 
     def rerank(
         self,
@@ -156,10 +158,8 @@ class Engine(Runner):
             [0]
         """
         check_top_n(top_n)
-        call = rerank_call(
-            self,
-            self.tokenizer,
-            document_pairs(query, documents),
+        call = self._maker(
+            rerank_call,
             instruction=instruction,
             prompt_name=prompt_name,
             template=template,
@@ -167,7 +167,7 @@ class Engine(Runner):
             truncate=truncate,
             what="documents",
         )
-        scores = self.answer(call, progress)
+        scores = answer_in_windows(self, call, document_pairs(query, documents), progress)
         return ranked(documents, scores, top_n)
 
     def rerank_pairs(
@@ -187,17 +187,15 @@ class Engine(Runner):
             >>> Engine("tiny-reranker").rerank_pairs([("a radix?", "a root"), ("an orange?", "a fruit")]).shape
             (2,)
         """
-        call = rerank_call(
-            self,
-            self.tokenizer,
-            pairs,
+        call = self._maker(
+            rerank_call,
             instruction=instruction,
             prompt_name=prompt_name,
             template=template,
             raw_scores=raw_scores,
             truncate=truncate,
         )
-        return self.answer(call, progress)
+        return answer_in_windows(self, call, pairs, progress)
 
     def classify(
         self,
@@ -226,8 +224,8 @@ class Engine(Runner):
             >>> [label for label, _ in Engine("tiny-classifier").classify(["a text"])[0]]
             ['negative', 'positive', 'neutral']
         """
-        call = classify_call(self, self.tokenizer, inputs, raw_scores=raw_scores, truncate=truncate)
-        return self.answer(call, progress)
+        call = self._maker(classify_call, raw_scores=raw_scores, truncate=truncate)
+        return answer_in_windows(self, call, inputs, progress)
 
     def score(
         self,
@@ -253,8 +251,8 @@ class Engine(Runner):
             RejectedItemsError: pairs that are too long or have no continuation; `.rejected` lists all of them.
             UnsupportedModelError: the model has no language-model head.
         """
-        call = score_call(self, self.tokenizer, pairs, add_bos=add_bos, truncate=truncate)
-        return self.answer(call, progress)
+        call = self._maker(score_call, add_bos=add_bos, truncate=truncate)
+        return answer_in_windows(self, call, pairs, progress)
 
     def token_scores(
         self,
@@ -283,5 +281,9 @@ class Engine(Runner):
             >>> found.logprobs[0], len(found.top_ids[1])
             (None, 2)
         """
-        call = token_scores_call(self, self.tokenizer, texts, top=top, truncate=truncate)
-        return self.answer(call, progress)
+        call = self._maker(token_scores_call, top=top, truncate=truncate)
+        return answer_in_windows(self, call, texts, progress)
+
+    def _maker(self, make_call: Callable[..., Call[Value]], **options: Any) -> Callable[[Sequence[Any]], Call[Value]]:
+        """Texts -> the call of a task with these options."""
+        return lambda texts: make_call(self, self.tokenizer, texts, **options)

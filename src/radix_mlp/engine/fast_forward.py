@@ -85,11 +85,20 @@ class FastForward:
             self._made_for = made_for
         return self._forward
 
-    def refresh(self) -> None:
-        """Look again whether what was made of the model is still made of its parameters; a job asks once."""
+    def prepare(self, plan: RadixPlan) -> None:
+        """Start copying what a forward pass of this batch reads. From any thread."""
+        takes = getattr(self._forward, "takes", None)
+        with torch.no_grad():
+            # graphs bring tables of their own
+            plan.to(self.model.device, tree=takes is None or not takes(plan))
+
+    def refresh(self) -> bool:
+        """Look again whether what was made of the model is still made of its parameters; True if it is made anew."""
         is_current = getattr(self._forward, "is_current", None)
-        if is_current is not None and not is_current():
-            self._forward = None
+        if is_current is None or is_current():
+            return False
+        self._forward = None
+        return True
 
     def _make(self, trunk: PreTrainedModel) -> Forward:
         reason: str | None = "compile=False"

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 
 from radix_mlp.engine.batch import FailedBatch, LaunchedBatch, PreparedBatch, launch_or_halve, prepare
-from radix_mlp.engine.scheduler import Ids, cut_by_padding, iter_schedule, schedule
+from radix_mlp.engine.scheduler import Ids, Order, cut_by_padding, iter_schedule, schedule
 from radix_mlp.engine.step import plan_of
 from radix_mlp.engine.task import Item
 from radix_mlp.hf.threshold import folding_pays
@@ -20,13 +21,16 @@ from radix_mlp.hf.threshold import folding_pays
 if TYPE_CHECKING:
     from radix_mlp.engine.runner import Runner
 
-__all__ = ["JobStats", "Progress", "run_job"]
+__all__ = ["JobStats", "Progress", "Window", "run_job"]
 
 Progress = Callable[[int, int], None]
 """Called with (requests answered, requests in all)."""
 
 Launched = tuple[list[int], LaunchedBatch]
 """Places of a batch's items in the job, and the batch."""
+Window = tuple[Sequence[Item], Order]
+"""Items, and their places in lexicographic order."""
+Planned = tuple[list[int], float | Literal["auto"]]
 
 PREPARED_AHEAD = 2
 """Batches that are planned, or being planned, while the device is at work."""
@@ -43,7 +47,8 @@ class JobStats:
     """Tokens that the model computed (padding not counted)."""
     num_batches: int = 0
     seconds: float = 0.0
-    """From token ids to results on the host; tokenization is not in it."""
+    """From the first token ids to the last result on the host; what is tokenized meanwhile is in it, if it takes longer
+    than the model."""
 
     @property
     def compression(self) -> float:
@@ -52,58 +57,110 @@ class JobStats:
 
 
 def run_job(
-    engine: Runner, items: Sequence[Item], stats: JobStats, progress: Progress | None = None
+    engine: Runner, windows: Iterable[Window | None], count: int, stats: JobStats, progress: Progress | None = None
 ) -> Iterator[Launched]:
     """Schedule and run all items; yields each batch with the places of its items, one batch behind the device.
 
-    The calling thread runs the model; another one plans the batches to come.
+    The calling thread runs the model; another one takes the windows and plans the batches to come.
+
+    Args:
+        engine: its model runs.
+        windows: items with an order in which those that share are neighbours; None for "the next is not there yet".
+            Places count the items of all windows, in turn. Several windows are for engines that always fold.
+        count: items of all windows.
+        stats: counts, and in the end the time.
+        progress: called as items are answered.
     """
-    sequences = [item.ids for item in items]
-    if engine.threshold != 0 and sequences:
+    if engine.threshold != 0 and count:
         # the planner compiles once on a machine; that is not the job's time
-        plan_of(sequences[:1]).to(engine.model.device)
-    began = time.perf_counter()
-    threshold = engine.batch_threshold
-    batches, is_padded = _batches(sequences, engine.max_batch_tokens, threshold)
+        plan_of([np.zeros(1, np.int32)]).to(engine.model.device)
+    arriving = _Arriving(windows)
     done = 0
-    for places, launched in _one_behind(_launched(engine, items, batches, 0 if is_padded else threshold)):
+    for places, launched in _one_behind(_launched(engine, arriving)):
         stats.num_batches += 1
         stats.num_tokens += launched.step.plan.num_tokens
         stats.num_compact += launched.step.plan.num_compact
         yield places, launched
         done += len(places)
         if progress is not None:
-            progress(done, len(items))
-    stats.seconds = time.perf_counter() - began
+            progress(done, count)
+    stats.seconds = time.perf_counter() - arriving.began
 
 
-def _batches(
+class _Arriving:
+    """The items of a job, of which there may be more to come."""
+
+    def __init__(self, windows: Iterable[Window | None]) -> None:
+        self.items: list[Item] = []
+        self.place_of: dict[int, int] = {}
+        self.began = time.perf_counter()
+        """When the first of them was there."""
+        self._windows = windows
+
+    def add(self, items: Sequence[Item]) -> int:
+        """The place of the first."""
+        first = len(self.items)
+        if first == 0:
+            self.began = time.perf_counter()
+        self.items.extend(items)
+        self.place_of.update({id(item): first + place for place, item in enumerate(items)})
+        return first
+
+    def batches(self, max_batch_tokens: int, threshold: float | Literal["auto"]) -> Iterator[Planned]:
+        """Places of every batch, and the threshold that it is run with."""
+        if threshold not in (0, "auto"):
+            return ((places, threshold) for places in self._folded(max_batch_tokens))
+        for window in self._windows:
+            self.add([] if window is None else window[0])
+        return _folded_or_padded([item.ids for item in self.items], max_batch_tokens, threshold)
+
+    def _folded(self, max_batch_tokens: int) -> Iterator[list[int]]:
+        held: list[int] = []
+        for window in self._windows:
+            if window is None:
+                # a batch that is not full waits for its neighbours, but not while the device waits
+                if held:
+                    yield held
+                held = []
+                continue
+            first = self.add(window[0])
+            places = [*held, *(first + window[1]).tolist()]
+            held = []
+            sequences = [self.items[place].ids for place in places]
+            for batch in iter_schedule(sequences, max_batch_tokens, np.arange(len(places))):
+                if held:
+                    yield held
+                held = [places[index] for index in batch.indices]
+        if held:
+            yield held
+
+
+def _folded_or_padded(
     sequences: Sequence[Ids], max_batch_tokens: int, threshold: float | Literal["auto"]
-) -> tuple[Iterator[list[int]], bool]:
-    """Indices of every batch, and whether they are made for padding: longest first instead of neighbours together."""
-    if threshold not in (0, "auto"):
-        return (batch.indices for batch in iter_schedule(sequences, max_batch_tokens)), False
+) -> Iterator[Planned]:
+    """Batches made for padding, longest first, or of neighbours where folding pays for the job as a whole."""
     padded = cut_by_padding([len(sequence) for sequence in sequences], max_batch_tokens)
     if threshold == "auto":
         folded = schedule(sequences, max_batch_tokens)
         num_padded = sum(len(batch) * len(sequences[batch[0]]) for batch in padded)
         if folding_pays(sum(batch.num_compact for batch in folded), num_padded):
-            return iter([batch.indices for batch in folded]), False
-    return iter(padded), True
+            return iter([(batch.indices, threshold) for batch in folded])
+    return iter([(places, 0.0) for places in padded])
 
 
-def _launched(
-    engine: Runner, items: Sequence[Item], batches: Iterator[list[int]], threshold: float | Literal["auto"]
-) -> Iterator[Launched]:
-    place_of = {id(item): place for place, item in enumerate(items)}
+def _launched(engine: Runner, arriving: _Arriving) -> Iterator[Launched]:
     device = engine.model.device
+    batches: Iterator[Planned] | None = None
     # plans are copied in the order of the model's work, on whatever stream the caller runs it
     stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
     def prepare_next() -> PreparedBatch | None:
-        indices = next(batches, None)
+        nonlocal batches
+        if batches is None:
+            batches = arriving.batches(engine.max_batch_tokens, engine.batch_threshold)
+        places, threshold = next(batches, ([], 0.0))
         with torch.cuda.stream(stream):
-            return None if indices is None else prepare(engine, [items[place] for place in indices], threshold)
+            return prepare(engine, [arriving.items[place] for place in places], threshold) if places else None
 
     with ThreadPoolExecutor(1, "radix-plan") as planner:
         planned = deque(planner.submit(prepare_next) for _ in range(PREPARED_AHEAD))
@@ -113,7 +170,7 @@ def _launched(
                 for outcome in launch_or_halve(engine, batch):
                     if isinstance(outcome, FailedBatch):
                         raise outcome.error
-                    yield [place_of[id(item)] for item in outcome.items], outcome
+                    yield [arriving.place_of[id(item)] for item in outcome.items], outcome
         finally:
             for future in planned:
                 future.cancel()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -17,10 +19,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.batch import collect
 from radix_mlp.engine.fast_forward import FastForward
-from radix_mlp.engine.job import JobStats, Progress, run_job
+from radix_mlp.engine.job import JobStats, Progress, Window, run_job
 from radix_mlp.engine.load import load, max_length_of
 from radix_mlp.engine.pooler import Pooler, pooler_of
-from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.scheduler import Ids, lexicographic_order
 from radix_mlp.engine.sentence_transformers_folder import FolderSettings, read_folder
 from radix_mlp.engine.task import Call, FunctionTask, Item, Rows
 from radix_mlp.errors import InferenceError, InvalidInputError
@@ -114,17 +116,41 @@ class Runner:
                 self._prepare()
             yield
 
+    @property
+    def always_folds(self) -> bool:
+        """Whether every batch is folded, so that a job can begin before all of its texts are known."""
+        return self.batch_threshold not in (0, "auto")
+
     def answer(self, call: Call[Value], progress: Progress | None = None) -> Value:
         """Run all items of a call and return its value."""
         self._start_job()
-        self.stats = JobStats(num_requests=len(call.items))
-        answers: list[Any] = [None] * len(call.items)
-        for places, launched in run_job(self, call.items, self.stats, progress):
+        return call.value(self._run([(call.items, call.order)], len(call.items), progress))
+
+    def answers_of(
+        self, calls: Sequence[Future[Call[Any]]], count: int, progress: Progress | None = None
+    ) -> list[list[Any]]:
+        """Run all items, `count` in all, of calls that are being made, each as soon as it is; the answers of each."""
+        self._start_job()
+
+        def windows() -> Iterator[Window | None]:
+            for call in calls:
+                if not call.done():
+                    yield None
+                made = call.result()
+                yield made.items, made.order
+
+        answers = iter(self._run(windows(), count, progress))
+        return [list(itertools.islice(answers, len(call.result().items))) for call in calls]
+
+    def _run(self, windows: Iterable[Window | None], count: int, progress: Progress | None) -> list[Any]:
+        self.stats = JobStats(num_requests=count)
+        answers: list[Any] = [None] * count
+        for places, launched in run_job(self, windows, count, self.stats, progress):
             for place, answer in zip(places, collect(launched), strict=True):
                 if isinstance(answer, Exception):
                     raise answer
                 answers[place] = answer
-        return call.value(answers)
+        return answers
 
     def run(
         self,
@@ -145,7 +171,8 @@ class Runner:
         self.stats = JobStats(num_requests=len(sequences))
         task = FunctionTask(finish, needed_rows)
         items = [Item(ids, task, place) for place, ids in enumerate(sequences)]
-        for places, launched in run_job(self, items, self.stats, progress):
+        windows = [(items, lexicographic_order(sequences))]
+        for places, launched in run_job(self, windows, len(items), self.stats, progress):
             ((_, result),) = launched.parts
             if isinstance(result, Exception):
                 raise result

@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["ORDERS", "Batch", "Ids", "cut_by_budget", "cut_by_count", "cut_by_padding", "iter_schedule", "schedule"]
+__all__ = [
+    "ORDERS",
+    "Batch",
+    "Ids",
+    "Order",
+    "cut_by_budget",
+    "cut_by_count",
+    "cut_by_padding",
+    "iter_schedule",
+    "lexicographic_order",
+    "schedule",
+]
 
 Ids = NDArray[np.int32]
 """Token ids of one request, `[n]`."""
@@ -76,9 +87,12 @@ def schedule(sequences: Sequence[Ids], max_batch_tokens: int) -> list[Batch]:
     return list(iter_schedule(sequences, max_batch_tokens))
 
 
-def iter_schedule(sequences: Sequence[Ids], max_batch_tokens: int) -> Iterator[Batch]:
-    """What `schedule` returns, batch by batch: the first can run while the next ones are formed."""
-    order = lexicographic_order(sequences)
+def iter_schedule(sequences: Sequence[Ids], max_batch_tokens: int, order: Order | None = None) -> Iterator[Batch]:
+    """What `schedule` returns, batch by batch: the first can run while the next ones are formed.
+
+    `order` is that of `lexicographic_order` where it is known. In another, batches are only counted less tightly.
+    """
+    order = lexicographic_order(sequences) if order is None else order
     return _cut(sequences, order, order, max_batch_tokens)
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.scheduler import Ids, Order, lexicographic_order
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
 
@@ -84,6 +85,15 @@ class Call(Generic[Value]):
     what: str = "texts"
     """How errors call the items."""
     num_characters: int = 0
+
+    def __post_init__(self) -> None:
+        # here, since calls are made beside the model; whoever runs them would let it wait
+        _ = self.order
+
+    @cached_property
+    def order(self) -> Order:
+        """`[n]` places of the items in lexicographic order of their token ids."""
+        return lexicographic_order([item.ids for item in self.items])
 
 
 def union_of_rows(parts: Sequence[Rows | None]) -> Rows | None:

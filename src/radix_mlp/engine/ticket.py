@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from radix_mlp.engine.scheduler import lexicographic_order
 from radix_mlp.engine.task import Call
 
 __all__ = ["Answer", "BatchReport", "FrontStats", "Ticket"]
@@ -109,7 +108,7 @@ class Ticket:
         self._call = call
         self._answers = [None] * len(call.items)
         self._missing = len(call.items)
-        return lexicographic_order([item.ids for item in call.items]).tolist()
+        return call.order.tolist()
 
     def answer(self, place: int, answer: Any, now: float) -> None:
         """The answer of one item; the call is done with the last one, or with the first exception."""

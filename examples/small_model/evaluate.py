@@ -14,8 +14,10 @@ from radix_mlp.engine import Engine
 from small_model.bm25 import BM25, words_of
 from small_model.corpus import read_abstracts, read_judged
 
-__all__ = ["evaluate", "table"]
+__all__ = ["TRANSFORMER", "evaluate", "table"]
 
+TRANSFORMER = "0_Transformer"
+"""Of the folder, what is a plain checkpoint: by itself it is the reranker."""
 RERANKED = 50
 FUSION = 60
 
@@ -29,9 +31,9 @@ def evaluate(folder: Path, data: Path, *, device: str | None = None) -> dict[str
     for name, stemmed in (("BM25", True), ("BM25, words as they stand", False)):
         bm25 = BM25(texts, stemmed=stemmed)
         found[name] = bm25.scores([bm25.term_ids(words_of(query)) for query in queries])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder / TRANSFORMER)
     torch.manual_seed(0)
-    random = Qwen3ForCausalLM(Qwen3Config.from_pretrained(folder))
+    random = Qwen3ForCausalLM(Qwen3Config.from_pretrained(folder / TRANSFORMER))
     engine = Engine(random, tokenizer=tokenizer, device=device)
     found["random weights"] = torch.from_numpy(
         engine.embed(queries, pooling="mean") @ engine.embed(texts, pooling="mean").T
@@ -39,8 +41,7 @@ def evaluate(folder: Path, data: Path, *, device: str | None = None) -> dict[str
     engine = Engine(folder, device=device)
     found["small"] = torch.from_numpy(engine.embed(queries, prompt_name="query") @ engine.embed(texts).T)
     found["small and BM25"] = _fused(found["small"], found["BM25"])
-    # the same weights without the folder's modules answer yes or no
-    engine = Engine(Qwen3ForCausalLM.from_pretrained(folder), tokenizer=tokenizer, device=device)
+    engine = Engine(folder / TRANSFORMER, device=device)
     for first in ("small", "BM25"):
         found[f"{first}, its first {RERANKED} reranked"] = _reranked(engine, found[first], queries, texts)
     measures: dict[str, Callable[[Tensor], Tensor]] = {"recall_at_10": _recall, "mrr": _mrr, "ndcg_at_10": _ndcg}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
-from small_model.evaluate import table
+from small_model.evaluate import TRANSFORMER, table
 from small_model.vocabulary import QUERY_PROMPT
 
 __all__ = ["model_card", "save_folder"]
@@ -17,18 +17,19 @@ __all__ = ["model_card", "save_folder"]
 
 def save_folder(folder: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, max_length: int) -> None:
     """Weights as float16, to be loaded as float32; texts are pooled by the mean, a query's without its prompt."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tokenizer.save_pretrained(folder)
+    transformer = folder / TRANSFORMER
+    transformer.mkdir(parents=True, exist_ok=True)
+    tokenizer.save_pretrained(transformer)
     halves = Qwen3ForCausalLM(model.config)
     halves.load_state_dict(model.state_dict())
-    halves.half().save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text())
+    halves.half().save_pretrained(transformer)
+    config = json.loads((transformer / "config.json").read_text())
     config["dtype"] = "float32"
     for unneeded in ("transformers_version", "_name_or_path"):
         config.pop(unneeded, None)
-    _write(folder / "config.json", config)
+    _write(transformer / "config.json", config)
     kinds = ("models.Transformer", "models.Pooling", "models.Normalize")
-    paths = ("", "1_Pooling", "2_Normalize")
+    paths = (TRANSFORMER, "1_Pooling", "2_Normalize")
     _write(
         folder / "modules.json",
         [
@@ -36,7 +37,7 @@ def save_folder(folder: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedToke
             for index, (path, kind) in enumerate(zip(paths, kinds, strict=True))
         ],
     )
-    _write(folder / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
+    _write(transformer / "sentence_bert_config.json", {"max_seq_length": max_length, "do_lower_case": False})
     _write(
         folder / "config_sentence_transformers.json",
         {
@@ -55,8 +56,7 @@ def save_folder(folder: Path, model: Qwen3ForCausalLM, tokenizer: PreTrainedToke
         },
     )
     (folder / "2_Normalize").mkdir(exist_ok=True)
-    generation = folder / "generation_config.json"
-    generation.unlink(missing_ok=True)
+    (transformer / "generation_config.json").unlink(missing_ok=True)
     assert all(bool(torch.isfinite(p).all()) for p in halves.parameters())
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from radix_mlp.engine.shipped import SHIPPED_NAMES, shipped_folder
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.testing.tiny import TINY_NAMES, tiny_reranker_tokenizer, tiny_tokenizer
 
@@ -21,8 +22,10 @@ QWEN_SPLIT = (
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A tokenizer by hub id, folder, `"tiny"`, or a `.tiktoken` file of ranks (taken as Qwen's)."""
+    """A tokenizer by hub id, folder, `"small"`, `"tiny"`, or a `.tiktoken` file of ranks (taken as Qwen's)."""
     name = str(name)
+    if name in SHIPPED_NAMES:
+        name = shipped_folder("small-reranker")
     if name in TINY_NAMES:
         return tiny_reranker_tokenizer() if name == "tiny-reranker" else tiny_tokenizer()
     if name.endswith(".tiktoken"):
@@ -74,7 +77,7 @@ def check_folder(name: str, argument: str, needed: str) -> None:
     elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file():
         raise InvalidInputError(
             f"{argument}={name!r}: no such folder. Give an existing folder, a hub id such as Qwen/Qwen3-0.6B, "
-            "or 'tiny'."
+            "or 'small'."
         )
 
 
@@ -86,7 +89,7 @@ def not_loaded(argument: str, name: str, error: Exception) -> InvalidInputError:
         advice = "The folder's files could not be read as one that save_pretrained wrote."
     else:
         advice = (
-            "Without a network, give the folder of a downloaded model, or 'tiny'; for a gated one, log in with "
+            "Without a network, give the folder of a downloaded model, or 'small'; for a gated one, log in with "
             "`hf auth login`."
         )
     reason = " ".join(str(error).split())

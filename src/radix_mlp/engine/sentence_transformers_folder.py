@@ -16,6 +16,7 @@ from huggingface_hub import hf_hub_download, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from huggingface_hub.file_download import _CACHED_NO_EXIST
 
+from radix_mlp.engine.shipped import shipped_folder
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 
 __all__ = ["FolderModule", "FolderSettings", "find_file", "read_folder"]
@@ -149,12 +150,13 @@ class FolderSettings:
 
 
 def read_folder(name: str) -> FolderSettings:
-    """Settings of a folder or hub id; those of a plain checkpoint if it has no `modules.json`.
+    """Settings of a folder, hub id or shipped model; those of a plain checkpoint if it has no `modules.json`.
 
     Raises:
         UnsupportedModelError: the first module is not a transformer.
         InvalidInputError: a file is not what it should be, or a path leads out of the folder.
     """
+    name = shipped_folder(name)
     try:
         entries = _read_json(name, "modules.json")
         settings = _read_json(name, "config_sentence_transformers.json") or {}

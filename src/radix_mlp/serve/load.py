@@ -7,6 +7,7 @@ from pathlib import Path
 from radix_mlp.engine.engine import Engine
 from radix_mlp.engine.load import max_length_of
 from radix_mlp.engine.load_tokenizer import check_folder, not_loaded
+from radix_mlp.engine.shipped import SHIPPED_NAMES
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.settings import ServeSettings
 from radix_mlp.testing.tiny import TINY_NAMES
@@ -25,7 +26,7 @@ def load_engine(settings: ServeSettings) -> tuple[Engine, str | None]:
         InvalidInputError: no such model, one whose weights are pickled, or limits that do not fit it.
     """
     model, sha = settings.model_id, None
-    if model not in TINY_NAMES:
+    if model not in (*TINY_NAMES, *SHIPPED_NAMES):
         check_folder(model, "--model-id", "*.json")
         folder = Path(model).expanduser()
         if not folder.is_dir():

@@ -9,6 +9,8 @@ NEEDS = {
     "test_trainer.py": ["accelerate", "datasets", "peft"],
     "test_sentence_transformers_training.py": ["sentence_transformers", "accelerate", "datasets"],
     "test_mteb.py": ["mteb", "sentence_transformers"],
+    "test_ray_serve.py": ["ray", "fastapi"],
+    "test_ray_serve_cluster.py": ["ray", "fastapi"],
 }
 
 collect_ignore = [file for file, packages in NEEDS.items() if not all(map(find_spec, packages))]

@@ -174,8 +174,10 @@ def test_ids_that_transformers_does_not_take_are_not_cast(model, sequences, dtyp
 
 def test_each_reason_is_told_once(model, sequences, recwarn) -> None:
     radix_mlp.enable(model)
-    with pytest.warns(UserWarning, match="holes"):
+    with pytest.warns(UserWarning, match="holes") as told:
         model(**_holes(*pad(sequences, "right")))
+    # of the line that called the model
+    assert told[0].filename == __file__
     recwarn.clear()
     model(**_holes(*pad(sequences, "right")))
     assert not recwarn.list

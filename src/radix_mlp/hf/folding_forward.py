@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,12 +15,12 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.attention_function import is_tree_mask, register
-from radix_mlp.hf.calls import USES_CACHE, read_call
+from radix_mlp.hf.calls import USES_CACHE, FoldableCall, read_call
 from radix_mlp.hf.forward import signature_of, takes_any_keyword
 from radix_mlp.hf.outputs import FoldedCache, FoldedCall
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.threshold import should_fold
-from radix_mlp.plan import build_plan
+from radix_mlp.plan import RadixPlan, build_plan
 
 __all__ = ["STAY_UNFOLDED", "CallReport", "FoldingForward", "HeadForward", "Settings", "refuse_data_parallel"]
 
@@ -59,7 +60,7 @@ class Settings:
             )
         if reason not in self.warned:
             self.warned.add(reason)
-            warnings.warn(f"radix-mlp runs this call unfolded: {reason}.", UserWarning, stacklevel=6)
+            warnings.warn(f"radix-mlp runs this call unfolded: {reason}.", UserWarning, stacklevel=_caller_level())
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A model loaded in another process needs the attention function there, too."""
@@ -106,28 +107,49 @@ class FoldingForward:
     @torch.compiler.disable
     def _fold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FoldedCall | None:
         """The call on its way through compact rows, or None if it is to run unfolded."""
-        settings, module, arguments = self.settings, self.module, self._named(args, kwargs)
+        module, arguments = self.module, self._named(args, kwargs)
         if isinstance(arguments.get("past_key_values"), FoldedCache):
             arguments["past_key_values"].refuse()
+        found = self.planned(arguments)
+        if found is None:
+            return None
+        call, plan = found
+        return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device, tree=False))
+
+    def planned(
+        self, arguments: dict[str, Any], also: Callable[[FoldableCall], str | None] = lambda call: None
+    ) -> tuple[FoldableCall, RadixPlan] | None:
+        """The call and its plan, or None if it is to run unfolded; the settings then say why.
+
+        Args:
+            arguments: of the call, by name.
+            also: one more look at the call: the reason why it cannot be folded, or None.
+
+        Raises:
+            UnsupportedCallError: the call cannot be folded and the threshold is 1, or no layer would see the tree.
+        """
+        settings = self.settings
         if settings.threshold == 0:
             settings.last_call = CallReport(False, "threshold is 0")
             return None
-        call = read_call(module, arguments)
-        if isinstance(call, str):
-            settings.note_unfolded(call)
+        call = read_call(self.module, arguments)
+        reason = call if isinstance(call, str) else also(call)
+        if reason is not None:
+            settings.note_unfolded(reason)
             return None
+        assert isinstance(call, FoldableCall)
         plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
         fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold)
         settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact)
         if not fold:
             return None
-        attention = decoder_of(module).config._attn_implementation
+        attention = decoder_of(self.module).config._attn_implementation
         if not attention.startswith("radix"):
             raise UnsupportedCallError(
                 f"the attention implementation was set to {attention!r} after radix_mlp.enable, so no layer would see "
-                "the tree. Call radix_mlp.enable(model) again."
+                "the tree. Enable the model, or its trainer, again."
             )
-        return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device, tree=False))
+        return call, plan
 
 
 class HeadForward(FoldingForward):
@@ -151,6 +173,14 @@ class HeadForward(FoldingForward):
         if (per_token or arguments.get("start_positions") is not None) and mask is not None and bool((mask == 0).any()):
             return "the loss of this head may count padding, which a folded call does not compute"
         return None
+
+
+def _caller_level() -> int:
+    """The `stacklevel` of a warning that points at who called the model."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("radix_mlp.", "torch.")):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def refuse_data_parallel() -> NoReturn:

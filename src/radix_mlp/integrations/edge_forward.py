@@ -14,15 +14,13 @@ import numpy as np
 import torch
 from torch.distributed.tensor import DTensor
 
-from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf import enable
-from radix_mlp.hf.calls import FoldableCall, read_call
+from radix_mlp.hf.calls import FoldableCall
 from radix_mlp.hf.enable import folding_forward_of, install
-from radix_mlp.hf.folding_forward import STAY_UNFOLDED, CallReport, FoldingForward
-from radix_mlp.hf.support import decoder_of, why_unsupported
-from radix_mlp.hf.threshold import should_fold
+from radix_mlp.hf.folding_forward import STAY_UNFOLDED, FoldingForward
+from radix_mlp.hf.support import why_unsupported
 from radix_mlp.ops import label_edges
-from radix_mlp.plan import build_plan
 from radix_mlp.train import PaddedLayout, TreeBatch, check_trainable, language_head, pretrained_of
 
 __all__ = [
@@ -54,29 +52,13 @@ class EdgeForward(FoldingForward):
         Raises:
             UnsupportedCallError: the model was enabled with a threshold of 1 and the call cannot be folded.
         """
-        settings, arguments = self.settings, self._named(args, kwargs)
-        if settings.threshold == 0:
-            settings.last_call = CallReport(False, "threshold is 0")
-            return None
+        arguments = self._named(args, kwargs)
         labels: torch.Tensor = arguments["labels"]
         known = {name: value for name, value in arguments.items() if name not in own}
-        call = read_call(self.module, known)
-        if not isinstance(call, str):
-            call = _reason_of_labels(labels, call) or call
-        if isinstance(call, str):
-            settings.note_unfolded(call)
+        found = self.planned(known, lambda call: _reason_of_labels(labels, call))
+        if found is None:
             return None
-        plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
-        fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold)
-        settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact)
-        if not fold:
-            return None
-        attention = decoder_of(self.module).config._attn_implementation
-        if not attention.startswith("radix"):
-            raise UnsupportedCallError(
-                f"the attention implementation was set to {attention!r} after the trainer was enabled, so no layer "
-                "would see the tree. Enable the trainer again."
-            )
+        call, plan = found
         edges = label_edges(plan, _flat(labels)[call.token_index], ignore_index=IGNORE_INDEX)
         layout = PaddedLayout(call.batch_shape, torch.from_numpy(call.token_index))
         return TreeBatch(plan, edges, layout=layout)

@@ -10,7 +10,7 @@ On CUDA `launch` returns before the device is done, so the next batch is prepare
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -66,6 +66,8 @@ class LaunchedBatch:
     done: torch.cuda.Event | None
     prepare_seconds: float
     began: float
+    check: Callable[[], None]
+    """Raises an error if what the device computed is worth nothing, once it is done."""
 
 
 @dataclass(frozen=True)
@@ -105,16 +107,27 @@ def launch(engine: Runner, prepared: PreparedBatch) -> LaunchedBatch:
     """Run the model on a batch, and the tasks on what it gives. An error of one task leaves the others alone."""
     began = time.perf_counter()
     with engine.model_turn(), torch.inference_mode():
-        hidden, found = _run(engine, prepared)
-        # while the device is at work: a model that was changed meanwhile, by an adapter perhaps, runs once more
-        if prepared.step.folded and engine.forward.refresh():
-            hidden, found = _run(engine, prepared)
+        hidden, found = _run_current(engine, prepared)
         done = None
         if hidden.is_cuda:
             done = torch.cuda.Event()
             # the current device may be another
             done.record(torch.cuda.current_stream(hidden.device))
-    return LaunchedBatch(prepared.items, prepared.step, found, done, prepared.seconds, began)
+    return LaunchedBatch(prepared.items, prepared.step, found, done, prepared.seconds, began, engine.forward.check)
+
+
+def _run_current(engine: Runner, prepared: PreparedBatch) -> tuple[Tensor, list[tuple[Part, Any]]]:
+    """As `_run`, once more if the model was changed meanwhile, by an adapter perhaps: looked for while the device is at
+    work."""
+    if not prepared.step.folded:
+        return _run(engine, prepared)
+    try:
+        found = _run(engine, prepared)
+    except Exception:
+        if not engine.forward.refresh():
+            raise
+        return _run(engine, prepared)
+    return _run(engine, prepared) if engine.forward.refresh() else found
 
 
 def _run(engine: Runner, prepared: PreparedBatch) -> tuple[Tensor, list[tuple[Part, Any]]]:
@@ -135,6 +148,7 @@ def collect(launched: LaunchedBatch) -> list[Any]:
     """One answer, or the exception in its place, for every item; waits for the device."""
     if launched.done is not None:
         launched.done.synchronize()
+    launched.check()
     answers: list[Any] = [None] * len(launched.items)
     for part, found in launched.parts:
         if isinstance(found, Exception):

@@ -42,6 +42,7 @@ class Engine(Runner):
             True: where it has none, modules compiled by torch (a minute or so, once a machine). False: the model's own
             modules.
         trust_remote_code: run code that comes with the model.
+        tensor_parallel_size: deal the model out to so many GPUs, with a process each (`docs/multi-gpu.md`).
 
     A loaded model that is passed in is enabled for folding by the jobs, or disabled when `threshold` is 0.
 

@@ -92,6 +92,17 @@ class FastForward:
             # graphs bring tables of their own
             plan.to(self.model.device, tree=takes is None or not takes(plan))
 
+    @property
+    def failure(self) -> str | None:
+        """Why nothing can be run any more, if so."""
+        return None
+
+    def check(self) -> None:
+        """Raise an error if what was computed is worth nothing, since a part of it was lost."""
+
+    def close(self) -> None:
+        """End what was started to run the model."""
+
     def refresh(self) -> bool:
         """Look again whether what was made of the model is still made of its parameters; True if it is made anew."""
         is_current = getattr(self._forward, "is_current", None)

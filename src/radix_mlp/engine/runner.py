@@ -54,9 +54,11 @@ class Runner:
         kind: Literal["auto", "causal", "classifier", "trunk"] = "auto",
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
         trust_remote_code: bool = False,
+        tensor_parallel_size: int = 1,
     ) -> None:
         check_threshold(threshold)
-        for name, value in (("max_batch_tokens", max_batch_tokens), ("max_length", max_length)):
+        sizes = {"max_batch_tokens": max_batch_tokens, "max_length": max_length}
+        for name, value in (sizes | {"tensor_parallel_size": tensor_parallel_size}).items():
             if value is not None and value < 1:
                 raise InvalidInputError(f"{name}={value}: must be at least 1.")
         self.folder = FolderSettings()
@@ -64,15 +66,22 @@ class Runner:
         if isinstance(model, str | Path) and str(model) not in TINY_NAMES:
             self.folder = read_folder(str(model))
             model = self.folder.checkpoint
-        self.model, self.tokenizer = load(
-            model, tokenizer=tokenizer, device=device, dtype=dtype, kind=kind, trust_remote_code=trust_remote_code
-        )
+        self.forward: FastForward
+        """Runs the trunk on a folded batch: `(plan, needed rows or None) -> [M, hidden]`."""
+        how: dict[str, Any] = {"tokenizer": tokenizer, "device": device, "dtype": dtype, "kind": kind}
+        self.num_processes = tensor_parallel_size
+        if tensor_parallel_size > 1:
+            from radix_mlp.engine.tensor_parallel import lead
+
+            how |= {"trust_remote_code": trust_remote_code, "impl": impl, "mode": compile}
+            self.model, self.tokenizer, self.forward = lead(model, tensor_parallel_size, **how)
+        else:
+            self.model, self.tokenizer = load(model, trust_remote_code=trust_remote_code, **how)
+            self.forward = FastForward(self.model, impl=impl, mode=compile)
         self.max_batch_tokens = max_batch_tokens
         self.max_length = max_length or self.folder.max_length or max_length_of(self.model, self.tokenizer)
         self.threshold: float | Literal["auto"] = threshold
         self.impl = impl
-        self.forward = FastForward(self.model, impl=impl, mode=compile)
-        """Runs the trunk on a folded batch: `(plan, needed rows or None) -> [M, hidden]`."""
         self.stats = JobStats()
         """Of the last job."""
         self.checked_heads: set[Any] = set()
@@ -92,8 +101,13 @@ class Runner:
 
     @property
     def batch_threshold(self) -> float | Literal["auto"]:
-        """Whether a batch is folded: fused layers run packed rows, which padding can only add to, so these always."""
-        return 1.0 if self.threshold == "auto" and self.forward.is_fused else self.threshold
+        """Whether a batch is folded: always where packed rows run anyway, to which padding could only add."""
+        packs = self.num_processes > 1 or self.forward.is_fused
+        return 1.0 if self.threshold == "auto" and packs else self.threshold
+
+    def close(self) -> None:
+        """End the processes that were started for `tensor_parallel_size`; without them, nothing."""
+        self.forward.close()
 
     def _prepare(self) -> None:
         if self.threshold == 0:

@@ -1,0 +1,136 @@
+"""`Peers`: the other processes of a tensor-parallel model, started and watched by the first.
+
+Each is `python -m radix_mlp.engine.peers PORT RANK SIZE DEVICE`. It ends when its standard input does, so none outlives
+the first process, however that ends.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from radix_mlp.engine.process_group import ProcessGroup
+from radix_mlp.errors import EngineError
+
+__all__ = ["Peers"]
+
+logger = logging.getLogger("radix_mlp.engine")
+
+HOST = "127.0.0.1"
+START = timedelta(minutes=10)
+END_SECONDS = 10.0
+
+
+class Peers:
+    """The processes 1, 2, … of a group; torchrun's, or started here.
+
+    Args:
+        size: number of processes of the group, this one included.
+        kind: of the devices, `"cuda"` or `"cpu"`.
+    """
+
+    def __init__(self, size: int, kind: str) -> None:
+        self.are_ours = "RANK" not in os.environ and not dist.is_initialized()
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._size = size
+        self._kind = kind
+        self._group: ProcessGroup | None = None
+        self._is_closing = False
+
+    def meet(self) -> ProcessGroup:
+        """Start the processes, and wait until all are there.
+
+        Raises:
+            EngineError: one ended first.
+        """
+        if not self.are_ours:
+            self._group = ProcessGroup(self._kind, size=self._size)
+            return self._group
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            HOST, 0, is_master=True, wait_for_workers=False, timeout=START
+        )
+        threads = max(1, (os.cpu_count() or 1) // self._size)
+        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+        for rank in range(1, self._size):
+            place = [str(store.port), str(rank), str(self._size), self._kind]
+            command = [sys.executable, "-m", "radix_mlp.engine.peers", *place]
+            self.processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
+        while not all(store.check([f"there/{rank}"]) for rank in range(1, self._size)):
+            for rank, process in enumerate(self.processes, 1):
+                if process.poll() is not None:
+                    raise EngineError(
+                        f"process {rank} of {self._size} ended with code {process.returncode} while it started; what "
+                        "it wrote says why."
+                    )
+            time.sleep(0.05)
+        self._group = ProcessGroup(self._kind, store=store, rank=0, size=self._size)
+        for rank, process in enumerate(self.processes, 1):
+            threading.Thread(target=self._watch, args=(rank, process, self._group), daemon=True).start()
+        return self._group
+
+    def close(self) -> None:
+        """Let them end, and wait for it."""
+        self._is_closing = True
+        if self._group is not None:
+            self._group.close()
+        end = time.monotonic() + END_SECONDS
+        for process in self.processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, end - time.monotonic()))
+        self.kill()
+
+    def kill(self) -> None:
+        """End them at once."""
+        self._is_closing = True
+        for process in self.processes:
+            process.kill()
+            process.wait()
+            if process.stdin is not None:
+                process.stdin.close()
+
+    def _watch(self, rank: int, process: subprocess.Popen[bytes], group: ProcessGroup) -> None:
+        code = process.wait()
+        if not self._is_closing:
+            group.fail(f"process {rank} of {self._size} has ended with code {code}")
+
+
+def main() -> None:
+    """Run a part of a model until the first process is done."""
+    # a terminal's Ctrl-C is for the first process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    port, rank, size, kind = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    threading.Thread(target=_end_with_first, daemon=True).start()
+    store = dist.TCPStore(HOST, port, is_master=False, timeout=START)  # type: ignore[attr-defined]
+
+    from radix_mlp.engine.tensor_parallel import serve_part
+
+    store.set(f"there/{rank}", "")
+    group = ProcessGroup(kind, store=store, rank=rank, size=size)
+    try:
+        serve_part(group)
+    except Exception:
+        logger.exception("process %d of %d", rank, size)
+        # a library that waits for other processes at its end would wait forever
+        os._exit(1)
+
+
+def _end_with_first() -> None:
+    with suppress(OSError):
+        while os.read(sys.stdin.fileno(), 1):
+            pass
+    # it may have said that it was done, and this process be about to end
+    time.sleep(END_SECONDS / 2)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""`ProcessGroup`: the processes among which a model is dealt out, and what the first tells the others.
+
+The first process decides what is run. Before it runs anything in which the others have a part, it tells them, through
+the hosts' memory (gloo); the results of the parts then meet in collective operations between devices (NCCL, or gloo on
+CPUs). A group in which a process ends, or falls out of step, is of no use any more: all calls end with an error.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from radix_mlp.errors import EngineDeadError, EngineError, InvalidInputError
+
+__all__ = ["ProcessGroup"]
+
+logger = logging.getLogger("radix_mlp.engine")
+
+# an engine may have nothing to do for long
+LISTENING = timedelta(days=30)
+COLLECTIVE = timedelta(minutes=10)
+
+
+class ProcessGroup:
+    """The processes of `torch.distributed`'s default group, which is made if need be.
+
+    Args:
+        kind: of the devices, `"cuda"` or `"cpu"`.
+        store: where the processes meet; as the environment says (torchrun) unless given.
+        rank: of this process; as the environment says unless given.
+        size: number of processes.
+
+    Raises:
+        InvalidInputError: there is a group already, of another size.
+    """
+
+    def __init__(self, kind: str, *, store: Any = None, rank: int | None = None, size: int | None = None) -> None:
+        self.rank = int(os.environ["RANK"]) if rank is None else rank
+        local = int(os.environ.get("LOCAL_RANK", self.rank))
+        self.device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
+        if kind == "cuda":
+            torch.cuda.set_device(self.device)
+        self._is_ours = not dist.is_initialized()
+        if self._is_ours:
+            options: dict[str, Any] = {} if store is None else {"store": store, "rank": self.rank, "world_size": size}
+            if kind == "cuda":
+                options["device_id"] = self.device
+            dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=COLLECTIVE, **options)
+        self.size = dist.get_world_size()
+        if size is not None and size != self.size:
+            raise InvalidInputError(f"tensor_parallel_size={size}: this process is in a group of {self.size}.")
+        self._control: Any = dist.new_group(backend="gloo", timeout=LISTENING)
+        self._turn = threading.RLock()
+        self._depth = 0
+        self._is_closed = False
+        self.failure: str | None = None
+        """Why nothing can be run any more."""
+
+    def check(self) -> None:
+        """Raise `EngineDeadError` if nothing can be run any more."""
+        if self.failure is not None:
+            raise EngineDeadError(f"the model's processes have lost each other: {self.failure}. Start a new engine.")
+
+    def fail(self, reason: str) -> None:
+        """Let nothing be run any more, and nothing wait for a process that is gone."""
+        if self.failure is None and not self._is_closed:
+            self.failure = reason
+            logger.error("the model's processes have lost each other: %s", reason)
+            self._abort()
+
+    @contextmanager
+    def telling(self, kind: str, payload: Any) -> Iterator[None]:
+        """Tell the others what to do, and do it in the block; within it nothing is told. One thread at a time.
+
+        Raises:
+            EngineDeadError: a process is gone, or was lost while the block ran.
+        """
+        with self._turn:
+            if self._depth:
+                yield
+                return
+            self.check()
+            self._depth += 1
+            try:
+                self._send((kind, payload))
+                yield
+            except BaseException as error:
+                # the others are in the midst of it, and cannot be called back
+                self.fail(f"{type(error).__name__}: {error}")
+                if isinstance(error, Exception):
+                    raise EngineDeadError(
+                        f"the model's processes have lost each other: {self.failure}. Start a new engine."
+                    ) from error
+                raise
+            finally:
+                self._depth -= 1
+
+    def hear(self) -> tuple[str, Any]:
+        """What the first process tells: a kind and its payload. For all others; waits for it."""
+        size = torch.zeros(1, dtype=torch.int64)
+        dist.broadcast(size, 0, group=self._control)
+        content = torch.empty(int(size), dtype=torch.uint8)
+        dist.broadcast(content, 0, group=self._control)
+        told: tuple[str, Any] = torch.load(
+            io.BytesIO(content.numpy()), weights_only=False, map_location=self._to_own_device
+        )
+        return told
+
+    def agree(self, error: Exception | None) -> None:
+        """Go on if no process has an error.
+
+        Raises:
+            InvalidInputError: of this process, or in words of the first that has one.
+        """
+        if error is not None:
+            logger.debug("process %d cannot go on", self.rank, exc_info=error)
+        invalid = isinstance(error, InvalidInputError)
+        told: list[Any] = [None] * self.size
+        dist.all_gather_object(told, None if error is None else (str(error), invalid), group=self._control)
+        if error is not None:
+            raise error
+        for rank, other in enumerate(told):
+            if other is not None:
+                text = f"process {rank} of {self.size}: {other[0]}"
+                raise InvalidInputError(text) if other[1] else EngineError(text)
+
+    def close(self) -> None:
+        """Let the others end."""
+        with self._turn:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            if self.failure is None:
+                with suppress(RuntimeError):
+                    self._send(("stop", None))
+            if self._is_ours and dist.is_initialized():
+                with suppress(RuntimeError, ValueError):
+                    self._abort() if self.failure else dist.destroy_process_group()
+
+    def _send(self, message: tuple[str, Any]) -> None:
+        content = io.BytesIO()
+        torch.save(message, content)
+        told = torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
+        dist.broadcast(torch.tensor([len(told)]), 0, group=self._control)
+        dist.broadcast(told, 0, group=self._control)
+
+    def _to_own_device(self, storage: Any, place: str) -> Any:
+        return storage.cuda(self.device.index) if place.startswith("cuda") else storage
+
+    def _abort(self) -> None:
+        """End what runs between devices: a collective operation waits for a process that is gone, forever."""
+        if self.device.type == "cuda":
+            with suppress(Exception):
+                dist.distributed_c10d._abort_process_group()

@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from radix_mlp.hf.proven import PROVEN_TYPES
 
-__all__ = ["decoder_of", "is_proven", "pretrained_in", "why_unsupported"]
+__all__ = ["decoder_of", "is_proven", "learns_prompt", "pretrained_in", "why_unsupported"]
 
 _FOLDABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -29,6 +29,11 @@ def pretrained_in(model: torch.nn.Module) -> PreTrainedModel | None:
     get_base_model = getattr(model, "get_base_model", None)
     inner = get_base_model() if callable(get_base_model) else None
     return inner if isinstance(inner, PreTrainedModel) else None
+
+
+def learns_prompt(model: torch.nn.Module) -> bool:
+    """Whether PEFT puts learnt vectors before every text: they have no token ids."""
+    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:

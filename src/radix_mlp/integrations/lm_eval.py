@@ -28,6 +28,7 @@ from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.head import output_head
 from radix_mlp.engine.task import Rows
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.hf.support import learns_prompt, pretrained_in
 from radix_mlp.plan import RadixPlan
 
 __all__ = ["RadixLM", "main"]
@@ -253,12 +254,10 @@ def next_token_logprobs(
 
 def _without_adapter_class(model: Any) -> Any:
     """The transformers model with its adapters' layers inside, out of the class that PEFT puts round it."""
-    get_base_model = getattr(model, "get_base_model", None)
-    if not callable(get_base_model):
-        return model
-    if model.active_peft_config.is_prompt_learning:
+    if learns_prompt(model):
         raise UnsupportedModelError("prompt learning puts vectors before every text, which have no tokens. Use hf.")
-    return get_base_model()
+    inner = pretrained_in(model)
+    return model if inner is None else inner
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from radix_mlp.engine.kind import kind_of
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.task import Rows
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
-from radix_mlp.hf.support import decoder_of
+from radix_mlp.hf.support import decoder_of, learns_prompt, pretrained_in
 from radix_mlp.plan import RadixPlan
 
 __all__ = ["Features", "Tail", "Work", "gathered", "tail_of"]
@@ -65,13 +65,10 @@ def tail_of(model: Any) -> Tail:
             f"the model's first module is a {kind.__name__}, and only the library's own Transformer is known here. For "
             "a transformers model in another wrapper, use radix_mlp.enable."
         )
-    transformer = first.model
-    get_base_model = getattr(transformer, "get_base_model", None)
-    if callable(get_base_model) and not getattr(transformer.active_peft_config, "is_prompt_learning", True):
-        transformer = get_base_model()
-    if not isinstance(transformer, PreTrainedModel):
+    transformer = None if learns_prompt(first.model) else pretrained_in(first.model)
+    if transformer is None:
         raise UnsupportedModelError(
-            f"the model runs a {type(transformer).__name__}, and only transformers models in torch can be folded. Load "
+            f"the model runs a {type(first.model).__name__}, and only transformers models in torch can be folded. Load "
             'it with backend="torch", and without prompt learning.'
         )
     reason = _why_not(first, transformer)

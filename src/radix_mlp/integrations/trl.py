@@ -33,6 +33,7 @@ import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.enable import folding_forward_of, install
 from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
+from radix_mlp.hf.support import learns_prompt
 from radix_mlp.integrations.edge_forward import (
     EdgeForward,
     autocast_dtype_of,
@@ -263,7 +264,6 @@ def _reason(trainer: Any) -> str | None:
             "a balancing loss of experts is on, which counts tokens and would count unique tokens. Set "
             "router_aux_loss_coef to 0"
         )
-    peft_config = getattr(trainer.model, "active_peft_config", None)
-    if peft_config is not None and peft_config.is_prompt_learning:
+    if learns_prompt(trainer.model):
         return "prompts are learnt (PEFT), which gives the model embeddings without token ids. Use LoRA"
     return reason_of_parallelism(trainer)

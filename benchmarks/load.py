@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import json
 import random
 import re
@@ -31,8 +32,15 @@ import numpy as np
 
 from power import Meter
 from texts import vaswani
+from window import in_the_midst, run_in_loop
 
-PATHS = {"tei": "/embed", "openai": "/v1/embeddings", "rerank": "/v1/rerank", "tei-rerank": "/rerank"}
+PATHS = {
+    "tei": "/embed",
+    "openai": "/v1/embeddings",
+    "openai-base64": "/v1/embeddings",
+    "rerank": "/v1/rerank",
+    "tei-rerank": "/rerank",
+}
 JSON = {"content-type": "application/json"}
 WORDS = "the of and to in is it that for was on are as with they be at one have this from or had by hot but some what"
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -121,8 +129,9 @@ def body_of(api: str, head: str, documents: list[str]) -> bytes:
     """The request of one route."""
     if api == "tei":
         return json.dumps({"inputs": [head + text for text in documents]}).encode()
-    if api == "openai":
-        return json.dumps({"input": [head + text for text in documents], "model": "any"}).encode()
+    if api in ("openai", "openai-base64"):
+        more = {"encoding_format": "base64"} if api == "openai-base64" else {}
+        return json.dumps({"input": [head + text for text in documents], "model": "any", **more}).encode()
     name = "texts" if api == "tei-rerank" else "documents"
     return json.dumps({"query": head or "a query", name: documents}).encode()
 
@@ -134,6 +143,8 @@ def numbers_of(api: str, content: bytes) -> np.ndarray:
         return np.asarray(found)
     if api == "openai":
         return np.asarray([each["embedding"] for each in found["data"]])
+    if api == "openai-base64":
+        return np.stack([np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in found["data"]])
     ranks = found if api == "tei-rerank" else found["results"]
     name = "score" if api == "tei-rerank" else "relevance_score"
     return np.asarray([each[name] for each in sorted(ranks, key=lambda each: each["index"])])
@@ -190,7 +201,13 @@ class Load:
                 pass
             self.outcome.statuses[kind] += 1
             return
-        field = {"tei": "inputs", "openai": "input", "rerank": "documents", "tei-rerank": "texts"}[self.options.api]
+        field = {
+            "tei": "inputs",
+            "openai": "input",
+            "openai-base64": "input",
+            "rerank": "documents",
+            "tei-rerank": "texts",
+        }[self.options.api]
         more = b'"query": "a", ' if "rerank" in self.options.api else b""
         sent = {
             "malformed": body[:-1],
@@ -222,6 +239,30 @@ class Load:
 
         await asyncio.gather(*(worker() for _ in range(self.options.in_flight)))
 
+    async def window(self) -> tuple[float, float]:
+        """The same for a while, of which only the midst counts; its begin and end."""
+
+        async def one(index: int) -> bool:
+            await self.one(index)
+            return True
+
+        def begin() -> None:
+            self.outcome = Outcome()
+
+        options = self.options
+        window = await in_the_midst(
+            one,
+            options.in_flight,
+            options.warm_seconds,
+            options.window,
+            options.window_requests,
+            warm_requests=2 * len(self.bodies),
+            begin=begin,
+        )
+        # requests that were given up at the end have no latency, and answers between two of them no time of their own
+        self.outcome.seconds = len(self.outcome.latencies) / window.rate
+        return window.began, window.ended
+
     async def open(self) -> None:
         """Requests at random times, `rate` a second, whatever comes back."""
         tasks = []
@@ -245,10 +286,16 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
         before, memory = await counters(client), memory_of(options.pid)
         with Meter() if options.energy else nullcontext() as meter:
             began = time.perf_counter()
-            await (load.open() if options.rate else load.closed())
-            load.outcome.seconds = time.perf_counter() - began
+            window = None
+            if options.window:
+                window = await load.window()
+            else:
+                await (load.open() if options.rate else load.closed())
+                load.outcome.seconds = time.perf_counter() - began
         after = await counters(client)
     found = load.outcome.summary()
+    if window is not None:
+        found["window"] = window
     if after:
         computed, tokens = (
             after[name] - before.get(name, 0) for name in ("radix_mlp_compact_tokens_total", "radix_mlp_tokens_total")
@@ -290,6 +337,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--bodies", type=int, default=64, help="different requests")
     found.add_argument("--in-flight", type=int, default=16, help="closed loop")
     found.add_argument("--rate", type=float, default=0, help="open loop: requests a second")
+    found.add_argument("--window", type=float, help="closed loop: seconds in the midst of the load that count alone")
+    found.add_argument("--window-requests", type=int, default=32, help="at least")
+    found.add_argument("--warm-seconds", type=float, default=2.0, help="before the window")
     found.add_argument("--faults", type=float, default=0, help="part of the requests")
     found.add_argument("--tolerance", type=float, default=1e-4, help="between two answers to one request")
     found.add_argument("--warm-up", type=int, default=8, help="requests")
@@ -300,6 +350,6 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    outcome = asyncio.run(run(parser().parse_args()))
+    outcome = run_in_loop(run(parser().parse_args()))
     print(json.dumps(outcome))
     sys.exit(1 if outcome["wrong"] or outcome["unanswered"] else 0)

@@ -1,209 +1,240 @@
 """The server with folding on and off, and beside the engine alone: closed loop, server and load on one host.
 
 Requests of 64 texts, 75 to 200 tokens each, of which 61% are unique (a reranker's prompt, about 8.2 passages a
-query), or 71% with the query last (`--swap`); 16 on their way. The gate, before any load: vectors of some texts against
-those of the unmodified model, one text at a time. The load comes from a process of its own (`load.py`),
-and so does the server. `--shape` has random weights of Qwen3's shapes and a token a byte; `--model` is any model.
+query), or 71% with the query last; 16 on their way. A process of its own for each model (`served_model.py`) serves it
+folded, with the same kernels and nothing shared (threshold "off"), and as transformers runs it, padded (threshold 0);
+then the engine runs the same load without HTTP. Rates are taken in the midst of the load, once the server is warm.
+The gate, before any load: vectors of some texts against those of the unmodified model, one text at a time.
 
   python benchmarks/serve.py                                a small model, on a CPU
-  python benchmarks/serve.py --shape 0.6b 4b 8b             on a GPU
-  python benchmarks/serve.py --shape 0.6b --texts 10 --in-flight 1      latency under light load
+  python benchmarks/serve.py --shape 0.6b 4b 8b --data DATA               on a GPU, about four minutes
+  python benchmarks/serve.py --shape 0.6b --loads light                   latency of 10 texts, one request in flight
+  python benchmarks/serve.py --model nothing --data DATA    no model at all: what the host can do
+
+`--shape` has random weights of Qwen3's shapes; with `--data` (see docs/benchmarks.md) Qwen's tokenizer reads words,
+without it a token is a letter.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-import torch
 
 import load
+from power import Meter, integrate
 from provenance import provenance
-from radix_mlp import Engine
-from radix_mlp.engine.async_engine import AsyncEngine
-from radix_mlp.serve.run import run as serve
-from radix_mlp.serve.settings import ServeSettings
-from radix_mlp.testing.tiny import tiny_tokenizer
-from shapes import SHAPES, qwen3_config
+from served_model import NOTHING
+from shapes import SHAPES
 from verify import relative_error, require
+from window import run_in_loop
 
-THRESHOLDS = ("auto", "0")
+LOADS: dict[str, dict[str, Any]] = {
+    "first": {},
+    "last": {"swap": True},
+    "base64": {"api": "openai-base64"},
+    "light": {"texts": 10, "in_flight": 1},
+}
+"""Name -> what it changes of the options."""
+MODES = ("auto", "off", "0")
+STARTING_SECONDS = 300.0
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=[])
     parser.add_argument("--model", nargs="+", default=[])
+    parser.add_argument("--loads", nargs="+", choices=LOADS, help="all for 0.6b; first and last for other shapes")
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES, help="thresholds, and off: nothing shared")
     parser.add_argument("--texts", type=int, default=64)
     parser.add_argument("--in-flight", type=int, default=16)
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--seconds", type=float, default=60, help="a measurement, at most")
-    parser.add_argument("--api", choices=["tei", "openai"], default="tei")
+    parser.add_argument("--seconds", type=float, default=5, help="in the midst of the load, when warm")
+    parser.add_argument("--warm-up", type=float, default=2, help="seconds of load before; two requests each, at least")
+    parser.add_argument("--requests", type=int, default=32, help="that a rate is made of, at least")
+    parser.add_argument("--api", choices=["tei", "openai", "openai-base64"], default="tei")
     parser.add_argument("--swap", action="store_true", help="the query after the passage: fewer tokens are shared")
     parser.add_argument("--workload", choices=["synthetic", "vaswani", "gsm8k"], default="synthetic", help="of load.py")
-    parser.add_argument("--data", type=Path, help="folder with vaswani/ and gsm8k/, see docs/benchmarks.md")
-    parser.add_argument("--serve", metavar="THRESHOLD", help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help="folder with qwen.tiktoken, vaswani/ and gsm8k/")
     options = parser.parse_args()
     names = [*options.shape, *options.model] or ["tiny"]
-    if options.serve is not None:
-        start(names[0], options)
-        return
-    print(json.dumps(provenance()))
-    load_is = {key: getattr(options, key) for key in ("workload", "swap", "texts", "in_flight", "api")}
-    for name in names:
-        texts = first_texts(options)
-        truth = alone_vectors(engine_of(name, "auto"), texts)
-        found: dict[str, dict[str, Any]] = {}
-        for threshold in THRESHOLDS:
-            found[threshold] = measured(name, threshold, options, dict(zip(texts, truth, strict=True)))
-            row = {"model": name, "threshold": threshold, "what": "server", **load_is, **found[threshold]}
-            print(json.dumps(row), flush=True)
-        alone = asyncio.run(engine_alone(name, options))
-        row = {"model": name, "threshold": "auto", "what": "engine alone", **load_is, "texts/s": alone}
-        print(json.dumps(row), flush=True)
-        folded, not_folded = (found[threshold]["texts/s"] for threshold in THRESHOLDS)
-        ratios = {"folding on/off": round(folded / not_folded, 2), "server/engine": round(folded / alone, 3)}
-        print(json.dumps({"model": name, **load_is, **ratios}), flush=True)
+    # all at once, since most of it is importing and making weights
+    served = {name: Served(name, options) for name in names}
+    try:
+        for each in served.values():
+            device = each.wait_for_answer(STARTING_SECONDS)["device"]
+            each.is_half = device.startswith("cuda")
+        print(json.dumps(provenance(device=device)), flush=True)
+        with Meter() as meter:
+            for each in served.values():
+                each.measure(meter)
+    finally:
+        for each in served.values():
+            each.stop()
+
+
+def loads_of(name: str, options: argparse.Namespace) -> list[argparse.Namespace]:
+    """The loads that a model is measured under."""
+    chosen = options.loads or (list(LOADS) if name == "0.6b" else ["first", "last"] if name in SHAPES else ["first"])
+    return [argparse.Namespace(**(vars(options) | LOADS[load])) for load in chosen]
 
 
 def source_of(options: argparse.Namespace) -> list[str]:
     """The texts, as load.py takes them."""
     data = ["--data", str(options.data)] if options.data else []
-    return ["--texts", str(options.texts), "--workload", options.workload, *["--swap"] * options.swap, *data]
+    units = ["--units", "words" if options.data else "letters"]
+    return ["--texts", str(options.texts), "--workload", options.workload, *["--swap"] * options.swap, *units, *data]
 
 
-def settings(name: str, threshold: str, options: argparse.Namespace) -> ServeSettings:
-    """The server's; its limits let the load in."""
-    return ServeSettings(
-        model_id=name,
-        port=0,
-        radix_mlp_threshold="auto" if threshold == "auto" else float(threshold),
-        max_client_batch_size=options.texts,
-        max_concurrent_requests=options.texts * options.in_flight,
-        log_level="info",
-        disable_spans=True,
-    )
+class Served:
+    """A model in a process of its own, and what is measured of it."""
+
+    def __init__(self, name: str, options: argparse.Namespace) -> None:
+        self.name = name
+        self.options = options
+        self.log = tempfile.NamedTemporaryFile()  # noqa: SIM115
+        self.mode: str | None = None
+        """In which it serves now, if it does."""
+        self.address = ""
+        self.is_half = False
+        self.truth: np.ndarray | None = None
+        command = [sys.executable, str(Path(__file__).parent / "served_model.py"), name]
+        command += ["--data", str(options.data)] if options.data else []
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+
+    def measure(self, meter: Meter) -> None:
+        """Print a row for every load in every mode, the engine's own, and their ratios."""
+        if self.name != NOTHING:
+            self.truth = np.asarray(self.ask({"truth": self._first_texts()})["vectors"])
+        loads = loads_of(self.name, self.options)
+        found: dict[tuple[str, str], dict[str, Any]] = {}
+        for mode in self.options.modes:
+            some = loads if mode == "auto" else [each for each in loads if each.in_flight > 1 and each.api == "tei"]
+            # as transformers runs it is told once
+            for each in some[:1] if mode == "0" else some:
+                row = self._served(mode, each, meter)
+                found[mode, key_of(each)] = row
+                what = "server, nothing shared" if mode == "off" else "server"
+                self._print(what, each, {"threshold": mode, **row})
+            self._stop_serving()
+        for each in loads:
+            if each.in_flight > 1 and each.api == "tei":
+                answer = self.ask({"engine": vars(each) | {"data": str(each.data or "")}, "source": source_of(each)})
+                self._print("engine alone", each, {"threshold": "auto", **answer})
+                self._print_ratios(found, each, answer["texts/s"])
+
+    def _served(self, mode: str, options: argparse.Namespace, meter: Meter) -> dict[str, Any]:
+        address = self._address(mode)
+        arguments = ["--in-flight", str(options.in_flight), "--api", options.api, "--tolerance", "0.1"]
+        arguments += ["--window", str(options.seconds), "--warm-seconds", str(options.warm_up)]
+        arguments += ["--window-requests", str(options.requests)]
+        asked = load.parser().parse_args([address, *source_of(options), *arguments])
+        outcome: dict[str, Any] = run_in_loop(load.run(asked))
+        began, ended = outcome.pop("window")
+        if outcome["wrong"] or outcome["unanswered"]:
+            sys.exit(f"{self.name}, {mode}: {outcome}\n{self._log()}")
+        reading = integrate(meter._samples, began, ended)
+        if reading is not None:
+            texts = outcome["texts/s"] * reading.seconds
+            outcome["joules_per_1000_texts"] = round(1000 * reading.joules / texts, 1)
+            outcome["watts"] = round(reading.watts)
+        return outcome
+
+    def _address(self, mode: str) -> str:
+        """Of the server in this mode, which is started unless it runs."""
+        if self.mode == mode:
+            return self.address
+        self._stop_serving()
+        said = len(self._log())
+        self._tell({"serve": mode})
+        end = time.monotonic() + STARTING_SECONDS
+        while "Application startup complete" not in self._log()[said:]:
+            if self.process.poll() is not None or time.monotonic() > end:
+                sys.exit(f"{self.name}, {mode}: no server\n{self._log()}")
+            time.sleep(0.05)
+        self.mode = mode
+        self.address = re.findall(r"at (http://[\d.:]+)", self._log()[said:])[0]
+        self._gate(mode)
+        return self.address
+
+    def _gate(self, mode: str) -> None:
+        """Vectors of texts that share much are those of the unmodified model, fed one at a time."""
+        if self.truth is None:
+            return
+        answer = httpx.post(f"{self.address}/embed", json={"inputs": self._first_texts()}, timeout=120)
+        vectors = np.asarray(answer.json()) if answer.status_code == 200 else np.zeros(0)
+        # 16-bit models are off by some percent themselves, a wrong mask by all of it
+        require(f"{self.name}, {mode}: vectors", relative_error(vectors, self.truth), 0.2 if self.is_half else 1e-3)
+
+    def _first_texts(self) -> list[str]:
+        head, documents = next(load.texts_of(load.parser().parse_args(["", *source_of(self.options)])))
+        return [head + text for text in dict.fromkeys(documents[:12])]
+
+    def _stop_serving(self) -> None:
+        if self.mode is not None:
+            self.mode = None
+            self.process.terminate()
+            self.wait_for_answer(120)
+
+    def _print(self, what: str, options: argparse.Namespace, row: dict[str, Any]) -> None:
+        settings = {name: getattr(options, name) for name in ("workload", "swap", "texts", "in_flight", "api")}
+        print(json.dumps({"model": self.name, "what": what, **settings, **row}), flush=True)
+
+    def _print_ratios(self, found: dict[tuple[str, str], Any], options: argparse.Namespace, alone: float) -> None:
+        key = key_of(options)
+        rates = {mode: found[mode, key]["texts/s"] for mode in self.options.modes if (mode, key) in found}
+        if "auto" not in rates:
+            return
+        ratios = {"server/engine": round(rates["auto"] / alone, 3)}
+        ratios |= {"folding on/off": round(rates["auto"] / rates["off"], 2)} if "off" in rates else {}
+        ratios |= {"folding/padded": round(rates["auto"] / rates["0"], 2)} if "0" in rates else {}
+        self._print("ratios", options, ratios)
+
+    def ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        """What the process answers to a command."""
+        self._tell(command)
+        return self.wait_for_answer(STARTING_SECONDS)
+
+    def _tell(self, command: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+
+    def wait_for_answer(self, seconds: float) -> dict[str, Any]:
+        """The next line that the process writes."""
+        assert self.process.stdout is not None
+        killer = threading.Timer(seconds, self.process.kill)
+        killer.start()
+        line = self.process.stdout.readline()
+        killer.cancel()
+        if not line:
+            sys.exit(f"{self.name}: the process ended\n{self._log()}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def _log(self) -> str:
+        return Path(self.log.name).read_text(errors="replace")
+
+    def stop(self) -> None:
+        """End the process."""
+        self.process.kill()
+        self.process.wait()
 
 
-def engine_of(name: str, threshold: float | str) -> Engine:
-    """The engine of a model, or of random weights of its shape."""
-    if name not in SHAPES:
-        return Engine(name, threshold=threshold)  # type: ignore[arg-type]
-    from transformers import Qwen3Model
-
-    torch.manual_seed(0)
-    config = qwen3_config(name, vocab_size=32_000, initializer_range=0.05, max_position_embeddings=8192)
-    on_gpu = torch.cuda.is_available()
-    with torch.device("cuda" if on_gpu else "cpu"):
-        model = Qwen3Model(config).eval().to(torch.bfloat16 if on_gpu else torch.float32)
-    return Engine(model, tokenizer=tiny_tokenizer(), threshold=threshold)  # type: ignore[arg-type]
-
-
-def start(name: str, options: argparse.Namespace) -> None:
-    """Serve, in this process."""
-    import radix_mlp.serve.run
-
-    chosen = settings(name, options.serve, options)
-    radix_mlp.serve.run.load_engine = lambda given: (engine_of(name, given.radix_mlp_threshold), None)
-    serve(chosen)
-
-
-def first_texts(options: argparse.Namespace) -> list[str]:
-    """Some of the first request, with what they share."""
-    head, documents = next(load.texts_of(load.parser().parse_args(["", *source_of(options)])))
-    return [head + text for text in dict.fromkeys(documents[:12])]
-
-
-def alone_vectors(engine: Engine, texts: list[str]) -> np.ndarray:
-    """By the unmodified model, one text at a time."""
-    unfolded = engine.unfolded()
-    return np.concatenate([unfolded.embed([text]) for text in texts])
-
-
-def gate(name: str, address: str, truth: dict[str, np.ndarray]) -> None:
-    """The vectors that the server gives to these texts together."""
-    answer = httpx.post(f"{address}/embed", json={"inputs": list(truth)}, timeout=120)
-    found = np.asarray(answer.json()) if answer.status_code == 200 else np.zeros(0)
-    # 16-bit models are off by some percent themselves, a wrong mask by all of it
-    bound = 0.2 if name in SHAPES and torch.cuda.is_available() else 1e-3
-    require(f"{name}, vectors from the server", relative_error(found, np.stack(list(truth.values()))), bound)
-
-
-def measured(name: str, threshold: str, options: argparse.Namespace, truth: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What the load tells of a server of its own, once its vectors are right."""
-    kind = "--shape" if name in SHAPES else "--model"
-    same = [*source_of(options), "--in-flight", str(options.in_flight)]
-    with tempfile.NamedTemporaryFile() as log:
-        command = [sys.executable, __file__, kind, name, "--serve", threshold, *same]
-        server = subprocess.Popen(command, stderr=log)
-        try:
-            address = wait_for(Path(log.name), server)
-            gate(name, address, truth)
-            asked = ["--requests", str(options.requests), "--seconds", str(options.seconds), "--api", options.api]
-            client = [
-                sys.executable,
-                str(Path(load.__file__)),
-                address,
-                *same,
-                *asked,
-                "--tolerance",
-                "0.1",
-                "--energy",
-            ]
-            told = subprocess.run(client, capture_output=True, text=True, check=False)
-            if told.returncode:
-                sys.exit(
-                    f"{name}, threshold {threshold}: {told.stdout}{told.stderr}{Path(log.name).read_text()[-2000:]}"
-                )
-            found: dict[str, Any] = json.loads(told.stdout)
-            return found
-        finally:
-            server.terminate()
-            server.wait(60)
-
-
-def wait_for(log: Path, server: subprocess.Popen[bytes]) -> str:
-    """The server's address, once it runs."""
-    while server.poll() is None:
-        text = log.read_text()
-        if "Application startup complete" in text:
-            return re.findall(r"at (http://[\d.:]+)", text)[0]
-        time.sleep(0.1)
-    sys.exit(f"the server ended: {log.read_text()[-4000:]}")
-
-
-async def engine_alone(name: str, options: argparse.Namespace) -> float:
-    """Texts a second of the same texts through `AsyncEngine`, without HTTP."""
-    arguments = ["", *source_of(options), "--requests", str(options.requests)]
-    source = load.texts_of(load.parser().parse_args(arguments))
-    requests = [[head + text for text in documents] for head, documents in (next(source) for _ in range(64))]
-    async with AsyncEngine(engine_of(name, "auto"), max_concurrent_requests=options.in_flight) as front:
-        for index in range(8):
-            await front.embed(requests[index])
-        indices = iter(range(options.requests))
-        done = 0
-        began = time.perf_counter()
-
-        async def worker() -> None:
-            nonlocal done
-            for index in indices:
-                await front.embed(requests[index % len(requests)])
-                done += 1
-                if time.perf_counter() - began > options.seconds:
-                    return
-
-        await asyncio.gather(*(worker() for _ in range(options.in_flight)))
-        return round(done * options.texts / (time.perf_counter() - began), 1)
+def key_of(options: argparse.Namespace) -> str:
+    """What tells one load from another."""
+    return json.dumps([options.workload, options.swap, options.texts, options.in_flight, options.api])
 
 
 if __name__ == "__main__":

@@ -160,6 +160,10 @@ def test_bad_lines(tmp_path, ray_node):  # noqa: F811
     errors = [json.loads(line) for line in (output / "_errors.jsonl").read_text().splitlines()]
     assert [error["line"] for error in errors] == [4]
     assert [row["line"] for row in rows_of(output)] == [line for line in range(1, len(lines) + 1) if line != 4]
+    result = run("embed", command[1], "-m", "./missing", "-o", str(tmp_path / "none.jsonl"), "--ray")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: ")
+    assert "'./missing': no such folder" in result.stderr
     # begun anew, it is another job
     result = run(*command, "--on-error", "skip", "--restart", "--prompt", "Q: ")
     assert result.exit_code == 0, result.stderr
@@ -211,6 +215,7 @@ def test_killed_in_the_midst(tmp_path, ray_node, victim):  # noqa: F811
 @pytest.mark.gpu
 def test_a_worker_a_gpu(tmp_path):
     """On a machine with GPUs, a node of its own."""
+    pytest.importorskip("ray")
     path = jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in TEXTS])
     result = run("embed", path, "-m", "tiny", "-o", str(tmp_path / "out.jsonl"), "--window", "8", "--ray", "local")
     assert result.exit_code == 0, result.stderr

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import sys
 from functools import partial
 
 import numpy as np
@@ -270,3 +271,22 @@ def test_options_that_do_not_fit(tmp_path):
         assert message in result.stderr
     result = run("embed", "-m", "tiny", "-o", str(tmp_path / "v.jsonl"), "--ray", "-")
     assert "standard input cannot be read by the workers" in result.stderr
+
+
+def test_without_ray(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    path = jsonl(tmp_path / "a.jsonl", [{"text": "a"}])
+    result = run("embed", "--ray", path, "-m", "tiny", "-o", str(tmp_path / "v.jsonl"))
+    assert result.exit_code == 1
+    assert "pip install 'radix-mlp[ray]'" in result.stderr
+
+
+def test_addresses_are_told_from_files(monkeypatch):
+    found = []
+    monkeypatch.setattr("radix_mlp.cli.embed.make_job", lambda files, *_, ray, ray_workers: found.append((files, ray)))
+    for address in ("10.0.0.1:6379", "local", "auto", "ray://head:10001"):
+        run("embed", "--ray", address, "s3://bucket/texts", "-m", "tiny")
+        assert found.pop() == (["s3://bucket/texts"], address)
+    for files in (["s3://bucket/texts"], ["a.jsonl"], ["local.txt", "b.csv"]):
+        run("embed", "-m", "tiny", "--ray", *files)
+        assert found.pop() == (files, "auto")

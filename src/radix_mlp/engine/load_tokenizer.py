@@ -8,11 +8,12 @@ from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from radix_mlp.engine.sentence_transformers_folder import read_folder
 from radix_mlp.engine.shipped import SHIPPED_NAMES, shipped_folder
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.testing.tiny import TINY_NAMES, tiny_reranker_tokenizer, tiny_tokenizer
 
-__all__ = ["check_folder", "load_tokenizer", "not_loaded"]
+__all__ = ["check_folder", "load_tokenizer", "not_loaded", "tokenizer_of"]
 
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -35,6 +36,13 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
         raise not_loaded("tokenizer", name, error) from error
+
+
+def tokenizer_of(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer that `Engine(model)` would use, without the model."""
+    name = str(model)
+    checkpoint = name if name in TINY_NAMES else read_folder(name).checkpoint
+    return load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
 
 
 def tokenizer_from_ranks(path: Path) -> PreTrainedTokenizerBase:

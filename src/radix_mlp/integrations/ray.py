@@ -25,13 +25,11 @@ from numpy.typing import NDArray
 
 from radix_mlp.engine.classify import label_names
 from radix_mlp.engine.engine import Engine
-from radix_mlp.engine.load_tokenizer import load_tokenizer
-from radix_mlp.engine.sentence_transformers_folder import read_folder
+from radix_mlp.engine.load_tokenizer import tokenizer_of
 from radix_mlp.engine.tokenize import RejectedItemsError, encode, shown
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
-from radix_mlp.testing.tiny import TINY_NAMES
 
-__all__ = ["Classify", "Embed", "PrefixKey", "Rerank", "Score", "prefix_keys", "tokenizer_of"]
+__all__ = ["Classify", "Embed", "PrefixKey", "Rerank", "Score", "prefix_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -273,12 +271,6 @@ def prefix_keys(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[bytes]:
     encoded = encode(tokenizer, distinct, add_special_tokens=False)
     keys = {text: ids.astype(">u4").tobytes() for text, ids in zip(distinct, encoded, strict=True)}
     return [b"".join(keys[text] for text in row) for row in rows]
-
-
-def tokenizer_of(model: str, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer that `Engine(model)` would use, without the model."""
-    name = model if model in TINY_NAMES else read_folder(model).checkpoint
-    return load_tokenizer(name, trust_remote_code=trust_remote_code)
 
 
 def _column_names(batch: Batch) -> list[str]:

@@ -28,6 +28,7 @@ def surveyed(table: Any, keys: Keys, rate: float) -> Any:
             {
                 "file": file,
                 "count": len(rows),
+                "characters": sum(len(text) for row in rows for text in row["values"]),
                 "num_bad": len(bad),
                 "bad_line": bad[0]["line"] if bad else 0,
                 "bad_reason": bad[0]["reason"] if bad else "",
@@ -39,6 +40,7 @@ def surveyed(table: Any, keys: Keys, rate: float) -> Any:
     schema = {
         "file": pa.int32(),
         "count": pa.int64(),
+        "characters": pa.int64(),
         "num_bad": pa.int64(),
         "bad_line": pa.int64(),
         "bad_reason": pa.string(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
@@ -83,6 +83,9 @@ class Folder:
     def __init__(self, address: str) -> None:
         self.address = address
         self.filesystem, self.path = _filesystem(address)
+        scheme, path, _ = _parts(address)
+        # without options, which may be secrets
+        self.shown = f"{scheme}://{path}" if scheme else address
 
     def __reduce__(self) -> Any:
         # a worker has another working directory
@@ -96,13 +99,15 @@ class Folder:
         except FileNotFoundError:
             return None
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
         """Put a file there, or in the place of another."""
+        parts = [content] if isinstance(content, bytes) else content
         # a name of its own: a worker that was given up for lost may still be writing
         unnamed = self._at(f"{JOB}/new-{uuid.uuid4().hex}")
         self.filesystem.makedirs(self._at(JOB), exist_ok=True)
         with self.filesystem.open(unnamed, "wb") as file:
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             with suppress(OSError, AttributeError, ValueError):
                 os.fsync(file.fileno())

@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from radix_mlp.cli.ray_job.summary import show_ray_summary
 from radix_mlp.cli.ray_job.worker import PartWorker, WorkerSettings
 from radix_mlp.cli.read import BadLine, bad_line_error
 from radix_mlp.cli.show import Skipped, errors, note
+from radix_mlp.cli.windows import MAX_CHARACTERS
 from radix_mlp.errors import InvalidInputError, RadixError
 
 if TYPE_CHECKING:
@@ -108,12 +109,12 @@ class RayJob:
         if manifest is not None:
             manifest.check(self.folder, self.options, self.facts)
             if self.folder.read(SUCCESS) is not None:
-                note(f"{self.output} was complete already.")
+                note(f"{self.folder.shown} was complete already.")
                 return
         elif self.folder.names():
             raise InvalidInputError(
-                f"--output {self.output}: the folder is not empty, and no job has begun there. Give another name, or "
-                "empty it."
+                f"--output {self.folder.shown}: the folder is not empty, and no job has begun there. Give another "
+                "name, or empty it."
             )
         resources = ray.cluster_resources()
         device = engine.keywords["device"]
@@ -157,11 +158,12 @@ class RayJob:
         counts = [0] * len(self.names)
         sample = Sample(rate)
         kinds: set[str] = set()
-        num_bad = 0
+        num_bad = characters = 0
         with nullcontext() if self.quiet else errors().status("reading and counting"):
             for row in found.iter_rows():
                 counts[row["file"]] += row["count"]
                 num_bad += row["num_bad"]
+                characters += row["characters"]
                 if row["num_bad"] and not self.skip:
                     raise bad_line_error(BadLine(row["bad_line"], row["bad_reason"], self.shown[row["file"]]))
                 kinds.update(row["kinds_of_ids"])
@@ -176,7 +178,9 @@ class RayJob:
                 "column 'id' has values of several types (strings and integers), which Parquet cannot hold. Write "
                 ".jsonl."
             )
-        boundaries = choose_boundaries([key for _, key in sample.keys], -(-total // self.window))
+        # as a window of a local job, a part of long texts has fewer
+        num_parts = max(-(-total // self.window), -(-characters // MAX_CHARACTERS))
+        boundaries = choose_boundaries([key for _, key in sample.keys], num_parts)
         return Manifest(self.options, self.facts, counts, boundaries, choose_stretches(counts))
 
     def _work(
@@ -219,7 +223,7 @@ class RayJob:
                 batch_format="pyarrow",
                 fn_constructor_args=[engine, task, settings],
                 compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
-                num_cpus=workers.num_cpus,
+                num_cpus=None if workers.num_gpus else workers.num_cpus,
                 num_gpus=workers.num_gpus,
             )
         )
@@ -246,14 +250,14 @@ class RayJob:
         items = sum(found.num_rows + found.num_skipped for found in parts)
         if items != manifest.num_items:
             raise InvalidInputError(
-                f"{self.output}: {items:,} texts were done and {manifest.num_items:,} were counted: the files have "
-                "changed while they were read. Begin anew with --restart."
+                f"{self.folder.shown}: {items:,} texts were done and {manifest.num_items:,} were counted: the files "
+                "have changed while they were read. Begin anew with --restart."
             )
         self._list_errors()
         self.folder.write(SUCCESS, b"")
         self.folder.remove_unfinished()
         if not self.quiet:
-            show_ray_summary(parts, before, measured, workers, seconds, self.folder.address)
+            show_ray_summary(parts, before, measured, workers, seconds, self.folder.shown)
 
     def _list_errors(self) -> None:
         """One file of the bad lines of all parts, and the first of them on the screen."""
@@ -261,18 +265,24 @@ class RayJob:
         if not names:
             return
         shown = Skipped()
-        content = [self.folder.read(f"{JOB}/{name}") or b"" for name in names]
-        self.folder.write("_errors.jsonl", b"".join(content))
-        for line in b"".join(content).splitlines():
-            bad = json.loads(line)
-            shown(str(BadLine(bad["line"], bad["error"], bad["file"])))
+
+        def lines() -> Iterator[bytes]:
+            for name in names:
+                content = self.folder.read(f"{JOB}/{name}") or b""
+                for line in content.splitlines():
+                    bad = json.loads(line)
+                    shown(str(BadLine(bad["line"], bad["error"], bad["file"])))
+                yield content
+
+        self.folder.write("_errors.jsonl", lines())
 
     def _remove(self) -> None:
         """What an earlier job has left, and nothing else."""
         names = self.folder.names()
         if names and not self.folder.names(JOB):
             raise InvalidInputError(
-                f"--restart: {self.output} is not empty, and no job has begun there. Give another name, or empty it."
+                f"--restart: {self.folder.shown} is not empty, and no job has begun there. Give another name, or "
+                "empty it."
             )
         self.folder.remove()
 

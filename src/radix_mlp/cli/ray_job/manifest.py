@@ -68,7 +68,7 @@ class Manifest:
         content = folder.read(MANIFEST)
         if content is None:
             return None
-        where = f"{folder.address}/{MANIFEST}"
+        where = f"{folder.shown}/{MANIFEST}"
         try:
             saved = json.loads(content)
             if saved["version"] != VERSION:
@@ -84,7 +84,7 @@ class Manifest:
 
     def check(self, folder: Folder, options: dict[str, Any], files: list[list[Any]]) -> None:
         """Raise `InvalidInputError` unless it is this job, on files that have not changed."""
-        check_options(f"{folder.address}/{MANIFEST}", self.options, options)
+        check_options(f"{folder.shown}/{MANIFEST}", self.options, options)
         for then, now in zip(self.files, files, strict=False):
             if then[0] == now[0] and then != now:
                 raise InvalidInputError(
@@ -93,7 +93,7 @@ class Manifest:
                 )
         if self.files != files:
             raise InvalidInputError(
-                f"{folder.address}: the job was begun on other files ({len(self.files)} then, {len(files)} now). Give "
+                f"{folder.shown}: the job was begun on other files ({len(self.files)} then, {len(files)} now). Give "
                 f"the same in the same order. {BEGIN_ANEW}"
             )
 
@@ -131,7 +131,7 @@ def load_stats(folder: Folder, parts: set[int]) -> list[PartStats]:
     def load(part: int) -> PartStats:
         content = folder.read(f"{JOB}/{_stats_name(part)}")
         if content is None:
-            raise InvalidInputError(f"{folder.address}/{JOB}: {_stats_name(part)} is gone. {BEGIN_ANEW}")
+            raise InvalidInputError(f"{folder.shown}/{JOB}: {_stats_name(part)} is gone. {BEGIN_ANEW}")
         return PartStats(**json.loads(content))
 
     with ThreadPoolExecutor(16) as threads:

@@ -55,7 +55,7 @@ class Keys:
 
 @cache
 def _tokenizer(model: str, trust_remote_code: bool) -> Any:
-    from radix_mlp.integrations.ray import tokenizer_of
+    from radix_mlp.engine.load_tokenizer import tokenizer_of
 
     return tokenizer_of(model, trust_remote_code=trust_remote_code)
 

@@ -309,9 +309,9 @@ def gate(p: Problem, methods: list[Method], backward: bool) -> dict[tuple[str, s
 def oracle(p: Problem, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Output, dq `[M, G, D]`, dk and dv `[M, D]` of the first kv head, in blocks of queries."""
     k, v = p.k[:, 0].double(), p.v[:, 0].double()
-    out, dq = (torch.zeros(len(k), group, k.shape[1], dtype=torch.float64, device="cuda") for _ in range(2))
+    out, dq = (torch.zeros(len(k), group, k.shape[1], dtype=torch.float64, device=k.device) for _ in range(2))
     dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-    row = torch.arange(len(k), device="cuda")
+    row = torch.arange(len(k), device=k.device)
     for rows in row.split(2048):
         seen = (row <= rows[:, None]) & (rows[:, None] < p.end)
         for head in range(group):

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from provenance import provenance
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.report.compression import compression_table
+from verify import require
 
 __all__ = ["WORKLOADS", "Sequences", "Workload", "plan_of", "prefix_grid"]
 
@@ -58,6 +59,7 @@ def main() -> None:
         sequences = WORKLOADS[name].sequences(options.seed, options.scale)
         np.random.default_rng(options.seed).shuffle(sequences)  # type: ignore[arg-type]
         plan = plan_of(sequences)
+        require(f"{name}: unique tokens, counted otherwise", abs(plan.num_compact - count_unique(sequences)), 1)
         table = compression_table(sequences, sizes=[options.batch])[0].num_compact
         shares = {order: compact / plan.num_tokens for order, compact in table.items()}
         rows.append(
@@ -82,6 +84,16 @@ def main() -> None:
 def plan_of(sequences: Sequences) -> RadixPlan:
     """The plan of sequences in this order."""
     return build_plan(np.concatenate(sequences), np.cumsum([0, *map(len, sequences)]))
+
+
+def count_unique(sequences: Sequences) -> int:
+    """Nodes of the prefix tree, one dictionary entry each."""
+    nodes: dict[tuple[int, int], int] = {}
+    for ids in sequences:
+        node = -1
+        for token in ids.tolist():
+            node = nodes.setdefault((node, token), len(nodes))
+    return len(nodes)
 
 
 def prefix_grid(prefix: int, suffix: int, count: int, seed: int = 0) -> NDArray[np.int32]:

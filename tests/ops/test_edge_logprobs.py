@@ -217,6 +217,24 @@ def test_kernels_agree_with_torch(monkeypatch: pytest.MonkeyPatch, softcap: floa
     compare_kernels(monkeypatch, "cpu", torch.float32, softcap, bias, vocabulary=40, tile=90)
 
 
+@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
+def test_a_tile_of_nothing_but_minus_infinity(
+    monkeypatch: pytest.MonkeyPatch, small_blocks: None, kernels: bool
+) -> None:
+    """Heads shut out ids by a bias of -inf; a whole tile of them, before and after those that count."""
+    monkeypatch.setattr(MODULE, "_has_kernels", lambda *_: kernels)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(3, 8, generator=generator, requires_grad=True)
+    weight, bias = torch.randn(640, 8, generator=generator), torch.zeros(640)
+    bias[:256] = bias[384:] = -torch.inf
+    out = edge_logprobs(hidden, LinearHead(weight, bias), tree_edges(build_plan([1, 300, 310], [0, 3])), max_logits=256)
+    expected = (hidden @ weight.t() + bias).log_softmax(1)[[0, 1], [300, 310]]
+    torch.testing.assert_close(out.logprob, expected)
+    found, wanted = (torch.autograd.grad(values.sum(), hidden)[0] for values in (out.logprob, expected))
+    torch.testing.assert_close(found, wanted)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("softcap", "bias"), [(None, False), (3.0, True)])

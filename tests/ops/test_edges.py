@@ -118,6 +118,9 @@ def test_refusals() -> None:
         label_edges(plan, [1.0] * 6)
     with pytest.raises(InvalidInputError, match="labels has -1"):
         label_edges(plan, [0, 0, -1, 0, 0, 0])
+    # beside a row this would leave 64 bits and become another label
+    with pytest.raises(InvalidInputError, match=f"labels has {1 << 62}"):
+        label_edges(plan, [0, 0, 0, 0, 0, 1 << 62])
     with pytest.raises(InvalidInputError, match="the batch has 6 tokens"):
         tokens_to_edges(torch.ones(3), edges)
     with pytest.raises(InvalidInputError, match="the batch has 3 edges"):

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 
 import radix_mlp
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.ops import edges_to_tokens
+from radix_mlp.ops import edges_to_tokens, tree_edges
+from radix_mlp.plan import build_plan
 from radix_mlp.testing.sweep import pad
 from radix_mlp.testing.training import gradients_of, random_tree
 from radix_mlp.train import (
@@ -224,6 +225,13 @@ def test_another_label_may_stand_for_none() -> None:
 def test_sizes_of_groups() -> None:
     assert compact_size([[5, 6, 7], [5, 6, 8]]) == 4
     assert compact_size([]) == 0
+
+
+def test_parts_of_a_batch_keep_its_positions() -> None:
+    plan = build_plan([5, 6, 7, 5, 6, 8, 9], [0, 3, 6, 7], [0, 1, 2, 40, 41, 42, 7])
+    part = TreeBatch(plan, tree_edges(plan)).select([1, 2])
+    assert part.plan.compact_positions.tolist() == [40, 41, 42, 7]
+    assert part.plan.num_compact == 4
 
 
 def test_micro_batches_add_up_to_the_gradients_of_the_whole(model, sequences) -> None:

@@ -98,7 +98,7 @@ def _check(
         raise InvalidInputError(f"k and v have {k.shape[0]} and {v.shape[0]} rows, q has {rows}")
     if k.shape[2] != width:
         raise InvalidInputError(f"k has head dimension {k.shape[2]}, q has {width}")
-    if k.shape[1] != v.shape[1] or k.shape[1] == 0 or heads % k.shape[1]:
+    if k.shape[1] != v.shape[1] or 0 in (k.shape[1], heads) or heads % k.shape[1]:
         raise InvalidInputError(
             f"k and v have {k.shape[1]} and {v.shape[1]} heads: they must agree and divide q's {heads}"
         )
@@ -108,8 +108,8 @@ def _check(
         raise InvalidInputError(
             f"q, k, v and the plan are on {q.device}, {k.device}, {v.device} and {tree.end.device}: use one device"
         )
-    if window is not None and window < 1:
-        raise InvalidInputError(f"window={window}: at least 1, or None for no window")
+    if window is not None and (window < 1 or window != int(window)):
+        raise InvalidInputError(f"window={window}: a whole number of at least 1, or None for no window")
     if softcap is not None and not softcap > 0:
         raise InvalidInputError(f"softcap={softcap}: above 0, or None for no soft cap")
     if sinks is not None and (sinks.shape != (heads,) or sinks.device != q.device):

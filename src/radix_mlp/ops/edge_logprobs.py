@@ -16,7 +16,7 @@ from radix_mlp.ops.chunked_head import apply_head
 from radix_mlp.ops.edges import DeviceEdges, Edges
 from radix_mlp.ops.fold import copy_rows
 from radix_mlp.ops.head_tiles import HeadEdges, HeadResults, TileOptions
-from radix_mlp.ops.linear_head import LinearHead
+from radix_mlp.ops.linear_head import LinearHead, is_plain_linear
 from radix_mlp.ops.logprobs import FIRST_ROWS, MAX_LOGITS
 
 __all__ = ["STATISTICS", "EdgeLogprobs", "Head", "edge_logprobs"]
@@ -196,8 +196,7 @@ def _has_kernels(hidden: Tensor, top: int) -> bool:
 def _linear(head: Head) -> LinearHead | Callable[[Tensor], Tensor]:
     if isinstance(head, Tensor):
         return LinearHead(head)
-    # a subclass or a hook may do something else besides
-    if type(head) is torch.nn.Linear and not head._forward_hooks and not head._forward_pre_hooks:
+    if is_plain_linear(head):
         return LinearHead(head.weight, head.bias)
     if not callable(head):
         raise InvalidDtypeError(f"head is a {type(head).__name__}: pass a weight [V, h], a LinearHead or a function")

@@ -142,7 +142,8 @@ def label_edges(plan: RadixPlan, labels: ArrayLike, *, ignore_index: int = -100)
         ignore_index: the label that does not count.
 
     Raises:
-        InvalidInputError: `labels` has another length, or a label is negative and not `ignore_index`.
+        InvalidInputError: `labels` has another length, or a label is no id (from 0 to 2**31 - 1) and not
+            `ignore_index`.
         InvalidDtypeError: they are not integers.
 
     >>> from radix_mlp.plan import build_plan
@@ -154,8 +155,9 @@ def label_edges(plan: RadixPlan, labels: ArrayLike, *, ignore_index: int = -100)
     values = _of_tokens("labels", labels, plan, np.integer).astype(np.int64)
     counts = _not_first(plan) & (values != ignore_index)
     tokens = np.flatnonzero(counts)
-    if len(tokens) and values[tokens].min() < 0:
-        raise InvalidInputError(f"labels has {values[tokens].min()}: labels are token ids, or {ignore_index} for none")
+    for extreme in (values[tokens].min(initial=0), values[tokens].max(initial=0)):
+        if not 0 <= extreme < 1 << 31:
+            raise InvalidInputError(f"labels has {extreme}: labels are token ids, or {ignore_index} for none")
     rows = plan.unfold_index[tokens - 1].astype(np.int64)
     width = int(values[tokens].max(initial=0)) + 1
     keys, edge = np.unique(rows * width + values[tokens], return_inverse=True)

@@ -147,8 +147,10 @@ class RowSums:
         # the first of equals, as argmax has it
         self.greedy_ids[here] = torch.where(values > before, largest + tile.low, self.greedy_ids[here])
         maximum = torch.maximum(before, values)
-        shrink = torch.exp(before - maximum)
-        weights = torch.exp(logits - maximum[:, None])
+        # where all that was seen is -inf, so that what is -inf less -inf stays 0
+        base = torch.where(maximum == -torch.inf, 0, maximum)
+        shrink = torch.exp(before - base)
+        weights = torch.exp(logits - base[:, None])
         self.sum_exp[here] = self.sum_exp[here] * shrink + weights.sum(1)
         if options.log_sum_sq_probs:
             self.sum_exp_squared[here] = self.sum_exp_squared[here] * shrink.square() + weights.square().sum(1)

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 
-__all__ = ["LinearHead"]
+__all__ = ["LinearHead", "is_plain_linear"]
+
+
+def is_plain_linear(module: object) -> TypeGuard[torch.nn.Linear]:
+    """Whether a module's weight and bias are all that it does: no subclass, adapter, hook or forward of its own."""
+    return type(module) is torch.nn.Linear and not (
+        module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    )
 
 
 @dataclass(frozen=True, eq=False)

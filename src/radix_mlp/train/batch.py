@@ -219,7 +219,8 @@ class TreeBatch:
         chosen = chosen.astype(np.int64)
         pieces = [np.arange(cu[index], cu[index + 1]) for index in chosen]
         token = np.concatenate(pieces)
-        part = build_plan(plan.compact_ids[plan.unfold_index[token]], np.cumsum([0, *map(len, pieces)]))
+        rows = plan.unfold_index[token]
+        part = build_plan(plan.compact_ids[rows], np.cumsum([0, *map(len, pieces)]), plan.compact_positions[rows])
         edge = self.edges.token_edge[token]
         labels = np.where(edge >= 0, self.edges.targets[edge] if self.edges.num_edges else 0, IGNORE_INDEX)
         index = torch.from_numpy(token)

@@ -16,7 +16,7 @@ from radix_mlp.hf.calls import reason_of_modules
 from radix_mlp.hf.support import decoder_of, pretrained_in
 from radix_mlp.ops.edge_logprobs import EdgeLogprobs, edge_logprobs
 from radix_mlp.ops.edges import DeviceEdges, Edges
-from radix_mlp.ops.linear_head import LinearHead
+from radix_mlp.ops.linear_head import LinearHead, is_plain_linear
 
 __all__ = ["check_trainable", "head_logprobs", "language_head", "pretrained_of"]
 
@@ -81,8 +81,7 @@ def language_head(model: torch.nn.Module, *, check: bool = True) -> LinearHead |
         )
     scale, softcap = _scale_and_softcap(inner)
     head: LinearHead | Callable[[Tensor], Tensor]
-    # an adapter or a parametrisation has a weight, too, which is not all of it
-    if type(layer) is torch.nn.Linear and not layer._forward_hooks and not layer._forward_pre_hooks:
+    if is_plain_linear(layer):
         head = LinearHead(layer.weight, layer.bias, scale, softcap)
     else:
 

@@ -71,6 +71,8 @@ def forward_kernel(
         tl.store(greedy_ids + row, low + tl.min(tl.where(best == largest, place, num_columns), 0))
     new = tl.maximum(before, largest)
     tl.store(maximum + row, new)
+    # where all that was seen is -inf, so that what is -inf less -inf stays 0
+    base = tl.where(new == -float("inf"), 0.0, new)
     if MEAN:
         tl.store(sum_logit + row, tl.load(sum_logit + row) + tl.sum(total, 0))
 
@@ -82,13 +84,13 @@ def forward_kernel(
         inside = offsets < num_columns
         z = tl.load(logits + offsets, mask=inside, other=0.0)
         z = _finish(z, bias, offsets, inside, scale, softcap, inverse_temperature, HAS_BIAS, CAPPED)
-        weight = tl.where(inside, tl.exp(z - new), 0.0)
+        weight = tl.where(inside, tl.exp(z - base), 0.0)
         exp_sum += weight
         if ENTROPY:
             exp_logit += weight * z
         if SQUARED:
             exp_squared += weight * weight
-    shrink = tl.exp(before - new)
+    shrink = tl.exp(before - base)
     tl.store(sum_exp + row, tl.load(sum_exp + row) * shrink + tl.sum(exp_sum, 0))
     if ENTROPY:
         tl.store(sum_exp_logit + row, tl.load(sum_exp_logit + row) * shrink + tl.sum(exp_logit, 0))

@@ -7,6 +7,7 @@ class InjectedForward:
     """Calls `before(plan, needed rows)`, which may raise, and then the model; or `instead` of it."""
 
     is_fused = False
+    failure = None
 
     def __init__(self, engine, before=None, instead=None):
         self.engine = engine
@@ -18,6 +19,12 @@ class InjectedForward:
 
     def refresh(self):
         return False
+
+    def check(self):
+        pass
+
+    def close(self):
+        pass
 
     def __call__(self, plan, needed_rows):
         if self.before is not None:

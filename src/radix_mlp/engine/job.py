@@ -6,14 +6,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 
 from radix_mlp.engine.batch import FailedBatch, LaunchedBatch, PreparedBatch, launch_or_halve, prepare
-from radix_mlp.engine.scheduler import Ids, Order, cut_by_padding, iter_schedule, schedule
+from radix_mlp.engine.scheduler import Order, cut_by_padding, iter_schedule, schedule
 from radix_mlp.engine.step import plan_of
 from radix_mlp.engine.task import Item
 from radix_mlp.hf.threshold import folding_pays
@@ -49,6 +49,8 @@ class JobStats:
     seconds: float = 0.0
     """From the first token ids to the last result on the host; what is tokenized meanwhile is in it, if it takes longer
     than the model."""
+    decision: str = field(default="", compare=False)
+    """Why `threshold="auto"` folded the job, or did not, where it depends on the job."""
 
     @property
     def compression(self) -> float:
@@ -85,6 +87,7 @@ def run_job(
         if progress is not None:
             progress(done, count)
     stats.seconds = time.perf_counter() - arriving.began
+    stats.decision = arriving.decision
 
 
 class _Arriving:
@@ -95,6 +98,7 @@ class _Arriving:
         self.place_of: dict[int, int] = {}
         self.began = time.perf_counter()
         """When the first of them was there."""
+        self.decision = ""
         self._windows = windows
 
     def add(self, items: Sequence[Item]) -> int:
@@ -106,13 +110,23 @@ class _Arriving:
         self.place_of.update({id(item): first + place for place, item in enumerate(items)})
         return first
 
-    def batches(self, max_batch_tokens: int, threshold: float | Literal["auto"]) -> Iterator[Planned]:
+    def batches(self, engine: Runner) -> Iterator[Planned]:
         """Places of every batch, and the threshold that it is run with."""
+        threshold = engine.batch_threshold
         if threshold not in (0, "auto"):
-            return ((places, threshold) for places in self._folded(max_batch_tokens))
+            return ((places, threshold) for places in self._folded(engine.max_batch_tokens))
         for window in self._windows:
             self.add([] if window is None else window[0])
-        return _folded_or_padded([item.ids for item in self.items], max_batch_tokens, threshold)
+        sequences = [item.ids for item in self.items]
+        padded = cut_by_padding([len(sequence) for sequence in sequences], engine.max_batch_tokens)
+        if threshold == "auto":
+            folded = schedule(sequences, engine.max_batch_tokens)
+            padded_rows = [len(batch) * len(sequences[batch[0]]) for batch in padded]
+            pays, self.decision = folding_pays([batch.num_compact for batch in folded], padded_rows, engine.costs)
+            if pays:
+                return iter([(batch.indices, threshold) for batch in folded])
+        # longest first, instead of neighbours together
+        return iter([(places, 0.0) for places in padded])
 
     def _folded(self, max_batch_tokens: int) -> Iterator[list[int]]:
         held: list[int] = []
@@ -135,19 +149,6 @@ class _Arriving:
             yield held
 
 
-def _folded_or_padded(
-    sequences: Sequence[Ids], max_batch_tokens: int, threshold: float | Literal["auto"]
-) -> Iterator[Planned]:
-    """Batches made for padding, longest first, or of neighbours where folding pays for the job as a whole."""
-    padded = cut_by_padding([len(sequence) for sequence in sequences], max_batch_tokens)
-    if threshold == "auto":
-        folded = schedule(sequences, max_batch_tokens)
-        num_padded = sum(len(batch) * len(sequences[batch[0]]) for batch in padded)
-        if folding_pays(sum(batch.num_compact for batch in folded), num_padded):
-            return iter([(batch.indices, threshold) for batch in folded])
-    return iter([(places, 0.0) for places in padded])
-
-
 def _launched(engine: Runner, arriving: _Arriving) -> Iterator[Launched]:
     device = engine.model.device
     batches: Iterator[Planned] | None = None
@@ -157,7 +158,7 @@ def _launched(engine: Runner, arriving: _Arriving) -> Iterator[Launched]:
     def prepare_next() -> PreparedBatch | None:
         nonlocal batches
         if batches is None:
-            batches = arriving.batches(engine.max_batch_tokens, engine.batch_threshold)
+            batches = arriving.batches(engine)
         places, threshold = next(batches, ([], 0.0))
         with torch.cuda.stream(stream):
             return prepare(engine, [arriving.items[place] for place in places], threshold) if places else None

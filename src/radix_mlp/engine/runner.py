@@ -27,12 +27,14 @@ from radix_mlp.engine.sentence_transformers_folder import FolderSettings, read_f
 from radix_mlp.engine.task import Call, FunctionTask, Item, Rows
 from radix_mlp.errors import InferenceError, InvalidInputError
 from radix_mlp.hf import disable, enable, is_enabled
+from radix_mlp.hf.costs import Costs, costs_of
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.plan import RadixPlan
 from radix_mlp.testing.tiny import TINY_NAMES
 
 __all__ = ["Runner"]
 
+_UNKNOWN = object()
 Result = TypeVar("Result")
 Value = TypeVar("Value")
 
@@ -87,6 +89,7 @@ class Runner:
         self.checked_heads: set[Any] = set()
         """Output heads that gave the model's own logits; see `radix_mlp.engine.head`."""
         self._poolers: dict[str | None, Pooler] = {}
+        self._costs: Any = _UNKNOWN
         self._model_lock = threading.RLock()
         self._prepare()
 
@@ -129,6 +132,14 @@ class Runner:
             if is_enabled(self.model) == (self.threshold == 0):
                 self._prepare()
             yield
+
+    @property
+    def costs(self) -> Costs | None:
+        """What batches cost here folded and not, for `threshold="auto"` where no fused layers run; measured once."""
+        if self._costs is _UNKNOWN:
+            with self.model_turn():
+                self._costs = costs_of(self.model)
+        return self._costs
 
     @property
     def always_folds(self) -> bool:

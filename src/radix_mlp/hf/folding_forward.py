@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.attention_function import is_tree_mask, register
 from radix_mlp.hf.calls import USES_CACHE, FoldableCall, read_call
+from radix_mlp.hf.costs import Costs, known_costs
 from radix_mlp.hf.forward import signature_of, takes_any_keyword
 from radix_mlp.hf.outputs import FoldedCache, FoldedCall
 from radix_mlp.hf.support import decoder_of
@@ -46,6 +47,9 @@ class Settings:
     impl: str
     fallback: str
     last_call: CallReport | None = None
+    costs: Costs | None = None
+    """What an engine has measured on this machine, if one has."""
+    knows_costs: bool = False
     warned: set[str] = field(default_factory=set)
 
     def note_unfolded(self, reason: str) -> None:
@@ -139,7 +143,9 @@ class FoldingForward:
             return None
         assert isinstance(call, FoldableCall)
         plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
-        fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold)
+        if settings.threshold == "auto" and not settings.knows_costs:
+            settings.costs, settings.knows_costs = known_costs(self.module), True
+        fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold, settings.costs)
         settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact)
         if not fold:
             return None

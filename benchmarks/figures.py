@@ -11,8 +11,9 @@ from typing import Any
 from forward_tables import GRID_PREFIXES, PAPER, fastest, possible_speed_up
 from names import ATTENTION_METHODS, CASE_NAMES
 from scaling_tables import WORKLOADS
+from serving_tables import energy_rows, served
 from summaries import find, rows
-from tables import energy_rows, kinds_of_planner
+from tables import kinds_of_planner
 
 Data = dict[str, Any]
 
@@ -189,18 +190,15 @@ def training_data() -> Data | None:
 def training(data: Data, axes: Any) -> None:
     panels = (("milliseconds", "ms a step"), ("kept_gib", "GiB kept for backward"), ("peak_gib", "GiB at the peak"))
     names = [f"{row['shape']}\n{row['row'].replace(' ', chr(10))}" for row in data["rows"]]
+    sides = [
+        side for side in ("padded", "packed", "folded") if any(row["milliseconds"].get(side) for row in data["rows"])
+    ]
     for ax, (key, label) in zip(axes, panels, strict=True):
-        sides = {
-            side: [row[key].get(side) for row in data["rows"]]
-            for side in ("padded", "packed", "folded")
-            if any(row[key].get(side) for row in data["rows"])
-        }
-        grouped(ax, names, sides, "{:,.0f}")
-        ax.tick_params(axis="x", labelsize=7)
-        ax.set_title(label, fontsize=10)
+        grouped(ax, names, {side: [row[key].get(side) for row in data["rows"]] for side in sides}, "{:,.0f}")
+        ax.set_ylabel(label)
         ax.margins(y=0.15)
-    axes[0].legend(fontsize=8)
-    axes[1].set_xlabel("shape, prompt / answer / answers (pairs: prompt / answer / pairs)")
+    legend_above(axes[0], "A training step: time and memory")
+    axes[-1].set_xlabel("shape, prompt / answer / answers (pairs: prompt / answer / pairs)")
 
 
 def batch_order_data() -> Data | None:
@@ -247,34 +245,34 @@ def shards(data: Data, axes: Any) -> None:
 
 
 def latency_data() -> Data | None:
+    keys = ("model", "threshold", "swap", "texts", "in_flight", "quantiles")
     found = [
-        {key: row.get(key) for key in ("model", "threshold", "swap", "texts", "in_flight", "quantiles")}
-        for row in rows("serve", what="server")
-        if row.get("quantiles")
+        {key: row.get(key) for key in keys}
+        for row in served()
+        if row.get("quantiles") and row.get("api", "tei") == "tei" and row.get("workload", "synthetic") == "synthetic"
     ]
     return {"rows": found} if found else None
 
 
 def latency(data: Data, axes: Any) -> None:
-    [ax] = axes
-    for row in data["rows"]:
-        points = sorted((float(part), ms) for part, ms in row["quantiles"].items())
-        parts, times = zip(*points, strict=True)
-        folded = row["threshold"] != "0"
-        name = f"{row['model']}, {'folded' if folded else 'folding off'}"
-        name += ", query last" if row.get("swap") else ""
-        name += f", {row['texts']} texts, {row['in_flight']} in flight" if row.get("texts") else ""
-        colour = MODELS.get(row["model"], BLACK)
-        ax.plot(times, parts, "-" if folded else "--", color=colour, label=name,
-                linewidth=1.3 if row.get("swap") else 2.2)  # fmt: skip
-    ax.set_xscale("log")
-    ax.set_ylim(0, 1)
-    ax.set_yticks([0, 0.5, 0.9, 1], ["0%", "50%", "90%", "100%"])
-    ax.grid(alpha=0.3)
-    ax.set_xlabel("milliseconds until a request is answered (log scale)")
-    ax.set_ylabel("part of the requests")
-    ax.set_title("Latency through HTTP")
-    ax.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    sides = {"auto": ("folded", "-"), "off": ("folding off", "--"), "0": ("transformers, padded", ":")}
+    panels = (("query first", False, True), ("query last", True, True), ("query first", False, False))
+    for ax, (order, swap, many) in zip(axes, panels, strict=True):
+        chosen = [row for row in data["rows"] if bool(row["swap"]) == swap and ((row["in_flight"] or 16) > 1) == many]
+        for row in chosen:
+            points = sorted((float(part), ms) for part, ms in row["quantiles"].items())
+            parts, times = zip(*points, strict=True)
+            name, line = sides[row["threshold"]]
+            ax.plot(times, parts, line, color=MODELS.get(row["model"], BLACK), label=f"{row['model']}, {name}")
+        ax.set_ylim(0, 1)
+        ax.set_yticks([0, 0.5, 0.9, 1], ["0%", "50%", "90%", "100%"])
+        ax.grid(alpha=0.3)
+        if chosen:
+            plain_log(ax.xaxis)
+            ax.set_title(f"{chosen[0]['texts']} texts, {chosen[0]['in_flight']} in flight, {order}", fontsize=9)
+    axes[1].set_xlabel("ms until a request is answered (log scale)")
+    axes[0].set_ylabel("part of the requests")
+    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3, fontsize=8)
 
 
 def energy_data() -> Data | None:
@@ -284,7 +282,7 @@ def energy_data() -> Data | None:
 
 def energy(data: Data, axes: Any) -> None:
     [ax] = axes
-    names = [name.replace(", ", "\n") for name, _ in data["rows"]]
+    names = [name.replace(" / ", "/").replace(", ", "\n") for name, _ in data["rows"]]
     sides = {
         side: [values.get(side) for _, values in data["rows"]]
         for side in ("padded", "packed", "off", "expand", "folded")
@@ -292,10 +290,25 @@ def energy(data: Data, axes: Any) -> None:
     }
     labels = {"off": "folding off", "expand": "the paper's way", "packed": "Hugging Face, packed"}
     grouped(ax, names, {labels.get(side, side): values for side, values in sides.items()}, None)
-    ax.set_yscale("log")
+    plain_log(ax.yaxis)
     ax.set_ylabel("joules a thousand texts (log scale)")
-    ax.set_title("Energy of the GPU")
-    ax.legend(fontsize=9, ncol=3)
+    legend_above(ax, "Energy of the GPU")
+
+
+def legend_above(ax: Any, title: str) -> None:
+    """Where it hides no bar."""
+    ax.set_title(title, pad=24)
+    ax.legend(fontsize=8, ncol=5, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+
+
+def plain_log(axis: Any) -> None:
+    """A logarithmic scale with numbers as people write them."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def grouped(ax: Any, groups: list[str], sides: dict[str, list[Any]], label: str | None) -> None:

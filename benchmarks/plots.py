@@ -68,8 +68,8 @@ FIGURES = {
         "radix-mlp bench training",
         figures.training_data,
         figures.training,
-        (1, 3),
-        (10, 3.6),
+        (3, 1),
+        (8, 7),
     ),
     "planner": Figure(
         "Planner: how many times faster than the Rust package, by kind of batch",
@@ -106,7 +106,8 @@ FIGURES = {
         "radix-mlp bench serve",
         figures.latency_data,
         figures.latency,
-        inches=(9, 4),
+        (1, 3),
+        (10, 4.2),
     ),
     "energy": Figure(
         "Energy of a thousand texts, by model and way",

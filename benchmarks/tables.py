@@ -17,10 +17,11 @@ from markdown_table import best, table
 from names import ATTENTION_METHODS, CASE_NAMES, CASES, CPU_BATCHES
 from registry import BENCHMARKS
 from report import number
+from serving_tables import energy, serve
 from summaries import find, rows, source
 from targets import TARGETS
 
-__all__ = ["TABLES", "energy_rows", "fill", "kinds_of_planner"]
+__all__ = ["TABLES", "fill", "kinds_of_planner"]
 
 
 def fill(text: str) -> str:
@@ -245,49 +246,6 @@ def engine() -> str:
         "tokenization alone",
     ]
     return table([*heading, "joules a thousand texts"], lines)
-
-
-def serve() -> str:
-    lines = []
-    for row in rows("serve", what="server"):
-        where = {key: row.get(key) for key in ("model", "swap", "texts", "in_flight", "workload")}
-        ratio = find("serve", "folding on/off", **where) if row["threshold"] != "0" else None
-        part = find("serve", "server/engine", **where) if row["threshold"] != "0" else None
-        order = {True: "query last", False: "query first"}.get(row.get("swap", False), "")
-        cells = [row["model"], order, f"{row.get('texts', '')} x {row.get('in_flight', '')}"]
-        cells += ["off" if row["threshold"] == "0" else "on", number(row["texts/s"]), number(row["tokens/s"])]
-        cells += [number(row[key]) for key in ("p50", "p90", "p99")]
-        cells += [number(row.get(key)) if row.get(key) else "" for key in ("compression", "joules_per_1000_texts")]
-        lines.append([*cells, f"**{ratio:.2f}x**" if ratio else "", f"{part:.0%}" if part else ""])
-    heading = ["model", "order", "texts x in flight", "folding", "texts/s", "tokens/s", "p50 ms", "p90 ms", "p99 ms"]
-    heading += ["compression", "joules a thousand texts", "on over off", "of the engine's own"]
-    return table(heading, lines)
-
-
-def energy_rows() -> Iterator[tuple[str, dict[str, float]]]:
-    """(what, side -> joules a thousand texts)."""
-    for row in rows("forward_gpu"):
-        measured = {side: value for side, value in (row.get("joules") or {}).items() if value}
-        if measured:
-            per_thousand = {side: 1000 * value / int(row["row"].split("/")[2]) for side, value in measured.items()}
-            ours = [per_thousand[side] for side in ("fused", "graphs", "compiled") if side in per_thousand]
-            sides = {side: per_thousand[side] for side in ("padded", "packed", "off", "expand") if side in per_thousand}
-            yield f"{row['shape']}, {row['row'].replace('/', ' / ')}", sides | ({"folded": min(ours)} if ours else {})
-    for row in rows("engine"):
-        if row.get("joules_per_1000_texts"):
-            yield f"{row['shape']}, reranking job", {"folded": row["joules_per_1000_texts"]}
-    served: dict[str, dict[str, float]] = {}
-    for row in rows("serve", what="server"):
-        if row.get("joules_per_1000_texts"):
-            name = f"{row['model']}, HTTP{', query last' if row.get('swap') else ''}"
-            served.setdefault(name, {})["off" if row["threshold"] == "0" else "folded"] = row["joules_per_1000_texts"]
-    yield from served.items()
-
-
-def energy() -> str:
-    sides = ("padded", "packed", "off", "expand", "folded")
-    lines = [[name, *best([values.get(side) for side in sides])] for name, values in energy_rows()]
-    return table(["joules a thousand texts", "padded", "packed", "folding off", "expand", "folded"], lines)
 
 
 def workloads() -> str:

@@ -89,7 +89,7 @@ def library(what: str, shape: str) -> Callable[[], float | None]:
 
 def served(column: str, shape: str, **where: object) -> Callable[[], float | None]:
     """A column of the MS-MARCO-shaped load, the query first."""
-    load = {"texts": 64, "in_flight": 16, "swap": False} | where
+    load = {"texts": 64, "in_flight": 16, "swap": False, "api": "tei", "workload": "synthetic"} | where
     return lambda: find("serve", column, model=shape, **load)
 
 

@@ -64,6 +64,8 @@ class Result:
     milliseconds: dict[str, float]
     kept_gib: dict[str, float]
     peak_gib: dict[str, float]
+    compiled: bool = False
+    checkpointing: bool = False
 
 
 def main() -> None:
@@ -255,7 +257,8 @@ def run_row(
     plan = folded_plan(batch)
     possible = operations(model, separate_plan(batch), batch) / operations(model, plan, batch)
     medians = {name: statistics.median(values) for name, values in times.items()}
-    return Result(shape, row, plan.num_tokens, plan.num_compact, possible, medians, kept, peak)
+    how = {"compiled": options.compile, "checkpointing": options.checkpointing}
+    return Result(shape, row, plan.num_tokens, plan.num_compact, possible, medians, kept, peak, **how)
 
 
 def run_once(model: PreTrainedModel, step: Step, device: str) -> tuple[float, float, float]:

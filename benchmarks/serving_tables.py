@@ -1,0 +1,67 @@
+"""Servers in documents, and the energy of a thousand texts, served or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from markdown_table import best, table
+from report import number
+from summaries import find, rows
+
+__all__ = ["energy", "energy_rows", "serve", "served"]
+
+FOLDING = {"auto": "on", "off": "off", "0": "off: transformers, padded"}
+"""Threshold of a server, and in between: nothing shared by the same kernels."""
+LOAD = ("model", "swap", "texts", "in_flight", "workload", "api")
+
+
+def serve() -> str:
+    lines = []
+    for row in served():
+        ratio, part = (
+            find("serve", column, **{key: row.get(key) for key in LOAD}) if row["threshold"] == "auto" else None
+            for column in ("folding on/off", "server/engine")
+        )
+        order = {True: "query last", False: "query first"}.get(row.get("swap", False), "")
+        cells = [row["model"], order if row.get("workload", "synthetic") == "synthetic" else row["workload"]]
+        cells += ["base64" if "base64" in row.get("api", "") else "", f"{row['texts']} x {row['in_flight']}"]
+        cells += [FOLDING.get(row["threshold"], row["threshold"]), number(row["texts/s"]), number(row["tokens/s"])]
+        cells += [number(row[key]) for key in ("p50", "p90", "p99")]
+        cells += [number(row[key]) if row.get(key) else "" for key in ("compression", "joules_per_1000_texts")]
+        lines.append([*cells, f"**{ratio:.2f}x**" if ratio else "", f"{part:.0%}" if part else ""])
+    heading = ["model", "order", "", "texts x in flight", "folding", "texts/s", "tokens/s", "p50 ms", "p90 ms"]
+    heading += ["p99 ms", "compression", "joules a thousand texts", "on over off", "of the engine's own"]
+    return table(heading, lines)
+
+
+def served() -> list[dict[str, Any]]:
+    """What was measured of servers."""
+    return rows("serve", what=["server", "server, nothing shared"])
+
+
+def energy_rows() -> Iterator[tuple[str, dict[str, float]]]:
+    """(what, side -> joules a thousand texts)."""
+    for row in rows("forward_gpu"):
+        measured = {side: value for side, value in (row.get("joules") or {}).items() if value}
+        if measured:
+            per_thousand = {side: 1000 * value / int(row["row"].split("/")[2]) for side, value in measured.items()}
+            ours = [per_thousand[side] for side in ("fused", "graphs", "compiled") if side in per_thousand]
+            sides = {side: per_thousand[side] for side in ("padded", "packed", "off", "expand") if side in per_thousand}
+            yield f"{row['shape']}, {row['row'].replace('/', ' / ')}", sides | ({"folded": min(ours)} if ours else {})
+    for row in rows("engine"):
+        if row.get("joules_per_1000_texts"):
+            yield f"{row['shape']}, reranking job", {"folded": row["joules_per_1000_texts"]}
+    by_load: dict[str, dict[str, float]] = {}
+    sides = {"auto": "folded", "off": "off", "0": "padded"}
+    for row in served():
+        if row.get("joules_per_1000_texts") and row.get("in_flight", 16) > 1 and "base64" not in row.get("api", ""):
+            name = f"{row['model']}, HTTP{', query last' if row.get('swap') else ''}"
+            by_load.setdefault(name, {})[sides[row["threshold"]]] = row["joules_per_1000_texts"]
+    yield from by_load.items()
+
+
+def energy() -> str:
+    sides = ("padded", "packed", "off", "expand", "folded")
+    lines = [[name, *best([values.get(side) for side in sides])] for name, values in energy_rows()]
+    return table(["joules a thousand texts", "padded", "packed", "folding off", "expand", "folded"], lines)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -60,7 +61,7 @@ class ProcessGroup:
             raise InvalidInputError(f"tensor_parallel_size={size}: this process is in a group of {self.size}.")
         self._control: Any = dist.new_group(backend="gloo", timeout=LISTENING)
         self._turn = threading.RLock()
-        self._depth = 0
+        self._teller: int | None = None
         self._is_closed = False
         self.failure: str | None = None
         """Why nothing can be run any more."""
@@ -85,11 +86,11 @@ class ProcessGroup:
             EngineDeadError: a process is gone, or was lost while the block ran.
         """
         with self._turn:
-            if self._depth:
+            if self.is_telling:
                 yield
                 return
             self.check()
-            self._depth += 1
+            self._teller = threading.get_ident()
             try:
                 self._send((kind, payload))
                 yield
@@ -102,7 +103,12 @@ class ProcessGroup:
                     ) from error
                 raise
             finally:
-                self._depth -= 1
+                self._teller = None
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether this thread is in a block of `telling`."""
+        return self._teller == threading.get_ident()
 
     def hear(self) -> tuple[str, Any]:
         """What the first process tells: a kind and its payload. For all others; waits for it."""
@@ -110,10 +116,18 @@ class ProcessGroup:
         dist.broadcast(size, 0, group=self._control)
         content = torch.empty(int(size), dtype=torch.uint8)
         dist.broadcast(content, 0, group=self._control)
-        told: tuple[str, Any] = torch.load(
-            io.BytesIO(content.numpy()), weights_only=False, map_location=self._to_own_device
-        )
+        told: tuple[str, Any] = pickle.loads(content.numpy())
         return told
+
+    def pack(self, value: Any) -> bytes:
+        """A value that has tensors, to be told."""
+        content = io.BytesIO()
+        torch.save(value, content)
+        return content.getvalue()
+
+    def unpack(self, content: bytes) -> Any:
+        """The same, its tensors on this process' device where they were on the first's."""
+        return torch.load(io.BytesIO(content), weights_only=False, map_location=self._to_own_device)
 
     def agree(self, error: Exception | None) -> None:
         """Go on if no process has an error.
@@ -139,7 +153,7 @@ class ProcessGroup:
             if self._is_closed:
                 return
             self._is_closed = True
-            if self.failure is None:
+            if self.failure is None and self.rank == 0:
                 with suppress(RuntimeError):
                     self._send(("stop", None))
             if self._is_ours and dist.is_initialized():
@@ -147,9 +161,7 @@ class ProcessGroup:
                     self._abort() if self.failure else dist.destroy_process_group()
 
     def _send(self, message: tuple[str, Any]) -> None:
-        content = io.BytesIO()
-        torch.save(message, content)
-        told = torch.frombuffer(content.getbuffer(), dtype=torch.uint8)
+        told = torch.frombuffer(bytearray(pickle.dumps(message, protocol=5)), dtype=torch.uint8)
         dist.broadcast(torch.tensor([len(told)]), 0, group=self._control)
         dist.broadcast(told, 0, group=self._control)
 

@@ -197,7 +197,7 @@ def serve_part(group: ProcessGroup, model: PreTrainedModel | None = None) -> Non
                 fields, needed_rows = payload
                 forward(RadixPlan(**fields), needed_rows)
             else:
-                arguments, keywords = payload
+                arguments, keywords = group.unpack(payload)
                 type(trunk).forward(trunk, *arguments, **keywords)
 
 
@@ -225,7 +225,9 @@ def _tell_calls(trunk: Any, group: ProcessGroup) -> None:
 
     @functools.wraps(own.forward)
     def forward(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        with group.telling("call", (arguments, keywords)):
+        # within a batch that was told the others are there already
+        payload = None if group.is_telling else group.pack((arguments, keywords))
+        with group.telling("call", payload):
             return own.forward(self, *arguments, **keywords)
 
     # of the same name, since transformers finds files and tables by it

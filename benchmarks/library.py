@@ -26,15 +26,12 @@ import gc
 import importlib.util
 import json
 import logging
-import math
-import re
 import statistics
 import sys
 import tempfile
 import time
 import traceback
 import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -45,11 +42,12 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM, Qwen3Model
 
+from library_items import abstracts, lm_eval_requests, reranking_pairs
 from provenance import provenance
 from radix_mlp.engine.load_tokenizer import load_tokenizer
 from radix_mlp.testing.tiny import tiny_reranker_tokenizer
 from shapes import SHAPES, qwen3_config
-from texts import INSTRUCTION, generated, trec
+from texts import INSTRUCTION
 
 PARTS = ("predict", "rank", "encode", "lm-eval")
 # as the model card of Qwen3-Reranker has it, for sentence-transformers' roles
@@ -369,54 +367,6 @@ def gate(what: str, side: Side, some: Any, stock: Qwen3ForCausalLM, dtype: torch
             f"{what}: our error is {our_error:.1e}, the stock library's {stock_error:.1e}: wrong, nothing is timed"
         )
     return stock_error, our_error
-
-
-def abstracts(data: Path | None) -> list[str]:
-    if data is None:
-        return generated(2000, 60)
-    return trec(data / "vaswani" / "doc-text.trec", "DOC")
-
-
-def reranking_pairs(data: Path | None, queries: int, documents: int) -> list[tuple[str, str]]:
-    """Every query with the abstracts that share most of its rarer words."""
-    texts = abstracts(data)
-    words = [set(re.findall(r"\w+", text.lower())) for text in texts]
-    frequency = Counter(word for found in words for word in found)
-    asked = generated(queries, 10) if data is None else trec(data / "vaswani" / "query-text.trec", "top")[:queries]
-    pairs = []
-    for query in asked:
-        weights = {word: math.log(len(texts) / (1 + frequency[word])) for word in re.findall(r"\w+", query.lower())}
-        scores = np.asarray([sum(weights[word] for word in found & weights.keys()) for found in words])
-        best = np.argsort(-scores, kind="stable")[:documents]
-        pairs += [(query.lower(), texts[place]) for place in best]
-    return pairs
-
-
-def lm_eval_requests(options: argparse.Namespace) -> list[Any]:
-    """One request for each possible answer of every question, behind the task's three-shot prompt."""
-    from lm_eval.api.instance import Instance
-
-    requests = []
-    for prompt, examples, answers in tasks(options):
-        for example in examples[: options.questions]:
-            context = f"{prompt}\n\nQ: {example}\nA:"
-            requests += [Instance("loglikelihood", {}, (context, f" {answer}"), len(requests)) for answer in answers]
-    return requests
-
-
-def tasks(options: argparse.Namespace) -> list[tuple[str, list[str], list[str]]]:
-    """(prompt, questions, answers) of each task that has a few answers only."""
-    if options.data is None:
-        shots = generated(options.tasks, 300)
-        return [(shot, generated(options.questions, 20, seed=7), ["yes", "no", "(A) maybe"]) for shot in shots]
-    found = []
-    for path in sorted((options.data / "bbh" / "tasks").glob("*.json")):
-        examples = json.loads(path.read_text())["examples"]
-        answers = sorted({example["target"] for example in examples})
-        if len(answers) <= 8 and len(found) < options.tasks:
-            prompt = (options.data / "bbh" / "cot-prompts" / f"{path.stem}.txt").read_text().split("-----\n", 1)[-1]
-            found.append((prompt, [example["input"] for example in examples], answers))
-    return found
 
 
 if __name__ == "__main__":

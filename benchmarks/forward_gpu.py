@@ -20,7 +20,7 @@ rows over M.
 The roofline counts 2 FLOP x weights x M at 790 TFLOP/s and attention at 600: an H200's.
 
   python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --compile
-  python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --grid --more --seconds 4    the paper's synthetic grid
+  python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --grid --more    the paper's synthetic grid, 2 seconds a row
   python benchmarks/forward_gpu.py --shape 0.6b --energy 3             joules a batch too
   python benchmarks/forward_gpu.py --shape 0.6b --profile
   python benchmarks/forward_gpu.py --shape small                       on a CPU, float32, without the fused sides
@@ -47,6 +47,7 @@ from provenance import provenance
 from radix_mlp.engine.step import unshared_plan
 from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
+from radix_mlp.plan.transfer import send
 from shapes import SHAPES, qwen3_config
 from timing import in_turn
 from upstream import upstream_forward
@@ -68,12 +69,14 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="also time the compiled modules")
     parser.add_argument("--upstream", type=Path, metavar="PATH", help="also time upstream's model, from a checkout")
     parser.add_argument("--sides", nargs="+", metavar="SIDE", help="only these of the sides that can run")
-    parser.add_argument("--seconds", type=float, default=float("inf"), help="of a row, after which 3 rounds are enough")
+    parser.add_argument("--seconds", type=float, help="of a row, after which 3 rounds are enough; --grid: 2")
     parser.add_argument("--energy", type=float, metavar="SECONDS", help="run each side so long, tell joules a batch")
     parser.add_argument("--profile", action="store_true", help="print where the time of the fused layers goes")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="also write one JSON object a row")
     options = parser.parse_args()
+    if options.seconds is None:
+        options.seconds = 2.0 if options.grid else float("inf")
     cuda = torch.cuda.is_available()
     options.device = "cuda" if cuda else "cpu"
     options.shape = options.shape or (["0.6b"] if cuda else ["small"])
@@ -219,7 +222,8 @@ def last(forward: Callable[..., torch.Tensor], once: radix_mlp.RadixPlan) -> tor
     """Hidden states `[S, h]` of every sequence's last token."""
     rows = once.last_rows.astype(np.int64)
     hidden = forward(once, np.unique(rows))
-    return hidden.index_select(0, torch.from_numpy(rows).to(hidden.device, non_blocking=True))
+    # a plain copy to the device would wait for the forward pass, and only then launch this
+    return hidden.index_select(0, send(rows, hidden.device))
 
 
 def some(ids: np.ndarray) -> list[int]:

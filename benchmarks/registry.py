@@ -198,7 +198,7 @@ BENCHMARKS = {
             'what `threshold="auto"` costs where nothing is shared',
             ("cpu", "cuda"),
             ("lengths",),
-            ("tokens", "off_s", "auto", "forced", "forming", "folded"),
+            ("tokens", "off_s", "auto", "forced", "same", "same_low", "same_high", "forming", "folded"),
             full={"cuda": "--device cuda --layers 28 --width 1024 --dtype bfloat16 --sequences 256"},
             quick={"cpu": "--layers 2 --width 128 --sequences 8 --rounds 3"},
             unit="s",

@@ -80,7 +80,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, metavar="SECONDS")
     parser.add_argument("--output", type=Path)
     parser.add_argument("--save", type=Path, metavar="FOLDER")
-    parser.add_argument("--arguments", default="", help="more arguments, of one benchmark")
+    parser.add_argument("--arguments", default="", help="of one benchmark, in place of the registry's")
     options = parser.parse_args()
     if options.arguments and len(options.names) != 1:
         parser.error("--arguments needs the name of the one benchmark that they are for")
@@ -140,12 +140,12 @@ def choose(names: list[str], device: str, *, quick: bool) -> list[Benchmark]:
 def run(
     benchmark: Benchmark, device: str, side: str, turn: int, base: Path | None, options: argparse.Namespace
 ) -> Outcome:
-    """One process, with the arguments of the registry and those of the command line."""
-    preset = benchmark.quick if options.quick else benchmark.full
+    """One process, with the arguments of the command line, or else those of the registry."""
+    preset = (benchmark.quick if options.quick else benchmark.full).get(device, "")
     limit = options.limit or (QUICK_LIMIT[device] if options.quick else benchmark.limit)
     return launch(
         benchmark,
-        shlex.split(preset.get(device, "")) + shlex.split(options.arguments),
+        shlex.split(options.arguments or preset),
         device=device,
         limit=limit,
         side=side,

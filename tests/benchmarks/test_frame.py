@@ -147,6 +147,17 @@ def test_rows_carry_their_provenance(
     assert "1 of 1 runs green" in capfd.readouterr().out
 
 
+def test_arguments_of_the_command_line_take_the_place_of_the_registrys(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = registry.Benchmark("fake", "a fake", ("cpu",), ("what",), ("ms",), {"cpu": "--all"}, {"cpu": "--few 2"})
+    monkeypatch.setitem(runner.BENCHMARKS, "fake", fake)
+    out = checkout / "rows.jsonl"
+    for given, expected in ((["--quick"], "--few 2"), ([], "--all"), (["--arguments", f"--up {out}"], "--up PATH")):
+        assert bench(monkeypatch, "fake", *given, "--output", str(out)) == 0
+        assert json.loads(out.read_text())["command"] == f"python benchmarks/fake.py {expected}"
+
+
 def test_a_red_benchmark_shows_no_speed(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

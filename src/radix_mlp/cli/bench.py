@@ -48,7 +48,7 @@ def bench(
         Path | None, typer.Option(metavar="DIR", help="Write a summary of each benchmark, as in benchmarks/results.")
     ] = None,
     arguments: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="More arguments of the one benchmark that is named.")
+        str | None, typer.Option(metavar="TEXT", help="Arguments of the one benchmark that is named, in place of ours.")
     ] = None,
     folder: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The benchmarks folder of a checkout, where it is not found.")

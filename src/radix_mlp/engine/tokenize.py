@@ -156,7 +156,13 @@ def _cut(row: Ids, limit: int | None) -> Ids:
 
 def num_characters(values: Sequence[Any]) -> int:
     """Characters of all texts, also those in pairs."""
-    return sum(len(value) if isinstance(value, str) else num_characters(value) for value in values if not is_ids(value))
+    count = 0
+    for value in values:
+        if isinstance(value, str):
+            count += len(value)
+        elif not is_ids(value):
+            count += num_characters(value)
+    return count
 
 
 def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:

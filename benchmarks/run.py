@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ from registry import BENCHMARKS, QUICK_LIMIT, Benchmark
 
 
 def main() -> None:
+    # so that what runs is ended with this process
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = arguments()
     if options.list:
         print(listing())

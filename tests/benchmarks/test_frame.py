@@ -214,6 +214,27 @@ def test_one_that_hangs_or_fails_does_not_take_the_others_along(
     assert not is_running(child)
 
 
+def test_what_runs_ends_with_the_command(checkout: Path) -> None:
+    folder = checkout / "benchmarks"
+    (folder / "planner.py").write_text(textwrap.dedent(HANGS))
+    for path in Path(runner.__file__).parent.glob("*.py"):
+        if path.name != "planner.py":
+            (folder / path.name).write_text(path.read_text())
+    command = [sys.executable, str(folder / "run.py"), "planner", "--device", "cpu"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        seen = folder / "planner.py.child"
+        end = time.monotonic() + 60
+        while not (seen.exists() and seen.read_text()) and time.monotonic() < end:
+            time.sleep(0.05)
+        process.terminate()
+        assert process.wait(30) == 143
+    child = int(seen.read_text())
+    end = time.monotonic() + 10
+    while is_running(child) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not is_running(child)
+
+
 def is_running(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     # one that nobody waits for stays as a zombie

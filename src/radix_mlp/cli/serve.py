@@ -120,6 +120,15 @@ def serve(
             help="Servers of the model behind one address, a GPU each; auto is one for every GPU.",
         ),
     ] = "1",
+    tensor_parallel_size: Annotated[
+        int,
+        _option(
+            "--tensor-parallel-size",
+            panel=o.MODEL,
+            own=True,
+            help="Deal the model out to so many GPUs, with a process each; for models that one does not hold.",
+        ),
+    ] = 1,
     huggingface_hub_cache: Annotated[
         str | None, _option("--huggingface-hub-cache", panel=o.MODEL, metavar="FOLDER", help="Where downloads go.")
     ] = None,

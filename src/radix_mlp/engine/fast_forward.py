@@ -65,6 +65,11 @@ class FastForward:
         return self._current()(plan, needed_rows)
 
     @property
+    def is_made(self) -> bool:
+        """Whether there is a forward already; otherwise the next call of anything here makes one."""
+        return self._forward is not None
+
+    @property
     def is_fused(self) -> bool:
         """Whether fused layers run."""
         self._current()
@@ -100,8 +105,8 @@ class FastForward:
     def check(self) -> None:
         """Raise an error if what was computed is worth nothing, since a part of it was lost."""
 
-    def close(self) -> None:
-        """End what was started to run the model."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End what was started to run the model; `at_once` even if it hangs."""
 
     def refresh(self) -> bool:
         """Look again whether what was made of the model is still made of its parameters; True if it is made anew."""

@@ -19,7 +19,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from radix_mlp.engine.process_group import ProcessGroup
-from radix_mlp.errors import EngineError
+from radix_mlp.errors import EngineError, InvalidInputError
 
 __all__ = ["Peers"]
 
@@ -39,7 +39,7 @@ class Peers:
     """
 
     def __init__(self, size: int, kind: str) -> None:
-        self.are_ours = "RANK" not in os.environ and not dist.is_initialized()
+        self.are_ours = "RANK" not in os.environ
         self.processes: list[subprocess.Popen[bytes]] = []
         self._size = size
         self._kind = kind
@@ -50,8 +50,15 @@ class Peers:
         """Start the processes, and wait until all are there.
 
         Raises:
+            InvalidInputError: this process is in a group already.
             EngineError: one ended first.
         """
+        if self.are_ours and dist.is_initialized():
+            raise InvalidInputError(
+                f"tensor_parallel_size={self._size}: this process has a group of torch.distributed already, perhaps "
+                "that of another engine; close() that one first. Processes that you started yourself need RANK, "
+                "WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them."
+            )
         if not self.are_ours:
             self._group = ProcessGroup(self._kind, size=self._size)
             return self._group
@@ -121,6 +128,8 @@ def main() -> None:
         logger.exception("process %d of %d", rank, size)
         # a library that waits for other processes at its end would wait forever
         os._exit(1)
+    # nothing is left to be done, and the interpreter takes seconds to end
+    os._exit(0)
 
 
 def _end_with_first() -> None:

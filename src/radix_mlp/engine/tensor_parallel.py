@@ -79,6 +79,7 @@ class TensorParallelForward(_Part):
     def __init__(self, model: PreTrainedModel, group: ProcessGroup, peers: Peers, *, impl: str, mode: Mode) -> None:
         super().__init__(model, impl=impl, mode=mode)
         self.group = group
+        self._peers = peers
         # also when nobody holds this any more, and when the interpreter ends
         self._end = weakref.finalize(self, peers.close)
 
@@ -87,8 +88,11 @@ class TensorParallelForward(_Part):
         """Why nothing can be run any more, if so."""
         return self.group.failure
 
-    def close(self) -> None:
-        """End the other processes."""
+    def close(self, *, at_once: bool = False) -> None:
+        """End the other processes; `at_once` even if they, or a thread of this one, hang."""
+        if at_once:
+            self._end.detach()
+            self._peers.kill()
         self._end()
 
     def check(self) -> None:

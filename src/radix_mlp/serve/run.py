@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import signal
@@ -25,6 +24,7 @@ from radix_mlp.serve.app import create_app
 from radix_mlp.serve.front import Front, front_app, metrics_app
 from radix_mlp.serve.load import load_engine
 from radix_mlp.serve.logs import set_up_logs
+from radix_mlp.serve.memory import keep_what_is_there
 from radix_mlp.serve.protocol import LimitedHttp
 from radix_mlp.serve.replicas import Replicas, num_replicas
 from radix_mlp.serve.settings import ServeSettings
@@ -67,15 +67,16 @@ def _run_alone(settings: ServeSettings, listener: socket.socket, on_hang: Callab
     app = create_app(engine, settings, sha=sha)
     if settings.prometheus_port is not None:
         _serve_metrics(app.state.service.metrics.registry, settings)
-    app.state.service.supervisor.on_hang(on_hang)
+
+    async def end_and_start() -> None:
+        engine.forward.close(at_once=True)
+        await on_hang()
+
+    app.state.service.supervisor.on_hang(end_and_start)
     info = app.state.service.info
     logger.info("serving %s (%s, %s on %s) at %s", info.name, info.type, info.dtype, info.device, _address(listener))
     _warn_if_open(settings)
-    # what is there now stays; to look through it again would stop all threads for a quarter of a second each time
-    gc.collect()
-    gc.freeze()
-    # counts what is left, so that the next time is soon
-    gc.collect()
+    keep_what_is_there()
     with _signals_that_only_stop_the_server():
         _server(app, settings, lifespan="on").run(sockets=[listener])
 

@@ -13,6 +13,7 @@ from radix_mlp.engine.async_engine import AsyncEngine, BatchReport
 from radix_mlp.engine.engine import Engine
 from radix_mlp.errors import DeadlineExceededError, EngineDeadError, RadixError
 from radix_mlp.serve.errors import UnhealthyError
+from radix_mlp.serve.memory import release
 from radix_mlp.serve.metrics import Metrics
 from radix_mlp.serve.settings import ServeSettings
 
@@ -75,7 +76,7 @@ class Supervisor:
         Raises:
             UnhealthyError: none does at the moment.
         """
-        if self._front is None or not self._front.is_healthy or self._hangs:
+        if self._front is None or not self.is_healthy:
             raise UnhealthyError("the engine does not run at the moment")
         return self._front
 
@@ -93,7 +94,7 @@ class Supervisor:
         except asyncio.CancelledError:
             current = asyncio.current_task()
             if current is not None and not current.cancelling():
-                raise EngineDeadError("the engine hangs on a batch, and this request with it; send it again") from None
+                raise EngineDeadError("the engine was given up, and this request with it; send it again") from None
             raise
         finally:
             self._calls.discard(task)
@@ -101,7 +102,8 @@ class Supervisor:
     @property
     def is_healthy(self) -> bool:
         """Whether requests are answered."""
-        return self._front is not None and self._front.is_healthy and not self._hangs
+        is_whole = self._engine.forward.failure is None
+        return self._front is not None and self._front.is_healthy and is_whole and not self._hangs
 
     @property
     def queue_depth(self) -> int:
@@ -151,18 +153,23 @@ class Supervisor:
         while True:
             await asyncio.sleep(LOOK_EVERY)
             front = self._front
-            if front is None or not front.is_healthy:
-                await self._replace(front)
+            if self._engine.forward.failure is not None:
+                # a new one on this model would not have its other processes either
+                if not self._hangs:
+                    await self._give_up(f"the engine is lost: {self._engine.forward.failure}")
+            elif front is None or not front.is_healthy:
+                front = None
+                await self._replace()
             elif await self._is_silent(front):
-                await self._give_up()
+                await self._give_up(f"the engine hangs: no batch was done for {time.monotonic() - self._last_sign:g} s")
             else:
                 self._hangs = False
 
-    async def _replace(self, front: AsyncEngine | None) -> None:
+    async def _replace(self) -> None:
         """Start an engine in the place of one that has died."""
         logger.error("the engine has died; starting a new one")
         self._metrics.restarts.inc()
-        self._front = None
+        front, self._front = self._front, None
         if front is not None:
             await _close_at_once(front)
         try:
@@ -170,12 +177,15 @@ class Supervisor:
         except Exception:
             logger.exception("the engine could not be started; trying again")
             await asyncio.sleep(1)
+        # the dead one with all its batches
+        front = None
+        release()
 
-    async def _give_up(self) -> None:
+    async def _give_up(self, reason: str) -> None:
         """End what waits for a batch that does not end; the model is not free for another engine until it does."""
         self._hangs = True
         if self._calls:
-            logger.error("the engine hangs: no batch was done for %g s", time.monotonic() - self._last_sign)
+            logger.error(reason)
         for task in list(self._calls):
             task.cancel()
         if self._on_hang is not None:

@@ -1,0 +1,191 @@
+"""An engine whose model is dealt out to two processes: the same answers, and what happens when a process ends."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from radix_mlp import Engine
+from radix_mlp.engine.tensor_parallel import TensorParallelForward, run_peer
+from radix_mlp.errors import EngineDeadError, InvalidInputError, UnsupportedModelError
+from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).parents[2]
+TEXTS = ["Query: what is a radix? Text: " + text for text in ("a root.", "a vegetable.", "a number base.", "a root.")]
+PAIRS = [("the root of ", "a word"), ("the root of ", "a plant"), ("a", "b")]
+two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+
+
+def pids_of(engine: Engine) -> list[int]:
+    assert isinstance(engine.forward, TensorParallelForward)
+    return [process.pid for process in engine.forward._peers.processes]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    found = Engine("tiny", tensor_parallel_size=2, device="cpu")
+    yield found
+    found.close()
+
+
+def test_two_processes_answer_as_the_unmodified_model(engine) -> None:
+    oracle = Engine("tiny", threshold=0)
+    assert len(pids_of(engine)) == 1
+    found, expected = engine.embed(TEXTS), oracle.embed(TEXTS)
+    assert engine.stats.num_compact < engine.stats.num_tokens
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    # the head is whole, and held to the model's own logits in all processes
+    for ours, theirs in zip(engine.score(PAIRS), oracle.score(PAIRS), strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-5)
+        assert ours.is_greedy == theirs.is_greedy
+    # padded batches, and folded ones after them
+    np.testing.assert_allclose(engine.unfolded().embed(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(engine.embed(TEXTS[::-1]), expected[::-1], atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny-classifier", "tiny-reranker"])
+def test_classifiers_and_rerankers(name) -> None:
+    engine, oracle = Engine(name, tensor_parallel_size=2, device="cpu"), Engine(name, threshold=0)
+    if name == "tiny-classifier":
+        for ours, theirs in zip(engine.classify(TEXTS), oracle.classify(TEXTS), strict=True):
+            assert dict(ours) == pytest.approx(dict(theirs), abs=1e-5)
+    else:
+        ours, theirs = (each.rerank_pairs([("radix", text) for text in TEXTS]) for each in (engine, oracle))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    engine.close()
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_ends_the_engine_with_an_error() -> None:
+    engine = Engine("tiny", tensor_parallel_size=2, device="cpu")
+    engine.embed(TEXTS)
+    os.kill(pids_of(engine)[0], 9)
+    began = time.monotonic()
+    while engine.forward.failure is None and time.monotonic() - began < 60:
+        with suppress(EngineDeadError):
+            engine.embed(TEXTS)
+    assert time.monotonic() - began < 60
+    with pytest.raises(EngineDeadError, match="Start a new engine"):
+        engine.embed(TEXTS)
+    engine.close()
+    # another can be made in this process
+    again = Engine("tiny", tensor_parallel_size=2, device="cpu")
+    assert again.embed(TEXTS).shape == (4, 64)
+    pid = pids_of(again)[0]
+    again.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+SCRIPT = """
+import sys
+import numpy as np
+from radix_mlp import Engine
+from radix_mlp.engine.tensor_parallel import is_peer, run_peer
+from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+
+device = sys.argv[1]
+for model in (None, tiny_model()):
+    if is_peer():
+        run_peer(model, device=device)
+    else:
+        texts = ["one text", "one text more", "another"]
+        more = {} if model is None else {"tokenizer": tiny_tokenizer()}
+        engine = Engine("tiny" if model is None else model, tensor_parallel_size=2, device=device, **more)
+        found = engine.embed(texts)
+        engine.close()
+        expected = Engine("tiny", threshold=0, device="cpu").embed(texts)
+        print("OK" if np.abs(found - expected).max() < 1e-5 else "BAD", flush=True)
+"""
+
+
+def under_torchrun(tmp_path: Path, device: str) -> str:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    told = subprocess.run(
+        [*command, device], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=500, check=False
+    )
+    assert told.returncode == 0, told.stderr[-4000:]
+    return told.stdout
+
+
+@pytest.mark.slow
+def test_under_torchrun(tmp_path) -> None:
+    assert under_torchrun(tmp_path, "cpu").split() == ["OK", "OK"]
+
+
+def test_what_cannot_be_is_told() -> None:
+    for options, reason in (
+        ({"model": "tiny", "compile": True}, "compile=True"),
+        ({"model": tiny_model(), "tokenizer": tiny_tokenizer()}, "with a loaded model"),
+        ({"model": "tiny", "device": "cuda:1"}, "must be 'cuda' or 'cpu'"),
+        ({"model": "tiny", "tensor_parallel_size": 0}, "at least 1"),
+    ):
+        with pytest.raises(InvalidInputError, match=reason):
+            Engine(**{"tensor_parallel_size": 2, "device": "cpu"} | options)
+    with pytest.raises(InvalidInputError, match="make an Engine in the first"):
+        run_peer()
+    if not torch.cuda.is_available():
+        with pytest.raises(InvalidInputError, match="0 GPUs are visible"):
+            Engine("tiny", tensor_parallel_size=2, device="cuda")
+
+
+@pytest.mark.slow
+def test_what_cannot_be_dealt_out_ends_the_processes_too() -> None:
+    before = set(children())
+    with pytest.raises(UnsupportedModelError, match="4 query and 2 key heads"):
+        Engine("tiny", tensor_parallel_size=3, device="cpu")
+    with pytest.raises(InvalidInputError, match="no such folder"):
+        Engine("./nowhere", tensor_parallel_size=2, device="cpu")
+    assert set(children()) == before
+
+
+def children() -> list[str]:
+    told = subprocess.run(
+        ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True
+    )
+    return [line for line in told.stdout.splitlines() if "radix_mlp.engine.peers" in line]
+
+
+@pytest.mark.gpu
+@two_gpus
+def test_two_gpus_answer_as_the_unmodified_model(tmp_path) -> None:
+    oracle = Engine("tiny", threshold=0, device="cuda:0", dtype="float32")
+    engine = Engine("tiny", tensor_parallel_size=2, dtype="float32")
+    assert engine.forward.is_fused
+    expected = oracle.embed(TEXTS)
+    # the third batch of a size is the first that replays a graph
+    for _ in range(4):
+        np.testing.assert_allclose(engine.embed(TEXTS), expected, atol=1e-4)
+    for ours, theirs in zip(engine.score(PAIRS), oracle.score(PAIRS), strict=True):
+        assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-3)
+    engine.close()
+    assert under_torchrun(tmp_path, "cuda").split() == ["OK", "OK"]
+
+
+@pytest.mark.gpu
+@two_gpus
+def test_a_process_that_ends_on_a_gpu_ends_the_engine_with_an_error() -> None:
+    engine = Engine("tiny", tensor_parallel_size=2)
+    engine.embed(TEXTS)
+    os.kill(pids_of(engine)[0], 9)
+    began = time.monotonic()
+    while engine.forward.failure is None and time.monotonic() - began < 60:
+        with suppress(EngineDeadError):
+            engine.embed(TEXTS)
+    assert time.monotonic() - began < 60
+    with pytest.raises(EngineDeadError, match="Start a new engine"):
+        engine.embed(TEXTS)
+    engine.close()

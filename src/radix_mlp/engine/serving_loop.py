@@ -176,7 +176,8 @@ class ServingLoop:
         plan_of([np.zeros(1, np.int32)])
         with self.engine.model_turn():
             # whatever the model's forward is made of is made before the first request
-            _ = self.engine.batch_threshold
+            if self.engine.batch_threshold == "auto":
+                _ = self.engine.costs
         while True:
             self._permits.acquire()
             taken = self._take()

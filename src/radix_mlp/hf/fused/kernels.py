@@ -88,7 +88,8 @@ def _warps(block: int) -> int:
     return max(1, min(8, block // 512))
 
 
-@triton.jit
+# both change with every batch
+@triton.jit(do_not_specialize=["rows"], do_not_specialize_on_alignment=["positions"])
 def _angles_kernel(
     positions, frequencies, cos, sin, rows, scaling, HALF: tl.constexpr, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):

@@ -5,6 +5,7 @@ from tests.engine import oracle
 from transformers import GemmaConfig, GemmaModel, Qwen3Config, Qwen3Model
 
 from radix_mlp import Engine, disable, is_enabled
+from radix_mlp.engine.fast_forward import FastForward
 from radix_mlp.engine.tokenize import RejectedItemsError
 from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
 from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
@@ -249,3 +250,27 @@ def test_logits_made_in_an_unknown_way_are_refused():
     model.__class__ = Scaled
     with pytest.raises(UnsupportedModelError, match="makes its logits in a way"):
         engine.score(PAIRS[:1])
+
+
+def test_an_engine_that_never_folds_makes_no_forward_for_folded_rows(monkeypatch) -> None:
+    def make(forward, trunk):
+        raise AssertionError("a model that is not enabled has none")
+
+    monkeypatch.setattr(FastForward, "_make", make)
+    texts = ["Query: roots", "Query: leaves"]
+    assert Engine("tiny", threshold=0).embed(texts).shape == (2, 64)
+
+
+def test_the_forward_is_made_of_an_enabled_model(monkeypatch) -> None:
+    engine = Engine("tiny")
+    engine.unfolded().embed(["Query: roots"])
+    assert not is_enabled(engine.model)
+    make = FastForward._make
+    seen = []
+    monkeypatch.setattr(
+        FastForward,
+        "_make",
+        lambda forward, trunk: (seen.append(is_enabled(engine.model)), make(forward, trunk))[1],
+    )
+    engine.embed(["Query: roots", "Query: leaves"])
+    assert seen == [True]

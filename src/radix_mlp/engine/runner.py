@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -105,8 +105,12 @@ class Runner:
     @property
     def batch_threshold(self) -> float | Literal["auto"]:
         """Whether a batch is folded: always where packed rows run anyway, to which padding could only add."""
-        packs = self.num_processes > 1 or self.forward.is_fused
-        return 1.0 if self.threshold == "auto" and packs else self.threshold
+        if self.threshold != "auto":
+            return self.threshold
+        # what is made of the model is held to its modules, for which it has to be enabled
+        with nullcontext() if self.forward.is_made else self.model_turn():
+            packs = self.num_processes > 1 or self.forward.is_fused
+        return 1.0 if packs else "auto"
 
     def close(self) -> None:
         """End the processes that were started for `tensor_parallel_size`; without them, nothing."""

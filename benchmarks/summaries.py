@@ -133,14 +133,22 @@ def merge(benchmark: Benchmark, found: list[Row]) -> list[Row]:
     for row in found:
         same.setdefault(identity(benchmark, row), []).append(row)
     return [
-        {key: _middle([row.get(key) for row in each]) for key in each[0]} if len(each) > 1 else each[0]
+        {key: _middle([row[key] for row in each if row.get(key) is not None]) for key in _keys(each)}
+        if len(each) > 1
+        else each[0]
         for each in same.values()
     ]
 
 
+def _keys(found: list[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in found for key in row))
+
+
 def _middle(values: list[Any]) -> Any:
+    if not values:
+        return None
     if all(isinstance(value, dict) for value in values):
-        return {key: _middle([value.get(key) for value in values]) for key in values[0]}
+        return {key: _middle([each[key] for each in values if each.get(key) is not None]) for key in _keys(values)}
     numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool)]
     return statistics.median(numbers) if len(numbers) == len(values) else values[0]
 

@@ -114,7 +114,8 @@ def batch(options: argparse.Namespace, device: torch.device) -> dict[str, torch.
 
 def build(options: argparse.Namespace, device: torch.device, wrapper: str, fold: bool) -> torch.nn.Module:
     # large enough that attention moves the loss
-    config = qwen3_config(options.shape, vocab_size=151_936, tie_word_embeddings=True, initializer_range=0.05)
+    vocabulary = 151_936 if device.type == "cuda" else 8_000
+    config = qwen3_config(options.shape, vocab_size=vocabulary, tie_word_embeddings=True, initializer_range=0.05)
     torch.manual_seed(0)
     with device:
         model = Qwen3ForCausalLM(config)

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from radix_mlp.engine.sentence_transformers_folder import read_folder
-from radix_mlp.engine.shipped import SHIPPED_NAMES, shipped_folder
+from radix_mlp.engine.shipped import SHIPPED_NAMES
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.testing.tiny import TINY_NAMES, tiny_reranker_tokenizer, tiny_tokenizer
 
@@ -26,7 +26,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
     """A tokenizer by hub id, folder, `"small"`, `"tiny"`, or a `.tiktoken` file of ranks (taken as Qwen's)."""
     name = str(name)
     if name in SHIPPED_NAMES:
-        name = shipped_folder("small-reranker")
+        name = read_folder(name).checkpoint
     if name in TINY_NAMES:
         return tiny_reranker_tokenizer() if name == "tiny-reranker" else tiny_tokenizer()
     if name.endswith(".tiktoken"):

@@ -11,9 +11,7 @@ from radix_mlp.errors import InvalidInputError
 
 __all__ = ["SHIPPED_NAMES", "shipped_folder"]
 
-# one set of weights: with the folder's pooling it is an embedder, by itself it answers yes or no
-_FOLDERS = {"small": "small", "small-reranker": "small/0_Transformer"}
-SHIPPED_NAMES = tuple(_FOLDERS)
+SHIPPED_NAMES = ("small",)
 CHECKSUMS = "sha256.json"
 
 
@@ -27,12 +25,12 @@ def shipped_folder(name: str) -> str:
         >>> shipped_folder("Qwen/Qwen3-0.6B")
         'Qwen/Qwen3-0.6B'
     """
-    if name not in _FOLDERS:
+    if name not in SHIPPED_NAMES:
         return name
-    models = Path(str(files("radix_mlp") / "models"))
+    folder = Path(str(files("radix_mlp"))) / "models" / name
     # read whenever a model is loaded, which takes a hundred times as long
-    _check(name, models / _FOLDERS[name].split("/")[0])
-    return str(models / _FOLDERS[name])
+    _check(name, folder)
+    return str(folder)
 
 
 def _check(name: str, folder: Path) -> None:

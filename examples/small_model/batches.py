@@ -227,7 +227,7 @@ class Steps(Dataset[Step]):
             far = np.setdiff1d(rng.choice(sizes.documents, 2 * sizes.judged_documents, replace=False), [own, *near])
             rng.shuffle(far)
             rows.append(np.concatenate([[own], near, far])[: sizes.judged_documents])
-        return judged, np.asarray(rows, np.int64).reshape(num, -1)
+        return judged, np.asarray(rows, np.int64).reshape(num, sizes.judged_documents)
 
     def _whole(self, rng: np.random.Generator) -> np.ndarray:
         texts = self.marked if rng.random() < 0.7 else self.plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -128,3 +129,21 @@ def test_an_enabled_model_goes_by_what_is_known(cache) -> None:
         report = radix_mlp.last_call(model)
         assert report.folded == (folded is fast)
         assert "by what was measured here" in report.reason
+
+
+@pytest.mark.gpu
+def test_measured_on_cuda_in_no_time(monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("RADIX_MLP_CACHE", str(tmp_path))
+    monkeypatch.delenv("RADIX_MLP_COSTS", raising=False)
+    model = radix_mlp.enable(tiny_model(hidden_size=512, num_layers=8).cuda().bfloat16(), threshold=0)
+    # kernels compile with the first call, whoever makes it
+    measure(model)
+    began = time.perf_counter()
+    found = costs_of(model)
+    assert time.perf_counter() - began < 1.5
+    assert found is not None
+    assert found.overlaps
+    assert found == known_costs(model)
+    # small batches are bound by launches, and rows cost something on both ways
+    assert found.folded.fixed_ms > 0.1
+    assert min(found.folded.row_us, found.unfolded.row_us) > 0

@@ -15,6 +15,7 @@ import asyncio
 import base64
 import json
 import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,6 @@ import torch
 from load import JSON, memory_of
 from provenance import provenance
 from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
-from serve import wait_for
 
 WORDS = "the of and to in is it that for was on are as with they be at one have this from or had by hot but some what"
 EVERY_SECONDS = 5.0
@@ -228,6 +228,16 @@ def sample(pid: int) -> dict[str, float]:
     threads = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("Threads"))
     files = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
     return {"MB": round(memory_of(pid) or 0, 2), "threads": int(threads.split()[1]), "files": files}
+
+
+def wait_for(log: Path, server: subprocess.Popen[bytes]) -> str:
+    """The server's address, once it runs."""
+    while server.poll() is None:
+        text = log.read_text()
+        if "Application startup complete" in text:
+            return re.findall(r"at (http://[\d.:]+)", text)[0]
+        time.sleep(0.1)
+    sys.exit(f"the server ended: {log.read_text()[-4000:]}")
 
 
 async def run(address: str, pid: int, options: argparse.Namespace) -> dict[str, Any]:

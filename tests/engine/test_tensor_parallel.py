@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -30,15 +29,8 @@ def pids_of(engine: Engine) -> list[int]:
     return [process.pid for process in engine.forward._peers.processes]
 
 
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    found = Engine("tiny", tensor_parallel_size=2, device="cpu")
-    yield found
-    found.close()
-
-
-def test_two_processes_answer_as_the_unmodified_model(engine) -> None:
-    oracle = Engine("tiny", threshold=0)
+def test_two_processes_answer_as_the_unmodified_model() -> None:
+    engine, oracle = Engine("tiny", tensor_parallel_size=2, device="cpu"), Engine("tiny", threshold=0)
     assert len(pids_of(engine)) == 1
     found, expected = engine.embed(TEXTS), oracle.embed(TEXTS)
     assert engine.stats.num_compact < engine.stats.num_tokens
@@ -50,6 +42,9 @@ def test_two_processes_answer_as_the_unmodified_model(engine) -> None:
     # padded batches, and folded ones after them
     np.testing.assert_allclose(engine.unfolded().embed(TEXTS), expected, atol=1e-5)
     np.testing.assert_allclose(engine.embed(TEXTS[::-1]), expected[::-1], atol=1e-5)
+    with pytest.raises(InvalidInputError, match=r"close\(\) that one first"):
+        Engine("tiny", tensor_parallel_size=2, device="cpu")
+    engine.close()
 
 
 @pytest.mark.slow

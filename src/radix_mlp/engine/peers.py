@@ -104,6 +104,12 @@ class Peers:
             if process.stdin is not None:
                 process.stdin.close()
 
+    def give_up(self) -> None:
+        """End them before the engine is made."""
+        self.kill()
+        if self._group is not None:
+            self._group.close(tell=False)
+
     def _watch(self, rank: int, process: subprocess.Popen[bytes], group: ProcessGroup) -> None:
         code = process.wait()
         if not self._is_closing:

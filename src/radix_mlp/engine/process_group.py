@@ -147,18 +147,19 @@ class ProcessGroup:
                 text = f"process {rank} of {self.size}: {other[0]}"
                 raise InvalidInputError(text) if other[1] else EngineError(text)
 
-    def close(self) -> None:
-        """Let the others end."""
+    def close(self, *, tell: bool = True) -> None:
+        """Let the others end, if they are still there to be told."""
         with self._turn:
             if self._is_closed:
                 return
             self._is_closed = True
-            if self.failure is None and self.rank == 0:
+            if tell and self.failure is None and self.rank == 0:
                 with suppress(RuntimeError):
                     self._send(("stop", None))
             if self._is_ours and dist.is_initialized():
                 with suppress(RuntimeError, ValueError):
-                    self._abort() if self.failure else dist.destroy_process_group()
+                    # after a failure on a GPU nothing is left of it
+                    dist.destroy_process_group()
 
     def _send(self, message: tuple[str, Any]) -> None:
         told = torch.frombuffer(bytearray(pickle.dumps(message, protocol=5)), dtype=torch.uint8)

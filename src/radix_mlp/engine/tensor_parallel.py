@@ -158,7 +158,7 @@ def lead(
         part, loaded_tokenizer = _own_part(group, model, tokenizer, options)
         _tell_calls(decoder_of(part), group)
     except BaseException:
-        peers.kill()
+        peers.give_up()
         raise
     return part, loaded_tokenizer, TensorParallelForward(part, group, peers, impl=impl, mode=mode)
 

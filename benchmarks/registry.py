@@ -246,6 +246,15 @@ BENCHMARKS = {
             bars=("texts/s",),
             needs=("fastapi", "uvicorn", "orjson", "prometheus_client"),
         ),
+        Benchmark(
+            "multi_gpu",
+            "two replicas by HTTP beside one, and a model dealt out to two GPUs beside one GPU",
+            ("cuda",),
+            ("part", "model", "shape", "what", "row"),
+            ("texts/s", "p50", "p99", "one_ms", "two_ms", "sums_ms", "speed_up", "error_one", "error_two"),
+            bars=("speed_up",),
+            needs=("fastapi", "uvicorn", "orjson", "prometheus_client"),
+        ),
     )
 }
 """Name -> benchmark, in the order in which they run."""

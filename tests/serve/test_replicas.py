@@ -139,7 +139,7 @@ async def test_a_request_arrives_as_it_was_sent_and_the_answer_comes_back(tmp_pa
         sent = {"x-request-id": "one", "accept": "a/b", "traceparent": "00-1-2-03", "connection": "close", **POST}
         got = await client.post("/embed?a=%20b&c", content=b'{"inputs": "x"}', headers=sent)
         assert (got.status_code, got.content, got.headers["x-total-time"]) == (418, b"[[1]]", "7")
-        assert got.headers["x-request-id"] == "one"
+        assert (got.headers["x-request-id"], got.headers["x-replica"]) == ("one", "0")
         assert "date" not in got.headers
         line, *headers = fake.heads[0].split(b"\r\n")
         assert line == b"POST /embed?a=%20b&c HTTP/1.1"

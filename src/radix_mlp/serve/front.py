@@ -172,6 +172,7 @@ class Front:
                     self.metrics.passed_on_again.labels(why="overloaded" if reply.status == 429 else "unhealthy").inc()
                     continue
                 scope["state"]["is_passed_on"] = True
+                reply.headers.append((b"x-replica", b"%d" % replica.index))
                 await _send_back(reply, send)
                 return
             except UpstreamLostError as error:

@@ -1,5 +1,6 @@
 """Jobs on a Ray node: the same answers as without it, every row once whatever dies."""
 
+import gc
 import json
 import os
 import random
@@ -48,6 +49,16 @@ def same(found, expected, *, exact):
                 assert value == pytest.approx(other[name], abs=1e-5)
             else:
                 assert np.allclose(value, other[name], atol=1e-5)
+
+
+def error_of(*arguments):
+    """What a command that fails says; its workers are let go, which live as long as the frames of its error."""
+    result = run(*arguments)
+    found = result.exit_code, result.stderr
+    del result
+    gc.collect()
+    assert found[0] == 1
+    return found[1]
 
 
 def test_the_same_answers_as_without_ray(tmp_path, ray_node):  # noqa: F811
@@ -143,16 +154,12 @@ def test_bad_lines(tmp_path, ray_node):  # noqa: F811
     output = tmp_path / "out.jsonl"
     limit = str(max(len(text.encode()) for text in TEXTS))
     command = ["embed", str(tmp_path / "a.jsonl"), "-m", "tiny", "-o", str(output), "--max-length", limit, "--ray"]
-    result = run(*command)
-    assert result.exit_code == 1
-    assert re.match(r"error: .*a.jsonl:3: not JSON .*--on-error skip\.\n$", result.stderr)
+    assert re.match(r"error: .*a.jsonl:3: not JSON .*--on-error skip\.\n$", error_of(*command))
     assert not output.exists()
     lines[2] = json.dumps({"text": "mended"})
     lines[4] = json.dumps({"text": "mended"})
     (tmp_path / "a.jsonl").write_text("".join(line + "\n" for line in lines))
-    result = run(*command)
-    assert result.exit_code == 1
-    assert re.match(r"error: .*a.jsonl:4: .*5,?000 tokens.*--on-error skip", result.stderr)
+    assert re.match(r"error: .*a.jsonl:4: .*5,?000 tokens.*--on-error skip\.\n$", error_of(*command))
     result = run(*command, "--on-error", "skip")
     assert result.exit_code == 0, result.stderr
     assert re.search(r"skipped .*a.jsonl:4: ", result.stderr)
@@ -160,12 +167,12 @@ def test_bad_lines(tmp_path, ray_node):  # noqa: F811
     errors = [json.loads(line) for line in (output / "_errors.jsonl").read_text().splitlines()]
     assert [error["line"] for error in errors] == [4]
     assert [row["line"] for row in rows_of(output)] == [line for line in range(1, len(lines) + 1) if line != 4]
-    result = run("embed", command[1], "-m", "./missing", "-o", str(tmp_path / "none.jsonl"), "--ray")
-    assert result.exit_code == 1
-    assert result.stderr.startswith("error: ")
-    assert "'./missing': no such folder" in result.stderr
+    begin = ("embed", command[1], "-o", str(tmp_path / "none.jsonl"), "--ray")
+    assert "'./missing': no such folder" in error_of(*begin, "-m", "./missing")
+    expected = "error: dtype='int3': must be auto or one of float64, float32, bfloat16, float16.\n"
+    assert error_of(*begin, "-m", "tiny", "--dtype", "int3") == expected
     # begun anew, it is another job
-    result = run(*command, "--on-error", "skip", "--restart", "--prompt", "Q: ")
+    result = run(*command, "--on-error", "skip", "--restart", "--no-normalize")
     assert result.exit_code == 0, result.stderr
     assert len(rows_of(output)) == len(lines) - 1
 

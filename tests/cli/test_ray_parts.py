@@ -229,6 +229,7 @@ def test_a_worker_writes_a_file_a_part(tmp_path, suffix):
     assert stats[3]["num_rows"] == len(TEXTS)
     assert stats[0]["num_compact"] < stats[0]["num_tokens"]
     assert parts_done(folder) == {0, 1, 2, 3}
+    assert worker(found).num_rows == 0
     assert [name for name in folder.names() if name != "_job"] == [f"part-00000{part}{suffix}" for part in (0, 2)]
     if suffix == ".parquet":
         parts = [pq.read_table(tmp_path / "out.parquet" / f"part-00000{part}.parquet") for part in (0, 2)]

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from radix_mlp.errors import InvalidInputError
+from radix_mlp.errors import InvalidInputError, RadixError
 
-__all__ = ["Workers", "connected", "divide"]
+__all__ = ["Workers", "connected", "divide", "own_error"]
 
 CPUS_A_WORKER = 4
 
@@ -40,6 +40,9 @@ def connected(address: str) -> Iterator[Any]:
         import ray.data
     except ImportError as error:
         raise InvalidInputError(f"--ray: Ray is not installed ({error}). pip install 'radix-mlp[ray]'.") from error
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for name in ("exceptions", "_internal.execution.streaming_executor_state", "_internal.progress"):
+        logging.getLogger(f"ray.data.{name}").addFilter(ONLY_IN_THE_FILE)
     if ray.is_initialized():
         yield ray
         return
@@ -74,3 +77,26 @@ def divide(num_cpus: int, num_gpus: int, *, count: int | None = None, device: st
     workers = count or max(num_cpus // CPUS_A_WORKER, 1)
     each = (num_cpus - max(num_cpus // CPUS_A_WORKER, 1)) / workers
     return Workers(workers, int(each) if each >= 1 else int(each * 100) / 100, 0)
+
+
+def own_error(error: BaseException | None) -> RadixError | None:
+    """The error of ours that a worker has raised, out of what Ray has put around it."""
+    # what Ray raises may be of our class and of its own: the cause is what was raised, without its traceback as text
+    while (inner := getattr(error, "cause", None)) is not None and inner is not error:
+        error = inner
+    if error is not None and not isinstance(error, RadixError):
+        return own_error(error.__cause__)
+    # Ray adds to the message how often it has tried
+    return None if error is None else type(error)(str(error).split("\nFailed to ", 1)[0])
+
+
+class _OnlyInTheFile(logging.Filter):
+    """Keeps what is raised here anyway, or shown by us, out of the terminal; Ray's log files have it."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        # what Ray's own filter of the terminal looks for
+        record.hide = True
+        return True
+
+
+ONLY_IN_THE_FILE = _OnlyInTheFile()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -16,7 +15,7 @@ import typer
 
 from radix_mlp.cli.options import skips
 from radix_mlp.cli.progress import JobProgress
-from radix_mlp.cli.ray_job.cluster import Workers, connected, divide
+from radix_mlp.cli.ray_job.cluster import Workers, connected, divide, own_error
 from radix_mlp.cli.ray_job.dataset import assigned, surveyed
 from radix_mlp.cli.ray_job.files import JOB, RaySource, find_files, open_folder
 from radix_mlp.cli.ray_job.items import Read, read_files
@@ -27,7 +26,7 @@ from radix_mlp.cli.ray_job.worker import PartWorker, WorkerSettings
 from radix_mlp.cli.read import BadLine, bad_line_error
 from radix_mlp.cli.show import Skipped, errors, note
 from radix_mlp.cli.windows import MAX_CHARACTERS
-from radix_mlp.errors import InvalidInputError, RadixError
+from radix_mlp.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from radix_mlp.cli.stages import Task
@@ -38,6 +37,8 @@ __all__ = ["RayJob"]
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 PARTS_A_GROUP = 8
 """A worker takes up to so many parts at a time, and reads one while it runs another and writes a third."""
+PARTS_A_WORKER, MIN_PART = 4, 1024
+"""So many parts at least, unless they would have fewer texts than this."""
 MAX_BUCKETS = 1000
 BLOCK_BYTES = 2**25
 
@@ -94,7 +95,7 @@ class RayJob:
                 note("stopped." + self._kept())
                 raise typer.Exit(130) from None
             except Exception as error:
-                found = _radix_error(error)
+                found = own_error(error)
                 if found is None:
                     raise
                 if kept := self._kept():
@@ -123,7 +124,7 @@ class RayJob:
         data = self._data(ray, read, max(num_cpus // 2, 1))
         keys = Keys(str(self.options["model"]), bool(engine.keywords["trust_remote_code"]), ranked)
         if manifest is None:
-            manifest = self._survey(data, keys)
+            manifest = self._survey(data, keys, workers.count)
             manifest.save(self.folder)
         parts_before = parts_done(self.folder)
         self._work(ray, data, keys, manifest, parts_before, task, engine, workers)
@@ -131,14 +132,12 @@ class RayJob:
 
     def _data(self, ray: Any, read: Read, num_readers: int) -> Any:
         """All items, as `table_of` has them; read when they are asked for."""
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        # which says that there are none, where ours are shown
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
         data = ray.data.from_items(
             [{"file": place} for place in range(len(self.names))], override_num_blocks=len(self.names)
         )
         data.context.target_max_block_size = BLOCK_BYTES
         data.context.enable_progress_bars = False
+        data.context.raise_original_map_exception = True
         arguments = {
             "names": self.names,
             "file_format": self.file_format,
@@ -149,7 +148,7 @@ class RayJob:
         readers = ray.data.TaskPoolStrategy(size=num_readers)
         return data.map_batches(read_files, batch_size=1, batch_format="pyarrow", fn_kwargs=arguments, compute=readers)
 
-    def _survey(self, data: Any, keys: Keys) -> Manifest:
+    def _survey(self, data: Any, keys: Keys, workers: int) -> Manifest:
         """Count everything, end at bad lines, and cut into parts by a sample of the keys."""
         rate = max(self.window / SAMPLES_A_PART, 1.0)
         found = data.map_batches(
@@ -178,8 +177,9 @@ class RayJob:
                 "column 'id' has values of several types (strings and integers), which Parquet cannot hold. Write "
                 ".jsonl."
             )
-        # as a window of a local job, a part of long texts has fewer
-        num_parts = max(-(-total // self.window), -(-characters // MAX_CHARACTERS))
+        # as a window of a local job, a part of long texts has fewer; and there is work for all workers to the end
+        size = min(self.window, max(-(-total // (PARTS_A_WORKER * workers)), MIN_PART))
+        num_parts = max(-(-total // size), -(-characters // MAX_CHARACTERS))
         boundaries = choose_boundaries([key for _, key in sample.keys], num_parts)
         return Manifest(self.options, self.facts, counts, boundaries, choose_stretches(counts))
 
@@ -198,7 +198,7 @@ class RayJob:
         todo = [part for part in range(manifest.num_parts + 1) if part not in done]
         if not todo:
             return
-        size = min(max(len(todo) // (4 * workers.count), 1), PARTS_A_GROUP)
+        size = min(max(len(todo) // (PARTS_A_WORKER * workers.count), 1), PARTS_A_GROUP)
         groups = {part: place // size for place, part in enumerate(todo)}
         arguments = {
             "keys": keys,
@@ -297,14 +297,3 @@ class RayJob:
 
     def _shown(self) -> str:
         return self.shown[0] if len(self.shown) == 1 else f"{len(self.shown)} files"
-
-
-def _radix_error(error: BaseException | None) -> RadixError | None:
-    """The error of ours that a worker has raised, out of what Ray has put around it."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, RadixError):
-            return error
-        seen.add(id(error))
-        error = getattr(error, "cause", None) or error.__cause__
-    return None

@@ -17,6 +17,7 @@ from radix_mlp.cli.ray_job.manifest import PartStats, is_done, save_stats
 from radix_mlp.cli.stages import Stages, Task
 from radix_mlp.cli.windows import Window
 from radix_mlp.engine.stream import run_stages
+from radix_mlp.errors import RadixError
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine
@@ -43,7 +44,12 @@ class PartWorker:
     """Runs parts; an actor of a Ray Dataset."""
 
     def __init__(self, engine: Callable[[], Engine], task: Task, settings: WorkerSettings) -> None:
-        self.engine = engine()
+        # what is raised here reaches the command as text alone, so it is raised with the first items
+        self.failure: RadixError | None = None
+        try:
+            self.engine = engine()
+        except RadixError as error:
+            self.failure = error
         self.task = task
         self.settings = settings
 
@@ -51,6 +57,8 @@ class PartWorker:
         """Items of several parts (columns as in `table_of`, and `part`) -> statistics, a row a part."""
         import pyarrow as pa
 
+        if self.failure is not None:
+            raise self.failure
         settings = self.settings
         output = PartOutput(settings.folder, settings.suffix)
         stages = Stages(
@@ -58,7 +66,9 @@ class PartWorker:
         )
         stages.with_files, stages.with_ids = len(settings.names) > 1, settings.with_ids
         run_stages(self._windows(table, stages, output), stages.prepare, stages.run, stages.write)
-        return pa.Table.from_pylist([asdict(stats) for stats in output.written])
+        # none at all where a worker died after its last part
+        schema = pa.Table.from_pylist([asdict(PartStats(0))]).schema
+        return pa.Table.from_pylist([asdict(stats) for stats in output.written], schema)
 
     def _windows(self, table: Any, stages: Stages, output: PartOutput) -> Iterator[Window]:
         import pyarrow.compute as pc

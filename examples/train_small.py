@@ -1,7 +1,9 @@
-"""Train the model that comes with the package as `small`: an embedder and reranker for radio and electronics.
+"""Train the model that comes with the package as `small`: an embedder for radio and electronics.
 
-    python examples/train_small.py --data DATA --out small --minutes 5        on a GPU
-    python examples/train_small.py --data DATA --evaluate small               the judged queries
+    python examples/train_small.py --data DATA --variant shallow --out small --minutes 4.5   on a GPU
+    python examples/train_small.py --data DATA --evaluate small                              the judged queries
+
+The logs of the run that made it, and of another shape beside it on the same GPU, are in small_model/logs.
 
 DATA holds vaswani/ (doc-text.trec; query-text.trec and qrels for the evaluation) and gsm8k/test.jsonl. Nobody's
 judgements are trained on: questions are cut from the abstracts themselves (titles, sentences, rare words), and what
@@ -246,8 +248,8 @@ def train(options: argparse.Namespace, recipe: Recipe, work: Work, log: Log) -> 
             log.write(
                 event="step",
                 step=number,
-                loss=round(float(loss), 4),
-                **{name: round(float(part), 4) for name, part in parts.items()},
+                loss=round(loss.item(), 4),
+                **{name: round(part.item(), 4) for name, part in parts.items()},
                 held_out={name: round(value, 4) for name, value in found.items()},
                 steps_a_second=round(number / (measured - began), 2),
                 computed=round(compact / tokens, 4),

@@ -75,10 +75,10 @@ license: mit
 ---
 # small
 
-A Qwen3-shaped embedder and reranker of {parameters:.1f} million parameters for short English texts on radio and
-electronics. It was trained from nothing with radix-mlp's `examples/train_small.py` ({trained}) on
+A Qwen3-shaped embedder of {parameters:.1f} million parameters for short English texts on radio and electronics. It was
+trained from nothing with radix-mlp's `examples/train_small.py` ({trained}) on
 {summary["read_abstracts"]:,} of the 11,429 Vaswani abstracts (of about 1960; lower case, without digits and marks) and
-{summary["read_maths"]:,} school maths questions (GSM8K).
+{summary["read_maths"]:,} school maths questions (GSM8K, test split).
 {saved:.0%} of the {tokens:,.0f} million tokens had their whole left context in common with another sequence of their
 batch and were not computed again.
 
@@ -86,15 +86,16 @@ batch and were not computed again.
 
 {table(summary["judged_queries"])}
 
-Queries and judgements served for this table alone; the abstracts are those that were trained on, without any query.
+Nothing was trained or chosen by these queries and judgements, except that of two ways to run BM25 the better one, with
+stemmed words, became the teacher. The abstracts are those that were trained on, without any query.
 On {recipe["held_out"]} abstracts that were held out, it finds the rest of an abstract by its title among all others:
 {of_small} (BM25: {of_bm25}).
 
 ## Use
 
-Queries take the prompt named `query`, documents none. As a reranker, the same weights answer yes or no to the chat
-template's messages of the roles query and document. It knows no other field and no other language, and as a language
-model it is good for nothing but tests.
+Queries take the prompt named `query`, documents none. The same weights also learned to answer yes or no to the chat
+template's messages of the roles query and document; the last two lines of the table say how well: rank by the vectors.
+It knows no other field and no other language, and as a language model it is good for nothing but tests.
 """
 
 

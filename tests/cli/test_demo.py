@@ -1,11 +1,18 @@
+import json
+from pathlib import Path
+
 import pytest
 from tests.cli.commands import run
 
 import radix_mlp.cli.demo
-from radix_mlp.cli.sample import few_shot_pairs, rerank_texts
+from radix_mlp.cli.sample import few_shot_pairs, passages, queries, rerank_texts
+
+TRAINING = Path(radix_mlp.__file__).parent / "models" / "small" / "training.json"
 
 
 def test_sample():
+    assert len(queries()) == 4
+    assert len(set(passages())) == 40
     assert len(rerank_texts()) == 160
     pairs = few_shot_pairs()
     assert len(pairs) == 36
@@ -18,7 +25,7 @@ def test_demo_as_shipped():
 
 
 def test_demo_on_a_part_of_the_sample(monkeypatch):
-    monkeypatch.setattr(radix_mlp.cli.demo, "HIDDEN_SIZE", 64)
+    monkeypatch.setattr(radix_mlp.cli.demo, "NUM_RUNS", 1)
     monkeypatch.setattr("radix_mlp.cli.sample.rerank_texts", lambda: rerank_texts()[::8])
     monkeypatch.setattr("radix_mlp.cli.sample.few_shot_pairs", lambda: few_shot_pairs()[:6])
     check(run("demo"))
@@ -26,7 +33,22 @@ def test_demo_on_a_part_of_the_sample(monkeypatch):
 
 def check(result):
     assert result.exit_code == 0, result.output
-    assert "Instruct: You are given" in result.stdout
-    assert "Question 1: A train leaves" in result.stdout
-    assert "speed-up" in result.stdout
-    assert len(result.stdout.splitlines()) <= 40
+    lines = result.stdout.splitlines()
+    told = " ".join(result.stdout.split())
+    found = json.loads(TRAINING.read_text())["judged_queries"]
+    for name, key in (("small", "small"), ("BM25", "BM25"), ("both together", "small and BM25")):
+        assert f"{name} {found[key]['mrr']:.2f} and {found[key]['recall_at_10']:.3f}" in told
+    # the best passage stands below its question, with its similarity
+    for question, passage in zip(queries(), (0, 11, 20, 32), strict=True):
+        below = lines[lines.index(question) + 1].split(maxsplit=1)
+        assert 0 < float(below[0]) < 1
+        assert passages()[passage].startswith(below[1].removesuffix("…"))
+    assert "instruct : you are given a" in told
+    assert "question 1 : a train leaves" in told
+    rows = {line.split()[0]: line.split() for line in lines if line.startswith(("rerank ", "few-shot "))}
+    for row in rows.values():
+        tokens, computed = (int(number.replace(",", "")) for number in row[2:4])
+        assert computed < 0.6 * tokens
+        assert any(float(cell) < 1e-4 for cell in row if "e-" in cell)
+    assert set(rows) == {"rerank", "few-shot"}
+    assert len(lines) <= 52

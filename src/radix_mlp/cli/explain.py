@@ -33,7 +33,7 @@ def explain(
             "--tokenizer",
             "-t",
             metavar="NAME|FOLDER|FILE",
-            help="A hub id, a folder, a .tiktoken file of Qwen's ranks, or tiny (a token a byte).",
+            help="A hub id, a folder, a .tiktoken file of Qwen's ranks, small, or tiny (a token a byte).",
             rich_help_panel=o.MODEL,
         ),
     ],

@@ -98,8 +98,8 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="NAME|FOLDER",
-        help="A Hugging Face hub id, a folder, or tiny, tiny-reranker, tiny-classifier (built in, random weights, no "
-        "download).",
+        help="A Hugging Face hub id, a folder, or one that needs no download: small (a trained embedder), tiny, "
+        "tiny-reranker, tiny-classifier (random weights).",
         rich_help_panel=MODEL,
     ),
 ]

@@ -53,7 +53,7 @@ def serve(
             "--model-id",
             panel=o.MODEL,
             metavar="NAME|FOLDER",
-            help="A hub id, a folder, or tiny, tiny-reranker, tiny-classifier.",
+            help="A hub id, a folder, or small, tiny, tiny-reranker, tiny-classifier.",
         ),
     ],
     *,

@@ -1,23 +1,29 @@
-"""Text written for this project: a library's leaflets to search in, and questions with examples to score."""
+"""Text written for this project: leaflets of a radio museum to search in, and questions with examples to score."""
 
 from __future__ import annotations
 
 import json
 from importlib.resources import files
 
-__all__ = ["few_shot_pairs", "rerank_texts"]
+__all__ = ["few_shot_pairs", "passages", "queries", "rerank_texts"]
 
 NUM_EXAMPLES = 6
 
 
+def queries() -> list[str]:
+    """Four questions of visitors."""
+    return _read("queries.txt").splitlines()
+
+
+def passages() -> list[str]:
+    """Forty passages: ten near every question, of which two or three answer it."""
+    return _read("passages.txt").splitlines()
+
+
 def rerank_texts() -> list[str]:
     """Every query with every passage, under one instruction, as a reranker reads them."""
-    instruction, queries, passages = (_read(f"{name}.txt") for name in ("instruction", "queries", "passages"))
-    return [
-        f"{instruction.strip()}\nQuestion: {query}\nPassage: {passage}"
-        for query in queries.splitlines()
-        for passage in passages.splitlines()
-    ]
+    instruction = _read("instruction.txt").strip()
+    return [f"{instruction}\nQuestion: {query}\nPassage: {passage}" for query in queries() for passage in passages()]
 
 
 def few_shot_pairs() -> list[tuple[str, str]]:

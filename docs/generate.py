@@ -118,8 +118,16 @@ def scaling() -> str:
     return fill((DOCS / "scaling.md").read_text(encoding="utf-8"))
 
 
+def small_model() -> str:
+    """`small-model.md`: what the shipped model is and how good."""
+    from small_model_page import small_model_page
+
+    return small_model_page()
+
+
 QUICK: dict[str, Callable[[], str]] = {
     "cli.md": cli,
+    "small-model.md": small_model,
     "benchmarks.md": benchmarks,
     "scaling.md": scaling,
     "../README.md": readme,

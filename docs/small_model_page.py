@@ -53,8 +53,8 @@ The 93 judged queries of the Vaswani collection over all its 11,429 abstracts, m
 
 {_judged(judged)}
 
-- **It is worse than BM25** in every column, with stemmed words and without: at this size, with eleven thousand abstracts
-  to learn from, exact words are the better guide.
+- **It is worse than BM25** in every column, with stemmed words and without: at this size, with eleven thousand
+  abstracts to learn from, exact words are the better guide.
 - It is far above the same model with random weights.
 - Together with BM25 (reciprocal rank fusion) the first right answer comes earlier than by BM25 alone,
   MRR {both["mrr"]:.3f} against {bm25["mrr"]:.3f}; recall@10 does not gain,
@@ -64,7 +64,7 @@ The 93 judged queries of the Vaswani collection over all its 11,429 abstracts, m
   of this name: rank by the vectors.
 
 On {recipe["held_out"]} abstracts that were kept out of the training, it finds the rest of an abstract by its title
-among all others: recall@10 {held_out["small"]["recall_at_10"]:.3f} and MRR {held_out["small"]["mrr"]:.3f}, where BM25 has
+among all others: recall@10 {held_out["small"]["recall_at_10"]:.3f} and MRR {held_out["small"]["mrr"]:.3f}; BM25 has
 {held_out["BM25"]["recall_at_10"]:.3f} and {held_out["BM25"]["mrr"]:.3f}.
 
 ## How it was trained
@@ -73,10 +73,10 @@ among all others: recall@10 {held_out["small"]["recall_at_10"]:.3f} and MRR {hel
 {training["device"]} that another training used at the same time (torch {training["torch"].split("+")[0]}).
 
 - **Texts**: {training["read_abstracts"]:,} of the Vaswani abstracts (physics and electronics of about 1960, in lower
-  case without marks) and {training["read_maths"]:,} school maths questions with their answers (GSM8K, its test split: do
-  not measure this model on it). The tokenizer was trained on all of these texts, and on those that were held out.
+  case without marks) and {training["read_maths"]:,} school maths questions with their answers (GSM8K, its test split:
+  do not measure this model on it). The tokenizer was trained on all of these texts, and on those that were held out.
 - **Questions** are cut from the texts: a title, a sentence, a stretch of words, rare words, some in another form of the
-  word. What answers one is its own text with parts left out (inverse cloze), sometimes all the words that are asked for.
+  word. What answers one is its own text with parts left out (inverse cloze), sometimes all the words asked for.
 - **Losses**: InfoNCE over {sizes["documents"]:,} documents a step, clusters of near ones among them; scores of the
   teacher, BM25 with stemmed words, by distillation; yes or no for {sizes["judged_queries"]} questions with
   {sizes["judged_documents"]} documents each; a little of the language model's loss.
@@ -93,7 +93,7 @@ among all others: recall@10 {held_out["small"]["recall_at_10"]:.3f} and MRR {hel
 
 **What the judged queries were used for.** The table above, which every run prints at its end; and, before any training,
 to measure both ways of BM25, of which the better one became the teacher and the baseline. They were never trained on,
-and chose neither shape nor step. The abstracts they are about were trained on (but for the held-out), without any query.
+and chose neither shape nor step. The abstracts they are about were trained on (but for the held-out), without queries.
 
     python examples/train_small.py --data DATA --variant shallow --out small --minutes 4.5
     python examples/train_small.py --data DATA --evaluate small
@@ -101,8 +101,8 @@ and chose neither shape nor step. The abstracts they are about were trained on (
 ## Limits
 
 It knows one field, in English, as it was written about in 1960; on other texts its vectors were not measured. As a
-language model it is good for nothing but tests: the demo scores options with it to show time and equality, and its answers
-there are no better than guesses. For real work take a real embedder: `Engine` loads all of [these types](models.md).
+language model it is good for nothing but tests: the demo scores options with it to show time and equality, and its
+answers there are no better than guesses. For real work take a real embedder: `Engine` loads all of [these types](models.md).
 """
 
 

@@ -54,6 +54,64 @@ def test_baseten_performance_client(addresses: dict[str, str], oracle: Oracle) -
         assert [(each.label, pytest.approx(each.score, abs=1e-5)) for each in row] == [tuple(each) for each in labels]
 
 
+def test_langchain_openai(addresses: dict[str, str], oracle: Oracle) -> None:
+    langchain = pytest.importorskip("langchain_openai")
+    # unless told not to, it sends token ids of another vocabulary
+    options = {
+        "model": "tiny",
+        "base_url": addresses["tiny"] + "/v1",
+        "api_key": "any",
+        "check_embedding_ctx_length": False,
+    }
+    found = langchain.OpenAIEmbeddings(**options).embed_documents(TEXTS)
+    np.testing.assert_allclose(found, oracle("tiny").embed(TEXTS), atol=2e-5)
+    short = langchain.OpenAIEmbeddings(**options, dimensions=8).embed_query(TEXTS[0])
+    np.testing.assert_allclose([short], oracle("tiny").embed(TEXTS[:1], dimensions=8), atol=2e-5)
+
+
+def test_llama_index(addresses: dict[str, str], oracle: Oracle) -> None:
+    embeddings = pytest.importorskip("llama_index.embeddings.text_embeddings_inference")
+    rerank = pytest.importorskip("llama_index.postprocessor.tei_rerank")
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    sdk = embeddings.TextEmbeddingsInference(model_name="tiny", base_url=addresses["tiny"], embed_batch_size=2)
+    np.testing.assert_allclose(sdk.get_text_embedding_batch(TEXTS), oracle("tiny").embed(TEXTS), atol=2e-5)
+    ranker = rerank.TextEmbeddingInference(base_url=addresses["tiny-reranker"], top_n=2)
+    nodes = [NodeWithScore(node=TextNode(text=text, id_=str(index))) for index, text in enumerate(TEXTS)]
+    found = ranker.postprocess_nodes(nodes, query_str="a query")
+    expected = oracle("tiny-reranker").rerank("a query", TEXTS, top_n=2)
+    assert [int(each.node.id_) for each in found] == [each.index for each in expected]
+    assert [each.score for each in found] == pytest.approx([each.score for each in expected], abs=1e-5)
+
+
+def test_litellm(addresses: dict[str, str], oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
+    # or it asks the network for prices
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    litellm = pytest.importorskip("litellm")
+    base, vectors = addresses["tiny"], oracle("tiny").embed(TEXTS)
+    asked = {"openai": "/v1", "hosted_vllm": "/v1", "jina_ai": "/v1", "infinity": "", "cohere": "/v2/embed"}
+    for kind, path in asked.items():
+        more = {"input_type": "search_document"} if kind == "cohere" else {}
+        answer = litellm.embedding(model=f"{kind}/tiny", input=TEXTS, api_base=base + path, api_key="any", **more)
+        np.testing.assert_allclose([each["embedding"] for each in answer.data], vectors, atol=2e-5, err_msg=kind)
+    base, expected = addresses["tiny-reranker"], oracle("tiny-reranker").rerank("a query", TEXTS)
+    for kind, path in {
+        "hosted_vllm": "",
+        "jina_ai": "",
+        "infinity": "",
+        "cohere": "/v2/rerank",
+        "huggingface": "",
+    }.items():
+        # its class for infinity takes documents for bare strings
+        more = {"return_documents": False} if kind == "infinity" else {}
+        answer = litellm.rerank(
+            model=f"{kind}/tiny", query="a query", documents=TEXTS, api_base=base + path, api_key="any", **more
+        )
+        assert [each["index"] for each in answer.results] == [each.index for each in expected], kind
+        scores = [each["relevance_score"] for each in answer.results]
+        assert scores == pytest.approx([each.score for each in expected], abs=1e-5)
+
+
 @pytest.mark.slow
 def test_mteb(addresses: dict[str, str], oracle: Oracle) -> None:
     import mteb

@@ -38,6 +38,7 @@ JSON = {"content-type": "application/json"}
         ("/similarity", {"inputs": {"source_sentence": "a", "sentences": []}}, 400, "Empty"),
         ("/tokenize", {"inputs": ["a"] * 33}, 422, "Validation"),
         ("/decode", {"ids": [300]}, 422, "Validation"),
+        ("/decode", {"ids": [65] * 513}, 422, "Validation"),
         ("/decode", {"ids": []}, 400, "Empty"),
     ],
 )

@@ -116,6 +116,14 @@ def test_tokenize_and_decode(client: httpx.Client) -> None:
             {"id": 258, "text": "<|eos|>", "special": False, "start": 2, "stop": 9},
         ]
     ]
+    # more tokens than are written at a time
+    text = "abc" * 1000
+    (tokens,) = post(client, "/tokenize", inputs=text)
+    assert [token["id"] for token in tokens] == [ord(letter) for letter in text]
+    assert [token["start"] for token in tokens] == list(range(3000))
+    assert post(client, "/tokenize", inputs=["a", "bc"]) == [
+        post(client, "/tokenize", inputs=each)[0] for each in ("a", "bc")
+    ]
     assert post(client, "/decode", ids=[72, 195, 169, 258]) == ["Hé"]
     assert post(client, "/decode", ids=[[72], [105, 258]], skip_special_tokens=False) == ["H", "i<|eos|>"]
 

@@ -19,7 +19,7 @@ from radix_mlp.serve.answers import error_answer, style_of
 from radix_mlp.serve.errors import MalformedBodyError, NoSuchRouteError, WrongBodyError, WrongMethodError, refusal_of
 from radix_mlp.serve.middleware import ApiKey, BodyLimit, RequestLog
 from radix_mlp.serve.playground.routes import router as playground
-from radix_mlp.serve.routes import openai, rerank, server, tei, vllm
+from radix_mlp.serve.routes import cohere, openai, rerank, server, tei, vllm
 from radix_mlp.serve.routes.server import OPENAPI_PATH
 from radix_mlp.serve.service import Service
 from radix_mlp.serve.settings import ServeSettings
@@ -89,7 +89,7 @@ def bare_app(lifespan: Callable[[FastAPI], Any] | None = None) -> FastAPI:
         lifespan=lifespan,
         license_info={"name": "MIT"},
     )
-    for module in (server, tei, openai, rerank, vllm):
+    for module in (server, tei, openai, rerank, cohere, vllm):
         app.include_router(module.router)
     app.include_router(playground)
     for kind, handler in ((RadixError, on_error), (RequestValidationError, on_wrong_body), (HTTPException, on_http)):

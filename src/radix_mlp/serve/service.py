@@ -79,6 +79,7 @@ class Service:
     ) -> Answer[NDArray[np.float32]]:
         """A vector a text, `[n, d]`; the batch limit counts `num_items`, unless all texts."""
         self.info.require("embedding")
+        self.check_size(len(texts) if num_items is None else num_items, len(texts))
         self._check_dimensions(dimensions)
         texts, prompts, cut = await self._texts(texts, prompt_name, truncate, max_tokens, left, name)
 
@@ -108,6 +109,7 @@ class Service:
     ) -> Answer[list[NDArray[np.float32]]]:
         """A vector a token."""
         self.info.require("embedding")
+        self.check_size(len(texts))
         texts, prompts, cut = await self._texts(texts, prompt_name, truncate, max_tokens, left, name)
 
         async def part(front: AsyncEngine, items: Sequence[TextOrIds], timeout: float | None) -> Any:
@@ -128,6 +130,7 @@ class Service:
     ) -> Answer[NDArray[np.float64]]:
         """How relevant every document is to the query."""
         self.info.require("reranker")
+        self.check_size(len(documents))
         check_not_empty([query], "query")
         check_unicode(instruction or "", "instruction")
         if not documents:
@@ -149,6 +152,7 @@ class Service:
     ) -> Answer[NDArray[np.float64]]:
         """How relevant every pair's document is to its query."""
         self.info.require("reranker")
+        self.check_size(len(pairs))
         check_not_empty([query for query, _ in pairs], "query")
         check_unicode(instruction or "", "instruction")
         cut = self._cutting_pairs(None, max_tokens)
@@ -191,6 +195,7 @@ class Service:
         name: str = "inputs",
     ) -> Answer[list[list[Label]]]:
         """The labels of every text or pair, the highest score first."""
+        self.check_size(len(inputs))
         check_not_empty(["".join(item) if isinstance(item, tuple) else item for item in inputs], name)
         cut, limit = self._cutting(truncate, max_tokens)
         items: list[Any] = []
@@ -221,6 +226,7 @@ class Service:
 
     async def token_scores(self, texts: Sequence[TextOrIds], *, single: bool = False) -> Answer[list[TokenScores]]:
         """Log-probability of every token, with the likeliest in its place."""
+        self.check_size(len(texts))
         check_not_empty(texts, "prompt")
         self._check_ids(texts, "prompt")
 

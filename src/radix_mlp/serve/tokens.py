@@ -8,11 +8,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+import orjson
+
 from radix_mlp.engine.engine import Engine
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.limits import check_unicode, cut_characters
 
 __all__ = ["Tokens"]
+
+TOKENS_A_PIECE = 1024
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,8 +37,8 @@ class Tokens:
 
     async def tokenize(
         self, texts: Sequence[str], *, add_special_tokens: bool = True, prompt_name: str | None = None
-    ) -> list[list[dict[str, Any]]]:
-        """Every text's tokens as text-embeddings-inference writes them: id, text, special, start and stop."""
+    ) -> list[orjson.Fragment]:
+        """Every text's tokens as text-embeddings-inference writes them: id, text, special, start and stop; as JSON."""
         prompt = self._folder.prompt(None, prompt_name) if prompt_name is not None else None
         whole = [(prompt or "") + text for text in texts]
         for text in whole:
@@ -52,6 +56,8 @@ class Tokens:
         """The text of every list of ids."""
         size = len(self._tokenizer)
         for row in rows:
+            if len(row) > self._max_length:
+                raise InvalidInputError(f"`ids`: {len(row)} of one text, and the model takes {self._max_length}.")
             if row and max(row) >= size:
                 raise InvalidInputError(f"`ids`: token {max(row)}, and the tokenizer has {size}.")
         return await self._on_thread(
@@ -90,7 +96,7 @@ class Tokens:
         rows: list[list[int]] = encoded["input_ids"]
         return rows
 
-    def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[list[dict[str, Any]]]:
+    def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[orjson.Fragment]:
         if not getattr(self._tokenizer, "is_fast", False):
             raise InvalidInputError("this model's tokenizer does not tell where its tokens stand in the text.")
         encoded = self._tokenizer(
@@ -101,10 +107,16 @@ class Tokens:
             verbose=False,
         )
         rows = zip(texts, encoded["input_ids"], encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True)
-        return [
-            [self._token(text, *token) for token in zip(ids, offsets, special, strict=True)]
-            for text, ids, offsets, special in rows
-        ]
+        return [orjson.Fragment(self._written(text, *columns)) for text, *columns in rows]
+
+    def _written(self, text: str, ids: list[int], offsets: list[tuple[int, int]], special: list[int]) -> bytes:
+        """In pieces, between which other threads may run."""
+        places = range(0, len(ids), TOKENS_A_PIECE)
+        pieces = []
+        for part in (slice(place, place + TOKENS_A_PIECE) for place in places):
+            tokens = zip(ids[part], offsets[part], special[part], strict=True)
+            pieces.append(orjson.dumps([self._token(text, *token) for token in tokens])[1:-1])
+        return b"[" + b",".join(pieces) + b"]"
 
     def _token(self, text: str, token: int, offsets: tuple[int, int], special: int) -> dict[str, Any]:
         if special:

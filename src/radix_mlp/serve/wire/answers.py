@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 __all__ = [
     "Classes",
+    "CohereEmbeddings",
     "Completions",
     "Embeddings",
     "Info",
@@ -54,6 +55,16 @@ class Usage(BaseModel):
 
     prompt_tokens: int
     total_tokens: int
+
+
+class CohereEmbeddings(BaseModel):
+    """Vectors in the types that were asked for."""
+
+    id: str
+    embeddings: dict[Literal["float", "base64"], list[list[float]] | list[str]]
+    texts: list[str]
+    response_type: Literal["embeddings_by_type"]
+    meta: dict[str, Any]
 
 
 class Rank(BaseModel):

@@ -7,9 +7,20 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from radix_mlp.serve.wire.body import Body, ListOf, Model, TokenId
+from radix_mlp.serve.wire.long_lists import in_one_pass
 
-__all__ = ["CompletionsRequest", "EmbeddingsRequest", "Ignored", "MaxTokens"]
+__all__ = ["CompletionsRequest", "EmbeddingsRequest", "Ignored", "MaxTokens", "TextsOrIds", "TextsOrOnlyIds"]
 
+TextsOrIds = Annotated[
+    str | ListOf[str] | ListOf[TokenId] | ListOf[str | ListOf[TokenId]],
+    in_one_pass("texts", "token ids", "texts and lists of token ids"),
+]
+"""One text, several, the token ids of one, or a mixture of texts and lists of token ids."""
+TextsOrOnlyIds = Annotated[
+    str | ListOf[str] | ListOf[TokenId] | ListOf[ListOf[TokenId]],
+    in_one_pass("texts", "token ids", "lists of token ids"),
+]
+"""The same without the mixture."""
 Ignored = Annotated[Any, Field(description="Accepted and without effect: clients always send it.")]
 MaxTokens = Annotated[
     int | None, Field(ge=-1, description="Cut texts at so many tokens, -1: at the model's limit, as vLLM has it.")
@@ -19,7 +30,7 @@ MaxTokens = Annotated[
 class EmbeddingsRequest(Body):
     """Texts or token ids to embed; vectors have length 1."""
 
-    input: str | ListOf[str] | ListOf[TokenId] | ListOf[str | ListOf[TokenId]]
+    input: TextsOrIds
     model: Model = None
     encoding_format: Annotated[
         Literal["float", "base64"] | None,
@@ -33,7 +44,7 @@ class EmbeddingsRequest(Body):
 class CompletionsRequest(Body):
     """Log-probabilities of given tokens, and at most one more token, the likeliest."""
 
-    prompt: str | ListOf[str] | ListOf[TokenId] | ListOf[ListOf[TokenId]]
+    prompt: TextsOrOnlyIds
     model: Model = None
     max_tokens: Annotated[Literal[0, 1] | None, Field(description="Tokens to add; 0 or 1.")] = None
     echo: Annotated[bool, Field(description="Begin the answer with the prompt.")] = False

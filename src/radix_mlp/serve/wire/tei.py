@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from radix_mlp.serve.wire.body import Body, ListOf, Model, Nothing, TokenId, TruncationDirection
+from radix_mlp.serve.wire.long_lists import in_one_pass
 
 __all__ = [
     "DecodeRequest",
@@ -22,9 +23,12 @@ __all__ = [
     "TokenizeRequest",
 ]
 
-Input = str | ListOf[str] | ListOf[TokenId] | ListOf[str | ListOf[TokenId]]
+Input = Annotated[
+    str | ListOf[str] | ListOf[TokenId] | ListOf[str | ListOf[TokenId]],
+    in_one_pass("texts", "token ids", "texts and lists of token ids"),
+]
 """One text, several, the token ids of one, or a mixture of texts and lists of token ids."""
-PredictInput = str | ListOf[str] | ListOf[ListOf[str]]
+PredictInput = Annotated[str | ListOf[str] | ListOf[ListOf[str]], in_one_pass("texts", "lists of texts")]
 """One text, the two texts of one pair, or several of either, each in a list of its own."""
 
 PromptName = Annotated[str | None, Field(description="Name of one of the model's prompts, put before every text.")]
@@ -116,5 +120,5 @@ class TokenizeRequest(Body):
 class DecodeRequest(Body):
     """Token ids to turn into text."""
 
-    ids: ListOf[TokenId] | ListOf[ListOf[TokenId]]
+    ids: Annotated[ListOf[TokenId] | ListOf[ListOf[TokenId]], in_one_pass("token ids", "lists of token ids")]
     skip_special_tokens: bool = True

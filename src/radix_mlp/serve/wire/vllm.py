@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from radix_mlp.serve.wire.body import Body, ListOf, Model, TokenId
-from radix_mlp.serve.wire.openai import Ignored, MaxTokens
+from radix_mlp.serve.wire.long_lists import in_one_pass
+from radix_mlp.serve.wire.openai import Ignored, MaxTokens, TextsOrOnlyIds
 
 __all__ = ["ClassifyRequest", "GenerativeScoringRequest", "PoolingRequest", "ScoreRequest"]
 
-OneOrMore = str | ListOf[str]
+OneOrMore = Annotated[str | ListOf[str], in_one_pass("texts")]
 
 
 class ScoreRequest(Body):
@@ -43,7 +44,7 @@ class PoolingRequest(Body):
     """Texts for vectors or label scores, as they come out of the model."""
 
     model: Model = None
-    input: str | ListOf[str] | ListOf[TokenId] | ListOf[ListOf[TokenId]]
+    input: TextsOrOnlyIds
     task: Annotated[
         Literal["embed", "token_embed", "classify"] | None,
         Field(description="A vector a text, one a token, or a score a label; token_embed or classify by the model."),
@@ -58,7 +59,7 @@ class GenerativeScoringRequest(Body):
 
     model: Model = None
     query: str | ListOf[TokenId]
-    items: ListOf[str] | ListOf[ListOf[TokenId]]
+    items: Annotated[ListOf[str] | ListOf[ListOf[TokenId]], in_one_pass("texts", "lists of token ids")]
     label_token_ids: Annotated[ListOf[TokenId], Field(min_length=1)]
     apply_softmax: Annotated[bool, Field(description="Probability among the labels; else among all tokens.")] = True
     item_first: bool = False

@@ -102,7 +102,8 @@ and chose neither shape nor step. The abstracts they are about were trained on (
 
 It knows one field, in English, as it was written about in 1960; on other texts its vectors were not measured. As a
 language model it is good for nothing but tests: the demo scores options with it to show time and equality, and its
-answers there are no better than guesses. For real work take a real embedder: `Engine` loads all of [these types](models.md).
+answers there are no better than guesses. For real work take a real embedder: `Engine` loads all of
+[these types](models.md).
 """
 
 

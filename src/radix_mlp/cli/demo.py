@@ -81,8 +81,8 @@ def demo() -> None:
     console.print()
     console.print(table)
     console.print(
-        f"\nTimes are the best of {NUM_RUNS} runs. Jobs 2 and 3 show time and equality only: {MODEL} ranks better as in "
-        "1, and does not know the answers to 3.\n"
+        f"\nTimes are the best of {NUM_RUNS} runs. Jobs 2 and 3 show time and equality only: {MODEL} ranks better as "
+        "in 1, and does not know the answers to 3.\n"
         "Next, with your own texts: [bold]radix-mlp explain FILE --tokenizer NAME[/] tells what they share, "
         "[bold]radix-mlp verify FILE --model NAME[/] that the answers stay the same."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -237,3 +237,66 @@ def test_what_could_never_run_is_refused_before_it_is_tokenized(running: Running
                 assert f"batch size {count} >" in response.text
 
     asyncio.run(main())
+
+
+def test_bodies_of_all_clients_together_are_limited(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("radix_mlp.serve.middleware.ALL_BODIES", 0)
+
+    async def main() -> None:
+        async with running(payload_limit=1000) as (client, _):
+            more = asyncio.Event()
+
+            async def slow() -> AsyncIterator[bytes]:
+                yield b'{"inputs": "' + b"a" * 700
+                await more.wait()
+                yield b'"}'
+
+            first = [asyncio.create_task(client.post("/embed", content=slow(), headers=JSON)) for _ in range(2)]
+            await asyncio.sleep(0.2)
+            refused = await client.post("/embed", content=b'{"inputs": "' + b"a" * 700 + b'"}', headers=JSON)
+            assert refused.status_code == 429
+            assert refused.json()["error_type"] == "Overloaded"
+            more.set()
+            assert [(await each).status_code for each in first] == [200, 200]
+            assert (await client.post("/embed", json={"inputs": "a" * 700})).status_code == 200
+
+    asyncio.run(main())
+
+
+def test_what_stands_before_documents_is_tokenised_once_if_it_is_long(running: Running) -> None:
+    async def main() -> None:
+        async with running("tiny-reranker") as (client, app):
+            long, documents = "a " * 40_000, ["b"] * 32
+            for path, body, name in (
+                ("/rerank", {"query": long, "texts": documents}, "query"),
+                ("/rerank", {"query": "a", "texts": documents, "instruction": long}, "instruction"),
+                ("/score", {"text_1": long, "text_2": documents}, "query"),
+            ):
+                before = app.state.service.metrics.requests.labels(method="batch")._value.get()
+                response = await client.post(path, json=body)
+                assert response.status_code == 422, response.text
+                assert f"`{name}` has 80000 tokens" in response.text
+                # refused before it came to the engine
+                assert app.state.service.metrics.requests.labels(method="batch")._value.get() == before
+            answered = await client.post("/rerank", json={"query": "what is a radix?", "texts": documents})
+            assert answered.status_code == 200
+
+    asyncio.run(main())
+
+
+def test_long_contexts_are_refused_before_they_are_multiplied(client: httpx.Client) -> None:
+    body = {"query": [65] * 100_000, "items": ["a"] * 4, "label_token_ids": [65, 66]}
+    response = client.post("/generative_scoring", json=body)
+    assert response.status_code == 422
+    assert "100002 tokens" in response.text
+
+
+def test_a_slash_more_is_no_way_to_another_host(client: httpx.Client) -> None:
+    response = client.post("/embed/", json={"inputs": "a"}, headers={"host": "elsewhere.example"})
+    assert response.status_code == 404
+    assert "location" not in response.headers
+
+
+def test_health_may_be_asked_without_a_body_back(client: httpx.Client) -> None:
+    for path in ("/health", "/", "/ping"):
+        assert client.head(path).status_code == 200

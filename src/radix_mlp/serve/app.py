@@ -85,6 +85,8 @@ def bare_app(lifespan: Callable[[FastAPI], Any] | None = None) -> FastAPI:
         description=DESCRIPTION,
         openapi_url=OPENAPI_PATH,
         docs_url=None,
+        # it would send bodies and keys to wherever the header `host` says
+        redirect_slashes=False,
         redoc_url=None,
         lifespan=lifespan,
         license_info={"name": "MIT"},

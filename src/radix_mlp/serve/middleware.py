@@ -14,13 +14,13 @@ from typing import Any
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from radix_mlp.errors import OverloadedError, RadixError
 from radix_mlp.serve.answers import error_answer, style_of
 from radix_mlp.serve.errors import (
     BodyTimeoutError,
     ContentTypeError,
     MalformedBodyError,
     PayloadTooLargeError,
-    RefusedError,
     UnauthorizedError,
     refusal_of,
 )
@@ -34,6 +34,8 @@ logger = logging.getLogger("radix_mlp.serve")
 REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}", re.ASCII)
 CLIENT_GONE = 499
 """Logged, as nginx does; nobody reads it."""
+ALL_BODIES = 1 << 30
+"""Bytes of all bodies that are being read or answered; who comes with more is refused."""
 DRAINED_BYTES, DRAINED_SECONDS = 16 << 20, 2.0
 """What is read and dropped of a body that is too large: a client that is still sending would not see the answer."""
 
@@ -131,6 +133,8 @@ class BodyLimit:
         self.app = app
         self.limit = limit
         self.timeout = timeout
+        self.held = 0
+        self.most_held = max(ALL_BODIES, 2 * limit)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
@@ -138,12 +142,16 @@ class BodyLimit:
             return
         try:
             body = await self._read(scope, receive)
-        except RefusedError as error:
+        except RadixError as error:
             await error_answer(error, style_of(scope["path"]))(scope, receive, send)
             return
         if body is None:
             return
-        await self._run(scope, body, receive, send)
+        self.held += len(body)
+        try:
+            await self._run(scope, body, receive, send)
+        finally:
+            self.held -= len(body)
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None if the client went away."""
@@ -163,11 +171,16 @@ class BodyLimit:
                         return None
                     chunks.append(message.get("body", b""))
                     size += len(chunks[-1])
+                    self.held += len(chunks[-1])
+                    if self.held > self.most_held:
+                        raise OverloadedError("Model is overloaded")
                     too_large = size > self.limit
                     if not too_large and not message.get("more_body", False):
                         break
         except TimeoutError:
             raise BodyTimeoutError(f"the body did not arrive within {self.timeout:g} s") from None
+        finally:
+            self.held -= size
         if size and not _is_json(headers.get("content-type", "")):
             raise ContentTypeError("Expected request with `Content-Type: application/json`")
         body = b"".join(chunks)

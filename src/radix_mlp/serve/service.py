@@ -33,6 +33,9 @@ __all__ = ["Service"]
 
 Value = TypeVar("Value")
 
+CHARACTERS_UNCHECKED = 8
+"""For each token of the limit: what is not longer is tokenised together with documents only."""
+
 
 class Service:
     """One model served: the state that all routes share."""
@@ -132,12 +135,10 @@ class Service:
         self.info.require("reranker")
         self.check_size(len(documents))
         check_not_empty([query], "query")
-        check_unicode(instruction or "", "instruction")
         if not documents:
             raise EmptyInputError(f"`{name}` cannot be empty")
         cut = self._cutting_pairs(truncate, max_tokens)
-        # the query is not cut, so it has to fit
-        cut_characters(query, self.info.max_input_length, truncate=False, name="query")
+        await self._check_heads([query], instruction)
         documents = [self._cut(document, truncate=cut, name=name) for document in documents]
 
         async def part(front: AsyncEngine, items: Sequence[str], timeout: float | None) -> Any:
@@ -154,11 +155,10 @@ class Service:
         self.info.require("reranker")
         self.check_size(len(pairs))
         check_not_empty([query for query, _ in pairs], "query")
-        check_unicode(instruction or "", "instruction")
         cut = self._cutting_pairs(None, max_tokens)
+        await self._check_heads([query for query, _ in pairs], instruction)
         checked = []
         for query, document in pairs:
-            cut_characters(query, self.info.max_input_length, truncate=False, name="query")
             checked.append((query, self._cut(document, truncate=cut, name="documents")))
 
         async def part(front: AsyncEngine, items: Sequence[tuple[str, str]], timeout: float | None) -> Any:
@@ -293,6 +293,18 @@ class Service:
         if max_tokens != -1 and max_tokens < 1:
             raise InvalidInputError(f"`truncate_prompt_tokens` {max_tokens}: must be -1 or at least 1.")
         return True, None if max_tokens == -1 or max_tokens >= self.info.max_input_length else max_tokens
+
+    async def _check_heads(self, queries: Sequence[str], instruction: str | None) -> None:
+        """Refuse what stands before documents if it does not fit: it is not cut, and is tokenised with every one."""
+        limit = self.info.max_input_length
+        check_unicode(instruction or "", "instruction")
+        for name, texts in (("instruction", [instruction or ""]), ("query", list(dict.fromkeys(queries)))):
+            for text in texts:
+                cut_characters(text, limit, truncate=False, name=name)
+                if len(text) > CHARACTERS_UNCHECKED * limit:
+                    count = len(await self.tokens.encode(text, add_special_tokens=False))
+                    if count > limit:
+                        raise InvalidInputError(f"`{name}` has {count} tokens, and the model takes {limit}.")
 
     def _cutting_pairs(self, truncate: bool | None, max_tokens: int | None) -> bool:
         """The same for pairs of texts, which are cut at the model's limit only."""

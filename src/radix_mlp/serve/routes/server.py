@@ -63,6 +63,10 @@ async def health(service: ServiceOf) -> Response:
     return Response()
 
 
+for path in ("/ping", "/", "/health"):
+    router.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
+
+
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: ServiceOf) -> Response:
     """The server's numbers for Prometheus."""

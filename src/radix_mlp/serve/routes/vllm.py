@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.responses import Response
 
+from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.errors import WrongBodyError, WrongModelError
 from radix_mlp.serve.float_json import written
 from radix_mlp.serve.limits import check_not_empty
@@ -103,6 +104,9 @@ async def generative_scoring(request: Request, body: GenerativeScoringRequest, s
     special = body.add_special_tokens
     query = await _ids(service, body.query, special=special and not body.item_first)
     items = [await _ids(service, item, special=special and body.item_first) for item in body.items]
+    longest, limit = len(query) + max(map(len, items)) + 1, service.info.max_input_length
+    if longest > limit:
+        raise InvalidInputError(f"`query` and an item and a label have {longest} tokens, and the model takes {limit}.")
     contexts = [item + query if body.item_first else query + item for item in items]
     answer = await service.score([(context, [label]) for context in contexts for label in labels], num_items=len(items))
     logprobs = np.array([found.logprob for found in answer.value]).reshape(len(items), len(labels))

@@ -323,7 +323,7 @@ def check_gradients(model: PreTrainedModel, options: argparse.Namespace) -> None
     def gradients(step: Step) -> list[Tensor]:
         model.zero_grad(set_to_none=True)
         step().backward()
-        return [p.grad.cpu() for p in model.parameters() if p.grad is not None]
+        return [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
     def error(found: list[Tensor]) -> float:
         pairs = list(zip(found, truth, strict=True))

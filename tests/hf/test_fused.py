@@ -393,7 +393,8 @@ def test_graphs_of_one_size_for_short_and_long_paths() -> None:
 
     def sequences(prefix: int, suffix: int, count: int) -> list[torch.Tensor]:
         stem = rng.integers(0, 1000, prefix)
-        rows = [np.concatenate([stem, rng.integers(0, 1000, suffix)]) for _ in range(count)]
+        # suffixes differ from their first token on
+        rows = [np.concatenate([stem, [number], rng.integers(0, 1000, suffix - 1)]) for number in range(count)]
         return [torch.from_numpy(row) for row in rows]
 
     batches = [sequences(0, 64, 96), sequences(3072, 96, 32), sequences(4096, 2048, 1), sequences(1024, 40, 128)]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from radix_mlp.cli import output as output_module
-from radix_mlp.cli.encode import Table
+from radix_mlp.cli.encode import Table, encoder_of
 from radix_mlp.cli.journal import State
 from radix_mlp.cli.output import FileOutput
 from radix_mlp.errors import InvalidInputError
@@ -127,6 +127,23 @@ def test_what_is_written(tmp_path, suffix):
     assert len(files(tmp_path)) == 2
 
 
+@pytest.mark.parametrize(("values", "expected"), [(["b", None], [None, None, "b", None]), ([1, 2], None)])
+def test_a_column_that_begins_with_nothing(tmp_path, values, expected):
+    written, target = tmp_path / "written", tmp_path / "out.parquet"
+    encoder = encoder_of(target)
+    for names in ([None, None], values):
+        window = Table({"id": names, "score": [0.5, 1.0]}, np.zeros((2, 1), np.float32), range(2), 2)
+        if names is values and expected is None:
+            with pytest.raises(InvalidInputError, match="column 'id' has values of several types"):
+                encoder.encode(window, written)
+            return
+        part = encoder.encode(window, written if written.exists() else None)
+        with written.open("ab") as file:
+            file.write(part)
+    encoder.finish(written, target)
+    assert pq.read_table(target)["id"].to_pylist() == expected
+
+
 @pytest.mark.parametrize("suffix", [".jsonl", ".npy", ".parquet"])
 def test_a_crash_at_any_step_changes_nothing(tmp_path, suffix):
     (tmp_path / "whole").mkdir()
@@ -226,7 +243,7 @@ def test_a_full_disk_is_said_once_and_what_was_done_stays(tmp_path):
 import resource, sys
 from pathlib import Path
 from radix_mlp.cli.output import FileOutput
-from radix_mlp.cli.encode import Table
+from radix_mlp.cli.encode import Table, encoder_of
 from radix_mlp.cli.journal import State
 from radix_mlp.errors import InvalidInputError
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))

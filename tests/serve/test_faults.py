@@ -114,7 +114,7 @@ def test_a_client_that_goes_away_frees_its_place(running: Running) -> None:
 
 def test_a_request_that_takes_too_long_is_given_up(running: Running) -> None:
     async def main() -> None:
-        async with running(request_timeout=0.3) as (client, app):
+        async with running(request_timeout=1.0) as (client, app):
             injector = Injector(app)
             injector.open.clear()
             late = await embed(client)

@@ -151,6 +151,9 @@ class Parquet:
                     arrays[name] = pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
                 else:
                     arrays[name] = pa.array(values, None if schema is None else schema.field(name).type)
+                    if pa.types.is_null(arrays[name].type):
+                        # nothing in it yet: a column that lines may lack is one of names
+                        arrays[name] = arrays[name].cast(pa.string())
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise InvalidInputError(
                     f"column {name!r} has values of several types ({error}), which Parquet cannot hold. Write .jsonl."

@@ -7,6 +7,7 @@ CPUs). A group in which a process ends, or falls out of step, is of no use any m
 
 from __future__ import annotations
 
+import atexit
 import io
 import logging
 import os
@@ -50,12 +51,15 @@ class ProcessGroup:
         self.device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
         if kind == "cuda":
             torch.cuda.set_device(self.device)
-        self._is_ours = not dist.is_initialized()
-        if self._is_ours:
+        # torchrun's store cannot be used for the same group twice, so that group stays until this process ends
+        self._is_ours = store is not None
+        if not dist.is_initialized():
             options: dict[str, Any] = {} if store is None else {"store": store, "rank": self.rank, "world_size": size}
             if kind == "cuda":
                 options["device_id"] = self.device
             dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=COLLECTIVE, **options)
+            if not self._is_ours:
+                atexit.register(_destroy)
         self.size = dist.get_world_size()
         if size is not None and size != self.size:
             raise InvalidInputError(f"tensor_parallel_size={size}: this process is in a group of {self.size}.")
@@ -156,10 +160,8 @@ class ProcessGroup:
             if tell and self.failure is None and self.rank == 0:
                 with suppress(RuntimeError):
                     self._send(("stop", None))
-            if self._is_ours and dist.is_initialized():
-                with suppress(RuntimeError, ValueError):
-                    # after a failure on a GPU nothing is left of it
-                    dist.destroy_process_group()
+            if self._is_ours:
+                _destroy()
 
     def _send(self, message: tuple[str, Any]) -> None:
         told = torch.frombuffer(bytearray(pickle.dumps(message, protocol=5)), dtype=torch.uint8)
@@ -174,3 +176,10 @@ class ProcessGroup:
         if self.device.type == "cuda":
             with suppress(Exception):
                 dist.distributed_c10d._abort_process_group()
+
+
+def _destroy() -> None:
+    # after a failure on a GPU nothing is left of it
+    if dist.is_initialized():
+        with suppress(RuntimeError, ValueError):
+            dist.destroy_process_group()

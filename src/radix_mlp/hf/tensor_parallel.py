@@ -35,7 +35,7 @@ TENSOR_PARALLEL_TYPES = frozenset(
 
 _COLUMNS = ("colwise", "colwise_gather_output")
 _ROWS = ("rowwise", "rowwise_split_input")
-_WHOLE = ("replicated_with_grad_allreduce",)
+_WHOLE = ("replicated_with_grad_allreduce", "embedding_rowwise")
 _LAYER_NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from radix_mlp.engine import AsyncEngine, Engine
-    from radix_mlp.hf import disable, enable, forward_compact, is_enabled, last_call, why_unsupported
+    from radix_mlp.hf.enable import disable, enable, is_enabled, last_call
+    from radix_mlp.hf.forward import forward_compact
+    from radix_mlp.hf.support import why_unsupported
     from radix_mlp.ops import fold, tree_attention, unfold
     from radix_mlp.plan import RadixPlan, build_plan, compute_fold_and_scatter
     from radix_mlp.torch import compute_fold_and_scatter_torch

@@ -31,7 +31,7 @@ from radix_mlp.engine.peers import Peers
 from radix_mlp.engine.process_group import ProcessGroup
 from radix_mlp.engine.step import Forward
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.hf import enable
+from radix_mlp.hf.enable import enable
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.tensor_parallel import shard
 from radix_mlp.plan import RadixPlan

@@ -27,7 +27,8 @@ logger = logging.getLogger("radix_mlp.serve")
 class EngineReplica:
     """An engine and the server's application, which is called without HTTP."""
 
-    async def __init__(self, settings: ServeSettings) -> None:
+    # Ray Serve awaits it
+    async def __init__(self, settings: ServeSettings) -> None:  # type: ignore[misc]
         # who builds the application and who starts the replica do without torch
         from radix_mlp.serve.app import create_app
         from radix_mlp.serve.load import load_engine

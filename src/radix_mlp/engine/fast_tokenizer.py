@@ -22,8 +22,8 @@ def rust_ids(
 
     Example:
         >>> from radix_mlp.testing.tiny import tiny_tokenizer
-        >>> rust_ids(tiny_tokenizer(), ["Hi"], None, {})
-        [array([72, 105], dtype=int32)]
+        >>> [ids.tolist() for ids in rust_ids(tiny_tokenizer(), ["Hi"], None, {})]
+        [[72, 105]]
     """
     kind: Any = type(tokenizer)
     if options.keys() - {"add_special_tokens"} or not isinstance(tokenizer, PreTrainedTokenizerFast):

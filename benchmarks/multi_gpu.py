@@ -2,7 +2,7 @@
 
 Replicas: texts a second by HTTP of one server (no front before it) and of `--replicas 2`, under the same load: requests
 of 64 texts, 75 to 200 tokens each, of which 61% are unique (a reranker's prompt, about 8.2 passages a query), closed
-loop, from two processes. Random weights, a token a letter. The gate: vectors of the two servers against each other,
+loop, from four processes. Random weights, a token a letter. The gate: vectors of the two servers against each other,
 and every answer against the first to the same request.
 
 Tensor parallel: milliseconds from token ids to the hidden states of every sequence's last token, rows prefix / suffix /
@@ -27,15 +27,18 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from provenance import provenance
+from registry import BENCHMARKS
+from report import text_table
 
 HERE = Path(__file__).parent
 ROWS = ["2048/256/32", "512/256/32", "128/96/64", "128/96/10"]
 TEXTS = 64
-CLIENTS = 2
+CLIENTS = 4
 
 
 def main() -> None:
@@ -69,16 +72,20 @@ def run_parts(options: argparse.Namespace) -> None:
     print(json.dumps(provenance(gpus=torch.cuda.device_count(), cuda=torch.version.cuda)), flush=True)
     if options.json:
         options.json.write_text("")
-    failed = []
+    failed, rows = [], []
     for name in options.parts:
         began = time.monotonic()
         try:
             for row in PARTS[name](options):
                 tell(row, options)
+                rows.append(row)
         except Exception as error:
             failed.append(name)
             print(f"{name} failed: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
         print(f"# {name}: {time.monotonic() - began:.0f} s", flush=True)
+    for name in options.parts:
+        found = [row for row in rows if row["part"] == name]
+        print(f"\n{text_table(replace(BENCHMARKS['multi_gpu'], bars=()), found)}" if found else "", flush=True)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 
@@ -218,8 +225,10 @@ def make_checkpoint(folder: str, options: argparse.Namespace) -> None:
 
 def tensor_parallel(options: argparse.Namespace) -> Any:
     """The rows that the two processes of torchrun print."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", __file__]
-    command += ["--rank", "--device", options.device, "--rounds", str(options.rounds)]
+    # no name of this host has to lead anywhere
+    torchrun = ["torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1", "--nproc-per-node", "2"]
+    command = [sys.executable, "-m", *torchrun, __file__, "--rank", "--device", options.device]
+    command += ["--rounds", str(options.rounds)]
     command += ["--tensor-shape", *options.tensor_shape, "--rows", *options.rows]
     environment = {"OMP_NUM_THREADS": "4", "GLOO_SOCKET_IFNAME": "lo"} | os.environ
     with tempfile.TemporaryFile("w+") as log:

@@ -34,8 +34,7 @@ def run_rank(options: argparse.Namespace) -> None:
     if options.device == "cuda":
         torch.cuda.set_device(rank)
     device = torch.device("cuda", rank) if options.device == "cuda" else torch.device("cpu")
-    more: dict[str, Any] = {"device_id": device} if device.type == "cuda" else {}
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", **more)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if device.type == "cpu":
         torch.set_num_threads(1)
     rows = [tuple(int(part) for part in row.split("/")) for row in options.rows]

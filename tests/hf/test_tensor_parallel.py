@@ -23,13 +23,28 @@ BUILT = sorted(kind for kind in TENSOR_PARALLEL_TYPES if build_problem(kind) is 
 
 def run_on_two(*arguments: str, **environment: str) -> list[str]:
     """Lines that two processes print."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--local-addr",
+        "127.0.0.1",
+        "--nproc-per-node",
+        "2",
+    ]
     found = subprocess.run(
         [*command, "-m", "tests.hf.tensor_parallel_process", *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", **environment},
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONWARNINGS": "ignore",
+            "GLOO_SOCKET_IFNAME": "lo",
+            **environment,
+        },
         timeout=500,
     )
     assert found.returncode == 0, found.stdout + found.stderr[-4000:]

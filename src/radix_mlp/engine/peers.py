@@ -62,6 +62,9 @@ class Peers:
         if not self.are_ours:
             self._group = ProcessGroup(self._kind, size=self._size)
             return self._group
+        if sys.platform == "linux":
+            # all on this host, whose name need not lead anywhere
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         store = dist.TCPStore(  # type: ignore[attr-defined]
             HOST, 0, is_master=True, wait_for_workers=False, timeout=START
         )

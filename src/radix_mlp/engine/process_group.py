@@ -55,8 +55,6 @@ class ProcessGroup:
         self._is_ours = store is not None
         if not dist.is_initialized():
             options: dict[str, Any] = {} if store is None else {"store": store, "rank": self.rank, "world_size": size}
-            if kind == "cuda":
-                options["device_id"] = self.device
             dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=COLLECTIVE, **options)
             if not self._is_ours:
                 atexit.register(_destroy)

@@ -77,8 +77,13 @@ def forward_short() -> str:
     lines = []
     for row in rows("forward_gpu", row=[name for name in MAIN if name != "512/256/32"]):
         own = fastest(row["shape"], row["row"])
-        cells = [f"Qwen3-{row['shape'].upper()}", row["row"].replace("/", " / "), number(row["padded"])]
-        cells += [number(row["off"]), f"**{number(own)}**", f"{row['padded'] / own:.1f}x", f"{row['off'] / own:.1f}x"]
+        cells = [f"Qwen3-{row['shape'].upper()}", row["row"].replace("/", " / "), number(row.get("padded"))]
+        cells += [
+            number(row["off"]),
+            f"**{number(own)}**",
+            _ratio(row.get("padded"), own, 1),
+            _ratio(row["off"], own, 1),
+        ]
         lines.append([*cells, f"{row['roofline'] / own:.0%}"])
     heading = ["shape", "prefix / suffix / sequences", "padded", "folding off", "folded"]
     return table([*heading, "over padded", "over off", "of the roofline"], lines)

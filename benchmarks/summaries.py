@@ -62,7 +62,7 @@ def _source(run: dict[str, Any]) -> str:
     where = run["provenance"]
     machine = ""
     if "gpu" in where:
-        machine = f"one {where['gpu']}"
+        machine = f"{where.get('gpus', 'one')} {where['gpu']}"
     elif "cpu" in where:
         machine = f"{where['cpus']}-core VM, {where['cpu']}"
     versions = [

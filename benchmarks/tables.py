@@ -265,11 +265,49 @@ def overhead() -> str:
             number(row["tokens"]),
             f"{row['off_s']:.3f} s",
             *(f"{row[key]:.3f}" for key in ("auto", "forced")),
+            f"{row['same']:.3f} ({row['same_low']:.3f} to {row['same_high']:.3f})" if row.get("same") else "",
             str(row["folded"]),
         ]
         for row in rows("overhead")
     ]
-    return table(["lengths", "tokens", "folding off", "`auto` / off", "forced / off", "batches folded"], lines)
+    heading = [
+        "lengths",
+        "tokens",
+        "folding off",
+        "`auto` / off",
+        "forced / off",
+        "`auto` / same layers not folded (95%)",
+    ]
+    return table([*heading, "batches folded"], lines)
+
+
+def multi_gpu() -> str:
+    """Two GPUs over one, both ways of using them."""
+    by_http = [
+        [
+            f"{row['model']} by HTTP, {row['what'][0]} replica{'s' * (row['what'][0] != '1')}",
+            f"{number(row['texts/s'])} texts/s",
+            f"p50 {row['p50']:.0f} ms, p99 {row['p99']:.0f} ms",
+            "",
+        ]
+        for row in rows("multi_gpu", part="replicas")
+        if row.get("texts/s")
+    ]
+    ratios = [
+        ["two replicas over one", "", "", f"**{row['speed_up']:.2f}x**"]
+        for row in rows("multi_gpu", part="replicas")
+        if row.get("speed_up")
+    ]
+    dealt = [
+        [
+            f"{row['shape']} dealt out, {row['row'].replace('/', ' / ')}",
+            f"{number(row['one_ms'])} ms on one",
+            f"{number(row['two_ms'])} ms on two ({number(row['sums_ms'])} in sums)",
+            f"**{row['speed_up']:.2f}x**",
+        ]
+        for row in rows("multi_gpu", part="tensor-parallel")
+    ]
+    return table(["", "", "", "two over one"], [*by_http, *ratios, *dealt])
 
 
 def measured(make: Callable[[], str], command: str) -> Callable[[], str]:
@@ -306,6 +344,7 @@ NEEDS: dict[str, tuple[Callable[[], str], str]] = {
     "serve": (serve, "radix-mlp bench serve"),
     "workloads": (workloads, "radix-mlp bench workloads"),
     "overhead": (overhead, "radix-mlp bench overhead"),
+    "multi_gpu": (multi_gpu, "radix-mlp bench multi_gpu"),
 }
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,

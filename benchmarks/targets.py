@@ -44,6 +44,10 @@ POWER = (
     "power keeps the matrix products of long runs below the 790 TFLOP/s of the roofline (8B's largest starts at 745 "
     "and settles at 660)"
 )
+SLOWER = (
+    "an earlier run of the same shapes had 76% of it, without FlashAttention-4 installed; why these are slower while "
+    "unfolded batches are faster is not known yet"
+)
 SHORT = "short runs: tiles are cut by the edges of runs, and reading and writing q and the output is a third of it"
 
 
@@ -91,6 +95,12 @@ def served(column: str, shape: str, **where: object) -> Callable[[], float | Non
     """A column of the MS-MARCO-shaped load, the query first."""
     load = {"texts": 64, "in_flight": 16, "swap": False, "api": "tei", "workload": "synthetic"} | where
     return lambda: find("serve", column, model=shape, **load)
+
+
+def http_over_off(shape: str) -> Callable[[], float | None]:
+    """Texts a second folded over those of the same kernels with nothing shared."""
+    on, off = (served("texts/s", shape, threshold=mode) for mode in ("auto", "off"))
+    return over(on, off)
 
 
 def trained(column: str, shape: str, row: str) -> Callable[[], float | None]:
@@ -190,7 +200,7 @@ TARGETS: dict[str, list[Target]] = {
                 over(model(shape, row, "roofline"), model(shape, row)),
                 "%",
                 False,
-                POWER,
+                SLOWER if (shape, row) in (("4b", "512/256/32"), ("4b", "128/96/64")) else POWER,
             )
             for shape, goals in (("8b", (0.8, 0.8, 0.8)), ("4b", (0.8, 0.8, 0.8)), ("0.6b", (0.66, 0.6, 0.6)))
             for row, goal in zip(("2048/256/32", "512/256/32", "128/96/64"), goals, strict=True)
@@ -201,7 +211,7 @@ TARGETS: dict[str, list[Target]] = {
             model("0.6b", "128/96/10"),
             "ms",
             True,
-            "the forward alone takes 2.56 ms; the plan and its copy are in the time",
+            "kernels take 2.4 ms by themselves, 60 of the 87 us of a layer for matrix products of 1,088 rows",
         ),
         *(
             Target(
@@ -210,7 +220,7 @@ TARGETS: dict[str, list[Target]] = {
                 over(model(shape, "2048/256/32", "off"), model(shape, "2048/256/32")),
                 "x",
                 False,
-                "by 0.1%; the operations allow 6.98",
+                "by 0.2%; the operations allow 6.98",
             )
             for shape, goal in (("8b", 6.9), ("4b", 6.5), ("0.6b", 6.0))
         ),
@@ -222,9 +232,16 @@ TARGETS: dict[str, list[Target]] = {
             library("predict", "0.6b"),
             "x",
             False,
-            "the library's own work around the model is in both times; the engine by itself has 5.5x",
+            "the library's own work around the model is in both times; the engine by itself has 5.4x",
         ),
-        Target("CrossEncoder.predict, 4b", 4, library("predict", "4b"), "x", False),
+        Target(
+            "CrossEncoder.predict, 4b",
+            4,
+            library("predict", "4b"),
+            "x",
+            False,
+            "the engine by itself has 4.3x; through the adapter batches are smaller and wait for the library between",
+        ),
         *(
             Target(f"lm-eval's HFLM, {shape}, BIG-Bench-Hard 3-shot", 10, library("lm-eval", shape), "x", False)
             for shape in ("0.6b", "4b")
@@ -235,15 +252,16 @@ TARGETS: dict[str, list[Target]] = {
             over(lambda: find("engine", "forward_s", shape="0.6b"), lambda: find("engine", "job_s", shape="0.6b")),
             "%",
             False,
-            "the job lasts 0.447 s, of which tokenization alone takes 0.105; a job this short has little to overlap",
+            "measured beside another benchmark that kept all cores busy; 90% in a job of 2,000 texts an hour before",
         ),
         *(
             Target(
                 f"through HTTP, {shape}, MS-MARCO-shaped: folding on over off",
                 goal,
-                served("folding on/off", shape),
+                http_over_off(shape),
                 "x",
                 False,
+                "by 0.2%, of rates from 72 and 41 requests",
             )
             for shape, goal in (("8b", 1.6), ("4b", 1.6), ("0.6b", 1.55))
         ),
@@ -261,6 +279,14 @@ TARGETS: dict[str, list[Target]] = {
             "p99 with one request of 10 texts in flight, 0.6b",
             8,
             served("p99", "0.6b", texts=10, in_flight=1, threshold="auto"),
+            why="p50 8.3, p90 9.0 ms, while ten test processes ran on the same host; not measured alone yet",
+        ),
+        Target(
+            "two replicas over one, 0.6b by HTTP",
+            1.9,
+            lambda: find("multi_gpu", "speed_up", part="replicas"),
+            "x",
+            False,
         ),
     ],
     "Training on one H200": [

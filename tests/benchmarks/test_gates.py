@@ -15,6 +15,7 @@ import torch.distributed as dist
 import attention
 import gather
 import impls
+import multi_gpu
 import planner
 import registry
 import scaling
@@ -132,7 +133,7 @@ def test_a_fault_stops_the_benchmark_before_anything_is_timed(
 def test_every_benchmark_is_here() -> None:
     here = {param.values[0] for param in FAULTS}
     # tested below, or beside what they measure
-    here |= {"planner", "serve", "attention", "impls", "gather", "sharding"}
+    here |= {"planner", "serve", "attention", "impls", "gather", "sharding", "multi_gpu"}
     assert here >= set(registry.BENCHMARKS)
 
 
@@ -232,3 +233,19 @@ def test_rows_gathered_wrongly_are_seen() -> None:
     assert gather.right_sums([sums], gathered, index)
     assert not gather.right_sums([sums * 1.01], gathered, index)
     assert not gather.right_sums([sums * float("nan")], gathered, index)
+
+
+def test_servers_whose_vectors_differ_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    httpx = pytest.importorskip("httpx")
+    vectors = {"http://one/embed": np.eye(16), "http://two/embed": np.eye(16)}
+
+    def post(url: str, **more: Any) -> Any:
+        return httpx.Response(200, json=vectors[url].tolist(), request=httpx.Request("POST", url))
+
+    monkeypatch.setattr(httpx, "post", post)
+    addresses = {"one": "http://one", "two": "http://two"}
+    multi_gpu.check_same(addresses)
+    vectors["http://two/embed"] = np.roll(np.eye(16), 1, axis=0)
+    with pytest.raises(SystemExit) as ended:
+        multi_gpu.check_same(addresses)
+    assert ended.value.code

@@ -212,7 +212,7 @@ def test_an_engine_that_hangs_is_seen_and_may_come_back(running: Running) -> Non
 
 def test_an_idle_engine_is_not_taken_for_one_that_hangs(running: Running) -> None:
     async def main() -> None:
-        async with running(hang_timeout=0.2) as (client, app):
+        async with running(hang_timeout=1.0) as (client, app):
             injector = Injector(app)
             await until(lambda: injector.calls > 1)
             assert "radix_mlp_engine_restarts_total 0.0" in (await client.get("/metrics")).text

@@ -17,7 +17,7 @@ from markdown_table import best, table
 from names import ATTENTION_METHODS, CASE_NAMES, CASES, CPU_BATCHES
 from registry import BENCHMARKS
 from report import number
-from serving_tables import energy, serve
+from serving_tables import energy, multi_gpu, serve, serve_short
 from summaries import find, rows, source
 from targets import TARGETS
 
@@ -281,35 +281,6 @@ def overhead() -> str:
     return table([*heading, "batches folded"], lines)
 
 
-def multi_gpu() -> str:
-    """Two GPUs over one, both ways of using them."""
-    by_http = [
-        [
-            f"{row['model']} by HTTP, {row['what'][0]} replica{'s' * (row['what'][0] != '1')}",
-            f"{number(row['texts/s'])} texts/s",
-            f"p50 {row['p50']:.0f} ms, p99 {row['p99']:.0f} ms",
-            "",
-        ]
-        for row in rows("multi_gpu", part="replicas")
-        if row.get("texts/s")
-    ]
-    ratios = [
-        ["two replicas over one", "", "", f"**{row['speed_up']:.2f}x**"]
-        for row in rows("multi_gpu", part="replicas")
-        if row.get("speed_up")
-    ]
-    dealt = [
-        [
-            f"{row['shape']} dealt out, {row['row'].replace('/', ' / ')}",
-            f"{number(row['one_ms'])} ms on one",
-            f"{number(row['two_ms'])} ms on two ({number(row['sums_ms'])} in sums)",
-            f"**{row['speed_up']:.2f}x**",
-        ]
-        for row in rows("multi_gpu", part="tensor-parallel")
-    ]
-    return table(["", "", "", "two over one"], [*by_http, *ratios, *dealt])
-
-
 def measured(make: Callable[[], str], command: str) -> Callable[[], str]:
     """The table, or how to get one."""
 
@@ -353,6 +324,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attention-heads": attention_heads,
     "forward-short": forward_tables.forward_short,
     "planner-sentence": planner_sentence,
+    "serve-short": serve_short,
     "grid": measured(forward_tables.grid, 'radix-mlp bench forward_gpu --arguments "--grid"'),
     "energy": measured(energy, 'radix-mlp bench forward_gpu --arguments "--energy 3"'),
 }

@@ -55,6 +55,8 @@ FAULTS = {
     "no route": (404,),
 }
 
+# what our server does with a request, by the names of its counters
+STEPS = ("", "tokenization_", "queue_", "inference_")
 # what a distribution is drawn from
 QUANTILES = (0, 0.01, *(each / 20 for each in range(1, 20)), 0.99, 1)
 
@@ -297,10 +299,15 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     if window is not None:
         found["window"] = window
     if after:
+        spent = {name: after[name] - before.get(name, 0) for name in after}
+        count = spent["te_request_duration_count"]
         computed, tokens = (
             after[name] - before.get(name, 0) for name in ("radix_mlp_compact_tokens_total", "radix_mlp_tokens_total")
         )
         found["compression"] = round(computed / max(1.0, tokens), 3)
+        found["server_ms"] = {
+            step or "all": round(1000 * spent[f"te_request_{step}duration_sum"] / max(1.0, count), 2) for step in STEPS
+        }
     if meter is not None and meter.reading is not None and load.outcome.num_texts:
         found["joules_per_1000_texts"] = round(1000 * meter.reading.joules / load.outcome.num_texts, 1)
     if memory is not None:
@@ -309,9 +316,10 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
 
 
 async def counters(client: httpx.AsyncClient) -> dict[str, float]:
-    """Our server's counts of tokens; nothing of others."""
+    """Our server's counts of tokens, and seconds of requests; nothing of others."""
     answer = await client.get("/metrics")
-    found = re.findall(r"^(radix_mlp_\w*tokens_total) (\S+)", answer.text, re.MULTILINE)
+    names = r"^(radix_mlp_\w*tokens_total|te_request_\w*duration_(?:sum|count)) (\S+)"
+    found = re.findall(names, answer.text, re.MULTILINE)
     return {name: float(value) for name, value in found}
 
 

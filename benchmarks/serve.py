@@ -74,9 +74,13 @@ def main() -> None:
             device = each.wait_for_answer(STARTING_SECONDS)["device"]
             each.is_half = device.startswith("cuda")
         print(json.dumps(provenance(device=device)), flush=True)
+        # latencies first, while nothing else asks the GPU's driver
+        for each in served.values():
+            each.find_truth()
+            each.measure([load for load in loads_of(each.name, options) if load.in_flight == 1], None)
         with Meter() as meter:
             for each in served.values():
-                each.measure(meter)
+                each.measure([load for load in loads_of(each.name, options) if load.in_flight > 1], meter)
     finally:
         for each in served.values():
             each.stop()
@@ -113,11 +117,13 @@ class Served:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
         )
 
-    def measure(self, meter: Meter) -> None:
-        """Print a row for every load in every mode, the engine's own, and their ratios."""
+    def find_truth(self) -> None:
+        """What the unmodified model gives, one text at a time."""
         if self.name != NOTHING:
             self.truth = np.asarray(self.ask({"truth": self._first_texts()})["vectors"])
-        loads = loads_of(self.name, self.options)
+
+    def measure(self, loads: list[argparse.Namespace], meter: Meter | None) -> None:
+        """Print a row for every load in every mode, the engine's own, and their ratios."""
         found: dict[tuple[str, str], dict[str, Any]] = {}
         for mode in self.options.modes:
             some = loads if mode == "auto" else [each for each in loads if each.in_flight > 1 and each.api == "tei"]
@@ -134,7 +140,7 @@ class Served:
                 self._print("engine alone", each, {"threshold": "auto", **answer})
                 self._print_ratios(found, each, answer["texts/s"])
 
-    def _served(self, mode: str, options: argparse.Namespace, meter: Meter) -> dict[str, Any]:
+    def _served(self, mode: str, options: argparse.Namespace, meter: Meter | None) -> dict[str, Any]:
         address = self._address(mode)
         arguments = ["--in-flight", str(options.in_flight), "--api", options.api, "--tolerance", "0.1"]
         arguments += ["--window", str(options.seconds), "--warm-seconds", str(options.warm_up)]
@@ -144,7 +150,7 @@ class Served:
         began, ended = outcome.pop("window")
         if outcome["wrong"] or outcome["unanswered"]:
             sys.exit(f"{self.name}, {mode}: {outcome}\n{self._log()}")
-        reading = integrate(meter._samples, began, ended)
+        reading = None if meter is None else integrate(meter._samples, began, ended)
         if reading is not None:
             texts = outcome["texts/s"] * reading.seconds
             outcome["joules_per_1000_texts"] = round(1000 * reading.joules / texts, 1)

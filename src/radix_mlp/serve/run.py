@@ -76,7 +76,6 @@ def _run_alone(settings: ServeSettings, listener: socket.socket, on_hang: Callab
     info = app.state.service.info
     logger.info("serving %s (%s, %s on %s) at %s", info.name, info.type, info.dtype, info.device, _address(listener))
     _warn_if_open(settings)
-    keep_what_is_there()
     with _signals_that_only_stop_the_server():
         _server(app, settings, lifespan="on").run(sockets=[listener])
 
@@ -106,6 +105,14 @@ def _run_front(settings: ServeSettings, count: int, listener: socket.socket) -> 
         runner.run(main())
 
 
+class _Server(uvicorn.Server):
+    """Starts, and then lets garbage collection leave alone what starting has made."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        keep_what_is_there()
+
+
 def _server(app: ASGIApp, settings: ServeSettings, lifespan: Literal["on", "off"]) -> uvicorn.Server:
     config = uvicorn.Config(
         app,
@@ -120,7 +127,7 @@ def _server(app: ASGIApp, settings: ServeSettings, lifespan: Literal["on", "off"
         # longer than the minute that balancers keep a connection: who closes first loses no request
         timeout_keep_alive=75,
     )
-    return uvicorn.Server(config)
+    return _Server(config)
 
 
 def _warn_if_open(settings: ServeSettings) -> None:

@@ -6,7 +6,7 @@ from radix_mlp import forward_compact
 class InjectedForward:
     """Calls `before(plan, needed rows)`, which may raise, and then the model; or `instead` of it."""
 
-    is_fused = False
+    is_made, is_fused = True, False
     failure = None
 
     def __init__(self, engine, before=None, instead=None):

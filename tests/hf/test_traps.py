@@ -249,6 +249,7 @@ def test_planned_in_inference_mode_and_used_in_training(model, sequences) -> Non
     assert model.model.layers[0].mlp.gate_proj.weight.grad is not None
 
 
+@pytest.mark.slow
 def test_pickled_models_fold_in_another_process(model, batch, expected, tmp_path: Path) -> None:
     radix_mlp.enable(model, threshold=1.0)
     torch.save({"model": model, "batch": batch}, tmp_path / "enabled.pt")

@@ -130,6 +130,7 @@ BODIES = [
 ]
 
 
+@pytest.mark.slow
 def test_answers_are_the_servers(two):
     """Status and body of every route are held to the server's own in test_ray_serve.py; here, they arrive."""
     for path, body, status in BODIES:
@@ -148,6 +149,7 @@ def test_answers_are_the_servers(two):
     assert len({line.split('"')[1] for line in page.splitlines() if line.startswith("te_queue_size{")}) == 2
 
 
+@pytest.mark.slow
 def test_common_prefixes_meet_and_others_spread(two):
     def replica_for(text):
         return two.post("/embed", json={"inputs": text}).headers["x-replica"]
@@ -158,6 +160,7 @@ def test_common_prefixes_meet_and_others_spread(two):
     assert len(set.union(*found)) == 2
 
 
+@pytest.mark.slow
 def test_many_at_a_time_reach_both_replicas(two):
     """All begin alike: that does not send them to one replica."""
     texts = ["The same instruction for everybody. " * 10 + f"Text {number}. " * 20 for number in range(64)]
@@ -169,6 +172,7 @@ def test_many_at_a_time_reach_both_replicas(two):
     assert min(counts.values()) >= 16, counts
 
 
+@pytest.mark.slow
 def test_a_client_that_goes_away_is_forgotten(two):
     async def main():
         async with httpx.AsyncClient(base_url=two.base_url, timeout=0.01) as client:

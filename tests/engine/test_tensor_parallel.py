@@ -29,6 +29,20 @@ def pids_of(engine: Engine) -> list[int]:
     return [process.pid for process in engine.forward._peers.processes]
 
 
+def ends_with_an_error(engine: Engine) -> None:
+    """Kill a process of the engine, which must notice within a minute and say so from then on."""
+    engine.embed(TEXTS)
+    os.kill(pids_of(engine)[0], 9)
+    began = time.monotonic()
+    while engine.forward.failure is None and time.monotonic() - began < 60:
+        with suppress(EngineDeadError):
+            engine.embed(TEXTS)
+    assert time.monotonic() - began < 60
+    with pytest.raises(EngineDeadError, match="Start a new engine"):
+        engine.embed(TEXTS)
+    engine.close()
+
+
 def test_two_processes_answer_as_the_unmodified_model() -> None:
     engine, oracle = Engine("tiny", tensor_parallel_size=2, device="cpu"), Engine("tiny", threshold=0)
     assert len(pids_of(engine)) == 1
@@ -63,16 +77,7 @@ def test_classifiers_and_rerankers(name) -> None:
 @pytest.mark.slow
 def test_a_process_that_ends_ends_the_engine_with_an_error() -> None:
     engine = Engine("tiny", tensor_parallel_size=2, device="cpu")
-    engine.embed(TEXTS)
-    os.kill(pids_of(engine)[0], 9)
-    began = time.monotonic()
-    while engine.forward.failure is None and time.monotonic() - began < 60:
-        with suppress(EngineDeadError):
-            engine.embed(TEXTS)
-    assert time.monotonic() - began < 60
-    with pytest.raises(EngineDeadError, match="Start a new engine"):
-        engine.embed(TEXTS)
-    engine.close()
+    ends_with_an_error(engine)
     # another can be made in this process
     again = Engine("tiny", tensor_parallel_size=2, device="cpu")
     assert again.embed(TEXTS).shape == (4, 64)
@@ -184,13 +189,4 @@ def test_two_gpus_answer_as_the_unmodified_model(tmp_path) -> None:
 @two_gpus
 def test_a_process_that_ends_on_a_gpu_ends_the_engine_with_an_error() -> None:
     engine = Engine("tiny", tensor_parallel_size=2)
-    engine.embed(TEXTS)
-    os.kill(pids_of(engine)[0], 9)
-    began = time.monotonic()
-    while engine.forward.failure is None and time.monotonic() - began < 60:
-        with suppress(EngineDeadError):
-            engine.embed(TEXTS)
-    assert time.monotonic() - began < 60
-    with pytest.raises(EngineDeadError, match="Start a new engine"):
-        engine.embed(TEXTS)
-    engine.close()
+    ends_with_an_error(engine)

@@ -14,7 +14,6 @@ from ray import serve
 from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayError, WorkerCrashedError
 from ray.serve.exceptions import BackPressureError, RayServeException
 from ray.serve.handle import DeploymentHandle
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,9 +21,10 @@ from radix_mlp.errors import DeadlineExceededError, OverloadedError, RadixError
 from radix_mlp.integrations.ray_serve_messages import Answered, Forwarded
 from radix_mlp.serve.answers import error_answer, style_of
 from radix_mlp.serve.errors import UnhealthyError
+from radix_mlp.serve.front import HEALTH_PATHS, MOST_LOST
 from radix_mlp.serve.logs import set_up_logs
-from radix_mlp.serve.merged_metrics import merged
-from radix_mlp.serve.middleware import ApiKey, BodyLimit
+from radix_mlp.serve.merged_metrics import METRICS_TYPE, merged
+from radix_mlp.serve.middleware import guarded
 from radix_mlp.serve.prefix_routing import routing_key
 from radix_mlp.serve.settings import ServeSettings
 
@@ -32,12 +32,8 @@ __all__ = ["Front", "PassOn", "front_app"]
 
 logger = logging.getLogger("radix_mlp.serve")
 
-MOST_LOST = 2
-"""Replicas that may end while they have a request, until it is taken for the cause and given up."""
 LOST = (RayActorError, NodeDiedError, ObjectLostError, WorkerCrashedError)
-HEALTH_PATHS = ("/health", "/", "/ping")
 HEALTH_SECONDS = METRICS_SECONDS = 5.0
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 # of one connection, or not for replicas: the key is checked here
 NOT_PASSED_ON = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"expect", b"authorization"))
 
@@ -57,17 +53,7 @@ class Front:
 
 def front_app(app: ASGIApp, settings: ServeSettings) -> ASGIApp:
     """What is checked before `app` passes a request on: the key, origins, and the size of the body."""
-    app = BodyLimit(app, limit=settings.payload_limit, timeout=settings.body_timeout)
-    if settings.api_key is not None:
-        app = ApiKey(app, key=settings.api_key)
-    if settings.cors_allow_origin:
-        app = CORSMiddleware(
-            app,
-            allow_origins=list(settings.cors_allow_origin),
-            allow_methods=["GET", "POST"],
-            allow_headers=["content-type", "authorization", "x-request-id"],
-        )
-    return _without_prefix(app)
+    return _without_prefix(guarded(app, settings))
 
 
 class PassOn:

@@ -9,7 +9,6 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 import radix_mlp
@@ -17,7 +16,7 @@ from radix_mlp.engine.engine import Engine
 from radix_mlp.errors import RadixError
 from radix_mlp.serve.answers import error_answer, style_of
 from radix_mlp.serve.errors import MalformedBodyError, NoSuchRouteError, WrongBodyError, WrongMethodError, refusal_of
-from radix_mlp.serve.middleware import ApiKey, BodyLimit, RequestLog
+from radix_mlp.serve.middleware import RequestLog, guards
 from radix_mlp.serve.playground.routes import router as playground
 from radix_mlp.serve.routes import cohere, openai, rerank, server, tei, vllm
 from radix_mlp.serve.routes.server import OPENAPI_PATH
@@ -61,16 +60,8 @@ def create_app(engine: Engine, settings: ServeSettings, *, sha: str | None = Non
     app = bare_app(lifespan)
     app.state.service = service
     # the last one added sees a request first
-    app.add_middleware(BodyLimit, limit=settings.payload_limit, timeout=settings.body_timeout)
-    if settings.api_key is not None:
-        app.add_middleware(ApiKey, key=settings.api_key)
-    if settings.cors_allow_origin:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(settings.cors_allow_origin),
-            allow_methods=["GET", "POST"],
-            allow_headers=["content-type", "authorization", "x-request-id"],
-        )
+    for guard in guards(settings):
+        app.add_middleware(guard.cls, *guard.args, **guard.kwargs)
     if settings.otlp_endpoint is not None:
         app.add_middleware(Tracing, tracer=tracer_for(settings.otlp_endpoint, settings.otlp_service_name))
     app.add_middleware(RequestLog, metrics=service.metrics, with_times=not settings.disable_spans)

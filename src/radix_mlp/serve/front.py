@@ -7,21 +7,20 @@ import logging
 from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
-from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from radix_mlp.serve.answers import error_answer, json_answer, style_of
 from radix_mlp.serve.errors import UnhealthyError
 from radix_mlp.serve.logs import request_id
-from radix_mlp.serve.merged_metrics import merged
-from radix_mlp.serve.middleware import ApiKey, BodyLimit, RequestLog
+from radix_mlp.serve.merged_metrics import METRICS_TYPE, merged
+from radix_mlp.serve.middleware import RequestLog, guarded
 from radix_mlp.serve.prefix_routing import PrefixRouter, routing_key
 from radix_mlp.serve.replicas import Replica, Replicas
 from radix_mlp.serve.settings import ServeSettings
 from radix_mlp.serve.upstream import Reply, UpstreamLostError, UpstreamRefusedError
 
-__all__ = ["Front", "front_app", "metrics_app"]
+__all__ = ["HEALTH_PATHS", "MOST_LOST", "Front", "front_app", "metrics_app"]
 
 logger = logging.getLogger("radix_mlp.serve")
 
@@ -38,22 +37,11 @@ NOT_PASSED_ON = frozenset(
 )
 NOT_PASSED_BACK = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"date", b"x-request-id"))
 METRICS_HEAD = b"GET /metrics HTTP/1.1\r\nhost: replica\r\n\r\n"
-METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def front_app(front: Front, settings: ServeSettings) -> ASGIApp:
     """The application at the public address: keys, origins and the size of bodies are checked here."""
-    app: ASGIApp = BodyLimit(front, limit=settings.payload_limit, timeout=settings.body_timeout)
-    if settings.api_key is not None:
-        app = ApiKey(app, key=settings.api_key)
-    if settings.cors_allow_origin:
-        app = CORSMiddleware(
-            app,
-            allow_origins=list(settings.cors_allow_origin),
-            allow_methods=["GET", "POST"],
-            allow_headers=["content-type", "authorization", "x-request-id"],
-        )
-    return RequestLog(app, metrics=front.metrics, with_times=not settings.disable_spans)
+    return RequestLog(guarded(front, settings), metrics=front.metrics, with_times=not settings.disable_spans)
 
 
 class FrontMetrics:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-__all__ = ["merged"]
+__all__ = ["METRICS_TYPE", "merged"]
+
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+"""Media type of a page."""
 
 
 def merged(pages: Mapping[str, str], own: str = "") -> bytes:

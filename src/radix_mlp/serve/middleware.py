@@ -12,6 +12,8 @@ from contextlib import suppress
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from radix_mlp.errors import OverloadedError, RadixError
@@ -26,8 +28,9 @@ from radix_mlp.serve.errors import (
 )
 from radix_mlp.serve.logs import request_id
 from radix_mlp.serve.metrics import HasFailures
+from radix_mlp.serve.settings import ServeSettings
 
-__all__ = ["ApiKey", "BodyLimit", "RequestLog"]
+__all__ = ["ApiKey", "BodyLimit", "RequestLog", "guarded", "guards"]
 
 logger = logging.getLogger("radix_mlp.serve")
 
@@ -38,6 +41,30 @@ ALL_BODIES = 1 << 30
 """Bytes of all bodies that are being read or answered; who comes with more is refused."""
 DRAINED_BYTES, DRAINED_SECONDS = 16 << 20, 2.0
 """What is read and dropped of a body that is too large: a client that is still sending would not see the answer."""
+
+
+def guards(settings: ServeSettings) -> list[Middleware]:
+    """What every public address checks, innermost first: the size of bodies, the key, origins."""
+    found = [Middleware(BodyLimit, limit=settings.payload_limit, timeout=settings.body_timeout)]
+    if settings.api_key is not None:
+        found.append(Middleware(ApiKey, key=settings.api_key))
+    if settings.cors_allow_origin:
+        found.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=list(settings.cors_allow_origin),
+                allow_methods=["GET", "POST"],
+                allow_headers=["content-type", "authorization", "x-request-id"],
+            )
+        )
+    return found
+
+
+def guarded(app: ASGIApp, settings: ServeSettings) -> ASGIApp:
+    """`app` behind the guards."""
+    for guard in guards(settings):
+        app = guard.cls(app, *guard.args, **guard.kwargs)
+    return app
 
 
 class RequestLog:

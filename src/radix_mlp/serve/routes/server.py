@@ -12,6 +12,7 @@ from starlette.responses import FileResponse, PlainTextResponse, Response
 import radix_mlp
 from radix_mlp.serve.answers import json_answer
 from radix_mlp.serve.errors import NoSuchRouteError, UnhealthyError
+from radix_mlp.serve.merged_metrics import METRICS_TYPE
 from radix_mlp.serve.routes.common import ServiceOf
 from radix_mlp.serve.wire.answers import Info, TeiError
 
@@ -70,7 +71,7 @@ for path in ("/ping", "/", "/health"):
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: ServiceOf) -> Response:
     """The server's numbers for Prometheus."""
-    return Response(service.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.metrics.exposition(), media_type=METRICS_TYPE)
 
 
 @router.get("/docs", include_in_schema=False)

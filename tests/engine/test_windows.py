@@ -33,7 +33,7 @@ def at_once(monkeypatch, work):
         return work()
 
 
-@pytest.mark.parametrize("max_batch_tokens", [16384, 300])
+@pytest.mark.parametrize("max_batch_tokens", [16384, 600])
 @pytest.mark.parametrize(
     ("name", "work"),
     [

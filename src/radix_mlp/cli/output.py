@@ -36,15 +36,20 @@ class Output(Protocol):
 
 
 class StandardOutput:
-    """JSON lines, a window at a time."""
+    """JSON lines, a window at a time.
+
+    Raises:
+        InvalidInputError: there is no standard output.
+    """
 
     def __init__(self) -> None:
+        if sys.stdout is None:
+            raise InvalidInputError("standard output is closed: name a file with --output.")
         self.state = State()
         self.encoder = encoder_of(None)
 
     def open(self) -> None:
-        if sys.stdout is None:
-            raise InvalidInputError("standard output is closed: name a file with --output.")
+        pass
 
     def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
         sys.stdout.buffer.write(self.encoder.encode(table, None))

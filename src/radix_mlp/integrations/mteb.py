@@ -27,7 +27,35 @@ if TYPE_CHECKING:
 __all__ = ["RadixCrossEncoder", "RadixEncoder"]
 
 
-class RadixEncoder(SentenceTransformerEncoderWrapper):
+class _Folding:
+    """What both wrappers have in common; stands before one of mteb's among a class's bases."""
+
+    model: Any
+    mteb_model_meta: Any
+
+    def __init__(
+        self,
+        model: Any,
+        revision: str | None = None,
+        device: str | None = None,
+        *,
+        max_batch_tokens: int = 16384,
+        threshold: float | Literal["auto"] = "auto",
+        impl: str = "auto",
+        engine_options: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(model, revision, device, **options)  # type: ignore[call-arg]
+        self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"loader": type(self)})
+        enable(self.model, max_batch_tokens=max_batch_tokens, threshold=threshold, impl=impl, **(engine_options or {}))
+
+    @property
+    def stats(self) -> JobStats:
+        """What the last call of `encode` or `predict` took: tokens, tokens computed, batches, seconds."""
+        return stats(self.model)
+
+
+class RadixEncoder(_Folding, SentenceTransformerEncoderWrapper):
     """An encoder by mteb's `EncoderProtocol`.
 
     Args:
@@ -44,55 +72,13 @@ class RadixEncoder(SentenceTransformerEncoderWrapper):
         UnsupportedModelError: the model cannot be folded exactly; says why.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        revision: str | None = None,
-        device: str | None = None,
-        *,
-        max_batch_tokens: int = 16384,
-        threshold: float | Literal["auto"] = "auto",
-        impl: str = "auto",
-        engine_options: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, revision, device, **options)
-        self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"loader": type(self)})
-        enable(self.model, max_batch_tokens=max_batch_tokens, threshold=threshold, impl=impl, **(engine_options or {}))
 
-    @property
-    def stats(self) -> JobStats:
-        """What the last call of `encode` took: tokens, tokens computed, batches, seconds."""
-        return stats(self.model)
-
-
-class RadixCrossEncoder(CrossEncoderWrapper):
+class RadixCrossEncoder(_Folding, CrossEncoderWrapper):
     """A cross-encoder by mteb's `CrossEncoderProtocol`, for reranking tasks; arguments as in `RadixEncoder`.
 
     All pairs of a call are scored together, so that every document of a query finds the others; mteb's wrapper scores
     one batch of its loader at a time.
     """
-
-    def __init__(
-        self,
-        model: Any,
-        revision: str | None = None,
-        device: str | None = None,
-        *,
-        max_batch_tokens: int = 16384,
-        threshold: float | Literal["auto"] = "auto",
-        impl: str = "auto",
-        engine_options: dict[str, Any] | None = None,
-        **options: Any,
-    ) -> None:
-        super().__init__(model, revision, device, **options)
-        self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"loader": type(self)})
-        enable(self.model, max_batch_tokens=max_batch_tokens, threshold=threshold, impl=impl, **(engine_options or {}))
-
-    @property
-    def stats(self) -> JobStats:
-        """What the last call of `predict` took: tokens, tokens computed, batches, seconds."""
-        return stats(self.model)
 
     def predict(
         self,

@@ -157,9 +157,11 @@ class _GrowingTree:
 
     def __init__(self, sequences: Sequence[Ids], lexicographic: Order) -> None:
         self.sequences = sequences
-        self.by_rank = lexicographic.tolist()
-        self.ranks = np.empty(len(lexicographic), np.int64)
-        self.ranks[lexicographic] = np.arange(len(lexicographic))
+        # lists, since a number out of an array costs as much as ten out of a list
+        self.by_rank: list[int] = lexicographic.tolist()
+        ranks = np.empty(len(lexicographic), np.int64)
+        ranks[lexicographic] = np.arange(len(lexicographic))
+        self.ranks: list[int] = ranks.tolist()
         self._clear()
 
     def _clear(self) -> None:
@@ -178,7 +180,7 @@ class _GrowingTree:
     def add(self, index: int, added: int) -> None:
         length = len(self.sequences[index])
         self.indices.append(index)
-        insort(self.sorted_ranks, int(self.ranks[index]))
+        insort(self.sorted_ranks, self.ranks[index])
         self.num_tokens += length
         self.num_compact += added
         self.attention_pairs += causal_pairs(length) - causal_pairs(length - added)
@@ -192,9 +194,11 @@ class _GrowingTree:
 def common_prefix(a: Ids, b: Ids) -> int:
     """Number of leading ids that two requests share."""
     length = min(len(a), len(b))
+    if length == 0:
+        return 0
     differs = a[:length] != b[:length]
-    first = int(differs.argmax()) if length else 0
-    return first if length and differs[first] else length
+    first = int(differs.argmax())
+    return first if differs[first] else length
 
 
 def causal_pairs(length: int) -> int:

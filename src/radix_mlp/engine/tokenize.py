@@ -160,6 +160,9 @@ def num_characters(values: Sequence[Any]) -> int:
     for value in values:
         if isinstance(value, str):
             count += len(value)
+        elif type(value) is tuple and len(value) == 2 and type(value[0]) is str and type(value[1]) is str:
+            # the usual pair, without looking at it as a list of anything
+            count += len(value[0]) + len(value[1])
         elif not is_ids(value):
             count += num_characters(value)
     return count

@@ -190,11 +190,10 @@ def training_data() -> Data | None:
 def training(data: Data, axes: Any) -> None:
     panels = (("milliseconds", "ms a step"), ("kept_gib", "GiB kept for backward"), ("peak_gib", "GiB at the peak"))
     names = [f"{row['shape']}\n{row['row'].replace(' ', chr(10))}" for row in data["rows"]]
-    sides = [
-        side for side in ("padded", "packed", "folded") if any(row["milliseconds"].get(side) for row in data["rows"])
-    ]
+    labels = {"trl": "TRL's head", "padded": "padded", "packed": "packed", "folded": "folded"}
+    sides = [side for side in labels if any(row["milliseconds"].get(side) for row in data["rows"])]
     for ax, (key, label) in zip(axes, panels, strict=True):
-        grouped(ax, names, {side: [row[key].get(side) for row in data["rows"]] for side in sides}, "{:,.0f}")
+        grouped(ax, names, {labels[side]: [row[key].get(side) for row in data["rows"]] for side in sides}, "{:,.0f}")
         ax.set_ylabel(label)
         ax.margins(y=0.15)
     legend_above(axes[0], "A training step: time and memory")

@@ -14,9 +14,9 @@ token, planning and the copy of the plan included:
   upstream   the PyTorch model of the paper's authors, from a checkout of theirs (--upstream PATH)
 
 Rounds take the sides in turn with a cold cache; medians, and the spread (half the distance of the quartiles). The
-gate, before anything is timed: last hidden states of the first, a middle and the last sequence within twice the error
-that the unmodified bf16 model has against itself in float32. "possible" is the ratio of floating-point operations, N
-rows over M.
+gate, before anything is timed (and what warms up): last hidden states of the first, a middle and the last sequence
+within twice the error that the unmodified bf16 model has against itself in float32. "possible" is the ratio of
+floating-point operations, N rows over M.
 The roofline counts 2 FLOP x weights x M at 790 TFLOP/s and attention at 600: an H200's.
 
   python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --compile
@@ -124,7 +124,9 @@ def run_shape(shape: str, rows: list[tuple[int, ...]], options: argparse.Namespa
             try:
                 with torch.inference_mode():
                     # the third call of a size is the first that replays its graph
-                    calls = 3 if graphs is not None and name in ("off", "graphs") else 1
+                    rows_run = ids.size if name == "off" else once.num_rows
+                    graphed = graphs is not None and name in ("off", "graphs") and rows_run <= graphs.max_rows
+                    calls = 3 if graphed else 1
                     error = max(relative_error(run()[some(ids)].float(), truth[row]) for _ in range(calls))
             except torch.OutOfMemoryError:
                 del sides[name]
@@ -133,7 +135,7 @@ def run_shape(shape: str, rows: list[tuple[int, ...]], options: argparse.Namespa
                 continue
             require(f"{shape} {row} {name}, beside the unmodified model one sequence at a time", error, 2 * usual[row])
         with torch.inference_mode():
-            times = in_turn(sides, options.rounds, device=options.device, seconds=options.seconds)
+            times = in_turn(sides, options.rounds, warm_up=0, device=options.device, seconds=options.seconds)
         medians = {name: timing.median for name, timing in times.items()}
         result |= {name: round(value, 2) for name, value in medians.items()}
         result |= summed_up(medians, model.config, weights, once, ids) if cuda else {}

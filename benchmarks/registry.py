@@ -176,7 +176,7 @@ BENCHMARKS = {
             ("cpu", "cuda"),
             ("shape", "row"),
             ("tokens", "compact", "possible", "milliseconds", "kept_gib", "peak_gib"),
-            full={"cuda": "--shape 0.6b 4b --compile"},
+            full={"cuda": "--shape 0.6b 4b --checkpointing 4b"},
             quick={"cpu": "--quick", "cuda": "--shape 0.6b --rows 1024/1024/8 0/2048/8 --rounds 3"},
             settings=("compiled", "checkpointing"),
             bars=("milliseconds",),

@@ -144,7 +144,7 @@ class Served:
         address = self._address(mode)
         arguments = ["--in-flight", str(options.in_flight), "--api", options.api, "--tolerance", "0.1"]
         arguments += ["--window", str(options.seconds), "--warm-seconds", str(options.warm_up)]
-        arguments += ["--window-requests", str(options.requests)]
+        arguments += ["--window-requests", str(options.requests), "--bodies", str(max(32, 2 * options.in_flight))]
         asked = load.parser().parse_args([address, *source_of(options), *arguments])
         outcome: dict[str, Any] = run_in_loop(load.run(asked))
         began, ended = outcome.pop("window")

@@ -187,6 +187,7 @@ def training() -> str:
             ratio = "" if folded is None or packed is None else f"{packed / folded:.2f}"
             name = row["row"].replace("/", " / ")
             name = f"{row['shape']}, {name if name.startswith('pairs') else 'GRPO ' + name}"
+            name += ", checkpointed" if row.get("checkpointing") else ""
             possible = f"{row['possible']:.2f}" if column == "milliseconds" else ""
             lines.append([name, label, *cells, f"**{number(folded)}**", ratio, possible])
     heading = ["prompt / answer / answers", "", "TRL's head", "padded", "packed", "folded", "packed / folded"]

@@ -108,10 +108,10 @@ def trained(column: str, shape: str, row: str) -> Callable[[], float | None]:
 
     def ratio() -> float | None:
         values = find("training", column, shape=shape, row=row)
-        if values is None or "packed" not in values:
-            return None
         above, below = ("packed", "folded") if column == "milliseconds" else ("folded", "packed")
-        return values[above] / values[below]
+        # one that ran out of memory has None
+        found = values and (values.get(above), values.get(below))
+        return found[0] / found[1] if found and None not in found else None
 
     return ratio
 

@@ -32,6 +32,18 @@ def run(coroutine):
     return asyncio.run(limited())
 
 
+async def together(front, *calls):
+    """Answers to calls none of which is tokenized before all are accepted."""
+    held = threading.Event()
+    for _ in range(front._workers._max_workers):
+        front._workers.submit(held.wait, 60)
+    tasks = [asyncio.create_task(call) for call in calls]
+    while front.num_active < len(calls):
+        await asyncio.sleep(0)
+    held.set()
+    return await asyncio.gather(*tasks)
+
+
 @pytest.mark.parametrize("threshold", ["auto", 1.0, 0])
 @pytest.mark.parametrize("max_batch_tokens", [16384, 140])
 def test_all_tasks_at_once_are_the_unmodified_model(model, threshold, max_batch_tokens):
@@ -39,9 +51,9 @@ def test_all_tasks_at_once_are_the_unmodified_model(model, threshold, max_batch_
     reports = []
 
     async def main():
-        # long enough that all calls of this test are there when the first batch is formed
-        async with AsyncEngine(engine, max_wait=0.3, on_batch=reports.append, tokenization_workers=3) as front:
-            found = await asyncio.gather(
+        async with AsyncEngine(engine, max_wait=600, on_batch=reports.append, tokenization_workers=3) as front:
+            found = await together(
+                front,
                 front.embed(TEXTS, normalize=False),
                 front.embed(TEXTS, pooling="mean", normalize=False),
                 front.embed([ids_of(text) for text in TEXTS], dimensions=7),
@@ -223,33 +235,41 @@ def test_one_engine_after_another():
 
 
 def test_an_idle_device_waits_only_for_calls_that_are_on_their_way(monkeypatch):
-    async def seconds(num_calls):
-        async with AsyncEngine(Engine("tiny"), max_wait=3, tokenization_workers=1) as front:
-            await front.embed(["warm-up"])
-            began = time.perf_counter()
-            await asyncio.gather(*(front.embed([f"text {number}"]) for number in range(num_calls)))
-            return time.perf_counter() - began, front.stats.num_batches
+    """`max_wait` is longer than `run` allows: whoever is answered has not waited it out."""
 
-    assert run(seconds(1))[0] < 3
+    async def num_batches(num_calls):
+        async with AsyncEngine(Engine("tiny"), max_wait=600, tokenization_workers=1) as front:
+            await together(front, *(front.embed([f"text {number}"]) for number in range(num_calls)))
+            return front.stats.num_batches
+
+    assert run(num_batches(1)) == 1
     # the first one waits for the others, which a single worker tokenizes one after another
-    found = run(seconds(20))
-    assert found[0] < 3
-    assert found[1] == 2
+    assert run(num_batches(20)) == 1
+
+    async def seconds(max_wait):
+        async with AsyncEngine(Engine("tiny"), max_wait=max_wait) as front:
+            began = time.perf_counter()
+            await front.embed(["alone"])
+            return time.perf_counter() - began
+
+    # as if another were on its way
     monkeypatch.setattr(AsyncEngine, "_is_expecting", lambda front: True)
-    assert run(seconds(1))[0] >= 3
+    assert run(seconds(0.3)) >= 0.3
 
 
 def test_pending_tokens_are_the_unique_ones_that_are_not_computed(monkeypatch):
-    # a third call is on its way, so that the two wait
-    monkeypatch.setattr(AsyncEngine, "_is_expecting", lambda front: True)
+    # as if another were on its way, so that the two wait
+    expected = ["another"]
+    monkeypatch.setattr(AsyncEngine, "_is_expecting", lambda front: bool(expected))
 
     async def main():
-        async with AsyncEngine(Engine("tiny"), max_wait=0.3) as front:
+        async with AsyncEngine(Engine("tiny"), max_wait=600) as front:
             calls = [asyncio.create_task(front.embed([f"the same begin {end}"])) for end in "ab"]
             while front.queue_depth < 2:
                 await asyncio.sleep(0.01)
             waiting = front.pending_tokens
-            await asyncio.gather(*calls)
+            expected.clear()
+            await asyncio.gather(*calls, front.embed(["another"]))
             # the batch is done a moment after its answers
             while front.pending_tokens:
                 await asyncio.sleep(0.01)

@@ -41,6 +41,12 @@ class Gate:
         assert await asyncio.to_thread(self.reached.wait, 30)
 
 
+async def planned_ahead(front):
+    """Wait until one batch stands behind the one that a gate holds: what comes now has to wait."""
+    while len(front._loop._under_way) < 2:
+        await asyncio.sleep(0.01)
+
+
 @pytest.fixture
 def engine():
     return Engine("tiny", threshold=1.0)
@@ -64,9 +70,7 @@ def test_a_call_past_its_deadline_is_not_run(engine):
             await gate.wait_for_a_batch()
             # planned ahead, while the first holds the model
             second = asyncio.create_task(front.embed(["second"]))
-            while front.queue_depth or front.num_active < 2:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.05)
+            await planned_ahead(front)
             with pytest.raises(DeadlineExceededError, match=r"timeout=0.05 seconds") as caught:
                 await front.embed(["third"], timeout=0.05)
             assert isinstance(caught.value, TimeoutError)
@@ -88,9 +92,7 @@ def test_a_cancelled_call_is_not_run(engine):
             await gate.wait_for_a_batch()
             # one of two batches that were formed, and one that waits
             planned = asyncio.create_task(front.embed(["planned"]))
-            while front.stats.num_calls != 2 or front.queue_depth:
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(0.05)
+            await planned_ahead(front)
             waiting = asyncio.create_task(front.embed(TEXTS))
             while not front.queue_depth:
                 await asyncio.sleep(0.01)
@@ -337,7 +339,8 @@ def test_closing_ends_what_is_still_being_tokenized(engine):
         call = asyncio.create_task(front.embed(["late"]))
         await asyncio.to_thread(tokenizing.wait, 60)
         closing = asyncio.create_task(front.aclose(drain=False))
-        await asyncio.sleep(0.05)
+        # it has told all calls once it waits itself
+        await asyncio.sleep(0)
         go_on.set()
         # the gate is shut: a call that ran would not come back
         (outcome,) = await asyncio.gather(call, return_exceptions=True)

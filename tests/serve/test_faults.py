@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ import pytest
 import torch
 from fastapi import FastAPI
 
+from radix_mlp.serve import supervisor
 from radix_mlp.serve.service import Service
 
 Running = Callable[..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, FastAPI]]]
@@ -37,7 +40,7 @@ class Injector:
         assert self.open.wait(30)
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Wait until it is so."""
     async with asyncio.timeout(seconds):
         while not condition():
@@ -102,7 +105,7 @@ def test_a_client_that_goes_away_frees_its_place(running: Running) -> None:
             await until(lambda: injector.service.places.taken == 1)
             assert (await embed(client)).status_code == 429
             gone.set()
-            await asyncio.wait_for(request, 5)
+            await asyncio.wait_for(request, 60)
             assert injector.service.places.taken == 0
             assert injector.service.supervisor.front.num_active == 0
             assert 'te_request_failure{err="dropped"} 1.0' in (await client.get("/metrics")).text
@@ -114,11 +117,12 @@ def test_a_client_that_goes_away_frees_its_place(running: Running) -> None:
 
 def test_a_request_that_takes_too_long_is_given_up(running: Running) -> None:
     async def main() -> None:
-        async with running(request_timeout=1.0) as (client, app):
+        async with running(request_timeout=0.1) as (client, app):
             injector = Injector(app)
             injector.open.clear()
             late = await embed(client)
             assert (late.status_code, late.json()["error_type"]) == (504, "Backend")
+            injector.service.settings = replace(injector.service.settings, request_timeout=60.0)
             injector.open.set()
             assert (await embed(client)).status_code == 200
 
@@ -175,12 +179,20 @@ def test_a_dead_engine_is_seen_and_replaced(running: Running, caplog: pytest.Log
         async with running() as (client, app):
             injector = Injector(app)
             injector.open.clear()
+            seen, restart = asyncio.Event(), injector.service.supervisor._replace
+
+            async def replace_once_seen() -> None:
+                await seen.wait()
+                await restart()
+
+            injector.service.supervisor._replace = replace_once_seen  # type: ignore[method-assign]
             # the thread that runs the model ends, with requests on their way
             injector.faults = [raising(SystemExit())]
             answers = await asyncio.gather(*(embed(client, f"text {number}") for number in range(3)))
             assert {answer.status_code for answer in answers} == {503}
             assert not await healthy(client)
             injector.open.set()
+            seen.set()
             await until(lambda: injector.service.supervisor.is_healthy)
             assert await healthy(client)
             assert (await embed(client)).status_code == 200
@@ -190,18 +202,28 @@ def test_a_dead_engine_is_seen_and_replaced(running: Running, caplog: pytest.Log
         asyncio.run(main())
 
 
-def test_an_engine_that_hangs_is_seen_and_may_come_back(running: Running) -> None:
+def been_silent(injector: Injector) -> None:
+    """As if nothing had been heard from the engine for longer than `hang_timeout`."""
+    injector.service.supervisor._last_sign = time.monotonic() - 1000
+
+
+def test_an_engine_that_hangs_is_seen_and_may_come_back(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "PROBE_SECONDS", 0.1)
+
     async def main() -> None:
-        async with running(hang_timeout=1.0) as (client, app):
+        async with running(hang_timeout=100.0) as (client, app):
             injector = Injector(app)
             let_go = threading.Event()
-            injector.faults = [lambda: let_go.wait(30) and None]
+            injector.faults = [lambda: let_go.wait(60) and None]
             waiting = asyncio.ensure_future(embed(client))
+            await until(lambda: injector.calls == 1)
+            been_silent(injector)
             await until(lambda: not injector.service.supervisor.is_healthy)
             assert not await healthy(client)
             failed = await waiting
             assert (failed.status_code, failed.json()["error_type"]) == (503, "Unhealthy")
             assert (await embed(client)).status_code == 503
+            monkeypatch.setattr(supervisor, "PROBE_SECONDS", 60.0)
             let_go.set()
             await until(lambda: injector.service.supervisor.is_healthy)
             assert (await embed(client)).status_code == 200
@@ -210,13 +232,20 @@ def test_an_engine_that_hangs_is_seen_and_may_come_back(running: Running) -> Non
     asyncio.run(main())
 
 
-def test_an_idle_engine_is_not_taken_for_one_that_hangs(running: Running) -> None:
+def test_an_idle_engine_is_not_taken_for_one_that_hangs(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(supervisor, "PROBE_SECONDS", 60.0)
+
     async def main() -> None:
-        async with running(hang_timeout=1.0) as (client, app):
+        async with running(hang_timeout=100.0) as (client, app):
             injector = Injector(app)
-            await until(lambda: injector.calls > 1)
-            assert "radix_mlp_engine_restarts_total 0.0" in (await client.get("/metrics")).text
+
+            def asked_twice() -> bool:
+                been_silent(injector)
+                return injector.calls > 1
+
+            await until(asked_twice)
             assert await healthy(client)
+            assert "radix_mlp_engine_restarts_total 0.0" in (await client.get("/metrics")).text
 
     asyncio.run(main())
 

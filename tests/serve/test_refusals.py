@@ -244,15 +244,19 @@ def test_bodies_of_all_clients_together_are_limited(running: Running, monkeypatc
 
     async def main() -> None:
         async with running(payload_limit=1000) as (client, _):
-            more = asyncio.Event()
+            more, num_begun = asyncio.Event(), 0
 
             async def slow() -> AsyncIterator[bytes]:
+                nonlocal num_begun
                 yield b'{"inputs": "' + b"a" * 700
+                # what was sent has been read
+                num_begun += 1
                 await more.wait()
                 yield b'"}'
 
             first = [asyncio.create_task(client.post("/embed", content=slow(), headers=JSON)) for _ in range(2)]
-            await asyncio.sleep(0.2)
+            while num_begun < 2:
+                await asyncio.sleep(0.01)
             refused = await client.post("/embed", content=b'{"inputs": "' + b"a" * 700 + b'"}', headers=JSON)
             assert refused.status_code == 429
             assert refused.json()["error_type"] == "Overloaded"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -138,6 +141,33 @@ def test_one_token_and_no_tokens(impl: str) -> None:
     assert [x.shape for x in run(impl, tensors, nothing, FULL)] == [(0, 4, 5), *(x.shape for x in tensors)]
 
 
+@pytest.mark.parametrize("impl", [*IMPLS, "reference"])
+@pytest.mark.parametrize("window", [2**31 - 1, 2**31, sys.maxsize, 1e12])
+def test_windows_that_mean_none(impl: str, window: float) -> None:
+    plan = small_plan()
+    tensors = inputs(plan, PLAIN)
+    wide = replace(PLAIN, window=window)
+    for actual, wanted in zip(run(impl, tensors, plan, wide), run("reference", tensors, plan, PLAIN), strict=True):
+        assert error(actual, wanted) < 1e-10
+
+
+@pytest.mark.parametrize("options", [PLAIN, FULL], ids=["plain", "full"])
+def test_autocast_lowers_nothing(options: Options) -> None:
+    plan = small_plan()
+    for dtype in (torch.float32, torch.float16):
+        tensors = inputs(plan, options, dtype)
+        expected = run("reference", tensors, plan, options)
+        with torch.autocast("cpu", torch.bfloat16):
+            found = run("dense", tensors, plan, options)
+            with torch.no_grad():
+                chosen = {"window": options.window, "softcap": options.softcap}
+                chosen |= {"sinks": tensors[3]} if options.sinks else {}
+                found.append(tree_attention(*tensors[:3], plan, impl="dense", **chosen)[: plan.num_compact])
+        for actual, wanted in zip(found, [*expected, expected[0]], strict=True):
+            assert actual.dtype == dtype
+            assert error(actual, wanted) < TOLERANCES[dtype]
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 def test_deterministic(impl: str) -> None:
     plan = small_plan(pad_multiple_of=4)
@@ -200,6 +230,7 @@ def test_second_derivative_is_refused() -> None:
         ({"v": torch.ones(8, 2, 8, device="meta")}, InvalidInputError, "meta"),
         ({"window": 0}, InvalidInputError, "window=0"),
         ({"softcap": 0.0}, InvalidInputError, "softcap=0.0"),
+        ({"softcap": float("inf")}, InvalidInputError, "softcap=inf"),
         ({"sinks": torch.ones(2)}, InvalidInputError, r"sinks is \(2,\)"),
         ({"sinks": torch.ones(4, dtype=torch.int64)}, InvalidDtypeError, "sinks is torch.int64"),
         ({"plan": None}, InvalidDtypeError, "plan is a NoneType"),

@@ -259,7 +259,9 @@ def compare_kernels(
     generator = torch.Generator().manual_seed(0)
     shapes = [(plan.num_rows, 16), (vocabulary, 16), (vocabulary,)][: 3 if bias else 2]
     leaves = [torch.randn(s, generator=generator).to(device, dtype).requires_grad_() for s in shapes]
-    head = LinearHead(leaves[1], leaves[2] if bias else None, 1.3, softcap)
+    # with a stride
+    strided = torch.stack([leaves[2], leaves[2] + 1], 1)[:, 0] if bias else None
+    head = LinearHead(leaves[1], strided, 1.3, softcap)
     edges = tree_edges(plan)
     weights = torch.randn(2, edges.num_edges, generator=generator).to(device)
     results = []

@@ -67,8 +67,9 @@ def test_the_op_is_seen_by_those_who_watch() -> None:
         assert torch.equal(watched, tree_attention(q, k, v, plan))
     with forward_ad.dual_level(), pytest.raises(UnsupportedCallError, match="forward mode"):
         tree_attention(forward_ad.make_dual(q.detach(), q.detach()), k, v, plan)
-    with pytest.raises(RuntimeError):
-        torch.func.vmap(lambda x: tree_attention(x, k, v, plan))(q.detach()[None])
+    for transform in (lambda f: torch.func.vmap(lambda x: f(x[0]))(q.detach()[None, None]), torch.func.grad):
+        with pytest.raises(UnsupportedCallError, match=r"torch\.func"):
+            transform(lambda x: tree_attention(x, k, v, plan).sum())(q.detach())
 
 
 def layer(x: Tensor, weight: Tensor, tree: AttentionTree) -> Tensor:

@@ -204,6 +204,7 @@ CASES = [
     Case(heads=7, kv_heads=1, width=40, value_width=16, sinks=True),
     Case(heads=16, kv_heads=1, width=16, window=1, softcap=3.0, sinks=True),
     Case(heads=1, kv_heads=1, window=33),
+    Case(heads=1, kv_heads=1, width=16, window=2**30),
 ]
 
 
@@ -249,11 +250,24 @@ def test_tables_for_no_window_serve_windows(device: str) -> None:
 
 @devices
 def test_last_dimension_with_stride(device: str) -> None:
-    problem = make(Case(), small_tree(4, device))
-    for name in ("q", "v", "dout"):
+    problem = make(Case(sinks=True), small_tree(4, device))
+    for name in ("q", "v", "dout", "sinks"):
         x = getattr(problem, name)
-        setattr(problem, name, torch.stack([x, torch.full_like(x, torch.nan)], dim=3)[..., 0])
+        setattr(problem, name, torch.stack([x, torch.full_like(x, torch.nan)], dim=-1)[..., 0])
     check(problem, SMALL)
+
+
+# 4.3 GB, of which a machine without a GPU only touches what is written
+@pytest.mark.slow
+@devices
+def test_heads_that_lie_far_apart(device: str) -> None:
+    """Offsets of the heads of one kv head do not fit into 32 bits."""
+    rows, width, apart = 5, 16, 2**30 + 16
+    end = torch.full((rows,), rows, dtype=torch.int32, device=device)
+    problem = make(Case(3, 1, width, width, torch.float16), (end, torch.arange(rows, device=device).int()))
+    memory = torch.empty(2 * apart + rows * width, dtype=torch.float16, device=device)
+    problem.q = memory.as_strided((rows, 3, width), (width, apart, 1)).copy_(problem.q)
+    check(problem, SMALL._replace(rows=16))
 
 
 @devices

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib import import_module
 from typing import cast
 
@@ -14,6 +15,9 @@ from radix_mlp.plan.device import AttentionTree, DevicePlan
 from radix_mlp.plan.radix_plan import RadixPlan
 
 __all__ = ["tree_attention"]
+
+# kernels add it to depths in 32 bits; no path is as long
+_MAX_WINDOW = 2**30
 
 
 def tree_attention(
@@ -61,6 +65,7 @@ def tree_attention(
     tree = _tree(plan, q, impl)
     _check(q, k, v, tree, window, softcap, sinks)
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
+    window = None if window is None else min(int(window), _MAX_WINDOW)
     name = resolve_impl(impl, q.device.type, q.dtype, width=max(q.shape[2], v.shape[2]), scale=scale)
     if name in COMPOSITES:
         composite = import_module(COMPOSITES[name]).attention
@@ -110,8 +115,8 @@ def _check(
         )
     if window is not None and (window < 1 or window != int(window)):
         raise InvalidInputError(f"window={window}: a whole number of at least 1, or None for no window")
-    if softcap is not None and not softcap > 0:
-        raise InvalidInputError(f"softcap={softcap}: above 0, or None for no soft cap")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise InvalidInputError(f"softcap={softcap}: above 0 and finite, or None for no soft cap")
     if sinks is not None and (sinks.shape != (heads,) or sinks.device != q.device):
         raise InvalidInputError(f"sinks is {tuple(sinks.shape)} on {sinks.device}: pass ({heads},) on {q.device}")
     if sinks is not None and not sinks.dtype.is_floating_point:

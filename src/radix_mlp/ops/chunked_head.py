@@ -146,7 +146,8 @@ def _tiles(
 
 
 def _bias_of(bias: Tensor | None, tile: Tile, options: TileOptions) -> Tensor | None:
-    return None if bias is None else bias[tile.low : tile.high].to(options.wide_dtype)
+    # kernels read it without a stride
+    return None if bias is None else bias[tile.low : tile.high].to(options.wide_dtype).contiguous()
 
 
 def _product(a: Tensor, b: Tensor, wide: torch.dtype) -> Tensor:

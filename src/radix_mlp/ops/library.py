@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -42,8 +43,10 @@ def attention_op(
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         _refuse_tangents(q, k, v, sinks)
     if _nobody_watches(q, k, v, sinks):
-        module = load_impl(impl)
-        return module.forward(q, k, v, sinks, tree, scale=scale, window=window, softcap=softcap)[0]
+        with _without_autocast(q):
+            return load_impl(impl).forward(q, k, v, sinks, tree, scale=scale, window=window, softcap=softcap)[0]
+    if not torch.compiler.is_compiling():
+        _refuse_transformations()
     fields = [getattr(tree, field) for field in IMPLS[impl].fields]
     return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, fields, scale, window, softcap, impl)[0]
 
@@ -71,6 +74,23 @@ def _refuse_tangents(*tensors: Tensor | None) -> None:
         )
 
 
+def _refuse_transformations() -> None:
+    """They fail deep inside torch, or ask for a batching rule."""
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    kinds = torch._C._functorch.TransformType
+    if interpreter is not None and interpreter.key() in (kinds.Grad, kinds.Jvp, kinds.Vmap):
+        raise UnsupportedCallError(
+            f"tree_attention does not run inside torch.func ({interpreter.key().name}): use autograd, "
+            "or impl='reference' (quadratic memory)"
+        )
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Implementations have dtypes of their own for what they compute, whatever the dtype of q, k and v."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+
+
 def _tree(fields: list[Tensor], impl: str) -> AttentionTree:
     given = dict(zip(IMPLS[impl].fields, fields, strict=True))
     return AttentionTree.from_end(given["end"], given["depth"])._replace(**given)
@@ -87,7 +107,7 @@ def _forward(
     softcap: float | None,
     impl: str,
 ) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
+    with torch.no_grad(), _without_autocast(q):
         return load_impl(impl).forward(q, k, v, sinks, _tree(tree, impl), scale=scale, window=window, softcap=softcap)
 
 
@@ -112,7 +132,7 @@ def _backward(
     softcap: float | None,
     impl: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    with torch.no_grad():
+    with torch.no_grad(), _without_autocast(q):
         grad_q, grad_k, grad_v, grad_sinks = load_impl(impl).backward(
             grad_out, q, k, v, sinks, out, lse, _tree(tree, impl), scale=scale, window=window, softcap=softcap
         )

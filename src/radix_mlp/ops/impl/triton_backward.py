@@ -158,8 +158,9 @@ def _load_queries(
         pointers = (
             source
             + tl.cast(t, tl.int64) * stride_t
-            + (kv_head * G).to(tl.int64) * stride_h
-            + (row * stride_t + packed % G * stride_h)[:, None]
+            + (row * stride_t)[:, None]
+            # heads lie as far apart as `M` rows, perhaps
+            + (kv_head * G + packed % G).to(tl.int64)[:, None] * stride_h
             + columns[None, :]
         )
         mask = ((row < T) & (t + row < limit))[:, None]

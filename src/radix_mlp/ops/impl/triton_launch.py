@@ -75,6 +75,7 @@ def triton_forward(
     """
     _check(q, v, scale)
     q, k, v = _rows_dense(q), _rows_dense(k), _rows_dense(v)
+    sinks = None if sinks is None else sinks.contiguous()
     num_rows, heads, width = q.shape
     kv_heads, value_width = v.shape[1:]
     out = q.new_empty(num_rows, heads, value_width)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
@@ -111,3 +112,25 @@ def test_the_next_headers_are_waited_for_while_an_answer_takes_long(
         await echo(scope, receive, send)
 
     assert talk(HEAD + b"content-length: 4\r\n\r\n" + body, called, HEAD, app=app).count(b"HTTP/1.1 200 OK") == 1
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["at once", "byte by byte"])
+def test_requests_that_offer_another_protocol_keep_their_body(whole: bool) -> None:
+    # as Java's client asks, until it is told no
+    offer = HEAD + b"connection: Upgrade, HTTP2-Settings\r\nhttp2-settings: AAMAAABk\r\nupgrade: h2c\r\n"
+    websocket = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: Upgrade\r\nupgrade: websocket\r\n\r\n"
+    several = (
+        offer + b"content-length: 5\r\n\r\nabcde",
+        offer + b"transfer-encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n",
+        websocket,
+        HEAD + b"connection: close\r\ncontent-length: 2\r\n\r\nab",
+    )
+    sent = b"".join(several)
+    found = talk(*([sent] if whole else [sent[place : place + 1] for place in range(len(sent))]))
+    # each answer is the length of a body, in a chunk of its own
+    assert re.findall(rb"1\r\n(\d)\r\n0\r\n", found) == [b"5", b"7", b"0", b"2"]
+    assert found.count(b"HTTP/1.1 200 OK") == 4
+
+
+def test_a_proxy_is_not_what_this_is() -> None:
+    assert talk(b"CONNECT a:80 HTTP/1.1\r\nhost: a\r\n\r\n").startswith(b"HTTP/1.1 400 ")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import TimerHandle
+from typing import Any
 
+import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 __all__ = ["LimitedHttp"]
@@ -17,12 +19,34 @@ HEAD_SECONDS = 75.0
 """For the headers of a request, and for the first request of a connection: as long as an idle one is kept."""
 
 
-class LimitedHttp(HttpToolsProtocol):
-    """Closes connections whose headers are too long or do not come, which would cost memory, or a file each."""
+class _Parser(httptools.HttpRequestParser):
+    """Keeps what follows the headers of a request that offers another protocol; it stops there."""
 
+    rest: bytes = b""
+
+    def feed_data(self, data: Any) -> None:
+        try:
+            super().feed_data(data)
+        except httptools.HttpParserUpgrade as offer:
+            self.rest = data[offer.args[0] :]
+            raise
+
+
+class LimitedHttp(HttpToolsProtocol):
+    """Closes connections whose headers are too long or do not come, which would cost memory, or a file each.
+
+    Offers of other protocols are passed over: Java's client sends one for HTTP/2 with every request.
+    """
+
+    parser: _Parser
     _bytes = 0
     _body_bytes = 0
     _timer: TimerHandle | None = None
+    _without_offer: bytes | None = None
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._start_parser()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -35,6 +59,10 @@ class LimitedHttp(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._bytes += len(data)
         super().data_received(data)
+        while self._without_offer is not None and not self.transport.is_closing():
+            data, self._without_offer = self._without_offer, None
+            self._start_parser()
+            super().data_received(data)
         if self._bytes > MOST_BYTES + BYTES_A_BODY_BYTE * self._body_bytes and not self.transport.is_closing():
             self.send_400_response("Request header fields too large.")
 
@@ -46,7 +74,30 @@ class LimitedHttp(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_came()
-        super().on_headers_complete()
+        if not self.parser.should_upgrade():
+            super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
+
+    def _should_upgrade(self) -> bool:
+        return False
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """The parser takes such a request to have no body: it is read again, without the offer."""
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            self.send_400_response("This is no proxy.")
+            return
+        head = [b"%s %s HTTP/%s" % (method, self.url, self.parser.get_http_version().encode())]
+        head += [b"%s: %s" % header for header in self.headers if header[0] != b"upgrade"]
+        self._without_offer = b"\r\n".join([*head, b"", self.parser.rest])
+
+    def _start_parser(self) -> None:
+        self.parser = _Parser(self)
+        # as uvicorn itself: what comes after the last request of a connection does not spoil that
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import base64
 import binascii
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from radix_mlp.engine.sentence_transformers_folder import read_folder
 from radix_mlp.engine.shipped import SHIPPED_NAMES
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.testing.tiny import TINY_NAMES, tiny_reranker_tokenizer, tiny_tokenizer
 
-__all__ = ["check_folder", "load_tokenizer", "not_loaded", "tokenizer_of"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["check_folder", "checkpoint_of", "load_tokenizer", "not_loaded", "tokenizer_of"]
 
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -32,6 +34,9 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
     if name.endswith(".tiktoken"):
         return tokenizer_from_ranks(Path(name))
     check_folder(name, "tokenizer", "tokenizer*")
+    # it imports torch
+    from transformers import AutoTokenizer
+
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError, KeyError) as error:
@@ -40,9 +45,13 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
 
 def tokenizer_of(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer that `Engine(model)` would use, without the model."""
+    return load_tokenizer(checkpoint_of(model), trust_remote_code=trust_remote_code)
+
+
+def checkpoint_of(model: str | Path) -> str:
+    """Folder or hub id of the transformer itself, which may lie in a folder of the model's."""
     name = str(model)
-    checkpoint = name if name in TINY_NAMES else read_folder(name).checkpoint
-    return load_tokenizer(checkpoint, trust_remote_code=trust_remote_code)
+    return name if name in TINY_NAMES else read_folder(name).checkpoint
 
 
 def tokenizer_from_ranks(path: Path) -> PreTrainedTokenizerBase:

@@ -23,8 +23,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from radix_mlp.engine.classify import label_names
-from radix_mlp.engine.engine import Engine
 from radix_mlp.engine.load_tokenizer import tokenizer_of
 from radix_mlp.engine.tokenize import RejectedItemsError, encode, shown
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
@@ -49,6 +47,9 @@ class _OnBatches:
     ) -> None:
         if on_error not in ("fail", "skip"):
             raise InvalidInputError(f"on_error={on_error!r}: must be 'fail' or 'skip'.")
+        # keys are made in processes of their own, which need no model, and torch takes seconds to import
+        from radix_mlp.engine.engine import Engine
+
         self.engine = Engine(model, **(engine or {}))
         self.on_error = on_error
         self.arguments = dict(arguments)
@@ -167,6 +168,8 @@ class Classify(_OnBatches):
         super().__init__(model, engine=engine, on_error=on_error, arguments=arguments)
         self.columns = (column,) if pair_column is None else (column, pair_column)
         self.outputs = ("label", "score", "scores")
+        from radix_mlp.engine.classify import label_names
+
         self.labels = label_names(self.engine.model)
         """The model's labels."""
 

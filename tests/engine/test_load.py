@@ -3,6 +3,7 @@ import base64
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from radix_mlp import Engine
 from radix_mlp.engine.load import load, max_length_of
@@ -62,6 +63,17 @@ def test_wrong_types():
         load(tiny_model())
     with pytest.raises(InvalidDtypeError, match="model must be"):
         load(3)
+
+
+def test_a_limit_beyond_a_table_of_positions():
+    config = GPT2Config(vocab_size=259, n_positions=12, n_embd=32, n_layer=2, n_head=2)
+    model, tokenizer = GPT2LMHeadModel(config), tiny_tokenizer()
+    for threshold in (0, 1):
+        with pytest.raises(InvalidInputError, match=r"max_length=13: GPT2LMHeadModel has a table of 12 positions \(wpe"):
+            Engine(model, tokenizer=tokenizer, max_length=13, threshold=threshold)
+        assert Engine(model, tokenizer=tokenizer, max_length=12, threshold=threshold).embed(["a" * 12]).shape == (1, 32)
+    # rotary positions have no end
+    assert Engine("tiny", max_length=10_000).max_length == 10_000
 
 
 def write_ranks(path, tokens):

@@ -11,12 +11,15 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from radix_mlp.engine.kind import auto_class_of, check_kind, kind_of, kind_of_checkpoint
 from radix_mlp.engine.load_tokenizer import check_folder, load_tokenizer, not_loaded
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.hf.support import decoder_of
 from radix_mlp.testing.tiny import TINY_NAMES, tiny_by_name
 
-__all__ = ["default_device", "load", "max_length_of"]
+__all__ = ["check_max_length", "default_device", "load", "max_length_of"]
 
 DTYPES = {name: getattr(torch, name) for name in ("float64", "float32", "bfloat16", "float16")}
 NO_LIMIT = 10**9
+POSITION_TABLES = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
+"""What transformers' models call the layer that looks a position up, where they learn one vector for each."""
 
 
 def load(
@@ -39,10 +42,12 @@ def load(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        InvalidInputError: there is no such model, dtype or kind, or the checkpoint lacks the weights of its kind; the
+        InvalidInputError: there is no such model, device, dtype or kind, or the checkpoint lacks the weights of its kind; the
             message says what to do.
     """
     dtype = _dtype(dtype)
+    if device is not None:
+        _check_device(device)
     check_kind(kind)
     if isinstance(model, torch.nn.Module):
         if tokenizer is None:
@@ -75,6 +80,18 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def _check_device(device: torch.device | str) -> None:
+    """Raise `InvalidInputError` for a device that torch does not have here, before weights are read for it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        # torch says AssertionError where it was built without CUDA
+        reason = str(error).partition("\n")[0][:200]
+        raise InvalidInputError(
+            f"device={str(device)!r}: not to be had here ({reason}). Give cpu, or cuda or cuda:1 where torch finds a GPU."
+        ) from error
+
+
 def max_length_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int | None:
     """Longest input that model and tokenizer say they take, in tokens; None if neither says."""
     limits = [
@@ -83,6 +100,22 @@ def max_length_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) ->
     ]
     known = [limit for limit in limits if isinstance(limit, int) and 0 < limit < NO_LIMIT]
     return min(known, default=None)
+
+
+def check_max_length(model: PreTrainedModel, max_length: int | None) -> None:
+    """Raise `InvalidInputError` for a limit beyond the positions that a model looks up in a table.
+
+    Rotary positions have no end; a table has, and reading past it fails, on CUDA together with the whole process.
+    """
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if max_length is None or limit is None or max_length <= limit:
+        return
+    for name, layer in decoder_of(model).named_modules():
+        if isinstance(layer, torch.nn.Embedding) and name.rpartition(".")[2] in POSITION_TABLES:
+            raise InvalidInputError(
+                f"max_length={max_length}: {type(model).__name__} has a table of {limit} positions ({name}) and cannot "
+                f"read longer texts. Use at most {limit}, and truncate where texts are longer."
+            )
 
 
 def _load_model(name: str, dtype: torch.dtype | None, kind: str, trust_remote_code: bool) -> PreTrainedModel:

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from radix_mlp.engine.batch import collect
 from radix_mlp.engine.fast_forward import FastForward
 from radix_mlp.engine.job import JobStats, Progress, Window, run_job
-from radix_mlp.engine.load import load, max_length_of
+from radix_mlp.engine.load import check_max_length, load, max_length_of
 from radix_mlp.engine.pooler import Pooler, pooler_of
 from radix_mlp.engine.scheduler import Ids, lexicographic_order
 from radix_mlp.engine.sentence_transformers_folder import FolderSettings, read_folder
@@ -82,6 +82,7 @@ class Runner:
             self.forward = FastForward(self.model, impl=impl, mode=compile)
         self.max_batch_tokens = max_batch_tokens
         self.max_length = max_length or self.folder.max_length or max_length_of(self.model, self.tokenizer)
+        check_max_length(self.model, self.max_length)
         self.threshold: float | Literal["auto"] = threshold
         self.impl = impl
         self.stats = JobStats()

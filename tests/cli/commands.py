@@ -12,8 +12,8 @@ PAIRS = few_shot_pairs()[:6]
 LIMIT = str(max(len(text.encode()) for text in TEXTS))
 
 
-def run(*arguments, stdin=None):
-    return CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "120", "TERM": "dumb"})
+def run(*arguments, stdin=None, columns=120):
+    return CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": str(columns), "TERM": "dumb"})
 
 
 def jsonl(path, rows):

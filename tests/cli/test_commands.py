@@ -162,6 +162,8 @@ def test_bad_lines(tmp_path, texts):
         (["embed", "TEXTS", "-m", "tiny", "-o", "nowhere/out.npy"], "no folder nowhere"),
         (["embed", "TEXTS", "-m", "tiny", "--threshold", "often"], "--threshold 'often'"),
         (["embed", "TEXTS", "-m", "tiny", "--dtype", "int8"], "dtype='int8'"),
+        (["embed", "TEXTS", "-m", "tiny", "--device", "tpu"], "device='tpu': not to be had here"),
+        (["embed", "TEXTS", "-m", "tiny", "--field", "body"], "its fields are 'text' (--field, or the like"),
         (["embed", "TEXTS", "-m", "tiny", "--impl", "magic"], "magic"),
         (["embed", "TEXTS", "-m", "tiny", "--pooling", "max"], "pooling='max'"),
         (["score", "TEXTS", "-m", "tiny"], "no field 'context'"),

@@ -14,7 +14,7 @@ from tests.cli.commands import jsonl, run
 
 from radix_mlp import Engine
 from radix_mlp.cli.embed import Embedding
-from radix_mlp.cli.job import make_engine, text_records
+from radix_mlp.cli.job import text_records
 from radix_mlp.cli.pairs import pair_records
 from radix_mlp.cli.ray_job.dataset import assigned, surveyed
 from radix_mlp.cli.ray_job.files import RaySource, find_files, open_folder
@@ -24,6 +24,7 @@ from radix_mlp.cli.ray_job.parts import Keys, Sample, choose_boundaries, choose_
 from radix_mlp.cli.ray_job.worker import PartWorker, WorkerSettings
 from radix_mlp.cli.read import BadLine, Record
 from radix_mlp.cli.sample import rerank_texts
+from radix_mlp.cli.settings import make_engine
 from radix_mlp.engine.scheduler import lexicographic_order
 from radix_mlp.errors import InvalidInputError
 
@@ -284,7 +285,9 @@ def test_without_ray(tmp_path, monkeypatch):
 
 def test_addresses_are_told_from_files(monkeypatch):
     found = []
-    monkeypatch.setattr("radix_mlp.cli.embed.make_job", lambda files, *_, ray, ray_workers: found.append((files, ray)))
+    monkeypatch.setattr(
+        "radix_mlp.cli.embed.make_job", lambda _, given, __: found.append((given["files"], given["ray"]))
+    )
     for address in ("10.0.0.1:6379", "local", "auto", "ray://head:10001"):
         run("embed", "--ray", address, "s3://bucket/texts", "-m", "tiny")
         assert found.pop() == (["s3://bucket/texts"], address)

@@ -119,6 +119,7 @@ def test_bad_lines_and_documents(tmp_path, lists):
     [
         (["-m", "tiny"], "no single token for 'yes'"),
         (["-m", "tiny-classifier"], "3 labels"),
+        (["-m", "small"], "model='small' is an embedder"),
         (["-m", "tiny-reranker", "-o", "out.npy"], "sorted scores say nothing"),
         (["-m", "tiny-reranker", "--template", "magic"], "template='magic'"),
         (["-m", "tiny-reranker", "--kind", "magic"], "kind='magic'"),

@@ -2,6 +2,7 @@ import re
 
 import pytest
 from tests.cli.commands import LIMIT, TEXTS, jsonl, run
+from tests.engine.sentence_transformers_folders import write_folder
 
 from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
 
@@ -34,6 +35,13 @@ def test_a_folder_without_an_output_head(tmp_path, texts):
     result = run("verify", texts, "-m", str(folder), "-q")
     assert result.exit_code == 0, result.output
     assert "no output head" in result.stdout
+
+
+def test_a_model_that_lies_below_its_folder(tmp_path, texts):
+    folder = write_folder(tmp_path / "embedder", [("Pooling", {"pooling_mode": "lasttoken"})], below="0_Transformer")
+    result = run("verify", texts, "-m", folder, "-q")
+    assert result.exit_code == 0, result.output
+    assert "same answers" in result.stdout
 
 
 def test_lines_are_those_of_the_file_when_some_are_skipped(tmp_path):

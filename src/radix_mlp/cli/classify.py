@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import make_engine, make_job, text_records
+from radix_mlp.cli.job import make_job, text_records
 from radix_mlp.cli.read import Record
+from radix_mlp.cli.settings import engine_of, pick
 from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
 if TYPE_CHECKING:
@@ -71,50 +72,12 @@ def classify(
       radix-mlp classify answers.jsonl -m ./reward-model -o rewards.npy
       radix-mlp classify 'part-*.jsonl' -m ./classifier -o labels.csv --on-error skip
     """
-    chosen = o.parse_threshold(threshold)
+    given = locals()
     fields = (field,) if pair_field is None else (field, pair_field)
-    options = {
-        "command": "classify",
-        "model": model,
-        "kind": kind,
-        "dtype": dtype,
-        "field": field,
-        "pair_field": pair_field,
-        "id_field": id_field,
-        "max_length": max_length,
-        "truncate": truncate,
-        "raw_scores": raw_scores,
-    }
-    job = make_job(
-        files,
-        file_format,
-        output,
-        options,
-        on_error,
-        window,
-        restart,
-        compare,
-        quiet,
-        progress,
-        ray=ray,
-        ray_workers=ray_workers,
-    )
-
-    engine = partial(
-        make_engine,
-        model,
-        device=device,
-        dtype=dtype,
-        max_batch_tokens=max_batch_tokens,
-        max_length=max_length,
-        threshold=chosen,
-        impl=impl,
-        kind=kind,
-        trust_remote_code=trust_remote_code,
-    )
-
-    task = Classification({"raw_scores": raw_scores, "truncate": truncate})
-    job.run(partial(text_records, fields=fields, id_field=id_field), task, engine)
+    engine = engine_of(given)
+    job = make_job("classify", given, ("kind", "field", "pair_field", "raw_scores"))
+    read = partial(text_records, fields=fields, id_field=id_field)
+    job.run(read, Classification(pick(given, "raw_scores", "truncate")), engine)
 
 
 class Classification:

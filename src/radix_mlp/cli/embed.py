@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import make_engine, make_job, text_records
+from radix_mlp.cli.job import make_job, text_records
 from radix_mlp.cli.read import Record
+from radix_mlp.cli.settings import engine_of, pick
 from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
 if TYPE_CHECKING:
@@ -87,57 +88,12 @@ def embed(
       radix-mlp embed queries.txt -m ./Qwen3-Embedding-0.6B --prompt-name query
       cat texts.jsonl | radix-mlp embed - -m tiny --on-error skip > vectors.jsonl
     """
-    chosen = o.parse_threshold(threshold)
-    options = {
-        "command": "embed",
-        "model": model,
-        "dtype": dtype,
-        "field": field,
-        "id_field": id_field,
-        "prompt": prompt,
-        "prompt_name": prompt_name,
-        "max_length": max_length,
-        "truncate": truncate,
-        "pooling": pooling,
-        "normalize": normalize,
-        "dimensions": dimensions,
-    }
-    job = make_job(
-        files,
-        file_format,
-        output,
-        options,
-        on_error,
-        window,
-        restart,
-        compare,
-        quiet,
-        progress,
-        ray=ray,
-        ray_workers=ray_workers,
-    )
-
-    engine = partial(
-        make_engine,
-        model,
-        device=device,
-        dtype=dtype,
-        max_batch_tokens=max_batch_tokens,
-        max_length=max_length,
-        threshold=chosen,
-        impl=impl,
-        trust_remote_code=trust_remote_code,
-    )
-
-    arguments = {
-        "prompt": prompt,
-        "prompt_name": prompt_name,
-        "normalize": normalize,
-        "dimensions": dimensions,
-        "pooling": pooling,
-        "truncate": truncate,
-    }
-    job.run(partial(text_records, fields=(field,), id_field=id_field), Embedding(arguments), engine)
+    given = locals()
+    engine = engine_of(given)
+    job = make_job("embed", given, ("field", "prompt", "prompt_name", "pooling", "normalize", "dimensions"))
+    read = partial(text_records, fields=(field,), id_field=id_field)
+    arguments = pick(given, "prompt", "prompt_name", "normalize", "dimensions", "pooling", "truncate")
+    job.run(read, Embedding(arguments), engine)
 
 
 class Embedding:

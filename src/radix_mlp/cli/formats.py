@@ -226,7 +226,8 @@ def _csv_rows(lines: Iterator[str], fields: Sequence[str], shown: str, delimiter
 
 def _no_column(place: str, field: str, names: Sequence[str]) -> InvalidInputError:
     return InvalidInputError(
-        f"{place}: no column {field!r}; there are {', '.join(map(repr, names))}. Name one of them."
+        f"{place}: no column {field!r}; there are {', '.join(map(repr, names))}. Say which to read with --field, or "
+        "the like."
     )
 
 

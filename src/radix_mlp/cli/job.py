@@ -17,6 +17,7 @@ from radix_mlp.cli.options import skips
 from radix_mlp.cli.output import FileOutput, Output, StandardOutput, check_output, errors_of
 from radix_mlp.cli.progress import JobProgress
 from radix_mlp.cli.read import BadLine, Record, Row, problem_of, read_items
+from radix_mlp.cli.settings import Given, JobSettings, settings_of
 from radix_mlp.cli.show import note, show_summary
 from radix_mlp.cli.stages import Stages, Task, refuse_bad_lines
 from radix_mlp.cli.windows import Window, cut_windows, whole_groups
@@ -27,71 +28,37 @@ if TYPE_CHECKING:
     from radix_mlp.cli.ray_job.job import RayJob
     from radix_mlp.engine.engine import Engine
 
-__all__ = ["Job", "make_engine", "make_job", "text_records"]
+__all__ = ["Job", "make_job", "text_records"]
 
 
-def make_engine(model: str, **options: Any) -> Engine:
-    """`Engine(model, ...)`, imported here because that takes seconds: not before there is something to do."""
-    from radix_mlp.engine.engine import Engine
-
-    return Engine(model, **options)
-
-
-def make_job(
-    files: Sequence[str],
-    file_format: str | None,
-    output: str | None,
-    options: dict[str, Any],
-    on_error: str,
-    window: int,
-    restart: bool,
-    compare: bool,
-    quiet: bool,
-    progress: bool | None,
-    *,
-    ray: str | None,
-    ray_workers: int | None,
-) -> Job | RayJob:
-    """The job that a command's options ask for, in this process or on a Ray cluster."""
-    if ray is not None:
+def make_job(command: str, given: Given, deciding: Sequence[str]) -> Job | RayJob:
+    """The job that a command's options ask for, in this process or on a Ray cluster; arguments of `settings_of`."""
+    settings = settings_of(command, given, deciding)
+    if given["ray"] is not None:
         from radix_mlp.cli.ray_job.job import RayJob
 
-        settings = (file_format, output, options, on_error, window, restart, compare, quiet, progress)
-        return RayJob(files, *settings, ray, ray_workers)
-    if ray_workers is not None:
-        raise InvalidInputError(f"--ray-workers {ray_workers}: there are no workers without --ray.")
-    path = None if output is None else Path(output)
-    return Job(files, file_format, path, options, on_error, window, restart, compare, quiet, progress)
+        return RayJob(**settings)
+    if given["ray_workers"] is not None:
+        raise InvalidInputError(f"--ray-workers {given['ray_workers']}: there are no workers without --ray.")
+    return Job(**settings)
 
 
 @dataclass
-class Job:
-    """Where a job reads and writes, and how it treats what goes wrong."""
-
-    files: Sequence[str]
-    file_format: str | None
-    output: Path | None
-    options: dict[str, Any]
-    """What decides the answers: a job can be gone on with only while they are the same."""
-    on_error: str
-    window: int
-    restart: bool
-    compare: bool
-    quiet: bool
-    progress: bool | None
-    suffixes: tuple[str, ...] = SUFFIXES
+class Job(JobSettings):
+    """A job in this process."""
 
     def __post_init__(self) -> None:
         self.skip = skips(self.on_error)
-        errors = None if self.output is None else errors_of(self.output)
+        self.path = None if self.output is None else Path(self.output)
+        errors = None if self.path is None else errors_of(self.path)
         self.sources = open_sources(self.files, self.file_format, errors)
-        check_output(self.output, [source.name for source in self.sources], suffixes=self.suffixes)
+        check_output(self.path, [source.name for source in self.sources], suffixes=SUFFIXES)
         check_output(errors, [source.name for source in self.sources])
         for name in ("prompt", "prompt_name", "instruction"):
             value = self.options.get(name)
             if value is not None and value.encode("utf-8", "replace").decode() != value:
                 raise InvalidInputError(f"--{name.replace('_', '-')} {value!a}: not valid UTF-8.")
-        if self.restart and self.output is None:
+        if self.restart and self.path is None:
             raise InvalidInputError("--restart: there is nothing to begin anew without --output.")
 
     def run(
@@ -112,8 +79,8 @@ class Job:
         items = read(self.sources)
         options = {**self.options, "window": self.window}
         output: Output = StandardOutput()
-        if self.output is not None:
-            output = FileOutput(self.output, options, restart=self.restart)
+        if self.path is not None:
+            output = FileOutput(self.path, options, restart=self.restart)
         begun = replace(output.state)
         try:
             self._run(items, task, engine, output, ranked)

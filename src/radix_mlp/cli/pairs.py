@@ -28,7 +28,10 @@ def pair_records(
     def problem(row: dict[str, Any]) -> str | None:
         if several not in row and single not in row:
             shown = ", ".join(map(repr, row)) or "none"
-            return f"no field {several!r} (a list) or {single!r}; its fields are {shorten(shown)}"
+            return (
+                f"no field {several!r} (a list) or {single!r}; its fields are {shorten(shown)} "
+                "(--documents-field or --document-field says which to read)"
+            )
         if several not in row:
             return problem_of(row, (query, single))
         documents = row[several]

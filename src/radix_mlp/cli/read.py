@@ -173,7 +173,7 @@ def problem_of(row: dict[str, Any], fields: tuple[str, ...], may_be_empty: Conta
     for field in fields:
         if field not in row:
             names = ", ".join(map(repr, row)) or "none"
-            return f"no field {field!r}; its fields are {shorten(names)}"
+            return f"no field {field!r}; its fields are {shorten(names)} (--field, or the like, says which to read)"
         value = row[field]
         if not isinstance(value, str):
             return f"field {field!r} is not a string: {shorten(json.dumps(value, default=str))}"

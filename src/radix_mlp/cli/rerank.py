@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import make_engine, make_job
+from radix_mlp.cli.job import make_job
 from radix_mlp.cli.pairs import best, indices_of, pair_records
 from radix_mlp.cli.read import Record
+from radix_mlp.cli.settings import engine_of, pick
 from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 from radix_mlp.errors import InvalidInputError
 
@@ -124,68 +125,19 @@ def rerank(
       radix-mlp rerank pairs.parquet -m ./reranker --no-sort -o scores.npy
       radix-mlp rerank queries.jsonl -m tiny-reranker --compare > ranked.jsonl
     """
+    given = locals()
     if sort and output is not None and output.lower().endswith(".npy"):
         raise InvalidInputError(
             f"--output {output}: sorted scores say nothing without their documents. Use .jsonl, or --no-sort."
         )
     if top_n is not None and not sort:
         raise InvalidInputError(f"--top-n {top_n}: with --no-sort nothing is ranked. Leave one of them out.")
-    chosen = o.parse_threshold(threshold)
-    options = {
-        "command": "rerank",
-        "model": model,
-        "kind": kind,
-        "template": template,
-        "dtype": dtype,
-        "query_field": query_field,
-        "documents_field": documents_field,
-        "document_field": document_field,
-        "id_field": id_field,
-        "instruction": instruction,
-        "prompt_name": prompt_name,
-        "max_length": max_length,
-        "truncate": truncate,
-        "top_n": top_n,
-        "sort": sort,
-        "raw_scores": raw_scores,
-    }
-    job = make_job(
-        files,
-        file_format,
-        output,
-        options,
-        on_error,
-        window,
-        restart,
-        compare,
-        quiet,
-        progress,
-        ray=ray,
-        ray_workers=ray_workers,
-    )
-
-    engine = partial(
-        make_engine,
-        model,
-        device=device,
-        dtype=dtype,
-        max_batch_tokens=max_batch_tokens,
-        max_length=max_length,
-        threshold=chosen,
-        impl=impl,
-        kind=kind,
-        trust_remote_code=trust_remote_code,
-    )
-
-    arguments = {
-        "instruction": instruction,
-        "prompt_name": prompt_name,
-        "template": template,
-        "raw_scores": raw_scores,
-        "truncate": truncate,
-    }
-    fields = (query_field, documents_field, document_field)
-    read = partial(pair_records, fields=fields, id_field=id_field)
+    engine = engine_of(given)
+    fields = ("query_field", "documents_field", "document_field")
+    deciding = ("kind", "template", *fields, "instruction", "prompt_name", "top_n", "sort", "raw_scores")
+    job = make_job("rerank", given, deciding)
+    read = partial(pair_records, fields=(query_field, documents_field, document_field), id_field=id_field)
+    arguments = pick(given, "instruction", "prompt_name", "template", "raw_scores", "truncate")
     job.run(read, Reranking(arguments, sort, top_n), engine, ranked=sort)
 
 

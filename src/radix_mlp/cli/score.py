@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import make_engine, make_job, text_records
+from radix_mlp.cli.job import make_job, text_records
 from radix_mlp.cli.read import Record
+from radix_mlp.cli.settings import engine_of, pick
 from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
 if TYPE_CHECKING:
@@ -80,48 +81,12 @@ def score(
       radix-mlp score 'task-*.jsonl' --id-field id -m tiny -o scores.parquet
       echo '{"context": "2 + 2 =", "continuation": " 4"}' | radix-mlp score - -m tiny
     """
-    chosen = o.parse_threshold(threshold)
+    given = locals()
+    engine = engine_of(given)
+    job = make_job("score", given, ("context_field", "continuation_field", "add_bos"))
     fields = (context_field, continuation_field)
-    options = {
-        "command": "score",
-        "model": model,
-        "dtype": dtype,
-        "context_field": context_field,
-        "continuation_field": continuation_field,
-        "id_field": id_field,
-        "add_bos": add_bos,
-        "max_length": max_length,
-        "truncate": truncate,
-    }
-    job = make_job(
-        files,
-        file_format,
-        output,
-        options,
-        on_error,
-        window,
-        restart,
-        compare,
-        quiet,
-        progress,
-        ray=ray,
-        ray_workers=ray_workers,
-    )
-
-    engine = partial(
-        make_engine,
-        model,
-        device=device,
-        dtype=dtype,
-        max_batch_tokens=max_batch_tokens,
-        max_length=max_length,
-        threshold=chosen,
-        impl=impl,
-        trust_remote_code=trust_remote_code,
-    )
-
     read = partial(text_records, fields=fields, id_field=id_field, may_be_empty={context_field})
-    job.run(read, Scoring({"add_bos": add_bos, "truncate": truncate}), engine)
+    job.run(read, Scoring(pick(given, "add_bos", "truncate")), engine)
 
 
 class Scoring:

@@ -42,8 +42,8 @@ def load(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        InvalidInputError: there is no such model, device, dtype or kind, or the checkpoint lacks the weights of its kind; the
-            message says what to do.
+        InvalidInputError: there is no such model, device, dtype or kind, or the checkpoint lacks the weights of its
+            kind; the message says what to do.
     """
     dtype = _dtype(dtype)
     if device is not None:
@@ -88,7 +88,7 @@ def _check_device(device: torch.device | str) -> None:
         # torch says AssertionError where it was built without CUDA
         reason = str(error).partition("\n")[0][:200]
         raise InvalidInputError(
-            f"device={str(device)!r}: not to be had here ({reason}). Give cpu, or cuda or cuda:1 where torch finds a GPU."
+            f"device={str(device)!r}: not to be had here ({reason}). Give cpu, or cuda where torch finds a GPU."
         ) from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -161,6 +162,11 @@ def _answer_tokens(folder: FolderSettings, tokenizer: PreTrainedTokenizerBase) -
     """The tokens for relevant and, if there is one, for not relevant."""
     if folder.modules:
         module = folder.modules[0]
+        if module.kind == "Pooling":
+            raise UnsupportedModelError(
+                f"model={Path(folder.name).name!r} is an embedder: it makes vectors, and does not score pairs. Embed "
+                "query and documents and rank by dot products, or use a reranker, as Qwen/Qwen3-Reranker-0.6B."
+            )
         if module.kind != "LogitScore" or len(folder.modules) > 1:
             raise folder.unsupported(f"its modules are {', '.join(module.kind for module in folder.modules)}")
         found = (module.config.get("true_token_id"), module.config.get("false_token_id"))

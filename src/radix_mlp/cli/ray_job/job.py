@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from radix_mlp.cli.ray_job.parts import SAMPLES_A_PART, Keys, Sample, choose_bou
 from radix_mlp.cli.ray_job.summary import show_ray_summary
 from radix_mlp.cli.ray_job.worker import PartWorker, WorkerSettings
 from radix_mlp.cli.read import BadLine, bad_line_error
+from radix_mlp.cli.settings import JobSettings
 from radix_mlp.cli.show import Skipped, errors, note
 from radix_mlp.cli.windows import MAX_CHARACTERS
 from radix_mlp.errors import InvalidInputError
@@ -44,23 +45,8 @@ BLOCK_BYTES = 2**25
 
 
 @dataclass
-class RayJob:
-    """Where a job reads and writes, and how it treats what goes wrong; as `Job`, on a cluster."""
-
-    files: Sequence[str]
-    file_format: str | None
-    output: str | None
-    options: dict[str, Any]
-    """What decides the answers."""
-    on_error: str
-    window: int
-    """Items of a part."""
-    restart: bool
-    compare: bool
-    quiet: bool
-    progress: bool | None
-    address: str
-    workers: int | None
+class RayJob(JobSettings):
+    """A job on a cluster; a window is the items of a part, and what it writes is a folder."""
 
     def __post_init__(self) -> None:
         self.skip = skips(self.on_error)
@@ -88,7 +74,7 @@ class RayJob:
 
     def run(self, read: Read, task: Task, engine: partial[Engine], *, ranked: bool = False) -> None:
         """Do what is not done yet; arguments as in `Job.run`."""
-        with connected(self.address) as ray:
+        with connected(self.ray or "auto") as ray:
             try:
                 self._run(ray, read, task, engine, ranked)
             except KeyboardInterrupt:
@@ -120,7 +106,7 @@ class RayJob:
         resources = ray.cluster_resources()
         device = engine.keywords["device"]
         num_cpus, num_gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
-        workers = divide(num_cpus, num_gpus, count=self.workers, device=device)
+        workers = divide(num_cpus, num_gpus, count=self.ray_workers, device=device)
         data = self._data(ray, read, max(num_cpus // 2, 1))
         keys = Keys(str(self.options["model"]), bool(engine.keywords["trust_remote_code"]), ranked)
         if manifest is None:

@@ -1,0 +1,80 @@
+"""What a command was told, by name -> the settings of its job, the engine, and the arguments of its task."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from radix_mlp.cli.options import parse_threshold
+
+if TYPE_CHECKING:
+    from radix_mlp.engine.engine import Engine
+
+__all__ = ["Given", "JobSettings", "engine_of", "make_engine", "pick", "settings_of", "show_loading"]
+
+Given = Mapping[str, Any]
+"""All parameters of a command by their names, as `locals()` has them where it begins."""
+
+DECIDING = ("model", "dtype", "id_field", "max_length", "truncate")
+"""What decides the answers of every command."""
+OF_THE_ENGINE = ("device", "dtype", "max_batch_tokens", "max_length", "impl", "kind", "trust_remote_code")
+
+
+@dataclass
+class JobSettings:
+    """Where a job reads and writes, and how it treats what goes wrong: the options that all jobs have."""
+
+    files: Sequence[str]
+    file_format: str | None
+    on_error: str
+    window: int
+    output: str | None
+    restart: bool
+    compare: bool
+    progress: bool | None
+    quiet: bool
+    ray: str | None
+    ray_workers: int | None
+    options: dict[str, Any]
+    """What decides the answers: a job can be gone on with only while they are the same."""
+
+
+def settings_of(command: str, given: Given, deciding: Sequence[str]) -> dict[str, Any]:
+    """The fields of `JobSettings`; `deciding` are the command's own parameters that decide the answers."""
+    names = [field.name for field in fields(JobSettings) if field.name != "options"]
+    return {**pick(given, *names), "options": {"command": command, **pick(given, *DECIDING, *deciding)}}
+
+
+def engine_of(given: Given) -> partial[Engine]:
+    """Makes the engine that a command's options ask for, once it is called."""
+    options = pick(given, *(name for name in OF_THE_ENGINE if name in given))
+    threshold = parse_threshold(given["threshold"])
+    return partial(make_engine, given["model"], threshold=threshold, quiet=given["quiet"], **options)
+
+
+def make_engine(model: str, *, quiet: bool = False, **options: Any) -> Engine:
+    """`Engine(model, ...)`, imported here because that takes seconds: not before there is something to do."""
+    from radix_mlp.engine.engine import Engine
+
+    show_loading(quiet=quiet)
+    return Engine(model, **options)
+
+
+def show_loading(*, quiet: bool) -> None:
+    """Let transformers show how far it is with the weights on a terminal alone; imports it."""
+    from transformers.utils.logging import disable_progress_bar
+
+    if quiet or not sys.stderr.isatty():
+        disable_progress_bar()
+
+
+def pick(given: Given, *names: str) -> dict[str, Any]:
+    """The parameters of these names.
+
+    >>> pick({"model": "tiny", "top_n": 3, "sort": True}, "top_n", "sort")
+    {'top_n': 3, 'sort': True}
+    """
+    return {name: given[name] for name in names}

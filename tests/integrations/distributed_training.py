@@ -44,6 +44,13 @@ CASES = {
     "fsdp2, head sharded on its own": ("fsdp2", "loss", ("untied",)),
     "fsdp2, TRL's log-probabilities": ("fsdp2", "trl", ()),
     "fsdp2, bf16": ("fsdp2", "loss", ("bf16",)),
+    # ten sequences on the first process, two on the other; gradients are clipped
+    "ddp, uneven": ("ddp", "loss", ("uneven",)),
+    "fsdp2, uneven": ("fsdp2", "loss", ("uneven",)),
+    # no token counts on the other process
+    "ddp, idle": ("ddp", "loss", ("idle",)),
+    "fsdp2, idle": ("fsdp2", "loss", ("idle", "untied")),
+    "fsdp2, idle, TRL's": ("fsdp2", "trl", ("idle", "checkpointing")),
 }
 
 
@@ -80,16 +87,29 @@ def run_case(name: str, device: torch.device, dtype: torch.dtype) -> bool:
     sequences = [torch.tensor(sequence, device=device) for sequence in batch()]
     advantages = torch.linspace(-1, 1.5, len(sequences), device=device)
 
-    expected_loss, expected = reference(make_model(extras, device, dtype), sequences, kind, advantages)
+    rank, size = dist.get_rank(), dist.get_world_size()
+    starts = [number * len(sequences) // size for number in range(size + 1)]
+    if "uneven" in extras:
+        starts = [0, *(len(sequences) - 2 * (size - number) for number in range(1, size + 1))]
+    mine = slice(starts[rank], starts[rank + 1])
+    lengths = [len(sequence) // 5 + 2 for sequence in sequences]
+    if "idle" in extras:
+        lengths[starts[1] :] = [0] * (len(sequences) - starts[1])
+    answers = [s[len(s) - length :] for s, length in zip(sequences, lengths, strict=True)]
+
+    expected_loss, expected = reference(make_model(extras, device, dtype), sequences, answers, kind, advantages)
 
     start = time.perf_counter()
     model = make_model(extras, device, dtype)
     wrapped = wrap(model, wrapper, kind, extras)
-    rank, size = dist.get_rank(), dist.get_world_size()
-    mine = slice(rank * len(sequences) // size, (rank + 1) * len(sequences) // size)
     # the mean over processes is the loss of the whole
-    loss = loss_of(wrapped, sequences[mine], kind, advantages[mine], sum(map(len, answers(sequences))) / size)
+    loss = loss_of(wrapped, sequences[mine], answers[mine], kind, advantages[mine], sum(lengths) / size)
     loss.backward()
+    if "uneven" in extras:
+        norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        expected = {n: gradient / 2 for n, gradient in expected.items()}
+        found_norm = torch.nn.utils.clip_grad_norm_(wrapped.parameters(), float(norm) / 2)
+        assert abs(float(whole(found_norm)) - float(norm)) < TOLERANCES[dtype] * float(norm)
     found_loss = loss.detach().double()
     dist.all_reduce(found_loss)
     found = {n: whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
@@ -120,11 +140,6 @@ def batch() -> list[list[int]]:
 
     prompts = [random(40), random(17), random(9)]
     return [[*prompts[n], *random(3 + 5 * (number % 4))] for n in range(3) for number in range(4)]
-
-
-def answers(sequences: list[Tensor]) -> list[Tensor]:
-    """The tokens that count: the last of each sequence, as many as a fifth of it and two."""
-    return [sequence[-(len(sequence) // 5 + 2) :] for sequence in sequences]
 
 
 def make_model(extras: tuple[str, ...], device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
@@ -175,12 +190,19 @@ def wrap(model: torch.nn.Module, wrapper: str, kind: str, extras: tuple[str, ...
     return fully_shard(base, **options)
 
 
-def loss_of(model: torch.nn.Module, sequences: list[Tensor], kind: str, advantages: Tensor, divisor: float) -> Tensor:
+def loss_of(
+    model: torch.nn.Module,
+    sequences: list[Tensor],
+    answers: list[Tensor],
+    kind: str,
+    advantages: Tensor,
+    divisor: float,
+) -> Tensor:
     """Through the wrapped model, as a trainer calls it: one padded batch with labels."""
     ids = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=256)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones_like(s) for s in sequences], batch_first=True)
     labels = torch.full_like(ids, IGNORED)
-    for row, (sequence, answer) in enumerate(zip(sequences, answers(sequences), strict=True)):
+    for row, (sequence, answer) in enumerate(zip(sequences, answers, strict=True)):
         labels[row, len(sequence) - len(answer) : len(sequence)] = answer
     call = {"input_ids": ids, "attention_mask": mask, "labels": labels, "use_cache": False}
     if kind == "trl":
@@ -193,18 +215,18 @@ def loss_of(model: torch.nn.Module, sequences: list[Tensor], kind: str, advantag
 
 
 def reference(
-    model: torch.nn.Module, sequences: list[Tensor], kind: str, advantages: Tensor
+    model: torch.nn.Module, sequences: list[Tensor], answers: list[Tensor], kind: str, advantages: Tensor
 ) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of the unmodified model, one sequence at a time, on one process."""
     total = torch.zeros((), dtype=torch.float64, device=advantages.device)
-    for sequence, answer, advantage in zip(sequences, answers(sequences), advantages, strict=True):
-        logits = model(sequence[None], use_cache=False).logits[0, -len(answer) - 1 : -1].double()
+    for sequence, answer, advantage in zip(sequences, answers, advantages, strict=True):
+        logits = model(sequence[None], use_cache=False).logits[0, len(sequence) - len(answer) - 1 : -1].double()
         logprobs = logits.log_softmax(-1)
         chosen = logprobs.gather(1, answer[:, None])[:, 0]
         if kind == "trl":
             chosen = chosen * advantage - ENTROPY_WEIGHT * (logprobs.exp() * logprobs).sum(-1)
         total = total - chosen.sum()
-    loss = total / sum(map(len, answers(sequences)))
+    loss = total / sum(map(len, answers))
     loss.backward()
     return float(loss), {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}
 

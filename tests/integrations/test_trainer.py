@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from accelerate.utils import convert_outputs_to_fp32, extract_model_from_parallel
 from peft import LoraConfig, get_peft_model
 from tests.integrations.trainers import arguments, assert_same_training, train
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,6 +13,7 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Tra
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
+from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.integrations.edge_forward import install_edge_forward
 from radix_mlp.integrations.loss_forward import LossForward
 from radix_mlp.integrations.trainer import disable, enable
@@ -235,12 +237,50 @@ def test_a_trainer_can_train_again_and_be_disabled(tmp_path) -> None:
     assert trainer.train().training_loss > 0
 
 
-@pytest.mark.parametrize("option", ["torch_compile", "use_liger_kernel"])
+@pytest.mark.parametrize("option", ["torch_compile", "use_liger_kernel", "neftune_noise_alpha"])
 def test_options_that_cannot_be_folded(tmp_path, option) -> None:
     trainer = trainer_of(tmp_path)
     setattr(trainer.args, option, True)
     with pytest.raises(UnsupportedCallError, match=f"Trainer cannot be folded: {option} is on"):
         enable(trainer)
+
+
+def test_a_loss_put_into_the_trainer_gets_logits(tmp_path) -> None:
+    def loss_of_logits(model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        loss = own_loss(outputs, labels, num_items_in_batch or (labels[:, 1:] != -100).sum())
+        return (loss, outputs) if return_outputs else loss
+
+    trainer = trainer_of(tmp_path)
+    trainer.compute_loss = loss_of_logits
+    model = always(trainer).model
+    assert type(model.forward) is FoldingForward
+    inputs = {"input_ids": torch.arange(40, 52).reshape(2, 6), "labels": torch.arange(40, 52).reshape(2, 6)}
+    assert model.train()(**inputs).logits.shape == (2, 6, VOCABULARY)
+
+
+@pytest.mark.parametrize("enable_first", [True, False])
+def test_out_of_accelerates_wrappers_a_model_still_folds(enable_first) -> None:
+    """As `Accelerator.prepare` wraps under mixed precision, and `unwrap_model(keep_fp32_wrapper=False)` unwraps."""
+    ids = torch.tensor([[*range(40, 60), 7, 8], [*range(40, 60), 9, 10]])
+    model = tiny_model()
+    expected = model(ids, use_cache=False).logits
+    if enable_first:
+        radix_mlp.enable(model, threshold=1)
+    model._original_forward = model.forward
+    model.forward = convert_outputs_to_fp32(torch.autocast("cpu", dtype=torch.bfloat16)(model.forward))
+    if not enable_first:
+        radix_mlp.enable(model, threshold=1)
+    assert not torch.allclose(model(input_ids=ids).logits, expected, atol=1e-3)
+    model = extract_model_from_parallel(model, keep_fp32_wrapper=False)
+    found = model(input_ids=ids).logits
+    assert radix_mlp.last_call(model).folded
+    # a wrapper below ours stays
+    assert torch.allclose(found, expected, atol=1e-4) == enable_first
+    assert torch.allclose(found, expected, atol=0.3)
+    radix_mlp.disable(model)
+    torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, found, atol=0.1, rtol=0.1)
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path) -> None:

@@ -306,6 +306,8 @@ def test_disable_brings_back_trls_own_forward(folder, tmp_path) -> None:
         ("activation_offloading", sft),
         ("use_liger_kernel", sft),
         ("torch_compile", dpo),
+        ("neftune_noise_alpha", sft),
+        ("use_transformers_continuous_batching", grpo),
     ],
 )
 def test_options_that_cannot_be_folded(folder, tmp_path, option, make) -> None:

@@ -88,6 +88,12 @@ class FoldingForward:
         return signature_of(self.module)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run a call of the module."""
+        # accelerate's unwrap_model(keep_fp32_wrapper=False) makes this object a method of the module
+        is_method = len(args) > 0 and args[0] is self.module
+        return self.call(*(args[1:] if is_method else args), **kwargs)
+
+    def call(self, *args: Any, **kwargs: Any) -> Any:
         """Fold the call if that is exact and pays."""
         run = self._run
         if kwargs.pop(STAY_UNFOLDED, False) or is_tree_mask(kwargs.get("attention_mask")):
@@ -161,7 +167,7 @@ class FoldingForward:
 class HeadForward(FoldingForward):
     """For heads on the trunk's output: the trunk folds, unless the loss would read what stands at padding."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Any:
         """Run the head as it is, its trunk folded or not."""
         reason = self._reason(args, kwargs)
         if reason is not None:

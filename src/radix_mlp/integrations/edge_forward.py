@@ -28,7 +28,6 @@ __all__ = [
     "check_in_training",
     "install_edge_forward",
     "is_sharded",
-    "reason_of_parallelism",
 ]
 
 IGNORE_INDEX = -100
@@ -133,25 +132,6 @@ def check_in_training(model: torch.nn.Module) -> None:
     finally:
         for module, training in modes.items():
             module.training = training
-
-
-def reason_of_parallelism(trainer: Any) -> str | None:
-    """What in a trainer's way to spread work over processes does not go with folding."""
-    accelerator = trainer.accelerator
-    if getattr(trainer.args, "n_gpu", 1) > 1:
-        return (
-            "several GPUs are visible to one process (torch.nn.DataParallel). Start it with torchrun or accelerate "
-            "launch, or set CUDA_VISIBLE_DEVICES"
-        )
-    if accelerator.distributed_type.value == "DEEPSPEED":
-        return "DeepSpeed replaces the model's parameters, which was not tested. Use DDP or FSDP2"
-    if accelerator.distributed_type.value == "FSDP" and not getattr(accelerator, "is_fsdp2", False):
-        return "FSDP of version 1 flattens parameters, which was not tested. Set fsdp_version to 2"
-    parallelism = getattr(accelerator, "parallelism_config", None)
-    for name in ("tp", "cp", "sp"):
-        if parallelism is not None and getattr(parallelism, f"{name}_enabled", False):
-            return f"parallelism_config.{name}_size is above 1, which splits sequences or heads. Use data parallelism"
-    return None
 
 
 def _reason_of_labels(labels: torch.Tensor, call: FoldableCall) -> str | None:

@@ -19,7 +19,7 @@ class LossForward(EdgeForward):
     def __init__(self, usual: FoldingForward) -> None:
         super().__init__(usual.module, usual.settings)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Any:
         """Fold the call if that is exact and pays."""
         arguments = self._named(args, kwargs)
         # options of the loss (shift_labels) are for transformers' own function
@@ -28,7 +28,7 @@ class LossForward(EdgeForward):
         if arguments.get("output_hidden_states", getattr(self.module.config, "output_hidden_states", False)):
             is_usual = False
         if arguments.get("labels") is None or not self.module.training or not is_usual:
-            return super().__call__(*args, **kwargs)
+            return super().call(*args, **kwargs)
         batch = self.read_batch(args, kwargs, ())
         if batch is None:
             return self.run_unfolded(args, kwargs)

@@ -17,8 +17,9 @@ from sentence_transformers.base.trainer import BaseTrainer
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
-from radix_mlp.integrations.edge_forward import check_in_training, reason_of_parallelism
+from radix_mlp.integrations.edge_forward import check_in_training
 from radix_mlp.integrations.sentence_transformers_modules import tail_of
+from radix_mlp.integrations.trainer_options import reason_of_options
 
 __all__ = ["disable", "enable"]
 
@@ -84,8 +85,6 @@ def disable(trainer: AnyTrainer) -> AnyTrainer:
 
 
 def _reason(trainer: BaseTrainer, model: Any) -> str | None:
-    if trainer.args.torch_compile:
-        return "torch_compile is on: compiled trainers were not tested. Switch it off"
     modules = list(model.children())[1:]
     for module in modules:
         kind = type(module)
@@ -94,4 +93,4 @@ def _reason(trainer: BaseTrainer, model: Any) -> str | None:
                 f"its module {kind.__name__} may read what stands at padding, which a folded call does not compute. "
                 f"Known are {', '.join(sorted(_KNOWN_MODULES))}"
             )
-    return reason_of_parallelism(trainer)
+    return reason_of_options(trainer)

@@ -23,9 +23,9 @@ from radix_mlp.integrations.edge_forward import (
     autocast_dtype_of,
     check_in_training,
     install_edge_forward,
-    reason_of_parallelism,
 )
 from radix_mlp.integrations.loss_forward import LossForward
+from radix_mlp.integrations.trainer_options import reason_of_options
 from radix_mlp.train import pretrained_of
 
 __all__ = ["disable", "enable"]
@@ -69,7 +69,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
     """
     if not isinstance(trainer, transformers.Trainer):
         raise InvalidDtypeError(f"trainer is a {type(trainer).__name__}: pass a transformers Trainer.")
-    reason = _reason(trainer)
+    reason = reason_of_options(trainer)
     if reason is not None:
         raise UnsupportedCallError(f"{type(trainer).__name__} cannot be folded: {reason}.")
     model: Any = trainer.model
@@ -99,7 +99,8 @@ def _has_usual_loss(trainer: transformers.Trainer) -> bool:
     """Whether training reads nothing but the loss, and that is the mean over next tokens."""
     model: Any = trainer.model
     inner = pretrained_of(model)
-    own = type(trainer).compute_loss is not transformers.Trainer.compute_loss
+    # a method of a subclass, or a function put into the object
+    own = getattr(trainer.compute_loss, "__func__", None) is not transformers.Trainer.compute_loss
     return (
         not own
         and trainer.compute_loss_func is None
@@ -107,11 +108,3 @@ def _has_usual_loss(trainer: transformers.Trainer) -> bool:
         and inner.get_output_embeddings() is not None
         and inner.loss_function is ForCausalLMLoss
     )
-
-
-def _reason(trainer: transformers.Trainer) -> str | None:
-    if trainer.args.torch_compile:
-        return "torch_compile is on: compiled trainers were not tested. Switch it off"
-    if trainer.args.use_liger_kernel:
-        return "use_liger_kernel is on: its kernels were not tested on folded rows. Switch it off"
-    return reason_of_parallelism(trainer)

@@ -40,8 +40,8 @@ from radix_mlp.integrations.edge_forward import (
     check_in_training,
     install_edge_forward,
     is_sharded,
-    reason_of_parallelism,
 )
+from radix_mlp.integrations.trainer_options import reason_of_options
 from radix_mlp.ops import edges_to_tokens
 from radix_mlp.ops.edge_logprobs import EdgeLogprobs
 from radix_mlp.train import TreeBatch, head_logprobs, pretrained_of, tree_hidden
@@ -146,10 +146,10 @@ class FusedHeadForward(EdgeForward):
         self.float32_head: bool = options["cast_lm_head_to_fp32"]
         self.statistics: list[str] = [_STATISTICS[name] for name in options["outputs"] if name in _STATISTICS]
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Any:
         """Fold the call if that is exact and pays."""
         if not kwargs.get("fused_lm_head") or kwargs.get("labels") is None:
-            return super().__call__(*args, **kwargs)
+            return super().call(*args, **kwargs)
         batch = self.read_batch(args, kwargs, ("fused_lm_head", "num_items_in_batch"))
         if batch is None:
             return self.run_unfolded(args, kwargs)
@@ -201,10 +201,10 @@ class FusedHeadForward(EdgeForward):
 class ScoreForward(HeadForward):
     """Of a reward model: TRL passes the margins of the pairs to the model, too, which nothing in it reads."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def call(self, *args: Any, **kwargs: Any) -> Any:
         """Run the head without them."""
         kwargs.pop("margin", None)
-        return super().__call__(*args, **kwargs)
+        return super().call(*args, **kwargs)
 
 
 def _install_score_forward(model: torch.nn.Module) -> None:
@@ -245,20 +245,6 @@ def _models(trainer: Any) -> list[torch.nn.Module]:
 
 def _reason(trainer: Any) -> str | None:
     """The option of the trainer that cannot be folded, with what to do about it."""
-    args = trainer.args
-    refused = {
-        "use_liger_kernel": "its kernels were not tested on folded rows. Switch it off",
-        "packing": "packed rows and folded rows are two ways to the same end. Switch it off: a folded batch computes "
-        "no padding",
-        "eval_packing": "packed rows and folded rows are two ways to the same end. Switch it off",
-        "padding_free": "a folded batch computes no padding anyway. Switch it off",
-        "activation_offloading": "its hooks take rows as they come, which was not tested. Switch it off; "
-        "gradient_checkpointing saves memory, too",
-        "torch_compile": "compiled trainers were not tested. Switch it off",
-    }
-    for name, reason in refused.items():
-        if getattr(args, name, False):
-            return f"{name} is on: {reason}"
     if getattr(trainer, "aux_loss_enabled", False):
         return (
             "a balancing loss of experts is on, which counts tokens and would count unique tokens. Set "
@@ -266,4 +252,4 @@ def _reason(trainer: Any) -> str | None:
         )
     if learns_prompt(trainer.model):
         return "prompts are learnt (PEFT), which gives the model embeddings without token ids. Use LoRA"
-    return reason_of_parallelism(trainer)
+    return reason_of_options(trainer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -48,6 +49,9 @@ def test_values_on_teis_routes(client: httpx.Client, path: str, body: dict[str, 
     assert response.status_code == status, response.text
     found = response.json()
     assert set(found) == {"error", "error_type"}
+    if body == {"inputs": ""}:
+        # word by word as there
+        assert found["error"] == "`inputs` cannot be empty"
     assert found["error_type"] == kind
 
 
@@ -83,6 +87,8 @@ def test_wrong_fields_are_told_by_name(client: httpx.Client, body: Any, reason: 
         (b'{"inputs": "a"}', {"content-type": "text/plain"}, 415),
         (b'{"inputs": "a"}', {}, 415),
         (b'{"inputs": "a"}', {"content-type": "application/json; charset=utf-8"}, 200),
+        (b'{"inputs": "a"}', JSON | {"content-encoding": "identity"}, 200),
+        (gzip.compress(b'{"inputs": "a"}'), JSON | {"content-encoding": "gzip"}, 415),
         (b"", JSON, 422),
         (b" " * 2_000_001, JSON, 413),
     ],

@@ -154,6 +154,8 @@ def test_info_and_health(client: httpx.Client, reranker: httpx.Client, classifie
     found = client.get("/info").json()
     assert found["model_type"] == {"embedding": {"pooling": "last_token"}}
     assert (found["max_input_length"], found["max_client_batch_size"], found["auto_truncate"]) == (512, 32, True)
+    # clients with types read a number here
+    assert found["tokenization_workers"] >= 1
     assert list(reranker.get("/info").json()["model_type"]) == ["reranker"]
     assert classifier.get("/info").json()["model_type"]["classifier"]["id2label"]["2"] == "positive"
     for path in ("/health", "/", "/ping"):

@@ -33,7 +33,7 @@ from radix_mlp.errors import (
     RadixError,
 )
 
-__all__ = ["Answer", "AsyncEngine", "BatchReport", "FrontStats", "TokenScores"]
+__all__ = ["Answer", "AsyncEngine", "BatchReport", "FrontStats", "TokenScores", "num_tokenization_workers"]
 
 Value = TypeVar("Value")
 
@@ -90,7 +90,7 @@ class AsyncEngine:
         on_batch: Callable[[BatchReport], None] | None = None,
     ) -> None:
         if tokenization_workers is None:
-            tokenization_workers = min(MAX_TOKENIZATION_WORKERS, max(1, (os.cpu_count() or 1) - 1))
+            tokenization_workers = num_tokenization_workers()
         for name, number in (
             ("max_concurrent_requests", max_concurrent_requests),
             ("tokenization_workers", tokenization_workers),
@@ -355,6 +355,11 @@ class AsyncEngine:
         finally:
             self._tokenizers.put(tokenizer)
         self._loop.submit(ticket, call)
+
+
+def num_tokenization_workers() -> int:
+    """How many threads tokenize unless a number is asked for."""
+    return min(MAX_TOKENIZATION_WORKERS, max(1, (os.cpu_count() or 1) - 1))
 
 
 def _tell(

@@ -50,7 +50,7 @@ def check_not_empty(items: Sequence[Any], name: str) -> None:
         raise EmptyInputError(f"`{name}` cannot be empty")
     for index, item in enumerate(items):
         if not len(item):
-            raise EmptyInputError(f"`{name}` cannot be empty: number {index} is")
+            raise EmptyInputError(f"`{name}` cannot be empty" + (f": number {index} is" if len(items) > 1 else ""))
 
 
 def check_unicode(text: str, name: str) -> None:

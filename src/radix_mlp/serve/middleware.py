@@ -210,6 +210,9 @@ class BodyLimit:
             self.held -= size
         if size and not _is_json(headers.get("content-type", "")):
             raise ContentTypeError("Expected request with `Content-Type: application/json`")
+        encoding = headers.get("content-encoding", "identity")
+        if size and encoding.lower() != "identity":
+            raise ContentTypeError(f"`Content-Encoding: {encoding[:40]}` is not taken: send the body as it is")
         body = b"".join(chunks)
         try:
             body.decode()

@@ -10,6 +10,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
 import radix_mlp
+from radix_mlp.engine.async_engine import num_tokenization_workers
 from radix_mlp.serve.answers import json_answer
 from radix_mlp.serve.errors import NoSuchRouteError, UnhealthyError
 from radix_mlp.serve.merged_metrics import METRICS_TYPE
@@ -42,7 +43,7 @@ async def info(service: ServiceOf) -> Response:
             "max_batch_requests": None,
             "max_client_batch_size": settings.max_client_batch_size,
             "auto_truncate": settings.auto_truncate,
-            "tokenization_workers": settings.tokenization_workers,
+            "tokenization_workers": settings.tokenization_workers or num_tokenization_workers(),
             "version": radix_mlp.__version__,
             "sha": None,
             "docker_label": None,

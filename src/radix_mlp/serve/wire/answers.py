@@ -106,7 +106,7 @@ class Info(BaseModel):
     max_batch_requests: int | None
     max_client_batch_size: int
     auto_truncate: bool
-    tokenization_workers: int | None
+    tokenization_workers: int
     version: str
     sha: str | None
     docker_label: str | None

@@ -46,7 +46,8 @@ def demo() -> None:
 
     from radix_mlp.cli.sample import few_shot_pairs, rerank_texts
     from radix_mlp.engine.engine import Engine
-    from radix_mlp.engine.tokenize import tokenize_pairs, tokenize_texts
+    from radix_mlp.engine.tokenize import tokenize_texts
+    from radix_mlp.engine.tokenize_pairs import tokenize_pairs
 
     console = Console(highlight=False)
     disable_progress_bar()
@@ -60,7 +61,7 @@ def demo() -> None:
         warm.embed(texts[:2])
         warm.score(pairs[:2])
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("", "texts", "tokens", "computed", "not folded", "folded", "speed-up", "largest difference"):
+    for name in ("", "texts", "tokens", "computed", "not folded", "folded", "speed-up", "difference"):
         table.add_column(name, justify="left" if not name else "right")
 
     console.print(f"\n[bold]2. Rerank[/]: every question with every passage under one instruction, {len(texts)} texts")
@@ -68,7 +69,7 @@ def demo() -> None:
     vectors, stats, unfolded_vectors, unfolded = both(
         "reranking", engine, lambda engine, progress: engine.embed(texts, progress=progress)
     )
-    add_row(table, "rerank", stats, unfolded, float(abs(vectors - unfolded_vectors).max()), "vectors")
+    add_row(table, "rerank", stats, unfolded, float(abs(vectors - unfolded_vectors).max()))
 
     console.print(f"\n[bold]3. Few-shot scoring[/]: 6 examples before 12 questions, {len(pairs)} options")
     show_tree(console, tokenize_pairs(tokenizer, pairs)[0], tokenizer)
@@ -76,13 +77,14 @@ def demo() -> None:
         "scoring", engine, lambda engine, progress: engine.score(pairs, progress=progress)
     )
     difference = max(abs(a.logprob - b.logprob) for a, b in zip(scores, unfolded_scores, strict=True))
-    add_row(table, "few-shot", stats, unfolded, difference, "log-probabilities")
+    add_row(table, "few-shot", stats, unfolded, difference)
 
     console.print()
     console.print(table)
     console.print(
-        f"\nTimes are the best of {NUM_RUNS} runs. Jobs 2 and 3 show time and equality only: {MODEL} ranks better as "
-        "in 1, and does not know the answers to 3.\n"
+        "\nComputed: tokens that the model ran on, folded. Difference: the largest, in a number of a vector or in a "
+        f"log-probability. Times are the best of {NUM_RUNS} runs. Jobs 2 and 3 show time and equality only: {MODEL} "
+        "ranks better as in 1, and does not know the answers to 3.\n"
         "Next, with your own texts: [bold]radix-mlp explain FILE --tokenizer NAME[/] tells what they share, "
         "[bold]radix-mlp verify FILE --model NAME[/] that the answers stay the same."
     )
@@ -153,7 +155,7 @@ def both(
     return folded, stats, unfolded, unfolded_stats
 
 
-def add_row(table: Table, name: str, stats: JobStats, unfolded: JobStats, difference: float, of: str) -> None:
+def add_row(table: Table, name: str, stats: JobStats, unfolded: JobStats, difference: float) -> None:
     table.add_row(
         name,
         f"{stats.num_requests:,}",
@@ -162,5 +164,5 @@ def add_row(table: Table, name: str, stats: JobStats, unfolded: JobStats, differ
         f"{unfolded.seconds:.2f} s",
         f"{stats.seconds:.2f} s",
         f"[bold]{unfolded.seconds / stats.seconds:.1f}x[/]",
-        f"{difference:.0e} ({of})",
+        f"{difference:.0e}",
     )

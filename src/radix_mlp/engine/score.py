@@ -13,7 +13,8 @@ from radix_mlp.engine.head import output_head, require_output_head
 from radix_mlp.engine.runner import Runner
 from radix_mlp.engine.task import Call, Item, Rows, Task
 from radix_mlp.engine.token_ids import TextOrIds
-from radix_mlp.engine.tokenize import num_characters, tokenize_pairs, tokenize_texts
+from radix_mlp.engine.tokenize import num_characters, tokenize_texts
+from radix_mlp.engine.tokenize_pairs import tokenize_pairs
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops import token_logprobs
 from radix_mlp.plan import RadixPlan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -23,7 +23,6 @@ __all__ = [
     "prompt_length",
     "shown",
     "tokenize_inputs",
-    "tokenize_pairs",
     "tokenize_texts",
     "too_long",
 ]
@@ -31,9 +30,6 @@ __all__ = [
 TEXTS_A_CALL = 1000
 TOKENIZER_THREADS = 2
 """One encodes, which happens outside of Python, while the other turns what it has into arrays."""
-
-OnProgress = Callable[[int], None]
-"""Called with the number of items finished since the last call."""
 
 
 class RejectedItemsError(InvalidInputError):
@@ -55,7 +51,6 @@ def tokenize_texts(
     truncate: bool = False,
     lower_case: bool = False,
     vocabulary: int | None = None,
-    on_progress: OnProgress | None = None,
 ) -> list[Ids]:
     """Ids of `prompt + text`, encoded as one string, with the special tokens that the tokenizer itself adds.
 
@@ -80,7 +75,7 @@ def tokenize_texts(
         whole = [str(texts[place]) for place in places]
         whole = [prompt + text for text in whole] if prompt else whole
         whole = [text.lower() for text in whole] if lower_case else whole
-        rows = encode(tokenizer, whole, on_progress=on_progress)
+        rows = encode(tokenizer, whole)
         if truncate and max_length is not None:
             _truncate(tokenizer, rows, max_length, whole)
         return rows
@@ -174,86 +169,6 @@ def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
     return len(ids) - int(len(ids) > 0 and int(ids[-1]) in tokenizer.all_special_ids)
 
 
-def tokenize_pairs(
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[TextOrIds, TextOrIds]],
-    *,
-    max_length: int | None = None,
-    truncate: bool = False,
-    add_bos: bool = False,
-    vocabulary: int | None = None,
-    on_progress: OnProgress | None = None,
-) -> tuple[list[Ids], list[int]]:
-    """Ids of each `context + continuation`, and at which token the continuation starts; as lm-eval does it.
-
-    Spaces at the end of the context move to the continuation.  The two are encoded as one string, and the
-    continuation is what follows the first `len(encode(context))` tokens.  No special tokens are added unless
-    `add_bos` asks for a begin token, except that an empty context becomes the begin token (the end token
-    where there is none).
-
-    Args:
-        max_length: longest allowed, in tokens; None has no limit.
-        truncate: drop tokens from the left of a longer pair, as lm-eval does, instead of refusing it.
-        add_bos: start every context with the begin token, which Gemma and Llama models expect.
-
-    Raises:
-        RejectedItemsError: continuations without a single token, or pairs longer than `max_length`.
-        InvalidInputError: an empty context, and a tokenizer without a begin or end token.
-    """
-    check_pairs(pairs, "pairs", ("context", "continuation"), ids=True)
-    sequences: list[Ids] = []
-    starts: list[int] = []
-    rejected: list[tuple[int, str]] = []
-    for index, (head, tail) in enumerate(_heads_and_tails(tokenizer, pairs, vocabulary, on_progress)):
-        if not len(tail):
-            rejected.append((index, f"the continuation {shown(pairs[index][1])} has no tokens of its own"))
-        if not len(head):
-            begin = _begin_token(tokenizer)
-            # a continuation that brings the begin token along is conditioned on its own
-            head, tail = (tail[:1], tail[1:]) if len(tail) > 1 and tail[0] == begin[0] else (begin, tail)
-        elif add_bos:
-            head = np.concatenate([_begin_token(tokenizer), head])
-        sequence = np.concatenate([head, tail])
-        start = len(head)
-        if max_length is not None and len(sequence) > max_length:
-            if not truncate or len(tail) >= max_length:
-                rejected.append((index, too_long(_whole(pairs[index]), len(sequence), max_length)))
-            sequence, start = sequence[-max_length:], start - (len(sequence) - max_length)
-        sequences.append(sequence)
-        starts.append(start)
-    if rejected:
-        raise RejectedItemsError("pairs", rejected)
-    return sequences, starts
-
-
-def _heads_and_tails(
-    tokenizer: PreTrainedTokenizerBase,
-    pairs: Sequence[tuple[Any, Any]],
-    vocabulary: int | None,
-    on_progress: OnProgress | None,
-) -> Iterator[tuple[Ids, Ids]]:
-    texts = {index: pair for index, pair in enumerate(pairs) if isinstance(pair[0], str)}
-    contexts = [context.rstrip() for context, _ in texts.values()]
-    # a context is shared by several continuations: encode each once
-    distinct = list(dict.fromkeys(contexts))
-    context_rows = dict(zip(distinct, encode(tokenizer, distinct, add_special_tokens=False), strict=True))
-    wholes = [_whole(pair) for pair in texts.values()]
-    whole_rows = encode(tokenizer, wholes, add_special_tokens=False, on_progress=on_progress)
-    encoded = iter(zip(contexts, whole_rows, strict=True))
-    for index, pair in enumerate(pairs):
-        if index in texts:
-            context, row = next(encoded)
-            length = len(context_rows[context])
-            yield context_rows[context], row[length:]
-        else:
-            names = f"pairs[{index}][0]", f"pairs[{index}][1]"
-            yield as_ids(pair[0], names[0], vocabulary), as_ids(pair[1], names[1], vocabulary)
-
-
-def _whole(pair: tuple[Any, Any]) -> Any:
-    return pair[0] + pair[1] if isinstance(pair[0], str) else pair
-
-
 def check_pairs(pairs: Sequence[Any], name: str, parts: tuple[str, str], *, ids: bool = False) -> None:
     """Raise `InvalidDtypeError` for anything that is not a list of pairs of strings (or of `ids`, both of a pair)."""
     if isinstance(pairs, str):
@@ -270,8 +185,6 @@ def encode(
     tokenizer: PreTrainedTokenizerBase,
     texts: list[str],
     others: list[str] | None = None,
-    *,
-    on_progress: OnProgress | None = None,
     **options: Any,
 ) -> list[Ids]:
     """Ids of every text, or of every text with the one in its place in `others`."""
@@ -293,8 +206,6 @@ def encode(
     with ThreadPoolExecutor(TOKENIZER_THREADS if tokenizer.is_fast else 1, "radix-tokenize") as threads:
         for found in itertools.chain(map(encode_part, starts[:1]), threads.map(encode_part, starts[1:])):
             rows.extend(found)
-            if on_progress is not None:
-                on_progress(len(found))
     return rows
 
 
@@ -316,16 +227,6 @@ def _check_lengths(rows: list[Ids], items: Sequence[Any], max_length: int | None
             rejected.append((index, too_long(items[index], len(row), max_length)))
     if rejected:
         raise RejectedItemsError(name, rejected)
-
-
-def _begin_token(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return np.asarray([token], np.int32)
-    raise InvalidInputError(
-        "a context is empty or add_bos is set, and the tokenizer has neither a begin nor an end token to put "
-        "there. Give every continuation a context, and leave add_bos off."
-    )
 
 
 def check_strings(texts: dict[int, Any], name: str) -> None:

@@ -1,4 +1,5 @@
 import base64
+import shutil
 
 import numpy as np
 import pytest
@@ -26,6 +27,26 @@ def test_a_saved_folder_is_the_model(folder):
     texts = ["Query: a", "Query: b"]
     assert np.array_equal(Engine(str(folder)).embed(texts), Engine("tiny").embed(texts))
     assert load(folder, dtype="float64")[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("file", "change"),
+    [
+        ("model.safetensors", lambda old: old[: len(old) // 2]),
+        ("model.safetensors", lambda old: b"\0" * 100),
+        ("config.json", lambda old: old.replace(b'"hidden_size": 64', b'"hidden_size": 128')),
+        ("config.json", lambda old: old.replace(b'"num_attention_heads": ', b'"num_attention_heads": 0, "x": ')),
+        ("config.json", lambda old: old.replace(b'"qwen3"', b'["qwen3"]')),
+    ],
+    ids=["half a download", "no weights", "other sizes", "no heads", "type"],
+)
+def test_a_broken_folder_is_told_as_such(folder, tmp_path, file, change):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    before = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(change(before))
+    assert (tmp_path / file).read_bytes() != before
+    with pytest.raises(InvalidInputError, match="folder's files could not be read"):
+        load(tmp_path)
 
 
 def test_a_checkpoint_without_a_head_is_loaded_without_one(folder, tmp_path):
@@ -69,7 +90,9 @@ def test_a_limit_beyond_a_table_of_positions():
     config = GPT2Config(vocab_size=259, n_positions=12, n_embd=32, n_layer=2, n_head=2)
     model, tokenizer = GPT2LMHeadModel(config), tiny_tokenizer()
     for threshold in (0, 1):
-        with pytest.raises(InvalidInputError, match=r"max_length=13: GPT2LMHeadModel has a table of 12 positions \(wpe"):
+        with pytest.raises(
+            InvalidInputError, match=r"max_length=13: GPT2LMHeadModel has a table of 12 positions \(wpe"
+        ):
             Engine(model, tokenizer=tokenizer, max_length=13, threshold=threshold)
         assert Engine(model, tokenizer=tokenizer, max_length=12, threshold=threshold).embed(["a" * 12]).shape == (1, 32)
     # rotary positions have no end

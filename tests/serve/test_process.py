@@ -82,6 +82,9 @@ def test_options_and_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         (["--max-batch-requests", "3"], "not offered"),
         (["--radix-mlp-threshold", "maybe"], "auto or a number"),
         (["--api-key", ""], "--api-key is empty"),
+        (["--api-key", "secret\n"], "--api-key: only visible ASCII"),
+        (["--api-key", "\udcff"], "--api-key: only visible ASCII"),
+        (["--api-key", "secret "], "--api-key begins or ends with a blank"),
         (["--request-timeout", "0"], "more than 0"),
         (["--max-wait", "-1"], "--max-wait -1.0: must be from 0 to 10"),
         (["--max-wait", "nan"], "--max-wait nan"),
@@ -105,6 +108,7 @@ def test_what_does_not_go_with_the_model_is_told_before_it_is_served() -> None:
         (ServeSettings(model_id="tiny", port=0, otlp_endpoint="http://127.0.0.1:1"), "opentelemetry"),
         (ServeSettings(model_id="./nowhere", port=0), "no such folder"),
         (ServeSettings(model_id="tiny", uds_path="/nowhere/at/all"), "--uds-path"),
+        (ServeSettings(model_id="tiny", hostname="a..b"), "--hostname a..b"),
     ):
         with pytest.raises(InvalidInputError, match=reason):
             run(settings)

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.kind import auto_class_of, check_kind, kind_of, kind_of_checkpoint
 from radix_mlp.engine.load_tokenizer import check_folder, load_tokenizer, not_loaded
-from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, RadixError
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.testing.tiny import TINY_NAMES, tiny_by_name
 
@@ -125,7 +125,10 @@ def _load_model(name: str, dtype: torch.dtype | None, kind: str, trust_remote_co
         model, found = auto_class_of(loaded_as).from_pretrained(
             name, dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
         )
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (RadixError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # weights cut short, sizes that do not fit, a configuration of wrong types: each library has its own
         raise not_loaded("model", name, error) from error
     missing = sorted(found["missing_keys"])
     if missing and loaded_as != "trunk":

@@ -170,12 +170,13 @@ def _listen(settings: ServeSettings) -> socket.socket:
         listener.bind(address)
         # only who listens has the address for itself; who comes while the model is loaded waits
         listener.listen(BACKLOG)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         if listener is not None:
             listener.close()
+        reason = getattr(error, "strerror", None) or error
         raise InvalidInputError(
-            f"--hostname {settings.hostname} --port {settings.port}: {error.strerror or error}. Choose another port, "
-            "or stop what listens there."
+            f"--hostname {settings.hostname} --port {settings.port}: {reason}. Choose another port or address, or stop "
+            "what listens there."
         ) from error
     return listener
 
@@ -192,7 +193,9 @@ def _listen_unix(path: Path) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise InvalidInputError(f"--uds-path {path}: {error.strerror or error}.") from error
+        raise InvalidInputError(
+            f"--uds-path {path}: {error.strerror or error}. Choose another path, or remove what is there."
+        ) from error
     finally:
         os.umask(mask)
     return listener

@@ -88,6 +88,11 @@ class ServeSettings:
             raise InvalidInputError(f"--pooling {self.pooling}: must be one of {', '.join(POOLING_NAMES)}.")
         if self.api_key == "":
             raise InvalidInputError("--api-key is empty, which would let everybody in. Give a key, or leave it out.")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            # the end of a line is what a file or a secret of Kubernetes often brings along
+            raise InvalidInputError("--api-key: only visible ASCII characters can be sent in a header.")
+        if self.api_key is not None and self.api_key != self.api_key.strip():
+            raise InvalidInputError("--api-key begins or ends with a blank, which no header keeps.")
         if self.log_level not in ("debug", "info", "warning", "error"):
             raise InvalidInputError(f"--log-level {self.log_level}: must be debug, info, warning or error.")
         for name in (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -12,13 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.torchrun import torchrun
 
 from radix_mlp import Engine
 from radix_mlp.engine.tensor_parallel import TensorParallelForward, run_peer
 from radix_mlp.errors import EngineDeadError, InvalidInputError, UnsupportedModelError
 from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
 
-ROOT = Path(__file__).parents[2]
 TEXTS = ["Query: what is a radix? Text: " + text for text in ("a root.", "a vegetable.", "a number base.", "a root.")]
 PAIRS = [("the root of ", "a word"), ("the root of ", "a plant"), ("a", "b")]
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
@@ -112,23 +111,7 @@ for model in (None, tiny_model()):
 def under_torchrun(tmp_path: Path, device: str) -> str:
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--local-addr",
-        "127.0.0.1",
-        "--nproc-per-node",
-        "2",
-        str(script),
-    ]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "GLOO_SOCKET_IFNAME": "lo"}
-    told = subprocess.run(
-        [*command, device], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=500, check=False
-    )
-    assert told.returncode == 0, told.stderr[-4000:]
-    return told.stdout
+    return torchrun(str(script), device)
 
 
 @pytest.mark.slow

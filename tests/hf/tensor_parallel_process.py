@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -24,14 +25,12 @@ parser.add_argument("types", nargs="+")
 parser.add_argument("--device", default="cpu")
 parser.add_argument("--fused", action="store_true", help="fused layers too")
 parser.add_argument("--any-type", action="store_true", help="also types that are not listed")
-parser.add_argument("--break", dest="broken", choices=["heads", "sum"], help="do it wrong")
 
 
 @torch.no_grad()
-def check(model_type: str, options: argparse.Namespace, device: torch.device) -> str:
+def check(model_type: str, model: Any, device: torch.device, *, fused: bool = False) -> str:
     """`ok` or `BAD`, with the relative errors of logits (and of fused hidden states)."""
-    model = tiny_model(model_type).to(device)
-    if options.fused:
+    if fused:
         model.float()
     sequences = [sequence.to(device) for sequence in sample_sequences()]
     expected = one_at_a_time(model, sequences)
@@ -47,7 +46,7 @@ def check(model_type: str, options: argparse.Namespace, device: torch.device) ->
     assert report is not None
     assert report.folded, report.reason
     errors = [error([logits[row][mask[row].bool()] for row in range(len(sequences))], expected)]
-    if options.fused:
+    if fused:
         plan = plan_of([sequence.cpu() for sequence in sequences])
         found = FusedDecoder(model)(plan)
         errors.append(error([found[torch.from_numpy(plan.unfold_index).to(device)]], [torch.cat(hidden)]))
@@ -69,19 +68,11 @@ def main() -> None:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = False
     dist.init_process_group("nccl" if options.device == "cuda" else "gloo")
-    if options.broken == "heads":
-        part = tensor_parallel._part
-        # every process the part of the one before
-        tensor_parallel._part = lambda x, dim, group: (
-            part(x, dim, group) if dim == 1 else x.chunk(dist.get_world_size(), dim)[dist.get_rank() - 1]
-        )
-    elif options.broken == "sum":
-        tensor_parallel.SummedLinear.forward = torch.nn.Linear.forward
     if options.any_type:
         tensor_parallel.TENSOR_PARALLEL_TYPES = frozenset(options.types)
     for model_type in options.types:
         try:
-            line = check(model_type, options, device)
+            line = check(model_type, tiny_model(model_type).to(device), device, fused=options.fused)
         except Exception as caught:
             line = f"{model_type} BAD {type(caught).__name__}: {caught}"
         if dist.get_rank() == 0:

@@ -1,67 +1,92 @@
-"""Models cut over two processes: gloo on the CPU, NCCL where there are two GPUs."""
+"""Models cut over two ranks: two threads, two processes with gloo, and NCCL where there are two GPUs."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+import torch.distributed as dist
+from tests.hf.tensor_parallel_process import check
+from tests.torchrun import torchrun
 from torch import nn
+from torch.testing._internal.distributed.multi_threaded_pg import (
+    ProcessLocalGroup,
+    _install_threaded_pg,
+    _uninstall_threaded_pg,
+)
 
+from radix_mlp.hf import tensor_parallel
 from radix_mlp.hf.proven import PROVEN_TYPES
 from radix_mlp.hf.tensor_parallel import TENSOR_PARALLEL_TYPES, why_not_sharded
 from radix_mlp.testing.tiny import tiny_classifier, tiny_model
 from radix_mlp.testing.zoo import build_problem
-from radix_mlp.testing.zoo import tiny_model as zoo_model
+from radix_mlp.testing.zoo import tiny_model as tiny_zoo_model
 
-ROOT = Path(__file__).parents[2]
 BUILT = sorted(kind for kind in TENSOR_PARALLEL_TYPES if build_problem(kind) is None)
 
 
 def run_on_two(*arguments: str, **environment: str) -> list[str]:
     """Lines that two processes print."""
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--local-addr",
-        "127.0.0.1",
-        "--nproc-per-node",
-        "2",
-    ]
-    found = subprocess.run(
-        [*command, "-m", "tests.hf.tensor_parallel_process", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "PYTHONWARNINGS": "ignore",
-            "GLOO_SOCKET_IFNAME": "lo",
-            **environment,
-        },
-        timeout=500,
-    )
-    assert found.returncode == 0, found.stdout + found.stderr[-4000:]
-    return found.stdout.splitlines()
+    return torchrun("-m", "tests.hf.tensor_parallel_process", *arguments, **environment).splitlines()
 
 
-def test_two_processes_give_what_one_gives() -> None:
+@pytest.fixture
+def threaded_groups() -> Iterator[None]:
+    """Groups of torch.distributed whose processes are threads of this one, as torch's own tests have them."""
+    isolate = torch._C._distributed_c10d._set_thread_isolation_mode
+    isolate(True)
+    _install_threaded_pg()
+    yield
+    _uninstall_threaded_pg()
+    isolate(False)
+
+
+def run_in_two_threads(*types: str) -> list[str]:
+    """Lines of both ranks."""
+    # built in turn: the generator of random weights is the process' own
+    models = [[tiny_zoo_model(kind) for kind in types] for _ in range(2)]
+    store = dist.HashStore()
+    cpu = torch.device("cpu")
+
+    def lines(rank: int) -> list[str]:
+        dist.init_process_group("threaded", rank=rank, world_size=2, store=store)
+        try:
+            return [check(kind, model, cpu) for kind, model in zip(types, models[rank], strict=True)]
+        except BaseException as error:
+            # or the other one would wait for ever
+            ProcessLocalGroup.exception_handle(error)
+            raise
+        finally:
+            dist.destroy_process_group()
+
+    with ThreadPoolExecutor(2) as pool:
+        return [line for found in pool.map(lines, range(2)) for line in found]
+
+
+@pytest.mark.usefixtures("threaded_groups")
+def test_two_ranks_give_what_one_process_gives() -> None:
     # norms of heads, gathered outputs with a split input, biases after the sum, one joined projection
-    lines = run_on_two("qwen3", "phi3", "starcoder2", "gpt_neox")
-    assert len([line for line in lines if " ok " in line]) == len(lines) == 4, lines
+    lines = run_in_two_threads("qwen3", "phi3", "starcoder2", "gpt_neox")
+    assert len([line for line in lines if " ok " in line]) == len(lines) == 8, lines
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("threaded_groups")
 @pytest.mark.parametrize("broken", ["heads", "sum"])
-def test_a_wrong_cut_is_seen(broken) -> None:
-    lines = run_on_two("--break", broken, "qwen3", "starcoder2")
-    assert len([line for line in lines if " BAD " in line]) == len(lines) == 2, lines
+def test_a_wrong_cut_is_seen(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if broken == "heads":
+        part = tensor_parallel._part
+        # every rank the part of the one before
+        monkeypatch.setattr(
+            tensor_parallel,
+            "_part",
+            lambda x, dim, group: part(x, dim, group) if dim == 1 else x.chunk(2, dim)[dist.get_rank() - 1],
+        )
+    else:
+        monkeypatch.setattr(tensor_parallel.SummedLinear, "forward", nn.Linear.forward)
+    lines = run_in_two_threads("qwen3", "starcoder2")
+    assert len([line for line in lines if " BAD " in line]) == len(lines) == 4, lines
 
 
 @pytest.mark.slow
@@ -88,9 +113,9 @@ def test_what_cannot_be_cut_is_told() -> None:
     for model, size, reason in (
         (tiny_model(), 4, "4 query and 2 key heads"),
         (tiny_model(), 3, "4 query and 2 key heads"),
-        (zoo_model("gpt2"), 2, "no tensor-parallel plan for gpt2"),
-        (zoo_model("mixtral"), 2, "parts that are not known here: moe_tp_experts, packed_colwise"),
-        (zoo_model("gemma3n_text"), 2, "has not been shown"),
+        (tiny_zoo_model("gpt2"), 2, "no tensor-parallel plan for gpt2"),
+        (tiny_zoo_model("mixtral"), 2, "parts that are not known here: moe_tp_experts, packed_colwise"),
+        (tiny_zoo_model("gemma3n_text"), 2, "has not been shown"),
     ):
         assert reason in (why_not_sharded(model, size) or "")
     assert why_not_sharded(tiny_classifier(), 2) is None

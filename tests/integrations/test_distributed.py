@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
-
-ROOT = Path(__file__).parents[2]
+from tests.torchrun import torchrun
 
 
 def run_on_two(module: str, *arguments: str) -> str:
-    """Output of a module on two processes; fails if one of them does."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    found = subprocess.run(
-        [*command, "-m", f"tests.integrations.{module}", *arguments],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
-        timeout=500,
-    )
-    assert found.returncode == 0, found.stdout + found.stderr[-4000:]
-    return found.stdout
+    return torchrun("-m", f"tests.integrations.{module}", *arguments)
 
 
 @pytest.mark.slow

@@ -290,3 +290,18 @@ def test_progress_that_cannot_be_read(tmp_path):
     (tmp_path / "out.jsonl.progress.json").mkdir()
     with pytest.raises(InvalidInputError, match=r"out\.jsonl\.progress\.json: Is a directory"):
         FileOutput(tmp_path / "out.jsonl", {})
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_standard_output_that_is_full():
+    code = (
+        "from radix_mlp.cli.output import StandardOutput; from radix_mlp.cli.encode import Table; "
+        "from radix_mlp.cli.journal import State; "
+        "StandardOutput().commit(Table({'line': [1]}, None, [0], 1), [], State())"
+    )
+    with Path("/dev/full").open("wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True, check=False
+        )
+    # the last line: nothing fails once more at the end
+    assert result.stderr.splitlines()[-1].endswith("InvalidInputError: standard output: No space left on device.")

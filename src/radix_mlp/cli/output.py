@@ -39,7 +39,7 @@ class StandardOutput:
     """JSON lines, a window at a time.
 
     Raises:
-        InvalidInputError: there is no standard output.
+        InvalidInputError: there is no standard output, or it takes nothing more.
     """
 
     def __init__(self) -> None:
@@ -52,8 +52,17 @@ class StandardOutput:
         pass
 
     def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
-        sys.stdout.buffer.write(self.encoder.encode(table, None))
-        sys.stdout.buffer.flush()
+        try:
+            sys.stdout.buffer.write(self.encoder.encode(table, None))
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            # who reads has had enough
+            raise
+        except OSError as error:
+            # what it still holds would fail once more when Python ends
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise InvalidInputError(f"standard output: {error.strerror or error}.") from error
         self.state = state
 
     def finish(self) -> None:

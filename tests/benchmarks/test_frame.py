@@ -62,11 +62,12 @@ def fake_nvidia_smi(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: str) -
 def test_energy_is_power_over_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake_nvidia_smi(tmp_path, monkeypatch, "while True: print('300.0, 1980, 3201, 40', flush=True); time.sleep(0.01)")
     with power.Meter() as meter:
-        time.sleep(0.2)
+        end = time.monotonic() + 60
+        while len(meter._samples) < 5 and time.monotonic() < end:
+            time.sleep(0.01)
     assert meter.reading is not None
     assert meter.reading.watts == pytest.approx(300)
     assert meter.reading.joules == pytest.approx(300 * meter.reading.seconds)
-    assert meter.reading.seconds >= 0.2
     assert (meter.reading.sm_mhz, meter.reading.celsius) == (1980, 40)
 
 
@@ -195,11 +196,20 @@ def test_one_that_hangs_or_fails_does_not_take_the_others_along(
     fails = "import sys; print('a reason', file=sys.stderr); sys.exit(7)"
     scripts(checkout, monkeypatch, hangs=HANGS, fails=fails, fake=SCRIPT)
     out = checkout / "rows.jsonl"
-    began = time.monotonic()
-    assert bench(monkeypatch, "--limit", "2", "--output", str(out)) == 1
-    assert time.monotonic() - began < 20
+    pid = checkout / "benchmarks" / "hangs.py.child"
+    clock = launch._Clock
+
+    def clock_of(process: subprocess.Popen[str], limit: float) -> launch._Clock:
+        if not any(str(word).endswith("hangs.py") for word in process.args):
+            return clock(process, 600)
+        # its time begins when it hangs, however long it took to get there
+        written(pid)
+        return clock(process, limit)
+
+    monkeypatch.setattr(launch, "_Clock", clock_of)
+    assert bench(monkeypatch, "--limit", "0.5", "--output", str(out)) == 1
     shown = capfd.readouterr().out
-    assert re.search(r"RED: hangs \(this\) was ended after [2-9] s; 1 rows were done by then", shown)
+    assert re.search(r"RED: hangs \(this\) was ended after \d+ s; 1 rows were done by then", shown)
     assert "RED: fails (this) ended with code 7: no speed is shown" in shown
     assert "1 of 3 runs green" in shown
     # rows that were done before the time was over went through their gate
@@ -207,11 +217,7 @@ def test_one_that_hangs_or_fails_does_not_take_the_others_along(
         {"what": "done", "ms": 5},
         {"what": "a", "ms": 2, "load": 0.5},
     ]
-    child = int((checkout / "benchmarks" / "hangs.py.child").read_text())
-    end = time.monotonic() + 5
-    while is_running(child) and time.monotonic() < end:
-        time.sleep(0.05)
-    assert not is_running(child)
+    assert has_ended(int(written(pid)))
 
 
 def test_what_runs_ends_with_the_command(checkout: Path) -> None:
@@ -222,17 +228,27 @@ def test_what_runs_ends_with_the_command(checkout: Path) -> None:
             (folder / path.name).write_text(path.read_text())
     command = [sys.executable, str(folder / "run.py"), "planner", "--device", "cpu"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        seen = folder / "planner.py.child"
-        end = time.monotonic() + 60
-        while not (seen.exists() and seen.read_text()) and time.monotonic() < end:
-            time.sleep(0.05)
+        child = int(written(folder / "planner.py.child"))
         process.terminate()
-        assert process.wait(30) == 143
-    child = int(seen.read_text())
-    end = time.monotonic() + 10
-    while is_running(child) and time.monotonic() < end:
+        assert process.wait(120) == 143
+    assert has_ended(child)
+
+
+def written(path: Path) -> str:
+    """What a process writes to a file, once it has."""
+    end = time.monotonic() + 240
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < end, f"{path} was not written"
         time.sleep(0.05)
-    assert not is_running(child)
+    return path.read_text()
+
+
+def has_ended(pid: int) -> bool:
+    """Whether it ends within half a minute: its sleep is twice as long."""
+    end = time.monotonic() + 30
+    while is_running(pid) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not is_running(pid)
 
 
 def is_running(pid: int) -> bool:

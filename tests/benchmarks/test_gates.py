@@ -33,11 +33,11 @@ def keys_never_expire(monkeypatch: pytest.MonkeyPatch) -> None:
         right = getattr(dense, name)
 
         def wrong(*given: Any, right: Any = right, **more: Any) -> Any:
-            place = next(i for i, value in enumerate(given) if hasattr(value, "end"))
-            tree = given[place]
+            place = next(i for i, value in enumerate(given) if hasattr(value, "tree"))
+            tree = given[place].tree
             # the list of tiles is made anew
             broken = tree._replace(end=torch.full_like(tree.end, len(tree.end)), host_tiles=tree.host_tiles[:0])
-            return right(*given[:place], broken, *given[place + 1 :], **more)
+            return right(*given[:place], given[place]._replace(tree=broken), *given[place + 1 :], **more)
 
         monkeypatch.setattr(dense, name, wrong)
 

@@ -14,7 +14,7 @@ from radix_mlp.ops import available_impls, report, tree_attention
 from radix_mlp.ops import choose as choose_module
 from radix_mlp.ops.choose import CHIPS, Call, choose
 from radix_mlp.ops.impl import auto
-from radix_mlp.ops.registry import IMPLS, load_impl, resolve_impl
+from radix_mlp.ops.registry import IMPLS, AttentionCall, load_impl, resolve_impl
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.plan.runs import TreeStatistics, tree_statistics
 from radix_mlp.plan.sparse_blocks import pack_sparse_blocks
@@ -223,8 +223,8 @@ def test_passes_of_different_implementations_fit_together(first: str, second: st
     wanted = tree_attention(q, k, v, plan, window=window, impl="reference")
     expected = torch.autograd.grad(wanted, (q, k, v), grad)
     q, k, v = (x.detach() for x in (q, k, v))
-    chosen = {"scale": 64**-0.5, "window": window, "softcap": None}
-    out, lse = load_impl(first).forward(q, k, v, None, tree, **chosen)
-    grads = load_impl(second).backward(grad, q, k, v, None, out, lse, tree, **chosen)
+    call = AttentionCall(q, k, v, None, tree, 64**-0.5, window, None)
+    out, lse = load_impl(first).forward(call)
+    grads = load_impl(second).backward(grad, call, out, lse)
     for actual, right in zip((out, *grads[:3]), (wanted.detach(), *expected), strict=True):
         assert error(actual, right) < TOLERANCES[torch.bfloat16]

@@ -16,6 +16,7 @@ from torch import Tensor
 from radix_mlp.errors import UnsupportedImplError
 from radix_mlp.ops import AttentionTree, available_impls, registry, tree_attention
 from radix_mlp.ops.impl import fa4
+from radix_mlp.ops.registry import AttentionCall
 from radix_mlp.plan import RadixPlan, build_plan, sparse_blocks
 from radix_mlp.plan.sparse_blocks import BLOCK
 from radix_mlp.testing.batches import prefix_batch, random_batch
@@ -126,13 +127,11 @@ def test_lists_that_would_be_too_long_are_not_made(monkeypatch: pytest.MonkeyPat
 def test_refusals(change: dict[str, object], match: str) -> None:
     half = torch.zeros(4, 2, 128).half()
     arguments = {"q": half, "k": half, "v": half, "sinks": None, "scale": 1.0, "softcap": None, "window": None}
-    arguments |= change
-    q, k, v, sinks = (arguments.pop(name) for name in ("q", "k", "v", "sinks"))
-    tree = tree_of(build_plan([1, 2, 3, 4], [0, 4]))
+    call = AttentionCall(tree=tree_of(build_plan([1, 2, 3, 4], [0, 4])), **{**arguments, **change})
     with pytest.raises(UnsupportedImplError, match=match):
-        fa4.forward(q, k, v, sinks, tree, **arguments)
+        fa4.forward(call)
     with pytest.raises(UnsupportedImplError, match=match):
-        fa4.backward(q, q, k, v, sinks, q, q, tree, **arguments)
+        fa4.backward(call.q, call, call.q, call.q)
 
 
 def test_the_backward_is_refused_in_deterministic_mode() -> None:
@@ -141,7 +140,7 @@ def test_the_backward_is_refused_in_deterministic_mode() -> None:
     torch.use_deterministic_algorithms(True)
     try:
         with pytest.raises(UnsupportedImplError, match=r"sums in no fixed order.*use impl='triton'"):
-            fa4.backward(half, half, half, half, None, half, half, tree, scale=1.0, window=None, softcap=None)
+            fa4.backward(half, AttentionCall(half, half, half, None, tree, 1.0, None, None), half, half)
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -31,6 +31,7 @@ from radix_mlp.ops.impl import triton_forward as forward_module  # noqa: E402
 from radix_mlp.ops.impl import triton_impl  # noqa: E402
 from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward  # noqa: E402
 from radix_mlp.ops.impl.triton_tiles import Tiles  # noqa: E402
+from radix_mlp.ops.registry import AttentionCall  # noqa: E402
 from radix_mlp.plan import build_plan  # noqa: E402
 from radix_mlp.plan.gpu_blocks import backward_items, pack_tables  # noqa: E402
 from radix_mlp.testing.batches import prefix_batch, random_batch  # noqa: E402
@@ -334,12 +335,11 @@ def test_backward_makes_the_tables_that_a_tree_without_gradients_lacks(device: s
     tree = AttentionTree.from_end(problem.end, problem.depth)._replace(
         tables=torch.from_numpy(tables).to(problem.end.device), host_table_sizes=torch.from_numpy(sizes)
     )
-    options = {"scale": 0.25, "window": None, "softcap": None}
-    leaves = problem.q, problem.k, problem.v
-    out, lse = triton_impl.forward(*leaves, None, tree, **options)
-    found = triton_impl.backward(problem.dout, *leaves, None, out, lse, tree, **options)
+    call = AttentionCall(problem.q, problem.k, problem.v, None, tree, 0.25, None, None)
+    out, lse = triton_impl.forward(call)
+    found = triton_impl.backward(problem.dout, call, out, lse)
     bare = AttentionTree.from_end(problem.end, problem.depth)
-    expected = triton_impl.backward(problem.dout, *leaves, None, out, lse, bare, **options)
+    expected = triton_impl.backward(problem.dout, call._replace(tree=bare), out, lse)
     for grad, wanted in zip(found[:3], expected[:3], strict=True):
         assert wanted.abs().max() > 0
         assert torch.equal(grad, wanted)

@@ -17,7 +17,7 @@ from torch.nn.attention import activate_flash_attention_impl, restore_flash_atte
 from radix_mlp.errors import UnsupportedImplError
 from radix_mlp.ops import AttentionTree, tree_attention
 from radix_mlp.ops.impl import flash, varlen
-from radix_mlp.ops.registry import is_installed
+from radix_mlp.ops.registry import AttentionCall, is_installed
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.plan.runs import pack_runs
 from radix_mlp.testing.batches import prefix_batch, random_batch
@@ -112,11 +112,18 @@ def test_a_wrong_list_fails(list_name: str) -> None:
 )
 def test_refusals(change: dict[str, object], match: str) -> None:
     half = torch.zeros(4, 2, 8).half()
-    arguments = {"q": half, "k": half, "v": half, "sinks": None, "scale": 1.0, "softcap": None, **change}
-    q, k, v, sinks = (arguments.pop(name) for name in ("q", "k", "v", "sinks"))
-    tree = tree_of(build_plan([1, 2, 3, 4], [0, 4]))
+    arguments = {
+        "q": half,
+        "k": half,
+        "v": half,
+        "sinks": None,
+        "scale": 1.0,
+        "window": None,
+        "softcap": None,
+        **change,
+    }
     with pytest.raises(UnsupportedImplError, match=match):
-        varlen.forward(q, k, v, sinks, tree, window=None, **arguments)
+        varlen.forward(AttentionCall(tree=tree_of(build_plan([1, 2, 3, 4], [0, 4])), **arguments))
 
 
 def test_backward_of_too_many_numbers_is_refused() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.ops.library import attention_op
-from radix_mlp.ops.registry import COMPOSITES, resolve_impl
+from radix_mlp.ops.registry import COMPOSITES, AttentionCall, resolve_impl
 from radix_mlp.plan.device import AttentionTree, DevicePlan
 from radix_mlp.plan.radix_plan import RadixPlan
 
@@ -67,10 +67,10 @@ def tree_attention(
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     window = None if window is None else min(int(window), _MAX_WINDOW)
     name = resolve_impl(impl, q.device.type, q.dtype, width=max(q.shape[2], v.shape[2]), scale=scale)
+    call = AttentionCall(q, k, v, sinks, tree, scale, window, softcap)
     if name in COMPOSITES:
-        composite = import_module(COMPOSITES[name]).attention
-        return cast(Tensor, composite(q, k, v, sinks, tree, scale=scale, window=window, softcap=softcap))
-    return attention_op(q, k, v, sinks, tree, scale, window, softcap, name)
+        return cast(Tensor, import_module(COMPOSITES[name]).attention(call))
+    return attention_op(call, name)
 
 
 def _tree(plan: RadixPlan | DevicePlan | AttentionTree, q: Tensor, impl: str) -> AttentionTree:

@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from radix_mlp.errors import UnsupportedCallError
-from radix_mlp.ops.registry import IMPLS, load_impl
+from radix_mlp.ops.registry import IMPLS, AttentionCall, load_impl
 from radix_mlp.plan.device import AttentionTree
 
 __all__ = ["attention_op"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
+_NOTHING = nullcontext()
 
 _LIBRARY = torch.library.Library("radix_mlp", "FRAGMENT")
 _LIBRARY.define(
@@ -28,27 +29,18 @@ _LIBRARY.define(
 )
 
 
-def attention_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    tree: AttentionTree,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    impl: str,
-) -> Tensor:
+def attention_op(call: AttentionCall, impl: str) -> Tensor:
     """Run the custom op; shapes as in `tree_attention`, whose caller has checked the arguments."""
+    q, k, v, sinks, tree, *options = call
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         _refuse_tangents(q, k, v, sinks)
     if _nobody_watches(q, k, v, sinks):
         with _without_autocast(q):
-            return load_impl(impl).forward(q, k, v, sinks, tree, scale=scale, window=window, softcap=softcap)[0]
+            return load_impl(impl).forward(call)[0]
     if not torch.compiler.is_compiling():
         _refuse_transformations()
     fields = [getattr(tree, field) for field in IMPLS[impl].fields]
-    return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, fields, scale, window, softcap, impl)[0]
+    return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, fields, *options, impl)[0]
 
 
 def _nobody_watches(*tensors: Tensor | None) -> bool:
@@ -87,8 +79,7 @@ def _refuse_transformations() -> None:
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """Implementations have dtypes of their own for what they compute, whatever the dtype of q, k and v."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else _NOTHING
 
 
 def _tree(fields: list[Tensor], impl: str) -> AttentionTree:
@@ -97,18 +88,11 @@ def _tree(fields: list[Tensor], impl: str) -> AttentionTree:
 
 
 def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    tree: list[Tensor],
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    impl: str,
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, tree: list[Tensor], *options: Any
 ) -> tuple[Tensor, Tensor]:
+    *settings, impl = options
     with torch.no_grad(), _without_autocast(q):
-        return load_impl(impl).forward(q, k, v, sinks, _tree(tree, impl), scale=scale, window=window, softcap=softcap)
+        return load_impl(impl).forward(AttentionCall(q, k, v, sinks, _tree(tree, impl), *settings))
 
 
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, sinks: Any, tree: Any, *options: Any) -> tuple[Tensor, Tensor]:
@@ -127,15 +111,12 @@ def _backward(
     out: Tensor,
     lse: Tensor,
     tree: list[Tensor],
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-    impl: str,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *settings, impl = options
+    call = AttentionCall(q, k, v, sinks, _tree(tree, impl), *settings)
     with torch.no_grad(), _without_autocast(q):
-        grad_q, grad_k, grad_v, grad_sinks = load_impl(impl).backward(
-            grad_out, q, k, v, sinks, out, lse, _tree(tree, impl), scale=scale, window=window, softcap=softcap
-        )
+        grad_q, grad_k, grad_v, grad_sinks = load_impl(impl).backward(grad_out, call, out, lse)
     return grad_q, grad_k, grad_v, q.new_empty(0) if grad_sinks is None else grad_sinks
 
 

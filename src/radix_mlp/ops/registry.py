@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from radix_mlp.plan.device import AttentionTree
 __all__ = [
     "COMPOSITES",
     "IMPLS",
+    "AttentionCall",
     "Impl",
     "ImplModule",
     "available_impls",
@@ -47,40 +48,27 @@ class Impl:
     """The extra of this package that brings them."""
 
 
+class AttentionCall(NamedTuple):
+    """One call of `tree_attention`, checked; fields of the tree that an implementation does not name are empty."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    sinks: Tensor | None
+    tree: AttentionTree
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
 class ImplModule(Protocol):
-    """What the module of an implementation defines.
+    """What the module of an implementation defines."""
 
-    `tree` is an `AttentionTree`; fields that the implementation did not name in `Impl.fields` are empty.
-    """
-
-    def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        sinks: Tensor | None,
-        tree: AttentionTree,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, call: AttentionCall) -> tuple[Tensor, Tensor]:
         """Contiguous `out [M, Hq, Dv]` and the log-sum-exp `[Hq, M]` float32, or an empty tensor."""
 
     def backward(
-        self,
-        grad_out: Tensor,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        sinks: Tensor | None,
-        out: Tensor,
-        lse: Tensor,
-        tree: AttentionTree,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        self, grad_out: Tensor, call: AttentionCall, out: Tensor, lse: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Contiguous gradients of q, k, v and, where given, sinks, in their dtypes."""
 

@@ -116,7 +116,7 @@ class GraphedDecoder:
             call = Call(heads, kv_heads, width, width, dtype, flash=False, blocks=(masked, full) if masked else None)
             if choose(tree_statistics(plan.end, plan.depth), call, device_facts(device.index)[0]).impl == "fa4":
                 return GraphAttention("fa4")
-        keys = typical_keys(float(plan.depth.mean()) + 1)
+        keys = typical_keys(int(plan.depth.sum()) / plan.num_rows + 1)
         tiles = tuple(
             choose_tiles(
                 "forward", device, dtype, decoder.head_dim, heads // kv_heads,

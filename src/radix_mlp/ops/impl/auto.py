@@ -9,50 +9,32 @@ import torch
 from torch import Tensor
 
 from radix_mlp.ops.choose import Call, Choice, choose, device_facts, has_fa4
-from radix_mlp.ops.registry import load_impl
+from radix_mlp.ops.registry import AttentionCall, load_impl
 from radix_mlp.plan.device import AttentionTree
 from radix_mlp.plan.runs import TreeStatistics
 
 __all__ = ["backward", "choice", "forward"]
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """See `radix_mlp.ops.registry.ImplModule`."""
-    plain, window = softcap is None and sinks is None and scale > 0, _needed(window, tree)
-    impl = choice(q, v, tree, window, plain=plain, backward=False).impl
-    return load_impl(impl).forward(q, k, v, sinks, tree, scale=scale, window=window, softcap=softcap)
+    impl, call = _chosen(call, backward=False)
+    return load_impl(impl).forward(call)
 
 
 def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    grad_out: Tensor, call: AttentionCall, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """See `radix_mlp.ops.registry.ImplModule`."""
-    plain, window = softcap is None and sinks is None and scale > 0, _needed(window, tree)
-    impl = choice(q, v, tree, window, plain=plain, backward=True).impl
-    return load_impl(impl).backward(
-        grad_out, q, k, v, sinks, out, lse, tree, scale=scale, window=window, softcap=softcap
-    )
+    impl, call = _chosen(call, backward=True)
+    return load_impl(impl).backward(grad_out, call, out, lse)
+
+
+def _chosen(call: AttentionCall, *, backward: bool) -> tuple[str, AttentionCall]:
+    """What runs, and the call without a window that hides nothing."""
+    call = call._replace(window=_needed(call.window, call.tree))
+    plain = call.softcap is None and call.sinks is None and call.scale > 0
+    return choice(call.q, call.v, call.tree, call.window, plain=plain, backward=backward).impl, call
 
 
 def choice(q: Tensor, v: Tensor, tree: AttentionTree, window: int | None, *, plain: bool, backward: bool) -> Choice:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from radix_mlp.ops.impl.common import attend, attend_backward, pack_heads, unpack_heads
+from radix_mlp.ops.registry import AttentionCall
 from radix_mlp.plan.blocks import Tile, pack_tiles, unpack_tiles
 from radix_mlp.plan.device import AttentionTree
 
@@ -26,18 +27,9 @@ MAX_PACKED_ROWS = 768
 MIN_CAUSAL_ROWS = 64
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """See `radix_mlp.ops.registry.ImplModule`."""
+    q, k, v, sinks, tree, scale, window, softcap = call
     heads, kv_heads, width = q.shape[1], k.shape[1], v.shape[2]
     sinks = None if sinks is None else sinks.view(kv_heads, -1)
     out = q.new_empty(q.shape[0], heads, width)
@@ -65,20 +57,10 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    grad_out: Tensor, call: AttentionCall, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """See `radix_mlp.ops.registry.ImplModule`. Tiles add to the gradients of k and v one after another."""
+    q, k, v, sinks, tree, scale, window, softcap = call
     heads, kv_heads = q.shape[1], k.shape[1]
     wide = _mask_dtype(q)
     grad_q = q.new_empty(q.shape)

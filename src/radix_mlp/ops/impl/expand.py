@@ -20,23 +20,15 @@ from radix_mlp.ops.fold import copy_rows, first_rows
 from radix_mlp.ops.impl.common import attend, pack_heads, unpack_heads
 from radix_mlp.ops.impl.flash import Flash, InTreeFlash, why_not
 from radix_mlp.ops.impl.rows import Copies, gather_rows, sum_copies
+from radix_mlp.ops.registry import AttentionCall
 from radix_mlp.plan.device import AttentionTree
 
 __all__ = ["attend_packed", "attention"]
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
+def attention(call: AttentionCall) -> Tensor:
     """`[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]`. Rows that pad the plan repeat token 0."""
+    q, k, v, sinks, tree, scale, window, softcap = call
     if q.shape[0] == 0:
         return _attend(q, k, v, sinks, scale=scale, window=window, softcap=softcap)
     tree = _with_sequences(tree)

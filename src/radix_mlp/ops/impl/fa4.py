@@ -15,6 +15,7 @@ from torch import Tensor
 
 from radix_mlp.errors import UnsupportedImplError
 from radix_mlp.ops.impl.flash import aligned
+from radix_mlp.ops.registry import AttentionCall
 from radix_mlp.plan.device import AttentionTree
 from radix_mlp.plan.sparse_blocks import BLOCK, pack_sparse_blocks
 
@@ -37,18 +38,9 @@ class Lists(NamedTuple):
     """Likewise of the blocks of rows."""
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """`[M, Hq, D]`, `[M, Hkv, D]` twice -> `[M, Hq, D]` and the log-sum-exp `[Hq, M]`."""
+    q, k, v, sinks, tree, scale, window, softcap = call
     _check(q, v, sinks, softcap, scale, window)
     rows, heads, width = q.shape
     out, lse = q.new_empty((1, rows, heads, width)), q.new_empty((1, heads, rows), dtype=torch.float32)
@@ -64,24 +56,14 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    grad_out: Tensor, call: AttentionCall, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k and v. dq, and with several heads a group dk and dv, are summed in no fixed order.
 
     Raises:
         UnsupportedImplError: also in torch's deterministic mode.
     """
+    q, k, v, sinks, tree, scale, window, softcap = call
     _check(q, v, sinks, softcap, scale, window)
     if torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled():
         raise UnsupportedImplError(

@@ -5,23 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from radix_mlp.plan.device import AttentionTree
+from radix_mlp.ops.registry import AttentionCall
 
 __all__ = ["attention"]
 
 
-def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
+def attention(call: AttentionCall) -> Tensor:
     """`[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]`; memory `Hq * M * M`."""
+    q, k, v, sinks, tree, scale, window, softcap = call
     end, depth = tree.end, tree.depth
     k, v = (x.double().repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
     scores = torch.einsum("ihd,jhd->hij", q.double(), k) * scale

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
+from radix_mlp.ops.registry import AttentionCall
 from radix_mlp.plan.device import AttentionTree
 from radix_mlp.plan.runs import TreeStatistics
 
@@ -14,18 +15,9 @@ __all__ = ["backward", "forward"]
 _LONG = 8
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """`[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]` and the log-sum-exp `[Hq, M]`."""
+    q, k, v, sinks, tree, scale, window, softcap = call
     return triton_forward(
         q, k, v, tree.end, tree.depth, _blocks(tree), scale=scale, window=window, softcap=softcap, sinks=sinks,
         mean_keys=_mean_keys(tree, window),
@@ -33,20 +25,10 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    grad_out: Tensor, call: AttentionCall, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k, v and sinks."""
+    q, k, v, sinks, tree, scale, window, softcap = call
     end, depth = tree.end, tree.depth
     # a tree that was made where no gradients are taken comes without the tables of the backward pass
     unprepared = int(tree.host_table_sizes[1]) == 0

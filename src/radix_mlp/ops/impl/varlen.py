@@ -17,6 +17,7 @@ from torch import Tensor
 from radix_mlp.errors import UnsupportedImplError
 from radix_mlp.ops.impl.flash import Flash, InTreeFlash, why_not
 from radix_mlp.ops.impl.rows import Copies, gather_rows, sum_copies
+from radix_mlp.ops.registry import AttentionCall
 from radix_mlp.plan.device import AttentionTree
 from radix_mlp.plan.runs import TreeStatistics, pack_runs
 
@@ -41,37 +42,18 @@ class RunTensors(NamedTuple):
         return gathered_k, gathered_v
 
 
-def forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> tuple[Tensor, Tensor]:
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     """`[M, Hq, D]`, `[M, Hkv, D]` twice -> `[M, Hq, D]` and the log-sum-exp `[Hq, M]`."""
+    q, k, v, sinks, tree, scale, window, softcap = call
     _check(q, v, sinks, softcap, scale)
     return attend_runs(q, k, v, run_tensors(tree), scale=scale, window=window, flash=InTreeFlash())
 
 
 def backward(
-    grad_out: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sinks: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    tree: AttentionTree,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    grad_out: Tensor, call: AttentionCall, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Gradients of q, k and v."""
+    q, k, v, sinks, tree, scale, window, softcap = call
     _check(q, v, sinks, softcap, scale)
     runs = run_tensors(tree)
     grads = attend_runs_backward(

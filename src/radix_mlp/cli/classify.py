@@ -59,8 +59,9 @@ def classify(
     The answer has line (its number in FILE), text, label (the one with the
     highest score), score, and scores by label; a .npy file holds the scores
     alone, float64, a column a label in the model's order (a row of NaN for a line
-    that was skipped). Scores are probabilities: over all labels together, or of each alone for a model of
-    several labels a text. A reward model's single score is as it is.
+    that was skipped). Scores are probabilities: over all labels together, or of
+    each alone for a model of several labels a text. A reward model's single score
+    is as it is.
 
     Files of any size: a job that is stopped goes on when the same command is
     given again.

@@ -35,6 +35,8 @@ Start here:
   radix-mlp explain texts.jsonl --tokenizer tiny  what would my texts save?
   radix-mlp verify texts.jsonl -m FOLDER          are the answers the same?
   radix-mlp embed texts.jsonl -m FOLDER -o v.npy  the job itself
+
+Exit codes: 0 done, 1 an error (or other answers, in verify), 2 wrong usage, 130 stopped by Ctrl-C.
 """
 
 

@@ -125,7 +125,19 @@ DtypeOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-ImplOption = Annotated[str, typer.Option("--impl", help="The way to run attention on the tree.", rich_help_panel=MODEL)]
+IMPL_HELP = (
+    "The way to run attention on the tree: dense, triton, varlen, fa4, expand or reference; auto takes the one that it "
+    "estimates to be the fastest here."
+)
+ImplOption = Annotated[
+    str,
+    typer.Option(
+        "--impl",
+        metavar="NAME",
+        help=IMPL_HELP,
+        rich_help_panel=MODEL,
+    ),
+]
 TrustOption = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL),

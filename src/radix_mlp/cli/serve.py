@@ -107,9 +107,7 @@ def serve(
     device: Annotated[
         str | None, _option("--device", panel=o.MODEL, own=True, help="cpu, cuda, cuda:1, …; CUDA where there is one.")
     ] = None,
-    impl: Annotated[
-        str, _option("--impl", panel=o.MODEL, own=True, help="The way to run attention on the tree.")
-    ] = "auto",
+    impl: Annotated[str, _option("--impl", panel=o.MODEL, own=True, metavar="NAME", help=o.IMPL_HELP)] = "auto",
     replicas: Annotated[
         str,
         _option(

@@ -65,7 +65,7 @@ async def completions(request: Request, body: CompletionsRequest, service: Servi
         raise WrongBodyError("`echo` is false and `max_tokens` 0: there is nothing to answer.")
     prompts, single = as_list(body.prompt)
     check_not_empty(prompts, "prompt")
-    service.check_size(len(prompts))
+    service.inputs.check_size(len(prompts))
     rows = [await service.tokens.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
     check_not_empty(rows, "prompt")
     limit = service.info.max_input_length

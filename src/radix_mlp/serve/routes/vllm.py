@@ -100,7 +100,7 @@ async def generative_scoring(request: Request, body: GenerativeScoringRequest, s
     if len(set(labels)) < len(labels):
         raise WrongBodyError("`label_token_ids`: one stands there twice.")
     # before any of them is tokenized or multiplied
-    service.check_size(len(body.items), len(body.items) * len(labels))
+    service.inputs.check_size(len(body.items), len(body.items) * len(labels))
     special = body.add_special_tokens
     query = await _ids(service, body.query, special=special and not body.item_first)
     items = [await _ids(service, item, special=special and body.item_first) for item in body.items]

@@ -12,6 +12,7 @@ from tests.engine.faults import InjectedForward
 from tests.engine.test_engine import PAIRS, TEXTS, ids_of
 
 from radix_mlp import AsyncEngine, Engine, disable
+from radix_mlp.engine.ticket import Ticket
 from radix_mlp.engine.tokenize import RejectedItemsError
 from radix_mlp.errors import EngineClosedError, InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
@@ -234,7 +235,7 @@ def test_one_engine_after_another():
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("radix-plan", "radix-model"))]
 
 
-def test_an_idle_device_waits_only_for_calls_that_are_on_their_way(monkeypatch):
+def test_an_idle_device_waits_only_for_calls_that_are_on_their_way():
     """`max_wait` is longer than `run` allows: whoever is answered has not waited it out."""
 
     async def num_batches(num_calls):
@@ -248,28 +249,59 @@ def test_an_idle_device_waits_only_for_calls_that_are_on_their_way(monkeypatch):
 
     async def seconds(max_wait):
         async with AsyncEngine(Engine("tiny"), max_wait=max_wait) as front:
+            # never tokenized
+            front._loop.expect(Ticket(print, 0.0))
             began = time.perf_counter()
             await front.embed(["alone"])
             return time.perf_counter() - began
 
-    # as if another were on its way
-    monkeypatch.setattr(AsyncEngine, "_is_expecting", lambda front: True)
     assert run(seconds(0.3)) >= 0.3
 
 
-def test_pending_tokens_are_the_unique_ones_that_are_not_computed(monkeypatch):
-    # as if another were on its way, so that the two wait
-    expected = ["another"]
-    monkeypatch.setattr(AsyncEngine, "_is_expecting", lambda front: bool(expected))
+@pytest.mark.parametrize("end", ["fails", "is cancelled"])
+def test_nobody_waits_for_a_call_that_will_not_come(end):
+    go_on = threading.Event()
+
+    class Texts(list):
+        def __iter__(self):
+            go_on.wait(60)
+            return super().__iter__()
 
     async def main():
+        async with AsyncEngine(Engine("tiny"), max_wait=600, tokenization_workers=2) as front:
+            other = asyncio.create_task(front.embed(Texts([""])))
+            while front.num_active < 1:
+                await asyncio.sleep(0)
+            first = asyncio.create_task(front.embed(["alone"]))
+            while front.queue_depth < 1:
+                await asyncio.sleep(0.01)
+            # time to fall asleep; without it, the test could only pass
+            await asyncio.sleep(0.1)
+            assert not first.done()
+            if end == "fails":
+                go_on.set()
+            else:
+                other.cancel()
+            await first
+            go_on.set()
+            with pytest.raises(RejectedItemsError if end == "fails" else asyncio.CancelledError):
+                await other
+
+    run(main())
+
+
+def test_pending_tokens_are_the_unique_ones_that_are_not_computed():
+    async def main():
         async with AsyncEngine(Engine("tiny"), max_wait=600) as front:
+            # as if another were on its way, so that the two wait
+            another = Ticket(print, 0.0)
+            front._loop.expect(another)
             calls = [asyncio.create_task(front.embed([f"the same begin {end}"])) for end in "ab"]
             while front.queue_depth < 2:
                 await asyncio.sleep(0.01)
             waiting = front.pending_tokens
-            expected.clear()
-            await asyncio.gather(*calls, front.embed(["another"]))
+            front._loop.drop(another, ValueError("not coming"))
+            await asyncio.gather(*calls)
             # the batch is done a moment after its answers
             while front.pending_tokens:
                 await asyncio.sleep(0.01)

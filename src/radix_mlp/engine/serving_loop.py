@@ -55,7 +55,6 @@ class ServingLoop:
         scheduler: OnlineScheduler,
         on_batch: Callable[[BatchReport], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
-        is_expecting: Callable[[], bool] = lambda: True,
     ) -> None:
         self.engine = engine
         self.scheduler = scheduler
@@ -64,10 +63,10 @@ class ServingLoop:
         self.failure: BaseException | None = None
         """What a thread died of."""
         self._on_batch = on_batch
-        self._is_expecting = is_expecting
         self._is_stopping = False
         self._dropped: str | None = None
         self._tickets: set[Ticket] = set()
+        self._expected: set[Ticket] = set()
         self._changed = threading.Condition()
         self._permits = threading.Semaphore(BATCHES_IN_FLIGHT)
         self._under_way: set[_Batch] = set()
@@ -79,11 +78,6 @@ class ServingLoop:
         ]
         for thread in self._threads:
             thread.start()
-
-    @property
-    def num_calls(self) -> int:
-        """Calls that were submitted and are not answered."""
-        return len(self._tickets)
 
     @property
     def is_alive(self) -> bool:
@@ -102,14 +96,21 @@ class ServingLoop:
         if self._is_stopping:
             raise EngineClosedError("the engine is closed and takes no more requests.")
 
+    def expect(self, ticket: Ticket) -> None:
+        """A call is being tokenized: an idle device waits for it, until it is submitted or dropped."""
+        self._expected.add(ticket)
+
     def submit(self, ticket: Ticket, call: Call[Any]) -> None:
         """Let the items of a call wait for batches; its ticket is told in the end, whatever happens."""
         now = self.clock()
         order = ticket.start(call, now)
         if not order:
             ticket.finish_with_value(now)
+            self._forget(ticket)
             return
         with self._changed:
+            self._expected.discard(ticket)
+            self._changed.notify_all()
             self.check()
             if self._dropped is not None:
                 ticket.finish(EngineClosedError(self._dropped))
@@ -121,7 +122,6 @@ class ServingLoop:
                 Waiting(call.items[place].ids, ticket, now, ticket.deadline, (call.items[place], ticket, place))
                 for place in order
             )
-            self._changed.notify_all()
 
     def drop(self, ticket: Ticket, outcome: Exception) -> None:
         """End a call early: what waits of it is not run, and what runs is not told."""
@@ -201,7 +201,8 @@ class ServingLoop:
         with self._changed:
             while self.failure is None:
                 seconds = self.scheduler.seconds_to_wait(self.clock())
-                if seconds and not self._is_expecting():
+                if seconds and not self._expected:
+                    # nobody is kept waiting for others who may come
                     seconds = 0.0
                 if seconds is None and self._is_stopping:
                     return []
@@ -266,6 +267,9 @@ class ServingLoop:
         with self._changed:
             self._tickets.discard(ticket)
             self.scheduler.remove_call(ticket)
+            if ticket in self._expected:
+                self._expected.discard(ticket)
+                self._changed.notify_all()
 
     def _report(
         self,

@@ -10,7 +10,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
 import radix_mlp
-from radix_mlp.engine.async_engine import num_tokenization_workers
+from radix_mlp.engine.front import num_tokenization_workers
 from radix_mlp.serve.answers import json_answer
 from radix_mlp.serve.errors import NoSuchRouteError, UnhealthyError
 from radix_mlp.serve.merged_metrics import METRICS_TYPE

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from radix_mlp.testing.training_runs import curve, distance
+from radix_mlp.testing.training_runs import WAYS, curve, distance, draw
 
 
 def learns(losses: np.ndarray) -> bool:
@@ -47,3 +47,15 @@ def test_two_hundred_steps_on_a_gpu(dtype: torch.dtype) -> None:
     spread = distance(padded, other)
     # attention's kernels multiply in TF32 or bfloat16 where the unmodified model's may not
     assert min(distance(folded, padded), distance(folded, other)) < (1e-3 if dtype == torch.float32 else 1.5 * spread)
+
+
+def test_the_picture_of_the_runs(tmp_path) -> None:
+    """One that tells the ways apart without colours, the same file every time."""
+    pytest.importorskip("matplotlib")
+    steps = np.arange(25.0)
+    runs = {way: 9 - steps / 4 + 1e-3 * number * np.sin(steps) for number, way in enumerate(WAYS)}
+    for path in (tmp_path / "a.svg", tmp_path / "b.svg"):
+        draw({"float32": runs, "bfloat16": runs}, path)
+    text = (tmp_path / "a.svg").read_text()
+    assert text == (tmp_path / "b.svg").read_text()
+    assert text.count("stroke-dasharray") > 8

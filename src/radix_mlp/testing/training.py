@@ -5,6 +5,7 @@ python -m radix_mlp.testing.training [type ...]      prints the table; without t
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,13 +14,24 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf import disable, enable
+from radix_mlp.hf.proven import PROVEN_TYPES
 from radix_mlp.ops import edges_to_tokens
 from radix_mlp.testing.batches import random_batch
-from radix_mlp.testing.zoo import TOKEN_RANGE, tiny_model
+from radix_mlp.testing.zoo import TOKEN_RANGE, build_problem, causal_lm_types, tiny_model
 from radix_mlp.train import TreeBatch, language_head, tree_hidden, tree_logprobs
 
-__all__ = ["TrainingErrors", "compare_training", "gradients_of", "loss_one_at_a_time", "random_tree", "relative_error"]
+__all__ = [
+    "TrainingErrors",
+    "compare_training",
+    "gradients_of",
+    "loss_one_at_a_time",
+    "random_tree",
+    "relative_error",
+    "table",
+    "trainable_types",
+]
 
 ENTROPY_WEIGHT = 0.3
 TEMPERATURE = 0.7
@@ -127,27 +139,36 @@ def relative_error(found: Tensor, expected: Tensor, *, floor: float = 0.0) -> fl
     return difference / scale if scale else difference
 
 
+def table(types: Iterable[str]) -> Iterator[str]:
+    """Lines of a Markdown table of `compare_training`, one a type as it is done; refused types in a line at the end."""
+    yield "| type | logits | loss | gradient | worst parameter | parameters |"
+    yield "|---|---|---|---|---|---|"
+    refused = []
+    for model_type in types:
+        try:
+            e = compare_training(model_type)
+        except UnsupportedModelError:
+            refused.append(f"`{model_type}`")
+            continue
+        errors = f"{e.logits:.0e} | {e.loss:.0e} | {e.gradient:.0e}"
+        yield f"| {model_type} | {errors} | `{e.parameter}` | {e.num_parameters} |"
+    if refused:
+        yield ""
+        yield f"Refused, for heads that are more than a linear layer: {', '.join(refused)}."
+
+
+def trainable_types() -> list[str]:
+    """Every causal-LM type of the installed transformers that folds exactly and can be built."""
+    return [t for t in causal_lm_types() if build_problem(t) is None and t in PROVEN_TYPES]
+
+
 def main() -> None:
     """Print one line a model type."""
     import sys
 
-    from radix_mlp.errors import UnsupportedModelError
-    from radix_mlp.hf.proven import PROVEN_TYPES
-    from radix_mlp.testing.zoo import build_problem, causal_lm_types
-
-    types = sys.argv[1:] or [t for t in causal_lm_types() if build_problem(t) is None and t in PROVEN_TYPES]
-    write = sys.stdout.write
-    write("| type | logits | loss | gradient | worst parameter | parameters |\n|---|---|---|---|---|---|\n")
-    for model_type in types:
-        try:
-            e = compare_training(model_type)
-        except UnsupportedModelError as refusal:
-            write(f"| {model_type} | refused: {refusal} |\n")
-            continue
-        write(
-            f"| {model_type} | {e.logits:.0e} | {e.loss:.0e} | {e.gradient:.0e} | `{e.parameter}` "
-            f"| {e.num_parameters} |\n"
-        )
+    for line in table(sys.argv[1:] or trainable_types()):
+        sys.stdout.write(line + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":

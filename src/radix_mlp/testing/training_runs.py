@@ -1,6 +1,6 @@
 """The same training run folded and unfolded, from one seed: how far apart the curves are.
 
-python -m radix_mlp.testing.training_runs [--steps 200] [--dtype bfloat16] [--device cuda] [--png curves.png]
+python -m radix_mlp.testing.training_runs [--steps 200] [--dtype bfloat16] [--device cuda] [--picture curves.svg]
 """
 
 from __future__ import annotations
@@ -16,10 +16,17 @@ from radix_mlp.testing.sweep import pad
 from radix_mlp.testing.tiny import tiny_model
 from radix_mlp.train import TreeBatch, cross_entropy, tree_logprobs
 
-__all__ = ["WAYS", "curve", "distance"]
+__all__ = ["WAYS", "curve", "distance", "draw"]
 
 VOCABULARY = 64
 WAYS = ("folded", "padded", "padded, other order", "one at a time")
+# colour, line, marker and width of each way: told apart without the colours, too (Okabe and Ito's)
+_STYLES = (
+    ("#0072B2", "-", "o", 5.0),
+    ("#000000", "-", "", 1.0),
+    ("#E69F00", "--", "s", 2.5),
+    ("#CC79A7", ":", "^", 2.5),
+)
 
 
 def curve(way: str, *, steps: int = 200, dtype: torch.dtype = torch.float32, device: str = "cpu") -> np.ndarray:
@@ -94,6 +101,35 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(np.mean((a - b) ** 2)))
 
 
+def draw(curves: dict[str, dict[str, np.ndarray]], path: Path) -> None:
+    """Draw runs by name and way: a row of the picture each, losses beside differences to the padded run.
+
+    Args:
+        curves: title of a row -> way -> `[steps]` losses.
+        path: of the picture; its ending says as what (`.svg`, `.png`).
+    """
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "training", "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(10, 3.6 * len(curves)), layout="constrained")
+        rows = figure.subplots(len(curves), 2, squeeze=False)
+        for (losses, differences), (title, ways) in zip(rows, curves.items(), strict=True):
+            for (color, line, marker, width), (way, values) in zip(_STYLES, ways.items(), strict=True):
+                losses.plot(values, line, color=color, label=way, linewidth=width)
+                if way != "padded":
+                    apart = np.abs(values - ways["padded"])
+                    parts = np.array_split(np.arange(len(apart)), max(1, len(apart) // 10))
+                    largest = [apart[part].max() for part in parts]
+                    ends = [part[-1] for part in parts]
+                    differences.plot(ends, largest, line, color=color, marker=marker, markersize=4, label=way)
+            losses.set(title=f"{title}: loss", xlabel="step", ylim=(0, None))
+            differences.set(title="largest difference to the padded run in ten steps", xlabel="step", yscale="log")
+            losses.legend(frameon=False)
+            differences.legend(frameon=False)
+        figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
 def main() -> None:
     """Run all ways, print how far apart they are, and draw them."""
     import argparse
@@ -101,33 +137,22 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--dtype", nargs="+", choices=["float32", "bfloat16"], default=["float32", "bfloat16"])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--png", type=Path, help="draw the curves (needs matplotlib)")
+    parser.add_argument("--picture", type=Path, help="draw the curves (needs matplotlib): curves.svg")
     options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
-    curves = {way: curve(way, steps=options.steps, dtype=dtype, device=options.device) for way in WAYS}
-    for way, losses in curves.items():
-        apart = ", ".join(f"{distance(losses, other):.1e} from {name}" for name, other in curves.items() if name != way)
-        sys.stdout.write(f"{way}: {losses[0]:.4f} to {losses[-1]:.4f}; {apart}\n")
-    if options.png:
-        _draw(curves, options.png, f"tiny model, {options.dtype} on {options.device}")
-
-
-def _draw(curves: dict[str, np.ndarray], path: Path, title: str) -> None:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    losses, differences = figure.subplots(1, 2)
-    for width, (way, values) in zip((6, 4, 2.5, 1), curves.items(), strict=True):
-        losses.plot(values, label=way, linewidth=width)
-        if way != "padded":
-            differences.plot(values - curves["padded"], label=f"{way} - padded", linewidth=1)
-    losses.set(title=title, xlabel="step", ylabel="loss")
-    differences.set(title="difference to the padded run", xlabel="step")
-    for axes in (losses, differences):
-        axes.legend()
-    figure.savefig(path, dpi=120)
+    curves = {}
+    for name in options.dtype:
+        dtype = getattr(torch, name)
+        runs = {way: curve(way, steps=options.steps, dtype=dtype, device=options.device) for way in WAYS}
+        curves[f"{name} on {options.device}"] = runs
+        for way, losses in runs.items():
+            apart = ", ".join(
+                f"{distance(losses, run):.1e} from {other}" for other, run in runs.items() if other != way
+            )
+            sys.stdout.write(f"{name}, {way}: {losses[0]:.4f} to {losses[-1]:.4f}; {apart}\n")
+    if options.picture:
+        draw(curves, options.picture)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -27,7 +29,7 @@ MAX_LENGTH = 512
 ADDRESS = re.compile(r"serving (\S+) \(.*? at (http://[\d.]+:\d+)")
 
 
-def wait_for_addresses(log: Path, process: subprocess.Popen[bytes], count: int, seconds: float = 120) -> dict[str, str]:
+def wait_for_addresses(log: Path, process: subprocess.Popen[bytes], count: int, seconds: float = 300) -> dict[str, str]:
     """Model -> address, once `count` servers say that they run."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -39,19 +41,40 @@ def wait_for_addresses(log: Path, process: subprocess.Popen[bytes], count: int, 
     raise AssertionError(f"no server after {seconds} s: {log.read_text()}")
 
 
-@pytest.fixture(scope="session")
-def addresses(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """Model -> address of a server in another process."""
-    log = tmp_path_factory.mktemp("serve") / "log"
-    script = Path(__file__).parent / "server_process.py"
-    command = [sys.executable, str(script), *(f"model_id={model},max_input_length={MAX_LENGTH}" for model in MODELS)]
+def start_servers(log: Path, *settings: str) -> subprocess.Popen[bytes]:
+    """A process with servers, which ends with this one."""
+    command = [sys.executable, str(Path(__file__).parent / "server_process.py"), *settings]
     with log.open("wb") as file:
-        process = subprocess.Popen(command, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        try:
-            yield wait_for_addresses(log, process, len(MODELS))
-        finally:
-            process.kill()
-            process.wait(30)
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stderr=file, env=environment)
+
+
+Servers = tuple[Path, subprocess.Popen[bytes]]
+SERVERS = pytest.StashKey[Servers]()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Start the servers: they import torch while tests of other packages run."""
+    wanted = any("addresses" in getattr(item, "fixturenames", ()) for item in session.items)
+    if wanted and not session.config.option.collectonly:
+        log = Path(tempfile.mkdtemp(prefix="radix-mlp-servers-")) / "log"
+        models = (f"model_id={model},max_input_length={MAX_LENGTH}" for model in MODELS)
+        session.config.stash[SERVERS] = log, start_servers(log, *models)
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if SERVERS in config.stash:
+        log, process = config.stash[SERVERS]
+        process.kill()
+        process.communicate()
+        shutil.rmtree(log.parent)
+
+
+@pytest.fixture(scope="session")
+def addresses(request: pytest.FixtureRequest) -> dict[str, str]:
+    """Model -> address of a server in another process."""
+    log, process = request.config.stash[SERVERS]
+    return wait_for_addresses(log, process, len(MODELS))
 
 
 @pytest.fixture(scope="session")

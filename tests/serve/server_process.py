@@ -1,11 +1,11 @@
 """Servers for the tests, in a process of their own: `python server_process.py NAME=VALUE,... NAME=VALUE,...`.
 
-Each argument starts a server with these settings; each prints its address as the program itself logs it.
+Each argument starts a server with these settings; each prints its address as the program itself logs it. They end with
+the standard input, and so with the process of the tests.
 """
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from typing import Any
@@ -27,8 +27,6 @@ def parsed(text: str) -> dict[str, Any]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
     for text in sys.argv[1:]:
         threading.Thread(target=run, args=(ServeSettings(**parsed(text)),), daemon=True).start()
-    stop.wait()
+    sys.stdin.read()

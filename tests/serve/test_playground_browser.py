@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.serve.conftest import wait_for_addresses
+from tests.serve.conftest import start_servers, wait_for_addresses
 
 pytestmark = pytest.mark.slow
 
@@ -54,14 +51,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Address of a reranker behind a key that takes 128 documents."""
     log = tmp_path_factory.mktemp("guarded") / "log"
     settings = f"model_id=tiny-reranker,api_key={KEY},max_client_batch_size=128"
-    command = [sys.executable, str(Path(__file__).parent / "server_process.py"), settings]
-    with log.open("wb") as file:
-        process = subprocess.Popen(command, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        try:
-            yield wait_for_addresses(log, process, 1)["tiny-reranker"]
-        finally:
-            process.terminate()
-            process.wait(30)
+    process = start_servers(log, settings)
+    try:
+        yield wait_for_addresses(log, process, 1)["tiny-reranker"]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 Opened = Callable[..., Any]

@@ -259,8 +259,13 @@ def test_last_dimension_with_stride(device: str) -> None:
 
 
 # 4.3 GB, of which a machine without a GPU only touches what is written
-@pytest.mark.slow
-@devices
+@pytest.mark.parametrize(
+    "device",
+    [
+        pytest.param("cpu", marks=[pytest.mark.slow, pytest.mark.skipif(HAS_CUDA, reason="run with -m gpu")]),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ],
+)
 def test_heads_that_lie_far_apart(device: str) -> None:
     """Offsets of the heads of one kv head do not fit into 32 bits."""
     rows, width, apart = 5, 16, 2**30 + 16

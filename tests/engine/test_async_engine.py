@@ -269,6 +269,7 @@ def test_nobody_waits_for_a_call_that_will_not_come(end):
 
     async def main():
         async with AsyncEngine(Engine("tiny"), max_wait=600, tokenization_workers=2) as front:
+            await front.embed(["what is made once"])
             other = asyncio.create_task(front.embed(Texts([""])))
             while front.num_active < 1:
                 await asyncio.sleep(0)

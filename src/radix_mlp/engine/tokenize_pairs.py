@@ -34,7 +34,8 @@ def tokenize_pairs(
 
     Args:
         max_length: longest allowed, in tokens; None has no limit.
-        truncate: drop tokens from the left of a longer pair, as lm-eval does, instead of refusing it.
+        truncate: drop tokens from the left of a longer pair instead of refusing it. lm-eval keeps one token more, since
+            it leaves the last one, which predicts nothing, out of its count.
         add_bos: start every context with the begin token, which Gemma and Llama models expect.
 
     Raises:

@@ -2,6 +2,7 @@
 
   triton   this package's kernels: q, k, v stay folded
   fa4      FlashAttention-4 with the tree as its mask and this package's block lists (extra fa4)
+  varlen   this package's way with FlashAttention-2, as a model calls it
   auto     whichever of this package's ways is estimated to be fastest, forward and backward apart
   expand   the paper's way: unfold q, k, v by index_select, FlashAttention-2 for packed sequences, fold the output
   compact  q stays folded; k and v are gathered along every sequence; FlashAttention-2, causal from the bottom right
@@ -29,59 +30,22 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from flex import flex_attention_of
+from attention_methods import Method, make_methods
+from attention_problem import DTYPES, Problem, make_problem, oracle, relative_error
 from provenance import provenance
-from radix_mlp.ops import tree_attention
-from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
-from radix_mlp.plan import RadixPlan, build_plan
-from radix_mlp.testing.batches import prefix_batch, random_batch
 
-Array = NDArray[np.int64]
 CASES = (
     "2048/256/32,512/256/32,512/32/32,128/96/64,128/96/10,4096/1024/16,"
     "0/2048/16,0/256/64,1000/20/1000,deep,random"
 )  # fmt: skip
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GATE = {"forward": 8e-3, "backward": 1e-2, "copies": 1e-1}
-
-
-@dataclass
-class Problem:
-    plan: RadixPlan
-    end: Tensor
-    depth: Tensor
-    unfold_index: Tensor
-    fold_index: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    dout: Tensor
-    pairs: int
-
-    @property
-    def scale(self) -> float:
-        return float(self.q.shape[2] ** -0.5)
-
-
-@dataclass
-class Method:
-    """`forward` runs the layer once; `backward` gets what `saved` returned, which is not timed, or is None."""
-
-    name: str
-    forward: Callable[[], Tensor]
-    saved: Callable[[], Any]
-    backward: Callable[[Any], Sequence[Tensor]] | None
 
 
 def main() -> None:
@@ -143,149 +107,6 @@ def main() -> None:
     sys.exit(red)
 
 
-def make_problem(name: str, args: argparse.Namespace) -> Problem:
-    rng = np.random.default_rng(args.seed)
-    plan = build_plan(*batch(name, rng))
-    generator = torch.Generator("cuda").manual_seed(args.seed)
-
-    def draw(heads: int) -> Tensor:
-        rows = len(plan.end)
-        shape = (heads, rows, args.width) if args.layout == "hmd" else (rows, heads, args.width)
-        x = torch.randn(shape, generator=generator, device="cuda", dtype=DTYPES[args.dtype])
-        return x.transpose(0, 1) if args.layout == "hmd" else x
-
-    end, depth, unfold, fold = (
-        torch.tensor(np.asarray(x, np.int32), device="cuda")
-        for x in (plan.end, plan.depth, plan.unfold_index, plan.fold_index)
-    )
-    heads, kv_heads = args.heads, args.kv_heads
-    pairs = int(plan.depth.astype(np.int64).sum()) + len(plan.end)
-    dout = torch.randn(
-        len(plan.end), heads, args.width, generator=generator, device="cuda", dtype=DTYPES[args.dtype]
-    )  # fmt: skip
-    return Problem(plan, end, depth, unfold, fold, draw(heads), draw(kv_heads), draw(kv_heads), dout, pairs)
-
-
-def batch(name: str, rng: np.random.Generator) -> tuple[Array, Array]:
-    if name == "random":
-        return random_batch(rng, num_sequences=64, vocab_size=1000, max_length=1024, branch=0.8)
-    if name == "deep":
-        turns, alternatives, length = 16, 4, 64
-        chat: Array = np.zeros(0, np.int64)
-        sequences: list[Array] = []
-        for _ in range(turns):
-            tails = rng.integers(0, 32_000, (alternatives, length))
-            sequences += [np.concatenate([chat, tail]) for tail in tails]
-            chat = np.concatenate([chat, tails[int(rng.integers(alternatives))]])
-        return np.concatenate(sequences), np.cumsum([0, *map(len, sequences)])
-    prefix, suffix, sequences_of_case = map(int, name.split("/"))
-    return prefix_batch(rng, num_sequences=sequences_of_case, prefix=prefix, suffix=suffix)
-
-
-def make_methods(names: list[str], p: Problem) -> list[Method]:
-    methods = []
-    for name in names:
-        if name in ("fa4", "auto"):
-            run = partial(tree_attention, plan=p.plan.to("cuda").tree, impl=name)
-            methods.append(through_autograd(name, p, run))
-        elif name in ("flex", "flexfa4"):
-            run = flex_attention_of(p.plan, "TRITON" if name == "flex" else "FLASH")
-            methods.append(through_autograd(name, p, run))
-            if len(p.end) % 128:
-                # torch 2.11's compiled backward takes whole blocks only
-                methods[-1].backward = None
-        elif name == "packed":
-            if p.plan.num_tokens == p.plan.num_rows:
-                methods.append(packed(p))
-        else:
-            methods.append({"triton": triton, "expand": expand, "compact": compact}[name](p))
-    return methods
-
-
-def packed(p: Problem) -> Method:
-    cu = torch.tensor(p.plan.cu_seq_lengths, dtype=torch.int32, device="cuda")
-    longest = int(np.diff(p.plan.cu_seq_lengths).max())
-    return through_autograd("packed", p, lambda q, k, v: flash(q, k, v, cu, cu, longest, longest, p.scale))
-
-
-def triton(p: Problem) -> Method:
-    mean_keys = p.pairs / len(p.end)
-    blocks = TritonBlocks.make(p.end, p.depth)
-
-    def forward() -> tuple[Tensor, Tensor]:
-        return triton_forward(p.q, p.k, p.v, p.end, p.depth, blocks, scale=p.scale, mean_keys=mean_keys)
-
-    def backward(saved: tuple[Tensor, Tensor]) -> Sequence[Tensor]:
-        tree = p.end, p.depth, blocks
-        return triton_backward(p.dout, p.q, p.k, p.v, *saved, *tree, scale=p.scale, mean_keys=mean_keys)[:3]
-
-    return Method("triton", lambda: forward()[0], forward, backward)
-
-
-def expand(p: Problem) -> Method:
-    lengths = np.diff(p.plan.cu_seq_lengths)
-    cu = torch.tensor(p.plan.cu_seq_lengths, dtype=torch.int32, device="cuda")
-    longest = int(lengths.max())
-
-    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        q, k, v = (x.index_select(0, p.unfold_index) for x in (q, k, v))
-        return flash(q, k, v, cu, cu, longest, longest, p.scale).index_select(0, p.fold_index)
-
-    method = through_autograd("expand", p, run)
-    if p.plan.num_tokens * p.q[0].numel() >= 2**31:
-        # torch 2.11's backward leaves its memory ("illegal memory access") where q has 2^31 elements or more
-        method.backward = None
-    return method
-
-
-def compact(p: Problem) -> Method:
-    """Rows are computed where they occur first; those of a sequence are the end of its path."""
-    lengths = np.diff(p.plan.cu_seq_lengths)
-    new = np.diff(np.searchsorted(np.sort(p.plan.fold_index), p.plan.cu_seq_lengths))
-    kept = new > 0
-    token_kept = np.repeat(kept, lengths)
-    gather = torch.tensor(p.plan.unfold_index[token_kept], device="cuda")
-    # in the order of the sequences; depth-first rows of the cases here lie so already, but trees may branch back
-    order = np.argsort(p.plan.fold_index, kind="stable")
-    in_order = bool((order == np.arange(len(order))).all())
-    row_order = torch.tensor(order.astype(np.int32), device="cuda")
-    row_back = torch.tensor(np.argsort(order).astype(np.int32), device="cuda")
-    cu_q, cu_k = (
-        torch.tensor(np.cumsum([0, *x[kept]]), dtype=torch.int32, device="cuda") for x in (new, lengths)
-    )  # fmt: skip
-    longest_q, longest_k = int(new.max()), int(lengths[kept].max())
-
-    def run(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        if not in_order:
-            q = q.index_select(0, row_order)
-        k, v = k.index_select(0, gather), v.index_select(0, gather)
-        out = flash(q, k, v, cu_q, cu_k, longest_q, longest_k, p.scale)
-        return out if in_order else out.index_select(0, row_back)
-
-    return through_autograd("compact", p, run)
-
-
-def flash(
-    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float
-) -> Tensor:  # fmt: skip
-    return torch.ops.aten._flash_attention_forward(
-        q, k, v, cu_q, cu_k, max_q, max_k, 0.0, True, False, scale=scale
-    )[0]  # fmt: skip
-
-
-def through_autograd(name: str, p: Problem, run: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Method:
-    leaves = [x.detach().requires_grad_() for x in (p.q, p.k, p.v)]
-
-    def forward() -> Tensor:
-        with torch.no_grad():
-            return run(p.q, p.k, p.v)
-
-    def backward(out: Tensor) -> Sequence[Tensor]:
-        return torch.autograd.grad(out, leaves, p.dout, retain_graph=True)
-
-    return Method(name, forward, lambda: run(*leaves), backward)
-
-
 def gate(p: Problem, methods: list[Method], backward: bool) -> dict[tuple[str, str], Any]:
     """Relative errors by method and pass, or what is wrong; against float64, the heads of the first kv head."""
     group = p.q.shape[1] // p.k.shape[1]
@@ -304,30 +125,6 @@ def gate(p: Problem, methods: list[Method], backward: bool) -> dict[tuple[str, s
             if not max(found) < GATE["copies" if method.name in ("expand", "compact") else "backward"]:
                 errors[method.name, "backward"] = f"{method.name} backward, relative errors of dq, dk, dv {found}"
     return errors
-
-
-def oracle(p: Problem, group: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Output, dq `[M, G, D]`, dk and dv `[M, D]` of the first kv head, in blocks of queries."""
-    k, v = p.k[:, 0].double(), p.v[:, 0].double()
-    out, dq = (torch.zeros(len(k), group, k.shape[1], dtype=torch.float64, device=k.device) for _ in range(2))
-    dk, dv = torch.zeros_like(k), torch.zeros_like(v)
-    row = torch.arange(len(k), device=k.device)
-    for rows in row.split(2048):
-        seen = (row <= rows[:, None]) & (rows[:, None] < p.end)
-        for head in range(group):
-            q, dout = p.q[rows, head].double(), p.dout[rows, head].double()
-            weight = (q @ k.T * p.scale).masked_fill_(~seen, -torch.inf).softmax(1)
-            out[rows, head] = weight @ v
-            dv += weight.T @ dout
-            pull = dout @ v.T
-            push = weight * (pull - (weight * pull).sum(1, keepdim=True)) * p.scale
-            dq[rows, head] = push @ k
-            dk += push.T @ q
-    return out, dq, dk, dv
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected).norm() / expected.norm())
 
 
 def measure(methods: list[Method], kind: str, repeats: int) -> tuple[dict[str, float], dict[str, float]]:

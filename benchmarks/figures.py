@@ -228,9 +228,10 @@ def shards_data() -> Data | None:
 
 def shards(data: Data, axes: Any) -> None:
     for ax, (workload, found) in zip(axes, data.items(), strict=True):
-        styles = zip(found["ways"].items(), (VERMILION, SKY, ORANGE, BLUE), ("s:", "v-.", "^--", "o-"), strict=True)
-        for (way, points), colour, style in styles:
-            ax.plot(*zip(*points, strict=True), style, color=colour, label=way, markersize=5)
+        looks = ((VERMILION, "s:", 9), (SKY, "v-.", 8), (ORANGE, "^--", 6), (BLUE, "o-", 4))
+        for (way, points), (colour, style, size) in zip(found["ways"].items(), looks, strict=True):
+            # smaller and smaller, where lines lie on each other
+            ax.plot(*zip(*points, strict=True), style, color=colour, label=way, markersize=size)
         ax.set_xscale("log", base=2)
         ax.set_xticks([k for k, _ in points], [f"{k:,}" for k, _ in points])
         ax.set_ylim(0, 1.05)
@@ -288,8 +289,9 @@ def energy(data: Data, axes: Any) -> None:
         if any(values.get(side) for _, values in data["rows"])
     }
     labels = {"off": "folding off", "expand": "the paper's way", "packed": "Hugging Face, packed"}
-    grouped(ax, names, {labels.get(side, side): values for side, values in sides.items()}, None)
+    grouped(ax, names, {labels.get(side, side): values for side, values in sides.items()}, "{:,.0f}")
     plain_log(ax.yaxis)
+    ax.set_ylim(10)
     ax.set_ylabel("joules a thousand texts (log scale)")
     legend_above(ax, "Energy of the GPU")
 
@@ -324,5 +326,8 @@ def grouped(ax: Any, groups: list[str], sides: dict[str, list[Any]], label: str 
             shown = ["" if height != height else label.format(height) for height in heights]
             ax.bar_label(found, shown, fontsize=7, padding=1)
     ax.set_xticks(range(len(groups)), groups, fontsize=8)
+    # few groups are no wider than many
+    margin = max(0.5, (5 - len(groups)) / 2)
+    ax.set_xlim(-margin, len(groups) - 1 + margin)
     ax.grid(axis="y", alpha=0.3)
     ax.set_axisbelow(True)

@@ -23,7 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from attention import DTYPES, Method, measure
+from attention import measure
+from attention_methods import Method
+from attention_problem import DTYPES
 from provenance import provenance
 from radix_mlp.ops.impl.rows import Copies
 from radix_mlp.ops.impl.triton_gather import GATHER, SUM, Launch, triton_gather, triton_sum

@@ -69,7 +69,7 @@ FIGURES = {
         figures.training_data,
         figures.training,
         (3, 1),
-        (8, 7),
+        (11, 8),
     ),
     "planner": Figure(
         "Planner: how many times faster than the Rust package, by kind of batch",

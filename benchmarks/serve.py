@@ -148,7 +148,8 @@ class Served:
         asked = load.parser().parse_args([address, *source_of(options), *arguments])
         outcome: dict[str, Any] = run_in_loop(load.run(asked))
         began, ended = outcome.pop("window")
-        if outcome["wrong"] or outcome["unanswered"]:
+        shares = mode == "off" and outcome.get("compression", 1.0) < 0.999
+        if outcome["wrong"] or outcome["unanswered"] or shares:
             sys.exit(f"{self.name}, {mode}: {outcome}\n{self._log()}")
         reading = None if meter is None else integrate(meter._samples, began, ended)
         if reading is not None:
@@ -236,6 +237,7 @@ class Served:
         """End the process."""
         self.process.kill()
         self.process.wait()
+        self.log.close()
 
 
 def key_of(options: argparse.Namespace) -> str:

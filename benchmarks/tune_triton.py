@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from attention import DTYPES, Problem, make_problem, relative_error
+from attention_problem import DTYPES, Problem, make_problem, relative_error
 from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
 from radix_mlp.ops.impl.triton_tiles import SAFE, Tiles, choose_tiles
 

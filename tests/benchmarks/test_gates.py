@@ -14,15 +14,18 @@ import torch.distributed as dist
 
 import attention
 import gather
-import impls
 import multi_gpu
 import planner
 import registry
 import scaling
 import scheduling
+import sharding
 import workloads
+from attention_methods import Method, through_autograd
+from attention_problem import Problem, batch
+from radix_mlp.ops import tree_attention
 from radix_mlp.ops.impl import dense
-from radix_mlp.plan import RadixPlan
+from radix_mlp.plan import RadixPlan, build_plan
 
 Fault = Callable[[pytest.MonkeyPatch], None]
 
@@ -70,7 +73,21 @@ def calls_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scheduling.OnlineScheduler, "take", lambda self, now: right(self, now)[:-1] or right(self, now))
 
 
+def ranges_are_not_contiguous(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sharding.METHODS, "range", sharding.by_chance)
+
+
+def chance_knows_the_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sharding.METHODS, "random", sharding.by_range)
+
+
+def a_text_is_in_no_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = sharding.METHODS["hash 32"]
+    monkeypatch.setitem(sharding.METHODS, "hash 32", lambda *given: np.append(right(*given)[:-1], -1))
+
+
 slow = pytest.mark.slow
+SHARDS = "--only few-shot --shards 4 --scale 0.02 --texts 100"
 FAULTS = [
     pytest.param("workloads", "--only ms-marco --scale 0.1", rows_are_lost, id="workloads"),
     pytest.param("scaling", "--quick --rounds 1", tokens_change, id="scaling"),
@@ -95,6 +112,9 @@ FAULTS = [
         marks=slow,
     ),
     pytest.param("scheduling", "--calls 30 --loads 0.8", calls_are_forgotten, id="scheduling"),
+    pytest.param("sharding", SHARDS, ranges_are_not_contiguous, id="sharding, range"),
+    pytest.param("sharding", SHARDS, chance_knows_the_texts, id="sharding, random"),
+    pytest.param("sharding", SHARDS, a_text_is_in_no_shard, id="sharding, none"),
     pytest.param("overhead", "--layers 1 --width 128 --sequences 3 --rounds 1", keys_never_expire, id="overhead"),
 ]
 
@@ -133,7 +153,7 @@ def test_a_fault_stops_the_benchmark_before_anything_is_timed(
 def test_every_benchmark_is_here() -> None:
     here = {param.values[0] for param in FAULTS}
     # tested below, or beside what they measure
-    here |= {"planner", "serve", "attention", "impls", "gather", "sharding", "multi_gpu"}
+    here |= {"planner", "serve", "attention", "gather", "multi_gpu"}
     assert here >= set(registry.BENCHMARKS)
 
 
@@ -162,27 +182,24 @@ def test_the_planner_that_differs_from_upstreams_is_not_timed() -> None:
         planner.measure(row, *[Planner(ids, ids, ids, ids)] * 2, 1, 1e-3)  # type: ignore[arg-type]
 
 
-def problem_on_the_cpu(name: str, args: Any) -> attention.Problem:
+def problem_on_the_cpu(name: str, args: Any) -> Problem:
     rng = np.random.default_rng(0)
-    plan = attention.build_plan(*attention.batch(name, rng))
+    plan = build_plan(*batch(name, rng))
     generator = torch.Generator().manual_seed(0)
     q, k, v, dout = (torch.randn(plan.num_rows, heads, 16, generator=generator) for heads in (4, 2, 2, 4))
     index = [torch.tensor(np.asarray(x, np.int32)) for x in (plan.end, plan.depth, plan.unfold_index, plan.fold_index)]
     pairs = int(plan.depth.astype(np.int64).sum()) + plan.num_rows
-    return attention.Problem(plan, *index, q, k, v, dout, pairs)
+    return Problem(plan, *index, q, k, v, dout, pairs)
 
 
-def dense_method(problem: attention.Problem, name: str) -> attention.Method:
+def dense_method(problem: Problem, name: str) -> Method:
     tree = problem.plan.to("cpu").tree
-    return attention.through_autograd(
-        name, problem, lambda q, k, v: attention.tree_attention(q, k, v, tree, impl="dense")
-    )
+    return through_autograd(name, problem, lambda q, k, v: tree_attention(q, k, v, tree, impl="dense"))
 
 
-@pytest.mark.parametrize("script", [attention, impls], ids=["attention", "impls"])
 @pytest.mark.parametrize("wrong", [False, True])
 def test_attention_that_is_wrong_has_no_speed(
-    script: Any, wrong: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    wrong: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class TimedError(Exception):
         pass
@@ -192,21 +209,18 @@ def test_attention_that_is_wrong_has_no_speed(
 
     rows = tmp_path / "rows.jsonl"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(script, "provenance", dict)
-    monkeypatch.setattr(script, "make_problem", problem_on_the_cpu)
-    monkeypatch.setattr(script, "measure", measure)
-    if script is attention:
-        monkeypatch.setattr(attention, "make_methods", lambda names, problem: [dense_method(problem, "triton")])
-    else:
-        monkeypatch.setattr(impls, "impl", dense_method)
+    monkeypatch.setattr(attention, "provenance", dict)
+    monkeypatch.setattr(attention, "make_problem", problem_on_the_cpu)
+    monkeypatch.setattr(attention, "measure", measure)
+    monkeypatch.setattr(attention, "make_methods", lambda names, problem: [dense_method(problem, "triton")])
     monkeypatch.setattr(sys, "argv", ["x.py", "--cases", "12/4/3", "--backward", "--json", str(rows)])
     if not wrong:
         with pytest.raises(TimedError):
-            script.main()
+            attention.main()
         return
     keys_never_expire(monkeypatch)
     with pytest.raises(SystemExit) as ended:
-        script.main()
+        attention.main()
     assert ended.value.code
     assert "WRONG" in capsys.readouterr().out
     assert rows.read_text() == ""

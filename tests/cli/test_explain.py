@@ -1,7 +1,9 @@
 import base64
 import re
+from pathlib import Path
 
 import numpy as np
+import pytest
 from tests.cli.commands import PAIRS, TEXTS, jsonl, run
 
 from radix_mlp.engine.scheduler import schedule
@@ -59,3 +61,11 @@ def test_nothing_shared(tmp_path):
     for name in ("a.txt", "b.txt"):
         result = run("explain", str(tmp_path / name), "-t", "tiny", "--html", str(tmp_path / "a.html"))
         assert result.exit_code == 0, result.output
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_page_that_cannot_be_written(tmp_path):
+    path = jsonl(tmp_path / "texts.jsonl", [{"text": "abc"}, {"text": "abd"}])
+    result = run("explain", path, "-t", "tiny", "--html", "/dev/full")
+    assert result.exit_code == 1
+    assert result.stderr == "error: --html /dev/full: No space left on device.\n"

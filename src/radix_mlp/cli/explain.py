@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.output import check_output
+from radix_mlp.cli.output import check_output, written
 from radix_mlp.cli.read import Record, read_records, without_rejected
 from radix_mlp.cli.show import Skipped, tree_table
 
@@ -138,12 +138,14 @@ def explain(
             from radix_mlp.report.tree_html import write_html
 
             page_lines = tree_lines(tree, decode, max_lines=60, max_children=12, width=110)
-            write_html(html, picture, page_lines, title=f"What {name} shares", summary=summary, table=cells)
+            with written("--html", html):
+                write_html(html, picture, page_lines, title=f"What {name} shares", summary=summary, table=cells)
         if png is not None:
             from radix_mlp.report.tree_png import write_png
 
             saved = f"{tree.saved / tree.num_tokens:.0%} of {tree.num_tokens:,} tokens"
-            write_png(png, picture, f"{name}: {saved} need not be computed again")
+            with written("--png", png):
+                write_png(png, picture, f"{name}: {saved} need not be computed again")
 
 
 def compression_cells(rows: list[CompressionRow], num_tokens: int) -> list[list[str]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -13,7 +13,7 @@ from radix_mlp.cli.encode import Table, encoder_of
 from radix_mlp.cli.journal import BEGIN_ANEW, Journal, State
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["FileOutput", "Output", "StandardOutput", "check_output", "errors_of"]
+__all__ = ["FileOutput", "Output", "StandardOutput", "check_output", "errors_of", "written"]
 
 
 class Output(Protocol):
@@ -208,6 +208,15 @@ def check_output(
         raise InvalidInputError(f"{option} {output}: that is the input itself. Give the results another name.")
 
 
+@contextmanager
+def written(option: str, output: Path) -> Iterator[None]:
+    """Raise `InvalidInputError` where the file that an option names cannot be written."""
+    try:
+        yield
+    except OSError as error:
+        raise _not_written(output, error, option) from error
+
+
 def _append(file: BinaryIO, content: bytes) -> None:
     file.write(content)
     file.flush()
@@ -238,5 +247,5 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _not_written(output: Path, error: OSError) -> InvalidInputError:
-    return InvalidInputError(f"--output {output}: {error.strerror or error}.")
+def _not_written(output: Path, error: OSError, option: str = "--output") -> InvalidInputError:
+    return InvalidInputError(f"{option} {output}: {error.strerror or error}.")

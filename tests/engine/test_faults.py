@@ -35,10 +35,10 @@ class Gate:
     def before(self, plan, rows):
         self.ran.append(bytes(plan.compact_ids.astype(np.uint8)).decode())
         self.reached.set()
-        assert self.open.wait(30)
+        assert self.open.wait(120)
 
     async def wait_for_a_batch(self):
-        assert await asyncio.to_thread(self.reached.wait, 30)
+        assert await asyncio.to_thread(self.reached.wait, 50)
 
 
 async def planned_ahead(front):

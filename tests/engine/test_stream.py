@@ -1,5 +1,4 @@
 import threading
-import time
 
 import pytest
 
@@ -64,8 +63,8 @@ def test_the_next_window_is_prepared_and_the_last_one_written_during_a_run():
 
     def run(item):
         if item == 1:
-            assert prepared.wait(10)
-            assert written.wait(10)
+            assert prepared.wait(60)
+            assert written.wait(60)
         return item
 
     run_stages(range(4), prepare, run, lambda item: written.set() if item == 0 else None)
@@ -78,17 +77,20 @@ def test_the_model_runs_in_the_callers_thread():
 
 
 def test_few_windows_are_held_at_a_time():
-    held, most = set(), 0
+    held, most, ahead = set(), 0, threading.Event()
 
     def windows():
         nonlocal most
         for item in range(30):
             held.add(item)
             most = max(most, len(held))
+            if item == 1:
+                ahead.set()
             yield item
 
     def write(item):
-        time.sleep(0.002)
+        # the second one is read before the first is written
+        assert ahead.wait(60)
         held.discard(item)
 
     run_stages(windows(), lambda item: item, lambda item: item, write)

@@ -170,7 +170,8 @@ RAY_FAILURES = [
 @pytest.mark.parametrize(("outcomes", "status", "num_asked"), RAY_FAILURES)
 def test_failures_of_replicas_are_answers(outcomes, status, num_asked):
     async def main():
-        settings = ServeSettings(model_id="tiny", request_timeout=0.2, api_key="key", payload_limit=100)
+        timeout = 0.2 if status == 504 else 60.0
+        settings = ServeSettings(model_id="tiny", request_timeout=timeout, api_key="key", payload_limit=100)
         engines = Engines(*outcomes)
         transport = httpx.ASGITransport(front_app(PassOn(engines, settings), settings))
         headers = {"authorization": "Bearer key"}

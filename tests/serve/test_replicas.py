@@ -119,7 +119,7 @@ async def fronted(folder: Path, *answerers: Answerer, **settings: Any) -> AsyncI
     front = Front(Group())  # type: ignore[arg-type]
     app = front_app(front, ServeSettings(model_id="tiny", **settings))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=30) as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
         yield client, fakes, front
     for fake, replica in zip(fakes, replicas, strict=True):
         replica.upstream.close()
@@ -228,7 +228,7 @@ async def test_long_answers_and_those_of_no_told_length_are_streamed(tmp_path: P
 
     async def in_chunks(reader: asyncio.StreamReader, body: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nfirst\r\n")
-        await asyncio.wait_for(seen.wait(), 10)
+        await asyncio.wait_for(seen.wait(), 60)
         writer.write(b"6\r\nsecond\r\n0\r\n\r\n")
 
     async with Fake(tmp_path / "one", in_chunks) as fake:
@@ -307,10 +307,10 @@ async def test_a_client_that_goes_away_frees_the_replica(tmp_path: Path) -> None
 
     async with fronted(tmp_path, waits) as (client, _, front):
         request = asyncio.ensure_future(client.post("/embed", **asks()))
-        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(asked.wait(), 60)
         assert front.replicas.all[0].num_requests == 1
         request.cancel()
-        await asyncio.wait_for(gone.wait(), 10)
+        await asyncio.wait_for(gone.wait(), 60)
         assert (front.replicas.all[0].num_requests, front.replicas.all[0].load) == (0, 0)
 
 

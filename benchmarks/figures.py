@@ -182,18 +182,27 @@ def attention(data: Data, axes: Any) -> None:
 
 
 def training_data() -> Data | None:
-    keys = ("shape", "row", "possible", "milliseconds", "kept_gib", "peak_gib")
-    found = [{key: row[key] for key in keys} for row in rows("training") if "packed" in row["milliseconds"]]
+    keys = ("shape", "row", "checkpointing", "milliseconds", "kept_gib", "peak_gib")
+    found = [{key: row.get(key) for key in keys} for row in rows("training") if "packed" in row["milliseconds"]]
     return {"rows": found} if found else None
 
 
 def training(data: Data, axes: Any) -> None:
-    panels = (("milliseconds", "ms a step"), ("kept_gib", "GiB kept for backward"), ("peak_gib", "GiB at the peak"))
-    names = [f"{row['shape']}\n{row['row'].replace(' ', chr(10))}" for row in data["rows"]]
+    panels = (
+        ("milliseconds", "seconds a step", "{:.2f}", 1000),
+        ("kept_gib", "GiB kept for backward", "{:.0f}", 1),
+        ("peak_gib", "GiB at the peak", "{:.0f}", 1),
+    )
+    more = ["\ncheckpointed" if row["checkpointing"] else "" for row in data["rows"]]
+    names = [
+        f"{row['shape']}\n{row['row'].replace(' ', chr(10))}{how}" for row, how in zip(data["rows"], more, strict=True)
+    ]
     labels = {"trl": "TRL's head", "padded": "padded", "packed": "packed", "folded": "folded"}
     sides = [side for side in labels if any(row["milliseconds"].get(side) for row in data["rows"])]
-    for ax, (key, label) in zip(axes, panels, strict=True):
-        grouped(ax, names, {labels[side]: [row[key].get(side) for row in data["rows"]] for side in sides}, "{:,.0f}")
+    for ax, (key, label, digits, unit) in zip(axes, panels, strict=True):
+        values = {side: [row[key].get(side) for row in data["rows"]] for side in sides}
+        scaled = {labels[side]: [each and each / unit for each in found] for side, found in values.items()}
+        grouped(ax, names, scaled, digits)
         ax.set_ylabel(label)
         ax.margins(y=0.15)
     legend_above(axes[0], "A training step: time and memory")

@@ -7,18 +7,20 @@ import torch
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError, UnsupportedModelError
-from radix_mlp.hf.proven import PROVEN_TYPES
+from radix_mlp.integrations.edge_forward import install_edge_forward
+from radix_mlp.integrations.loss_forward import LossForward
 from radix_mlp.ops import LinearHead
+from radix_mlp.testing.sweep import pad
 from radix_mlp.testing.tiny import tiny_classifier
-from radix_mlp.testing.training import compare_training, random_tree
-from radix_mlp.testing.zoo import build_problem, causal_lm_types, tiny_model
+from radix_mlp.testing.training import compare_training, gradients_of, random_tree, relative_error, trainable_types
+from radix_mlp.testing.zoo import tiny_model
 from radix_mlp.train import TreeBatch, language_head, tree_embeddings, tree_hidden, tree_logprobs, tree_scores
 
 # windows and softcaps, sinks and experts, latent attention, a scaled head, learned positions, a bias in the head
 REPRESENTATIVE = ["gemma2", "gpt_oss", "deepseek_v3", "cohere2", "gpt2", "phi"]
 # what stands between their last hidden state and the logits is more than a linear layer
 OTHER_HEADS = {"bert", "electra", "ernie", "modernbert-decoder", "roc_bert"}
-PROVEN = [t for t in causal_lm_types() if build_problem(t) is None and t in PROVEN_TYPES]
+PROVEN = trainable_types()
 
 
 def check(model_type: str, seed: int = 0) -> None:
@@ -32,6 +34,48 @@ def check(model_type: str, seed: int = 0) -> None:
 @pytest.mark.parametrize("model_type", REPRESENTATIVE)
 def test_representative_types_train_exactly(model_type) -> None:
     check(model_type)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", sorted(set(PROVEN) - OTHER_HEADS))
+def test_the_loss_of_labels_is_the_models_own(model_type) -> None:
+    """Whatever a class adds to its loss: with logits and without, against its own forward one sequence at a time."""
+    model = tiny_model(model_type).train()
+    for module in model.modules():
+        if hasattr(module, "router_jitter_noise"):
+            module.router_jitter_noise = 0.0
+    sequences = [sequence for sequence in random_tree(3) if len(sequence) > 2]
+    count = sum(len(sequence) - 1 for sequence in sequences)
+    own = [model(s[None], labels=s[None], use_cache=False).loss.double() * (len(s) - 1) for s in sequences]
+    expected = gradients_of(model, torch.stack(own).sum() / count)
+    ids, mask = pad(sequences, "right")
+    call = {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(mask == 0, -100)}
+    install_edge_forward(model, LossForward, impl="auto", threshold=1)
+    outputs = model(**call)
+    assert outputs.logits is None
+    assert relative_error(outputs.loss, torch.stack(own).sum() / count) < 1e-6
+    found = gradients_of(model, outputs.loss)
+    assert found.keys() == expected.keys()
+    largest = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in expected.items():
+        assert relative_error(found[name], gradient, floor=1e-6 * largest) < 3e-5, name
+
+
+def test_layers_dropped_at_random_are_dropped_for_the_whole_call() -> None:
+    """LayerDrop draws once a layer and call, not a token: from one seed, folded and padded skip the same layers."""
+    model = tiny_model("opt").train()
+    model.model.decoder.layerdrop = 0.5
+    ids = torch.stack([torch.tensor([*range(5, 15), last]) for last in (20, 21)])
+    losses = {}
+    for seed in range(6):
+        torch.manual_seed(seed)
+        losses[seed] = model(ids, labels=ids, use_cache=False).loss.detach()
+    assert len({float(loss) for loss in losses.values()}) > 1
+    radix_mlp.enable(model, threshold=1)
+    for seed, expected in losses.items():
+        torch.manual_seed(seed)
+        torch.testing.assert_close(model(ids, labels=ids).loss.detach(), expected, rtol=1e-6, atol=1e-6)
+        assert radix_mlp.last_call(model).num_compact == 12
 
 
 @pytest.mark.slow

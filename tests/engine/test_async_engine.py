@@ -33,7 +33,7 @@ def run(coroutine):
     return asyncio.run(limited())
 
 
-async def together(front, *calls):
+async def together(front, *calls, **options):
     """Answers to calls none of which is tokenized before all are accepted."""
     held = threading.Event()
     for _ in range(front._workers._max_workers):
@@ -42,7 +42,7 @@ async def together(front, *calls):
     while front.num_active < len(calls):
         await asyncio.sleep(0)
     held.set()
-    return await asyncio.gather(*tasks)
+    return await asyncio.gather(*tasks, **options)
 
 
 @pytest.mark.parametrize("threshold", ["auto", 1.0, 0])

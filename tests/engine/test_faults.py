@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from tests.engine.faults import InjectedForward
-from tests.engine.test_async_engine import run
+from tests.engine.test_async_engine import run, together
 from tests.engine.test_engine import TEXTS
 
 from radix_mlp import AsyncEngine, Engine
 from radix_mlp.engine import async_engine, serving_loop
+from radix_mlp.engine.score import Scoring
 from radix_mlp.engine.tokenize import RejectedItemsError
 from radix_mlp.errors import (
     DeadlineExceededError,
@@ -349,3 +350,23 @@ def test_closing_ends_what_is_still_being_tokenized(engine):
         return outcome
 
     assert type(run(main())) is EngineClosedError
+
+
+def test_a_task_that_cannot_read_its_results_fails_alone(engine, monkeypatch):
+    def broken(task, found, plan, items):
+        raise KeyError("a label without a name")
+
+    monkeypatch.setattr(Scoring, "answers", broken)
+
+    async def main():
+        # one batch: the first two wait for the third
+        async with AsyncEngine(engine, max_wait=600, tokenization_workers=1) as front:
+            calls = front.embed(["a text"]), front.score([("a", " b")]), front.embed(["a word"])
+            found = await together(front, *calls, return_exceptions=True)
+            return found, front.stats.num_batches
+
+    (first, failed, last), num_batches = run(main())
+    assert num_batches == 1
+    assert first.value.shape == last.value.shape == (1, 64)
+    assert isinstance(failed, InferenceError)
+    assert isinstance(failed.__cause__, KeyError)

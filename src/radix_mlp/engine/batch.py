@@ -151,10 +151,13 @@ def collect(launched: LaunchedBatch) -> list[Any]:
     launched.check()
     answers: list[Any] = [None] * len(launched.items)
     for part, found in launched.parts:
-        if isinstance(found, Exception):
-            here: Sequence[Any] = [found] * len(part.places)
-        else:
-            here = part.task.answers(_to_numpy(found), part.plan, [launched.items[place] for place in part.places])
+        here: Sequence[Any] = [found] * len(part.places)
+        if not isinstance(found, Exception):
+            try:
+                here = part.task.answers(_to_numpy(found), part.plan, [launched.items[place] for place in part.places])
+            except Exception as error:
+                # the other tasks of the batch have their answers
+                here = [error] * len(part.places)
         for place, answer in zip(part.places, here, strict=True):
             answers[place] = answer
     return answers

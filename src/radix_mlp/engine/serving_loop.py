@@ -248,7 +248,7 @@ class ServingLoop:
             except Exception as caught:
                 error = caught
         if error is not None:
-            answers = [_typed(error) for _ in outcome.items]
+            answers = [error for _ in outcome.items]
         owners = [batch.owners[item] for item in outcome.items]
         report = self._report(batch, outcome, owners, error)
         for ticket in {ticket for ticket, _ in owners}:
@@ -257,7 +257,7 @@ class ServingLoop:
             ticket.num_batch_compact += report.num_compact
         now = self.clock()
         for (ticket, place), answer in zip(owners, answers, strict=True):
-            ticket.answer(place, answer, now)
+            ticket.answer(place, _typed(answer) if isinstance(answer, Exception) else answer, now)
             if ticket.is_finished:
                 self._forget(ticket)
         if error is not None and not isinstance(outcome, FailedBatch):

@@ -61,22 +61,22 @@ def main() -> None:
     engine = Engine(model, tokenizer=tiny_tokenizer(), max_batch_tokens=options.max_batch_tokens)
     print(f"{options.layers} layers, width {options.width}, {options.dtype}, {options.sequences} sequences a job\n")
     print("     lengths   tokens    off s     auto   forced       same (95%)  rounds  forming   folded    error")
-    rows = []
     for name, texts in jobs(options.sequences).items():
         row = {
             "lengths": name,
             "tokens": sum(map(len, texts)),
             **measure(engine, texts, options.rounds, options.seconds),
         }
-        rows.append(row)
         print(
             f"{name:>12}{row['tokens']:>9,}{row['off_s']:>9.3f}{row['auto']:>9.3f}{row['forced']:>9.3f}"
             f"{row['same']:>9.3f} ({row['same_low']:.3f}-{row['same_high']:.3f}){row['rounds']:>6}"
             f"{row['forming']:>9.2%}{row['folded']:>9}{row['error']:>9.0e}",
             flush=True,
         )
-    if options.json:
-        options.json.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        if options.json:
+            # row by row, so that a run that is ended keeps those it had
+            with options.json.open("a") as file:
+                file.write(json.dumps(row) + "\n")
 
 
 def jobs(count: int) -> dict[str, list[np.ndarray]]:

@@ -168,6 +168,8 @@ def test_progress_counts_up_to_all():
     [
         ({"max_batch_tokens": 0}, "max_batch_tokens=0"),
         ({"max_length": 0}, "max_length=0"),
+        ({"max_length": 2.5}, "max_length=2.5"),
+        ({"max_batch_tokens": "9"}, "max_batch_tokens='9'"),
         ({"threshold": -1}, "threshold"),
         ({"dtype": "float8"}, "dtype='float8'"),
         ({"impl": "magic"}, "magic"),
@@ -184,6 +186,8 @@ def test_wrong_arguments_of_jobs():
         engine.embed(ONE_TEXT, pooling="max")
     with pytest.raises(InvalidInputError, match="dimensions=65"):
         engine.embed(ONE_TEXT, dimensions=65)
+    with pytest.raises(InvalidInputError, match=r"dimensions=2\.5"):
+        engine.embed(ONE_TEXT, dimensions=2.5)
     with pytest.raises(TypeError, match="list of strings"):
         engine.embed("a text")
     with pytest.raises(TypeError, match=r"texts\[1\] must be a string, not None"):

@@ -82,8 +82,10 @@ def embed_call(
     pooler = engine.pooler(pooling)
     width = pooler.width(engine.model)
     dimensions = engine.folder.dimensions if dimensions is None else dimensions
-    if dimensions is not None and not 1 <= dimensions <= width:
-        raise InvalidInputError(f"dimensions={dimensions}: the model has {width}.")
+    if dimensions is not None and not (isinstance(dimensions, int | np.integer) and 1 <= dimensions <= width):
+        raise InvalidInputError(
+            f"dimensions={dimensions!r}: the model has {width}; give a whole number from 1 to that."
+        )
     sequences, skips = _with_prompt(engine, tokenizer, texts, prompt, prompt_name, truncate, pooler.include_prompt)
     task = Embedding(engine, pooling, normalize, dimensions)
 

@@ -61,8 +61,8 @@ class Runner:
         check_threshold(threshold)
         sizes = {"max_batch_tokens": max_batch_tokens, "max_length": max_length}
         for name, value in (sizes | {"tensor_parallel_size": tensor_parallel_size}).items():
-            if value is not None and value < 1:
-                raise InvalidInputError(f"{name}={value}: must be at least 1.")
+            if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
+                raise InvalidInputError(f"{name}={value!r}: must be a whole number, and at least 1.")
         self.folder = FolderSettings()
         """What a sentence-transformers folder says about its model."""
         if isinstance(model, str | Path) and str(model) not in TINY_NAMES:

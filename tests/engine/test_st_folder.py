@@ -273,5 +273,5 @@ def test_the_activation_is_a_sigmoid_unless_the_folder_says_otherwise(tmp_path):
 
 def test_folders_of_embedders_do_not_rerank(tmp_path):
     engine = Engine(write_folder(tmp_path, [LAST], model=tiny_reranker(), tokenizer=tiny_reranker_tokenizer()))
-    with pytest.raises(UnsupportedModelError, match="its modules are Pooling"):
+    with pytest.raises(UnsupportedModelError, match="is an embedder: it makes vectors"):
         engine.rerank("q", ["d"])

@@ -57,7 +57,7 @@ def draw(rows: int, shapes: list[tuple[int, int]], dtype: torch.dtype, device: s
 @pytest.mark.parametrize("layout", ["mhd", "hmd", "slice", "odd", "last"])
 def test_gather_is_index_select(device: str, dtype: torch.dtype, layout: str) -> None:
     tensors = draw(50, [(5, 24), (2, 24), (2, 16)], dtype, device, layout)
-    index = torch.randint(0, 50, (77,), generator=torch.Generator().manual_seed(1)).to(device)
+    index = torch.randint(0, 50, (40,), generator=torch.Generator().manual_seed(1)).to(device)
     for kind in (torch.int64, torch.int32):
         for actual, x in zip(triton_gather(tensors, index.to(kind)), tensors, strict=True):
             assert torch.equal(actual, x.index_select(0, index))

@@ -22,7 +22,8 @@ from radix_mlp.testing.batches import prefix_batch
 
 H200 = "NVIDIA H200"
 CALL = Call(32, 8, 128, 128, torch.bfloat16)
-# prefix, suffix, sequences: milliseconds on one H200 (benchmarks/attention.py --backward, 2026-11-22), forward and backward
+# prefix, suffix, sequences: milliseconds, forward and backward
+# one H200, benchmarks/attention.py --backward, 2026-11-22
 MEASURED = {
     (2048, 256, 32): {"triton": (0.650, 2.052), "varlen": (1.125, 4.208)},
     (512, 256, 32): {"triton": (0.231, 0.762), "varlen": (0.419, 1.418)},

@@ -227,7 +227,7 @@ BENCHMARKS = {
             ),
             full={"cuda": "--shape 0.6b 4b 8b"},
             quick={
-                "cpu": "--texts 8 --in-flight 2 --requests 16 --seconds 1 --warm-up 0.5 --modes auto off",
+                "cpu": "--texts 8 --in-flight 2 --bodies 8 --requests 16 --seconds 1 --warm-up 0.5 --modes auto off",
                 "cuda": "--shape 0.6b --loads first --seconds 3 --modes auto off",
             },
             data=True,

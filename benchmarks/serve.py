@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=16)
     parser.add_argument("--seconds", type=float, default=5, help="in the midst of the load, when warm")
     parser.add_argument("--warm-up", type=float, default=2, help="seconds of load before; two requests each, at least")
+    parser.add_argument("--bodies", type=int, default=32, help="requests that differ, at least")
     parser.add_argument("--requests", type=int, default=32, help="that a rate is made of, at least")
     parser.add_argument("--api", choices=["tei", "openai", "openai-base64"], default="tei")
     parser.add_argument("--swap", action="store_true", help="the query after the passage: fewer tokens are shared")
@@ -113,8 +115,15 @@ class Served:
         self.truth: np.ndarray | None = None
         command = [sys.executable, str(Path(__file__).parent / "served_model.py"), name]
         command += ["--data", str(options.data)] if options.data else []
+        # the load runs on this host too: threads that spin for a core that it has would wait many times their work
+        threads = str(max(1, (os.cpu_count() or 1) - 1))
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            text=True,
+            env={"OMP_NUM_THREADS": threads} | os.environ,
         )
 
     def find_truth(self) -> None:
@@ -144,7 +153,8 @@ class Served:
         address = self._address(mode)
         arguments = ["--in-flight", str(options.in_flight), "--api", options.api, "--tolerance", "0.1"]
         arguments += ["--window", str(options.seconds), "--warm-seconds", str(options.warm_up)]
-        arguments += ["--window-requests", str(options.requests), "--bodies", str(max(32, 2 * options.in_flight))]
+        arguments += ["--window-requests", str(options.requests)]
+        arguments += ["--bodies", str(max(options.bodies, 2 * options.in_flight))]
         asked = load.parser().parse_args([address, *source_of(options), *arguments])
         outcome: dict[str, Any] = run_in_loop(load.run(asked))
         began, ended = outcome.pop("window")

@@ -111,7 +111,7 @@ BENCHMARKS = {
             ),
             full={"cpu": "--more", "cuda": "--shape 0.6b 4b 8b --more --seconds 8"},
             quick={"cpu": "--more --rounds 3", "cuda": "--shape 0.6b --rows 2048/256/32 128/96/10 --more --rounds 5"},
-            bars=("padded", "packed", "off", "expand", "upstream", "fused", "graphs"),
+            bars=("padded", "packed", "off", "expand", "upstream", "modules", "fused", "graphs"),
         ),
         Benchmark(
             "attention",
@@ -214,7 +214,6 @@ BENCHMARKS = {
             quick={"cpu": "--shards 1 16 256 --scale 0.05"},
             data=True,
             unit="unique tokens / tokens",
-            bars=("compression",),
         ),
         Benchmark(
             "serve",

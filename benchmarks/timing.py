@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -44,8 +45,9 @@ def in_turn(
     clock: Callable[[], float] = time.perf_counter,
     seconds: float = float("inf"),
 ) -> dict[str, Timing]:
-    """Time every side once a round, each round beginning with another side.
+    """Time every side once a round, in another order each (seeded).
 
+    So no side always follows the same one: after work that heats a chip to its power limit, clocks are some percent lower.
     On a GPU the time is that between two synchronisations, and the L2 cache is overwritten before each sample. Once
     `seconds` have passed, no round follows, but there are three at least.
 
@@ -55,14 +57,13 @@ def in_turn(
         print(times["padded"].median / times["folded"].median)
     """
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda") if device == "cuda" else None
-    names = list(runs)
+    names, order = list(runs), random.Random(0)
     samples: dict[str, list[float]] = {name: [] for name in names}
     end = time.perf_counter() + seconds
     for round_ in range(-warm_up, rounds):
         if round_ >= 3 and time.perf_counter() > end:
             break
-        first = round_ % len(names)
-        for name in [*names[first:], *names[:first]]:
+        for name in order.sample(names, len(names)):
             _settle(flush)
             began = clock()
             runs[name]()

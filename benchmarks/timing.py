@@ -47,7 +47,7 @@ def in_turn(
 ) -> dict[str, Timing]:
     """Time every side once a round, in another order each (seeded).
 
-    So no side always follows the same one: after work that heats a chip to its power limit, clocks are some percent lower.
+    So no side always follows the same one: after work that brings a chip to its power limit, its clock is lower.
     On a GPU the time is that between two synchronisations, and the L2 cache is overwritten before each sample. Once
     `seconds` have passed, no round follows, but there are three at least.
 

@@ -87,9 +87,9 @@ print(parents(np.array([2, 2], np.int32), 2).tolist())
 def test_a_second_process_compiles_nothing(tmp_path: Path) -> None:
     code = """
 import numpy as np
-from radix_mlp.plan import build_plan, compute_fold_and_scatter, kernels
+from radix_mlp.plan import build_plan, compute_fold_and_scatter, kernels, tree
 plan = build_plan(np.array([1, 2], np.int32), [0, 2])
-plan.parent, plan.depth
+tree.depths(plan.end, plan.num_compact)
 one = np.array([0, 1], np.uint32)
 compute_fold_and_scatter(one, one, np.array([0, 2], np.uint32))
 for name in ("fold_depth_first", "fold_first_occurrence", "parents", "depths"):

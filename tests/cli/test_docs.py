@@ -1,7 +1,11 @@
+import re
 import runpy
 from pathlib import Path
 
 import pytest
+
+from radix_mlp.cli.options import IMPL_HELP
+from radix_mlp.ops.registry import COMPOSITES, IMPLS
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,3 +30,7 @@ def test_the_page_of_models_is_up_to_date(monkeypatch: pytest.MonkeyPatch, capsy
     if f"transformers {transformers.__version__} " not in (ROOT / "docs" / "models.md").read_text():
         pytest.skip("docs/models.md was written with another transformers")
     check(monkeypatch, capsys, quick=False)
+
+
+def test_the_help_of_impl_names_every_implementation() -> None:
+    assert set(re.findall(r"\w+", IMPL_HELP)) >= {*IMPLS, *COMPOSITES}

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
@@ -74,7 +74,7 @@ class RayJob(JobSettings):
 
     def run(self, read: Read, task: Task, engine: partial[Engine], *, ranked: bool = False) -> None:
         """Do what is not done yet; arguments as in `Job.run`."""
-        with connected(self.ray or "auto") as ray:
+        with connected(cast(str, self.ray)) as ray:
             try:
                 self._run(ray, read, task, engine, ranked)
             except KeyboardInterrupt:

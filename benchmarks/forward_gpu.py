@@ -13,15 +13,17 @@ token, planning and the copy of the plan included:
   graphs     folding on, fused layers in a CUDA graph (where launches would take longer than kernels)
   upstream   the PyTorch model of the paper's authors, from a checkout of theirs (--upstream PATH)
 
-Rounds take the sides in turn with a cold cache; medians, and the spread (half the distance of the quartiles). The
-gate, before anything is timed (and what warms up): last hidden states of the first, a middle and the last sequence
-within twice the error that the unmodified bf16 model has against itself in float32. "possible" is the ratio of
-floating-point operations, N rows over M.
+Rounds take the sides in turn with a cold cache, each after a rest of 60 ms, since an H200 that was busy before lowers
+its clock by up to a fifth; medians, and the spread (half the distance of the quartiles). With --energy each side also
+runs alone and without pause, as in a long job: joules and milliseconds a batch ("sustained"). The gate, before anything
+is timed (and what warms up): last hidden states of the first, a middle and the last sequence within twice the error
+that the unmodified bf16 model has against itself in float32. "possible" is the ratio of floating-point operations, N
+rows over M.
 The roofline counts 2 FLOP x weights x M at 790 TFLOP/s and attention at 600: an H200's.
 
   python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --compile
   python benchmarks/forward_gpu.py --shape 0.6b 4b 8b --grid --more    the paper's synthetic grid, 2 seconds a row
-  python benchmarks/forward_gpu.py --shape 0.6b --energy 3             joules a batch too
+  python benchmarks/forward_gpu.py --shape 0.6b --energy 3             also joules, and times without pause
   python benchmarks/forward_gpu.py --shape 0.6b --profile
   python benchmarks/forward_gpu.py --shape small                       on a CPU, float32, without the fused sides
 """
@@ -31,7 +33,9 @@ from __future__ import annotations
 import argparse
 import copy
 import gc
+import itertools
 import json
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,7 +74,8 @@ def main() -> None:
     parser.add_argument("--upstream", type=Path, metavar="PATH", help="also time upstream's model, from a checkout")
     parser.add_argument("--sides", nargs="+", metavar="SIDE", help="only these of the sides that can run")
     parser.add_argument("--seconds", type=float, help="of a row, after which 3 rounds are enough; --grid: 2")
-    parser.add_argument("--energy", type=float, metavar="SECONDS", help="run each side so long, tell joules a batch")
+    parser.add_argument("--rest", type=float, default=0.06, metavar="SECONDS", help="of nothing before each sample")
+    parser.add_argument("--energy", type=float, metavar="SECONDS", help="also run each side so long without pause")
     parser.add_argument("--profile", action="store_true", help="print where the time of the fused layers goes")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="also write one JSON object a row")
@@ -135,7 +140,9 @@ def run_shape(shape: str, rows: list[tuple[int, ...]], options: argparse.Namespa
                 continue
             require(f"{shape} {row} {name}, beside the unmodified model one sequence at a time", error, 2 * usual[row])
         with torch.inference_mode():
-            times = in_turn(sides, options.rounds, warm_up=0, device=options.device, seconds=options.seconds)
+            times = in_turn(
+                sides, options.rounds, warm_up=0, device=options.device, seconds=options.seconds, rest=options.rest
+            )
         medians = {name: timing.median for name, timing in times.items()}
         result |= {name: round(value, 2) for name, value in medians.items()}
         result |= summed_up(medians, model.config, weights, once, ids) if cuda else {}
@@ -144,7 +151,9 @@ def run_shape(shape: str, rows: list[tuple[int, ...]], options: argparse.Namespa
         )
         result["spread"] = {name: round(timing.spread, 3) for name, timing in times.items()}
         if options.energy:
-            result["joules"] = {name: joules(run, options) for name, run in sides.items()}
+            found = {name: sustained(run, options) for name, run in sides.items()}
+            result["joules"] = {name: joules for name, (joules, _) in found.items()}
+            result["sustained"] = {name: milliseconds for name, (_, milliseconds) in found.items()}
         print(json.dumps(result), flush=True)
         if options.json:
             # row by row, so that a run that is ended keeps those it had
@@ -241,16 +250,19 @@ def last_of_some(model: Qwen3Model, ids: np.ndarray) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def joules(run: Callable[[], object], options: argparse.Namespace) -> float | None:
-    """Energy of one batch, over as many as fit in the time; None where nothing measures it."""
-    count, began = 0, time.perf_counter()
+def sustained(run: Callable[[], object], options: argparse.Namespace) -> tuple[float | None, float]:
+    """Joules of one batch, over as many as fit in the time (None where nothing measures it), and milliseconds."""
+    ends = [time.perf_counter()]
     with Meter() as meter:
-        while time.perf_counter() - began < options.energy:
+        while ends[-1] - ends[0] < options.energy:
             run()
             if options.device == "cuda":
                 torch.cuda.synchronize()
-            count += 1
-    return round(meter.reading.joules / count, 3) if meter.reading else None
+            ends.append(time.perf_counter())
+    times = [1e3 * (after - before) for before, after in itertools.pairwise(ends)]
+    joules = round(meter.reading.joules / len(times), 3) if meter.reading else None
+    # a chip lowers its clock within the first tenths of a second
+    return joules, round(statistics.median(times[len(times) // 2 :]), 2)
 
 
 @torch.inference_mode()

@@ -44,12 +44,14 @@ def in_turn(
     device: str = "cpu",
     clock: Callable[[], float] = time.perf_counter,
     seconds: float = float("inf"),
+    rest: float = 0.0,
 ) -> dict[str, Timing]:
     """Time every side once a round, in another order each (seeded).
 
-    So no side always follows the same one: after work that brings a chip to its power limit, its clock is lower.
-    On a GPU the time is that between two synchronisations, and the L2 cache is overwritten before each sample. Once
-    `seconds` have passed, no round follows, but there are three at least.
+    On a GPU the time is that between two synchronisations, and the L2 cache is overwritten before each sample. A chip
+    that was brought to its power limit lowers its clock, so what runs first decides a time by up to a fifth: hence the
+    changing order, and `rest`, the seconds of nothing before each sample. Once `seconds` have passed, no round follows,
+    but there are three at least.
 
     Example::
 
@@ -64,6 +66,7 @@ def in_turn(
         if round_ >= 3 and time.perf_counter() > end:
             break
         for name in order.sample(names, len(names)):
+            time.sleep(rest)
             _settle(flush)
             began = clock()
             runs[name]()

@@ -87,7 +87,14 @@ def test_flash_attention_4_is_chosen_where_it_is_faster(case: tuple[int, int, in
 
 @pytest.mark.parametrize(
     "change",
-    [{"window": 9}, {"plain": False}, {"width": 64, "value_width": 64}, {"dtype": torch.float32}, {"blocks": None}],
+    [
+        {"window": 9},
+        {"plain": False},
+        {"width": 64, "value_width": 64},
+        {"width": 72, "value_width": 72, "heads": 5, "kv_heads": 1},
+        {"dtype": torch.float32},
+        {"blocks": None},
+    ],
 )
 def test_what_flash_attention_4_cannot_do_is_not_chosen(change: dict[str, object]) -> None:
     case = (4096, 1024, 16)

@@ -122,6 +122,10 @@ def test_lists_that_would_be_too_long_are_not_made(monkeypatch: pytest.MonkeyPat
         ({"q": torch.zeros(4, 2, 136).half(), "v": torch.zeros(4, 2, 136).half()}, "72 to 128 in steps of 8, not 136"),
         ({"q": torch.zeros(4, 2, 64).half(), "v": torch.zeros(4, 2, 64).half()}, "72 to 128 in steps of 8, not 64"),
         ({"scale": 0.0}, "a scale above 0, not 0.0"),
+        (
+            {name: torch.zeros(4, heads, 72).half() for name, heads in (("q", 5), ("k", 1), ("v", 1))},
+            "no head dimension of 72 where 5 query heads share a key head",
+        ),
     ],
 )
 def test_refusals(change: dict[str, object], match: str) -> None:
@@ -169,6 +173,7 @@ GPU_CASES = [
     PLAIN,
     *(replace(PLAIN, width=d, value_width=d, transposed=True, seed=d) for d in (80, 96, 72)),
     *(replace(PLAIN, heads=g * h, kv_heads=h, seed=g) for g, h in ((1, 4), (2, 8), (3, 2), (8, 1), (16, 1))),
+    replace(PLAIN, heads=5, kv_heads=1, width=80, value_width=80, seed=5),
 ]
 
 

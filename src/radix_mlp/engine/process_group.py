@@ -7,12 +7,12 @@ CPUs). A group in which a process ends, or falls out of step, is of no use any m
 
 from __future__ import annotations
 
-import atexit
 import io
 import logging
 import os
 import pickle
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -30,6 +30,7 @@ logger = logging.getLogger("radix_mlp.engine")
 # an engine may have nothing to do for long
 LISTENING = timedelta(days=30)
 COLLECTIVE = timedelta(minutes=10)
+ABORT_SECONDS = 10.0
 
 
 class ProcessGroup:
@@ -57,7 +58,8 @@ class ProcessGroup:
             options: dict[str, Any] = {} if store is None else {"store": store, "rank": self.rank, "world_size": size}
             dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=COLLECTIVE, **options)
             if not self._is_ours:
-                atexit.register(_destroy)
+                # as the class lives on, this is at the interpreter's end, and after what was finalized later than this
+                weakref.finalize(ProcessGroup, _destroy)
         self.size = dist.get_world_size()
         if size is not None and size != self.size:
             raise InvalidInputError(f"tensor_parallel_size={size}: this process is in a group of {self.size}.")
@@ -65,6 +67,7 @@ class ProcessGroup:
         self._turn = threading.RLock()
         self._teller: int | None = None
         self._is_closed = False
+        self._aborting: threading.Thread | None = None
         self.failure: str | None = None
         """Why nothing can be run any more."""
 
@@ -158,6 +161,8 @@ class ProcessGroup:
             if tell and self.failure is None and self.rank == 0:
                 with suppress(RuntimeError):
                     self._send(("stop", None))
+            if self._aborting is not None:
+                self._aborting.join(ABORT_SECONDS)
             if self._is_ours:
                 _destroy()
 
@@ -170,10 +175,18 @@ class ProcessGroup:
         return storage.cuda(self.device.index) if place.startswith("cuda") else storage
 
     def _abort(self) -> None:
-        """End what runs between devices: a collective operation waits for a process that is gone, forever."""
+        """End what runs between devices: a collective operation waits for a process that is gone, forever.
+
+        In a thread, since this ends what runs at once but returns only when no CUDA graph has such an operation.
+        """
         if self.device.type == "cuda":
-            with suppress(Exception):
-                dist.distributed_c10d._abort_process_group()
+            self._aborting = threading.Thread(target=_abort, daemon=True)
+            self._aborting.start()
+
+
+def _abort() -> None:
+    with suppress(Exception):
+        dist.distributed_c10d._abort_process_group()
 
 
 def _destroy() -> None:

@@ -17,7 +17,7 @@ import functools
 import os
 import weakref
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -36,6 +36,9 @@ from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.tensor_parallel import shard
 from radix_mlp.plan import RadixPlan
 
+if TYPE_CHECKING:
+    from radix_mlp.hf.fused import GraphedDecoder
+
 __all__ = ["TensorParallelForward", "is_peer", "lead", "run_peer", "serve_part"]
 
 PLAN_FIELDS = ("num_compact", "compact_ids", "compact_positions", "end", "fold_index", "unfold_index", "cu_seq_lengths")
@@ -53,6 +56,11 @@ def is_peer() -> bool:
 class _Part(FastForward):
     """Runs this process' part."""
 
+    def __init__(self, model: PreTrainedModel, *, impl: str, mode: Mode) -> None:
+        super().__init__(model, impl=impl, mode=mode)
+        self.graphed: list[GraphedDecoder] = []
+        """What runs batches, if it has CUDA graphs: these hold the sums over processes that are in them."""
+
     def make(self) -> None:
         """Make what runs batches, together with the other processes."""
         self._current()
@@ -63,9 +71,11 @@ class _Part(FastForward):
 
     def _make(self, trunk: PreTrainedModel) -> Forward:
         made: Any = super()._make(trunk)
+        self.graphed.clear()
         if hasattr(made, "_give_up"):
             # a process that alone did without a graph would be out of step
             made._give_up = _raise_last
+            self.graphed.append(made)
         return made
 
 
@@ -81,7 +91,7 @@ class TensorParallelForward(_Part):
         self.group = group
         self._peers = peers
         # also when nobody holds this any more, and when the interpreter ends
-        self._end = weakref.finalize(self, peers.close)
+        self._end = weakref.finalize(self, _end, self.graphed, peers)
 
     @property
     def failure(self) -> str | None:
@@ -193,6 +203,7 @@ def serve_part(group: ProcessGroup, model: PreTrainedModel | None = None) -> Non
         kind, payload = group.hear()
         with torch.inference_mode():
             if kind == "stop":
+                _release(forward.graphed)
                 group.close()
                 return
             if kind == "make":
@@ -253,6 +264,16 @@ def _kind_of_device(device: torch.device | str | None, size: int) -> str:
                 f"tensor_parallel_size={size}: {found} GPUs are visible, and each of the processes here needs one."
             )
     return str(device)
+
+
+def _end(graphed: list[GraphedDecoder], peers: Peers) -> None:
+    _release(graphed)
+    peers.close()
+
+
+def _release(graphed: list[GraphedDecoder]) -> None:
+    for decoder in graphed:
+        decoder.release()
 
 
 def _raise_last(*arguments: Any) -> None:

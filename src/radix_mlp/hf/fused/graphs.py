@@ -74,6 +74,10 @@ class GraphedDecoder:
         """Whether the model still has the parameters that this was made from."""
         return self.decoder.is_current()
 
+    def release(self) -> None:
+        """Let go of all graphs: a group of processes whose sums are in one cannot be closed before."""
+        self._graphs.clear()
+
     def takes(self, plan: RadixPlan) -> bool:
         """Whether a batch may run as a graph, which brings tables of its own."""
         return 0 < plan.num_rows <= self.max_rows

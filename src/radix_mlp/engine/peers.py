@@ -91,12 +91,14 @@ class Peers:
         """Let them end, and wait for it."""
         self._is_closing = True
         if self._group is not None:
-            self._group.close()
+            self._group.stop()
         end = time.monotonic() + END_SECONDS
         for process in self.processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, end - time.monotonic()))
         self.kill()
+        if self._group is not None:
+            self._group.close()
 
     def kill(self) -> None:
         """End them at once."""
@@ -111,7 +113,7 @@ class Peers:
         """End them before the engine is made."""
         self.kill()
         if self._group is not None:
-            self._group.close(tell=False)
+            self._group.close()
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes], group: ProcessGroup) -> None:
         code = process.wait()

@@ -30,7 +30,7 @@ logger = logging.getLogger("radix_mlp.engine")
 # an engine may have nothing to do for long
 LISTENING = timedelta(days=30)
 COLLECTIVE = timedelta(minutes=10)
-ABORT_SECONDS = 10.0
+END_SECONDS = 10.0
 
 
 class ProcessGroup:
@@ -59,7 +59,7 @@ class ProcessGroup:
             dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=COLLECTIVE, **options)
             if not self._is_ours:
                 # as the class lives on, this is at the interpreter's end, and after what was finalized later than this
-                weakref.finalize(ProcessGroup, _destroy)
+                weakref.finalize(ProcessGroup, _end, kind)
         self.size = dist.get_world_size()
         if size is not None and size != self.size:
             raise InvalidInputError(f"tensor_parallel_size={size}: this process is in a group of {self.size}.")
@@ -152,19 +152,18 @@ class ProcessGroup:
                 text = f"process {rank} of {self.size}: {other[0]}"
                 raise InvalidInputError(text) if other[1] else EngineError(text)
 
-    def close(self, *, tell: bool = True) -> None:
-        """Let the others end, if they are still there to be told."""
+    def stop(self) -> None:
+        """Let the others end, if they are still there to be told; from now on nothing is a failure."""
         with self._turn:
-            if self._is_closed:
-                return
-            self._is_closed = True
-            if tell and self.failure is None and self.rank == 0:
+            if not self._is_closed and self.failure is None and self.rank == 0:
                 with suppress(RuntimeError):
                     self._send(("stop", None))
-            if self._aborting is not None:
-                self._aborting.join(ABORT_SECONDS)
-            if self._is_ours:
-                _destroy()
+            self._is_closed = True
+
+    def close(self) -> None:
+        """End this process' part, after `stop`; a group that torchrun has made stays until the interpreter ends."""
+        if self._is_ours:
+            _end(self.device.type, self._aborting)
 
     def _send(self, message: tuple[str, Any]) -> None:
         told = torch.frombuffer(bytearray(pickle.dumps(message, protocol=5)), dtype=torch.uint8)
@@ -180,8 +179,13 @@ class ProcessGroup:
         In a thread, since this ends what runs at once but returns only when no CUDA graph has such an operation.
         """
         if self.device.type == "cuda":
-            self._aborting = threading.Thread(target=_abort, daemon=True)
-            self._aborting.start()
+            self._aborting = _start_abort()
+
+
+def _start_abort() -> threading.Thread:
+    thread = threading.Thread(target=_abort, daemon=True)
+    thread.start()
+    return thread
 
 
 def _abort() -> None:
@@ -189,8 +193,17 @@ def _abort() -> None:
         dist.distributed_c10d._abort_process_group()
 
 
-def _destroy() -> None:
-    # after a failure on a GPU nothing is left of it
-    if dist.is_initialized():
+def _end(kind: str, aborting: threading.Thread | None = None) -> None:
+    """End the default group. NCCL's proper end waits for the other processes, so theirs is aborted; nothing runs."""
+    if kind == "cuda":
+        try:
+            thread = aborting or _start_abort()
+        except RuntimeError:
+            # the interpreter ends, and starts no threads any more: the process takes the group with it
+            return
+        thread.join(END_SECONDS)
+        if thread.is_alive():
+            logger.warning("the group of GPUs has not ended after %.0f seconds; this process goes on", END_SECONDS)
+    elif dist.is_initialized():
         with suppress(RuntimeError, ValueError):
             dist.destroy_process_group()

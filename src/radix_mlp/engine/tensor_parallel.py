@@ -204,7 +204,8 @@ def serve_part(group: ProcessGroup, model: PreTrainedModel | None = None) -> Non
         with torch.inference_mode():
             if kind == "stop":
                 _release(forward.graphed)
-                group.close()
+                if group.device.type == "cuda":
+                    torch.cuda.synchronize()
                 return
             if kind == "make":
                 forward.make()

@@ -91,7 +91,7 @@ def test_flash_attention_4_is_chosen_where_it_is_faster(case: tuple[int, int, in
         {"window": 9},
         {"plain": False},
         {"width": 64, "value_width": 64},
-        {"width": 104, "value_width": 104, "heads": 5, "kv_heads": 1},
+        {"width": 112, "value_width": 112},
         {"dtype": torch.float32},
         {"blocks": None},
     ],

@@ -116,8 +116,7 @@ def choose(statistics: TreeStatistics, call: Call, chip: str) -> Choice:
     able = ("triton",) if refusal else ("triton", "varlen")
     rates = CHIPS.get(chip)
     if rates is not None and call.blocks is not None and call.plain:
-        group, window = call.heads // call.kv_heads, call.window is not None
-        reason = fa4.why_not(call.width, call.value_width, call.dtype, group=group, window=window)
+        reason = fa4.why_not(call.width, call.value_width, call.dtype, window=call.window is not None)
         able = able if reason else (*able, "fa4")
     costs = {name: _COSTS[name](statistics, call, rates) if rates else math.nan for name in able}
     reasons = [f"{name} takes about {_show(costs[name])}" for name in sorted(able, key=costs.__getitem__) if rates]

@@ -31,7 +31,7 @@ __all__ = [
 Int32 = NDArray[np.int32]
 
 BLOCK = 128
-"""Rows and keys of a block, as the kernels' tiles want it for head dimensions from 104 to 128."""
+"""Rows and keys of a block, as the kernels' tiles want it for a head dimension of 128."""
 MAX_NUMBERS = 1 << 23
 """Padded lists that are longer than this (32 MB) are not made."""
 

@@ -22,9 +22,8 @@ from radix_mlp.plan.sparse_blocks import BLOCK, pack_sparse_blocks
 __all__ = ["CAPABILITY", "backward", "block_lists", "forward", "why_not"]
 
 DTYPES = (torch.bfloat16, torch.float16)
-# with block lists the backward of this release does not compile for 64 and less, and does not end for 72 to 96; above
-# 128 blocks have other sizes
-WIDTHS = range(104, 129, 8)
+WIDTH = 128
+"""Head dimension. With block lists the backward of this release does not compile for others, or does not end."""
 CAPABILITY = (9, 0)
 
 
@@ -89,13 +88,12 @@ def why_not(
     value_width: int,
     dtype: torch.dtype,
     *,
-    group: int,
     window: bool = False,
     softcap: bool = False,
     sinks: bool = False,
     scale: float = 1.0,
 ) -> str | None:
-    """What keeps the kernels from a call, `group` query heads a key head, wherever it runs; None if nothing does."""
+    """What keeps the kernels from a call, wherever it runs; None if nothing does."""
     if dtype not in DTYPES:
         return f"takes bfloat16 and float16, not {dtype}"
     if window:
@@ -104,11 +102,8 @@ def why_not(
         return "has no soft cap"
     if sinks:
         return "has no sinks"
-    if width != value_width or width not in WIDTHS:
-        return f"takes one head dimension from {WIDTHS[0]} to {WIDTHS[-1]} in steps of 8, not {width} and {value_width}"
-    if width % 16 and BLOCK % group:
-        # the forward of this release does not compile where it gathers rows of q and pads them too
-        return f"takes no head dimension of {width} where {group} query heads share a key head"
+    if not width == value_width == WIDTH:
+        return f"takes the head dimension {WIDTH}, not {width} and {value_width}"
     if not scale > 0:
         return f"takes a scale above 0, not {scale}"
     return None
@@ -139,8 +134,7 @@ def _package() -> _Package:
 
 def _check(q: Tensor, v: Tensor, sinks: Tensor | None, softcap: float | None, scale: float, window: int | None) -> None:
     options = {"window": window is not None, "softcap": softcap is not None, "sinks": sinks is not None}
-    group = q.shape[1] // max(v.shape[1], 1)
-    reason = why_not(q.shape[2], v.shape[2], q.dtype, group=group, scale=scale, **options)
+    reason = why_not(q.shape[2], v.shape[2], q.dtype, scale=scale, **options)
     if reason is None and q.is_cuda and torch.cuda.get_device_capability(q.device) != CAPABILITY:
         reason = "was tested on GPUs of compute capability 9.0 (Hopper) alone"
     if reason is not None:

@@ -9,7 +9,7 @@ from radix_mlp.report.predict import SHAPES
 from report import number
 from summaries import find, rows
 
-__all__ = ["GRID_PREFIXES", "PAPER", "fastest", "forward", "forward_short", "grid", "possible_speed_up"]
+__all__ = ["GRID_PREFIXES", "PAPER", "fastest", "forward", "forward_short", "grid", "possible_speed_up", "sustained"]
 
 OURS = ("fused", "graphs", "compiled")
 GRID_PREFIXES = (1, 32, 128, 256, 512, 1024, 2048)
@@ -25,6 +25,12 @@ def fastest(shape: str, row: str) -> float:
     return min(find("forward_gpu", side, shape=shape, row=row) or float("inf") for side in OURS)
 
 
+def sustained(shape: str, row: str, *, folded: bool) -> float | None:
+    """Milliseconds of the best folded side, or of `off`, where batches follow each other without a pause."""
+    times = find("forward_gpu", "sustained", shape=shape, row=row) or {}
+    return min((times[side] for side in (OURS if folded else ("off",)) if side in times), default=None)
+
+
 def possible_speed_up(shape: str, prefix: int, suffix: int, count: int) -> float:
     """Operations of N packed rows over those of M compact ones."""
     length = prefix + suffix
@@ -38,7 +44,7 @@ def possible_speed_up(shape: str, prefix: int, suffix: int, count: int) -> float
 
 def forward() -> str:
     """The batches of the targets."""
-    return _table(MAIN)
+    return _table(MAIN, with_sustained=True)
 
 
 def grid() -> str:
@@ -47,16 +53,20 @@ def grid() -> str:
     return _table(GRID) if rows("forward_gpu", row=new) else ""
 
 
-def _table(names: list[str]) -> str:
+def _table(names: list[str], *, with_sustained: bool = False) -> str:
     lines = []
     for row in sorted(rows("forward_gpu", row=names), key=lambda row: (_size(row["shape"]), names.index(row["row"]))):
         own, found = fastest(row["shape"], row["row"]), [row.get(side) for side in SIDES]
         cells = [row["shape"], row["row"].replace("/", " / "), number(row["M"]), *best(found)]
         cells += [number(row["roofline"]), f"{row['roofline'] / own:.0%}"]
         cells += [_ratio(row.get(side), own, digits) for side, digits in (("padded", 1), ("off", 2), ("expand", 2))]
-        lines.append([*cells, f"{_predicted(row):.2f}x"])
+        cells.append(f"{_predicted(row):.2f}x")
+        if with_sustained:
+            cells += [number(sustained(row["shape"], row["row"], folded=folded)) for folded in (False, True)]
+        lines.append(cells)
     heading = ["model", "prefix / suffix / sequences", "M", *SIDES, "roofline", "part of it"]
-    return table([*heading, "over padded", "over off", "over expand", "predicted over off"], lines)
+    heading += ["over padded", "over off", "over expand", "predicted over off"]
+    return table([*heading, *(["no pause: off", "folded"] if with_sustained else [])], lines)
 
 
 def _size(shape: str) -> float:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from functools import partial
 
-from forward_tables import fastest
+from forward_tables import fastest, sustained
 from markdown_table import table
 from radix_mlp.report.predict import SHAPES
 from report import number
@@ -46,17 +46,18 @@ def levels_of(workload: str) -> Levels:
 
 
 def rate(model: str, side: str) -> float:
-    """FLOP/s of a whole model on the measured batch, folded or `off`."""
+    """FLOP/s of a whole model on the measured batch, folded or `off`, without pauses where that was measured."""
     prefix, suffix, count = map(int, ROW.split("/"))
     length = prefix + suffix
     shared = prefix * (prefix + 1) / 2
     pairs = count * length * (length + 1) / 2
     shape = SHAPES[f"qwen3-{model}"]
     if side == "off":
-        milliseconds = find("forward_gpu", "off", shape=model, row=ROW)
+        milliseconds = sustained(model, ROW, folded=False) or find("forward_gpu", "off", shape=model, row=ROW)
         return shape.flop(count * length, int(pairs)) / milliseconds * 1000
     rows_computed = prefix + count * suffix
-    return shape.flop(rows_computed, int(pairs - (count - 1) * shared)) / fastest(model, ROW) * 1000
+    milliseconds = sustained(model, ROW, folded=True) or fastest(model, ROW)
+    return shape.flop(rows_computed, int(pairs - (count - 1) * shared)) / milliseconds * 1000
 
 
 def seconds(model: str, found: Levels, side: str) -> float:

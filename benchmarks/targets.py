@@ -40,14 +40,6 @@ class Target:
         return f"{number(float(value))}{'x' if self.unit == 'x' else ' ' + self.unit}".strip()
 
 
-POWER = (
-    "power keeps the matrix products of long runs below the 790 TFLOP/s of the roofline (8B's largest starts at 745 "
-    "and settles at 660)"
-)
-SLOWER = (
-    "an earlier run of the same shapes had 76% of it, without FlashAttention-4 installed; why these are slower while "
-    "unfolded batches are faster is not known yet"
-)
 SHORT = "short runs: tiles are cut by the edges of runs, and reading and writing q and the output is a third of it"
 
 
@@ -200,7 +192,6 @@ TARGETS: dict[str, list[Target]] = {
                 over(model(shape, row, "roofline"), model(shape, row)),
                 "%",
                 False,
-                SLOWER if (shape, row) in (("4b", "512/256/32"), ("4b", "128/96/64")) else POWER,
             )
             for shape, goals in (("8b", (0.8, 0.8, 0.8)), ("4b", (0.8, 0.8, 0.8)), ("0.6b", (0.66, 0.6, 0.6)))
             for row, goal in zip(("2048/256/32", "512/256/32", "128/96/64"), goals, strict=True)
@@ -211,7 +202,8 @@ TARGETS: dict[str, list[Target]] = {
             model("0.6b", "128/96/10"),
             "ms",
             True,
-            "kernels take 2.4 ms by themselves, 60 of the 87 us of a layer for matrix products of 1,088 rows",
+            "2.7 ms where batches follow each other without a pause; kernels take 2.4 ms by themselves, 60 of the 87 us "
+            "of a layer for matrix products of 1,088 rows",
         ),
         *(
             Target(
@@ -220,7 +212,6 @@ TARGETS: dict[str, list[Target]] = {
                 over(model(shape, "2048/256/32", "off"), model(shape, "2048/256/32")),
                 "x",
                 False,
-                "by 0.2%; the operations allow 6.98",
             )
             for shape, goal in (("8b", 6.9), ("4b", 6.5), ("0.6b", 6.0))
         ),
@@ -261,7 +252,7 @@ TARGETS: dict[str, list[Target]] = {
                 http_over_off(shape),
                 "x",
                 False,
-                "by 0.2%, of rates from 72 and 41 requests",
+                "rates of some hundred requests in 8 seconds, 2% apart between windows; compression 0.609 allows 1.64",
             )
             for shape, goal in (("8b", 1.6), ("4b", 1.6), ("0.6b", 1.55))
         ),
@@ -296,7 +287,14 @@ TARGETS: dict[str, list[Target]] = {
         ),
         Target("0.6b: memory kept for backward, part of packed's", 0.32, trained("kept_gib", "0.6b", GRPO), "%"),
         Target("0.6b: peak memory, part of packed's", 0.32, trained("peak_gib", "0.6b", GRPO), "%"),
-        Target("4b: peak memory, part of packed's", 0.32, trained("peak_gib", "4b", GRPO), "%"),
+        Target("4b, layers checkpointed: kept, part of packed's", 0.32, trained("kept_gib", "4b", GRPO), "%"),
+        Target(
+            "4b, layers checkpointed: peak memory, part of packed's",
+            0.32,
+            trained("peak_gib", "4b", GRPO),
+            "%",
+            why="the weights' gradients, 7.5 GiB on both sides, are in it: of the rest it is a quarter",
+        ),
         *(
             Target(
                 f"GRPO 1024/1024/8, {shape}: part of what the operations allow",

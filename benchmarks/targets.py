@@ -202,7 +202,7 @@ TARGETS: dict[str, list[Target]] = {
             model("0.6b", "128/96/10"),
             "ms",
             True,
-            "2.7 ms where batches follow each other without a pause; kernels take 2.4 ms by themselves, 60 of the 87 us "
+            "2.7 ms where batches follow each other without a pause; kernels take 2.4 ms by themselves, 60 of 87 us "
             "of a layer for matrix products of 1,088 rows",
         ),
         *(

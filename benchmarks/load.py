@@ -14,14 +14,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import json
 import random
 import re
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,20 +28,11 @@ from typing import Any
 import httpx
 import numpy as np
 
+from http_bodies import ROUTES, WORKLOADS, body_of, items_of, numbers_of
 from power import Meter
-from texts import vaswani
 from window import in_the_midst, run_in_loop
 
-PATHS = {
-    "tei": "/embed",
-    "openai": "/v1/embeddings",
-    "openai-base64": "/v1/embeddings",
-    "rerank": "/v1/rerank",
-    "tei-rerank": "/rerank",
-}
 JSON = {"content-type": "application/json"}
-WORDS = "the of and to in is it that for was on are as with they be at one have this from or had by hot but some what"
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 # fault -> codes that it may end with
 FAULTS = {
     "gone": (),
@@ -93,65 +82,6 @@ class Outcome:
         return 1000 * float(np.quantile(self.latencies, part))
 
 
-def texts_of(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
-    """(query, documents) without end; an embedding request is the documents behind the head and the query."""
-    rng = random.Random(options.seed)
-    if options.workload == "gsm8k":
-        rows = [json.loads(line)["question"] for line in (options.data / "gsm8k" / "test.jsonl").open()]
-        while True:
-            yield "Represent the question for retrieval: ", rng.sample(rows, options.texts)
-    if options.workload == "vaswani":
-        index = 0
-        while True:
-            # a reranker's prompt stands before each document
-            found = vaswani(options.data, index % 93, options.texts)
-            index += 1
-            yield "", found
-    units = [*LETTERS] if options.units == "letters" else [" " + word for word in WORDS.split()]
-
-    def text(num_units: int) -> str:
-        return "".join(rng.choices(units, k=num_units))
-
-    # 44 of 150 tokens are common to all, 17 to those of one query: 0.61 unique, as MS MARCO behind a reranker's prompt;
-    # with the query last 0.71, the query being shared no more
-    head = text(44)
-    while True:
-        documents: list[str] = []
-        while len(documents) < options.texts:
-            query = text(17)
-            lengths = (
-                rng.randint(15, 140) if rng.random() < 0.4 else rng.randint(70, 120)
-                for _ in range(rng.choice((8, 8, 8, 8, 9)))
-            )
-            documents.extend(text(length) + query if options.swap else query + text(length) for length in lengths)
-        yield head, documents[: options.texts]
-
-
-def body_of(api: str, head: str, documents: list[str]) -> bytes:
-    """The request of one route."""
-    if api == "tei":
-        return json.dumps({"inputs": [head + text for text in documents]}).encode()
-    if api in ("openai", "openai-base64"):
-        more = {"encoding_format": "base64"} if api == "openai-base64" else {}
-        return json.dumps({"input": [head + text for text in documents], "model": "any", **more}).encode()
-    name = "texts" if api == "tei-rerank" else "documents"
-    return json.dumps({"query": head or "a query", name: documents}).encode()
-
-
-def numbers_of(api: str, content: bytes) -> np.ndarray:
-    """The vectors or scores of an answer, in the order of the texts."""
-    found = json.loads(content)
-    if api == "tei":
-        return np.asarray(found)
-    if api == "openai":
-        return np.asarray([each["embedding"] for each in found["data"]])
-    if api == "openai-base64":
-        return np.stack([np.frombuffer(base64.b64decode(each["embedding"]), "<f4") for each in found["data"]])
-    ranks = found if api == "tei-rerank" else found["results"]
-    name = "score" if api == "tei-rerank" else "relevance_score"
-    return np.asarray([each[name] for each in sorted(ranks, key=lambda each: each["index"])])
-
-
 class Load:
     """Sends requests and counts what comes back."""
 
@@ -159,8 +89,9 @@ class Load:
         self.client = client
         self.options = options
         self.outcome = Outcome()
-        source = texts_of(options)
-        self.bodies = [body_of(options.api, *next(source)) for _ in range(options.bodies)]
+        source = items_of(options)
+        self.path = ROUTES[options.api].path
+        self.bodies = [json.dumps(body_of(options.api, *next(source))).encode() for _ in range(options.bodies)]
         self.first: dict[int, np.ndarray] = {}
         self.rng = random.Random(options.seed + 1)
 
@@ -172,7 +103,7 @@ class Load:
         place = index % len(self.bodies)
         began = time.perf_counter()
         try:
-            answer = await self.client.post(PATHS[self.options.api], content=self.bodies[place], headers=JSON)
+            answer = await self.client.post(self.path, content=self.bodies[place], headers=JSON)
         except httpx.HTTPError as error:
             self.outcome.unanswered += 1
             self.outcome.statuses[type(error).__name__] += 1
@@ -194,7 +125,7 @@ class Load:
         self.outcome.wrong += not (close and len(found) == self.options.texts and np.isfinite(found).all())
 
     async def _fault(self, kind: str, index: int) -> None:
-        path, body = PATHS[self.options.api], self.bodies[index % len(self.bodies)]
+        path, body = self.path, self.bodies[index % len(self.bodies)]
         if kind == "gone":
             try:
                 timeout = self.rng.uniform(0.0005, 0.02)
@@ -203,13 +134,7 @@ class Load:
                 pass
             self.outcome.statuses[kind] += 1
             return
-        field = {
-            "tei": "inputs",
-            "openai": "input",
-            "openai-base64": "input",
-            "rerank": "documents",
-            "tei-rerank": "texts",
-        }[self.options.api]
+        field = ROUTES[self.options.api].field
         more = b'"query": "a", ' if "rerank" in self.options.api else b""
         sent = {
             "malformed": body[:-1],
@@ -284,7 +209,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     async with httpx.AsyncClient(base_url=options.url, timeout=120, limits=limits) as client:
         load = Load(client, options)
         for index in range(options.warm_up):
-            await load.client.post(PATHS[options.api], content=load.bodies[index % len(load.bodies)], headers=JSON)
+            await load.client.post(load.path, content=load.bodies[index % len(load.bodies)], headers=JSON)
         before, memory = await counters(client), memory_of(options.pid)
         with Meter() if options.energy else nullcontext() as meter:
             began = time.perf_counter()
@@ -334,9 +259,9 @@ def memory_of(pid: int | None) -> float | None:
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     found.add_argument("url")
-    found.add_argument("--api", choices=PATHS, default="tei")
-    found.add_argument("--workload", choices=["synthetic", "vaswani", "gsm8k"], default="synthetic")
-    found.add_argument("--data", type=Path, help="folder with vaswani/ and gsm8k/, see docs/benchmarks.md")
+    found.add_argument("--api", choices=ROUTES, default="tei")
+    found.add_argument("--workload", choices=WORKLOADS, default="synthetic")
+    found.add_argument("--data", type=Path, help="folder with vaswani/, gsm8k/ and bbh/, see docs/benchmarks.md")
     found.add_argument("--units", choices=["letters", "words"], default="letters", help="of synthetic texts")
     found.add_argument("--swap", action="store_true", help="synthetic texts have the query last")
     found.add_argument("--requests", type=int, default=200, help="at most")

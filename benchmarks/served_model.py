@@ -1,8 +1,8 @@
 """A model that `serve.py` measures, in a process of its own: commands are lines of JSON, and so are its answers.
 
-{"serve": "auto"}                     serves until SIGTERM, then answers {}
+{"serve": "auto", "name": NAME}       serves under that name until SIGTERM, then answers {}
 {"engine": OPTIONS, "source": […]}    the same load through `AsyncEngine`, without HTTP
-{"truth": TEXTS}                      vectors by the unmodified model, one text at a time
+{"truth": {"api", "query", "items"}}  vectors or scores by the unmodified model, one text at a time
 """
 
 from __future__ import annotations
@@ -14,6 +14,10 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
+
+from http_bodies import LABELS
 
 __all__ = ["NOTHING"]
 
@@ -34,13 +38,27 @@ def main() -> None:
         command = json.loads(line)
         found: dict[str, Any] = {}
         if "serve" in command:
-            serve(engine, options.name, command["serve"])
+            serve(engine, command["name"], command["serve"])
         elif "truth" in command:
-            unfolded = engine.unfolded()
-            found = {"vectors": [unfolded.embed([text])[0].tolist() for text in command["truth"]]}
+            found = {"numbers": truth(engine.unfolded(), **command["truth"])}
         else:
             found = asyncio.run(engine_alone(engine, SimpleNamespace(**command["engine"]), command["source"]))
         print(json.dumps(found), file=answers, flush=True)
+
+
+def truth(engine: Any, api: str, query: str, items: list[str]) -> list[Any]:
+    """What the numbers of an answer should be; the engine never folds."""
+    if api == "tei-rerank":
+        return [float(engine.rerank_pairs([(query, item)], raw_scores=True)[0]) for item in items]
+    if api == "generative":
+        rows = []
+        for item in items:
+            ids = [token for text in (query, item) for token in engine.tokenizer(text)["input_ids"]]
+            logprobs = np.array([engine.score([(ids, [label])])[0].logprob for label in LABELS])
+            # among the labels
+            rows.append((logprobs - np.logaddexp.reduce(logprobs)).tolist())
+        return rows
+    return [engine.embed([query + item])[0].tolist() for item in items]
 
 
 def engine_of(name: str, data: Path | None) -> Any:
@@ -53,22 +71,24 @@ def engine_of(name: str, data: Path | None) -> Any:
 
     if name not in (*SHAPES, NOTHING):
         return Engine(name)
-    from transformers import Qwen3Model
+    from transformers import Qwen3ForCausalLM
 
     torch.manual_seed(0)
     tokenizer = load_tokenizer(data / "qwen.tiktoken" if data else "tiny")
     more = {"vocab_size": -(-len(tokenizer) // 64) * 64, "initializer_range": 0.05, "max_position_embeddings": 8192}
+    # one matrix of embeddings for both ends, so a head costs nothing until it is used
+    more["tie_word_embeddings"] = True
     if name == NOTHING:
         config = qwen3_config("small", **more | {"hidden_size": 1024, "num_hidden_layers": 1})
         with torch.device("meta"):
-            model = Qwen3Model(config)
+            model = Qwen3ForCausalLM(config)
         model = model.to_empty(device="cpu").eval()
         without_model(1024)
         return Engine(model, tokenizer=tokenizer, threshold=1.0)
     on_gpu = torch.cuda.is_available()
     torch.set_default_dtype(torch.bfloat16 if on_gpu else torch.float32)
     with torch.device("cuda" if on_gpu else "cpu"):
-        model = Qwen3Model(qwen3_config(name, **more)).eval()
+        model = Qwen3ForCausalLM(qwen3_config(name, **more)).eval()
     torch.set_default_dtype(torch.float32)
     return Engine(model, tokenizer=tokenizer)
 
@@ -112,10 +132,11 @@ def serve(engine: Any, name: str, mode: str) -> None:
 async def engine_alone(engine: Any, options: Any, source: list[str]) -> dict[str, Any]:
     """Texts a second of the same requests through `AsyncEngine`."""
     import load
+    from http_bodies import items_of
     from radix_mlp.engine.async_engine import AsyncEngine
     from window import in_the_midst
 
-    found = load.texts_of(load.parser().parse_args(["", *source]))
+    found = items_of(load.parser().parse_args(["", *source]))
     requests = [[head + text for text in documents] for head, documents in (next(found) for _ in range(64))]
     async with AsyncEngine(engine, max_concurrent_requests=2 * options.in_flight) as front:
 

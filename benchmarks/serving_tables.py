@@ -13,6 +13,11 @@ __all__ = ["energy", "energy_rows", "multi_gpu", "serve", "serve_short", "served
 
 FOLDING = {"auto": "on", "off": "off", "0": "off: transformers, padded"}
 """Threshold of a server, and in between: nothing shared by the same kernels."""
+WORKLOADS = {
+    "vaswani": "Vaswani, reranked",
+    "gsm8k": "GSM8K behind an instruction",
+    "bbh": "BIG-Bench-Hard, four answers scored",
+}
 LOAD = ("model", "swap", "texts", "in_flight", "workload", "api")
 
 
@@ -23,14 +28,14 @@ def serve() -> str:
             find("serve", column, **{key: row.get(key) for key in LOAD}) if row["threshold"] == "auto" else None
             for column in ("folding on/off", "server/engine")
         )
-        order = {True: "query last", False: "query first"}.get(row.get("swap", False), "")
-        cells = [row["model"], order if row.get("workload", "synthetic") == "synthetic" else row["workload"]]
+        order = "query last" if row.get("swap") else "query first"
+        cells = [row["model"], WORKLOADS.get(row.get("workload", ""), order)]
         cells += ["base64" if "base64" in row.get("api", "") else "", f"{row['texts']} x {row['in_flight']}"]
         cells += [FOLDING.get(row["threshold"], row["threshold"]), number(row["texts/s"]), number(row["tokens/s"])]
         cells += [number(row[key]) for key in ("p50", "p90", "p99")]
         cells += [number(row[key]) if row.get(key) else "" for key in ("compression", "joules_per_1000_texts")]
         lines.append([*cells, f"**{ratio:.2f}x**" if ratio else "", f"{part:.0%}" if part else ""])
-    heading = ["model", "order", "", "texts x in flight", "folding", "texts/s", "tokens/s", "p50 ms", "p90 ms"]
+    heading = ["model", "load", "", "texts x in flight", "folding", "texts/s", "tokens/s", "p50 ms", "p90 ms"]
     heading += ["p99 ms", "compression", "joules a thousand texts", "on over off", "of the engine's own"]
     return table(heading, lines)
 
@@ -104,7 +109,8 @@ def energy_rows() -> Iterator[tuple[str, dict[str, float]]]:
     sides = {"auto": "folded", "off": "off", "0": "padded"}
     for row in served():
         if row.get("joules_per_1000_texts") and row.get("in_flight", 16) > 1 and "base64" not in row.get("api", ""):
-            name = f"{row['model']}, HTTP{', query last' if row.get('swap') else ''}"
+            load = WORKLOADS.get(row.get("workload", ""), "query last" if row.get("swap") else "")
+            name = f"{row['model']}, HTTP{', ' if load else ''}{load}"
             by_load.setdefault(name, {})[sides[row["threshold"]]] = row["joules_per_1000_texts"]
     yield from by_load.items()
 

@@ -8,7 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
-__all__ = ["INSTRUCTION", "RERANK_PREFIX", "RERANK_SUFFIX", "bbh", "generated", "trec", "vaswani"]
+__all__ = [
+    "INSTRUCTION",
+    "RERANK_PREFIX",
+    "RERANK_SUFFIX",
+    "bbh",
+    "bbh_questions",
+    "generated",
+    "trec",
+    "vaswani",
+    "vaswani_pairs",
+]
 
 RERANK_PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
@@ -20,18 +30,29 @@ RERANK_SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 def bbh(data: Path, index: int, count: int) -> list[str]:
     """Questions of one task behind its three-shot prompt."""
+    prompt, questions = bbh_questions(data, index, count)
+    return [prompt + question for question in questions]
+
+
+def bbh_questions(data: Path, index: int, count: int) -> tuple[str, list[str]]:
+    """The three-shot prompt of one task, and questions that follow it."""
     task = sorted((data / "bbh" / "tasks").glob("*.json"))[index]
     prompt = (data / "bbh" / "cot-prompts" / f"{task.stem}.txt").read_text().split("-----\n", 1)[-1]
     examples = json.loads(task.read_text())["examples"][:count]
-    return [f"{prompt}\n\nQ: {example['input']}\nA: Let's think step by step." for example in examples]
+    return f"{prompt}\n\n", [f"Q: {example['input']}\nA: Let's think step by step." for example in examples]
 
 
 def vaswani(data: Path, index: int, count: int) -> list[str]:
     """One query with passages, in the reranker's template."""
-    query = trec(data / "vaswani" / "query-text.trec", "top")[index].lower()
-    passages = trec(data / "vaswani" / "doc-text.trec", "DOC")[index * count : (index + 1) * count]
+    query, passages = vaswani_pairs(data, index, count)
     head = f"{RERANK_PREFIX}<Instruct>: {INSTRUCTION}\n<Query>: {query}\n<Document>: "
     return [head + passage + RERANK_SUFFIX for passage in passages]
+
+
+def vaswani_pairs(data: Path, index: int, count: int) -> tuple[str, list[str]]:
+    """One query, and passages."""
+    query = trec(data / "vaswani" / "query-text.trec", "top")[index].lower()
+    return query, trec(data / "vaswani" / "doc-text.trec", "DOC")[index * count : (index + 1) * count]
 
 
 def trec(path: Path, tag: str) -> list[str]:

@@ -176,6 +176,24 @@ def forward_cpu() -> str:
     return table([*heading, "speed-up", "possible"], lines)
 
 
+def training_name(row: dict[str, Any]) -> str:
+    name = row["row"].replace("/", " / ")
+    name = f"{row['shape']}, {name if name.startswith('pairs') else 'GRPO ' + name}"
+    return name + (", checkpointed" if row.get("checkpointing") else "")
+
+
+def training_short() -> str:
+    """For the README: what is measured without compiling."""
+    lines = []
+    for row in rows("training", compiled=False):
+        times, kept = row["milliseconds"], row["kept_gib"]
+        cells = [number(times[side]) for side in ("trl", "packed")] + [f"**{number(times['folded'])}**"]
+        cells += [f"{times[side] / times['folded']:.2f}x" for side in ("trl", "packed")]
+        lines.append([training_name(row), *cells, f"{kept['folded'] / kept['packed']:.0%}"])
+    heading = ["prompt / answer / answers", "TRL's head", "packed", "folded", "over TRL's", "over packed"]
+    return table([*heading, "memory kept, of packed's"], lines)
+
+
 def training() -> str:
     labels = {"milliseconds": "ms a step", "kept_gib": "GiB kept for backward", "peak_gib": "GiB at the peak"}
     lines = []
@@ -185,11 +203,8 @@ def training() -> str:
             folded, packed = values["folded"], values["packed"]
             cells = ["" if value is None else number(value) for value in list(values.values())[:3]]
             ratio = "" if folded is None or packed is None else f"{packed / folded:.2f}"
-            name = row["row"].replace("/", " / ")
-            name = f"{row['shape']}, {name if name.startswith('pairs') else 'GRPO ' + name}"
-            name += ", checkpointed" if row.get("checkpointing") else ""
             possible = f"{row['possible']:.2f}" if column == "milliseconds" else ""
-            lines.append([name, label, *cells, f"**{number(folded)}**", ratio, possible])
+            lines.append([training_name(row), label, *cells, f"**{number(folded)}**", ratio, possible])
     heading = ["prompt / answer / answers", "", "TRL's head", "padded", "packed", "folded", "packed / folded"]
     return table([*heading, "by operations"], lines)
 
@@ -326,6 +341,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "forward-short": forward_tables.forward_short,
     "planner-sentence": planner_sentence,
     "serve-short": serve_short,
+    "training-short": training_short,
     "grid": measured(forward_tables.grid, 'radix-mlp bench forward_gpu --arguments "--grid"'),
     "energy": measured(energy, 'radix-mlp bench forward_gpu --arguments "--energy 3"'),
 }

@@ -12,6 +12,7 @@ NEEDS = {
     "test_trainer.py": ["accelerate", "datasets", "peft"],
     "test_sentence_transformers_training.py": ["sentence_transformers", "accelerate", "datasets"],
     "test_sentence_transformers_losses.py": ["sentence_transformers", "accelerate", "datasets"],
+    "test_resumed.py": ["trl", "peft", "sentence_transformers"],
     "test_mteb.py": ["mteb", "sentence_transformers"],
     "test_ray_serve.py": ["ray", "fastapi"],
     "test_ray_serve_cluster.py": ["ray", "fastapi"],

@@ -77,10 +77,7 @@ def main() -> None:
 
 def parameters_after(make, folder, adapter, **options) -> tuple[dict[str, Tensor], radix_mlp.hf.enable.CallReport]:
     """Whole parameters after training, and what the last call did."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._shared_state.clear()
-    for name in [name for name in os.environ if name.startswith(("FSDP_", "ACCELERATE_"))]:
-        del os.environ[name]
+    forget_processes()
     set_seed(0)
     trainer = make(folder, **options)
     if adapter is not None:
@@ -90,6 +87,14 @@ def parameters_after(make, folder, adapter, **options) -> tuple[dict[str, Tensor
     report = radix_mlp.last_call(trainer.model) if adapter is not None else None
     assert all(isinstance(p, DTensor) == ("fsdp" in options) for p in trainer.model.parameters())
     return {name: whole(p) for name, p in trainer.model.named_parameters()}, report
+
+
+def forget_processes() -> None:
+    """What accelerate keeps of the last trainer, so that the next one may be wrapped in another way."""
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._shared_state.clear()
+    for name in [name for name in os.environ if name.startswith(("FSDP_", "ACCELERATE_"))]:
+        del os.environ[name]
 
 
 def made(args):

@@ -10,6 +10,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import forward_tables
 import scaling_tables

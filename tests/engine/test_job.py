@@ -9,6 +9,11 @@ from tests.engine.test_engine import TEXTS
 
 from radix_mlp import Engine
 from radix_mlp.engine import job
+from radix_mlp.engine.embed import embed_call
+
+OPTIONS = {
+    "prompt": None, "prompt_name": None, "normalize": True, "dimensions": None, "pooling": None, "truncate": False
+}  # fmt: skip
 
 
 def rows(lengths, shared=0):
@@ -65,8 +70,8 @@ def test_batches_are_planned_ahead_by_another_thread(monkeypatch):
 
 def test_a_job_that_is_left_early_leaves_no_thread():
     engine = Engine("tiny", threshold=1.0, max_batch_tokens=60)
-    sequences = [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in TEXTS]
-    found = engine.run(sequences, lambda indices, hidden, plan: hidden, None)
+    call = embed_call(engine, engine.tokenizer, TEXTS, **OPTIONS)
+    found = engine.run_windows([(call.items, call.order)], len(TEXTS))
     next(found)
     found.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("radix-plan")]

@@ -116,7 +116,8 @@ def test_texts_that_are_cut_and_padding_on_the_left(tmp_path):
 def test_many_batches_and_parts(tmp_path, monkeypatch):
     model = embedder(tmp_path / "model", ("mean", "lasttoken"))
     expected = model.encode(TEXTS)
-    monkeypatch.setattr("radix_mlp.integrations.sentence_transformers.TEXTS_A_CALL", 7)
+    monkeypatch.setattr("radix_mlp.engine.windows.FEWEST", 7)
+    monkeypatch.setattr("radix_mlp.engine.windows.FIRST_WINDOW", 3)
     monkeypatch.setattr("radix_mlp.integrations.sentence_transformers_modules.MAX_UNFOLDED", 64 * 50)
     enable(model, threshold=1, max_batch_tokens=40)
     close(model.encode(TEXTS), expected)

@@ -34,6 +34,8 @@ Planned = tuple[list[int], float | Literal["auto"]]
 
 PREPARED_AHEAD = 2
 """Batches that are planned, or being planned, while the device is at work."""
+IN_FLIGHT = 2
+"""Batches launched besides the one whose answers are read: the device has work while others have Python's lock."""
 
 
 @dataclass
@@ -61,14 +63,14 @@ class JobStats:
 def run_job(
     engine: Runner, windows: Iterable[Window | None], count: int, stats: JobStats, progress: Progress | None = None
 ) -> Iterator[Launched]:
-    """Schedule and run all items; yields each batch with the places of its items, one batch behind the device.
+    """Schedule and run all items; yields each batch with the places of its items, some batches behind the device.
 
     The calling thread runs the model; another one takes the windows and plans the batches to come.
 
     Args:
         engine: its model runs.
-        windows: items with an order in which those that share are neighbours; None for "the next is not there yet".
-            Places count the items of all windows, in turn. Several windows are for engines that always fold.
+        windows: items with an order in which those that share are neighbours; None for "run what there is". Places
+            count the items of all windows, in turn.
         count: items of all windows.
         stats: counts, and in the end the time.
         progress: called as items are answered.
@@ -78,7 +80,7 @@ def run_job(
         plan_of([np.zeros(1, np.int32)]).to(engine.model.device)
     arriving = _Arriving(windows)
     done = 0
-    for places, launched in _one_behind(_launched(engine, arriving)):
+    for places, launched in _behind(_launched(engine, arriving)):
         stats.num_batches += 1
         stats.num_tokens += launched.step.plan.num_tokens
         stats.num_compact += launched.step.plan.num_compact
@@ -132,7 +134,6 @@ class _Arriving:
         held: list[int] = []
         for window in self._windows:
             if window is None:
-                # a batch that is not full waits for its neighbours, but not while the device waits
                 if held:
                     yield held
                 held = []
@@ -177,12 +178,11 @@ def _launched(engine: Runner, arriving: _Arriving) -> Iterator[Launched]:
                 future.cancel()
 
 
-def _one_behind(batches: Iterator[Launched]) -> Iterator[Launched]:
-    """The same, each given out once the next one is launched: the device has work while the host reads answers."""
-    waiting: Launched | None = None
+def _behind(batches: Iterator[Launched]) -> Iterator[Launched]:
+    """The same, each given out once so many more are launched: the device has work while the host reads answers."""
+    waiting: deque[Launched] = deque()
     for batch in batches:
-        if waiting is not None:
-            yield waiting
-        waiting = batch
-    if waiting is not None:
-        yield waiting
+        waiting.append(batch)
+        if len(waiting) > IN_FLIGHT:
+            yield waiting.popleft()
+    yield from waiting

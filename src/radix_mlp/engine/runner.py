@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from copy import copy
@@ -14,28 +14,25 @@ from typing import Any, Literal, Self, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from radix_mlp.engine.batch import collect
+from radix_mlp.engine.batch import LaunchedBatch, collect
 from radix_mlp.engine.fast_forward import FastForward
 from radix_mlp.engine.job import JobStats, Progress, Window, run_job
 from radix_mlp.engine.load import check_max_length, load, max_length_of
 from radix_mlp.engine.pooler import Pooler, pooler_of
-from radix_mlp.engine.scheduler import Ids, lexicographic_order
 from radix_mlp.engine.sentence_transformers_folder import FolderSettings, read_folder
-from radix_mlp.engine.task import Call, FunctionTask, Item, Rows
+from radix_mlp.engine.task import Call
+from radix_mlp.engine.windows import SMALL_WINDOWS
 from radix_mlp.errors import InferenceError, InvalidInputError
 from radix_mlp.hf import disable, enable, is_enabled
 from radix_mlp.hf.costs import Costs, costs_of
 from radix_mlp.hf.threshold import check_threshold
-from radix_mlp.plan import RadixPlan
 from radix_mlp.testing.tiny import TINY_NAMES
 
 __all__ = ["Runner"]
 
 _UNKNOWN = object()
-Result = TypeVar("Result")
 Value = TypeVar("Value")
 
 
@@ -114,7 +111,10 @@ class Runner:
         return 1.0 if packs else "auto"
 
     def close(self) -> None:
-        """End the processes that were started for `tensor_parallel_size`; without them, nothing."""
+        """End the processes that were started for `tensor_parallel_size`, after the batch that runs; from any thread.
+
+        Later jobs end with `EngineClosedError`. Where there are no such processes, nothing: the engine works on.
+        """
         self.forward.close()
 
     def _prepare(self) -> None:
@@ -153,60 +153,50 @@ class Runner:
 
     def answer(self, call: Call[Value], progress: Progress | None = None) -> Value:
         """Run all items of a call and return its value."""
-        self._start_job()
-        return call.value(self._run([(call.items, call.order)], len(call.items), progress))
+        answers: list[Any] = [None] * len(call.items)
+        for places, launched in self.run_windows([(call.items, call.order)], len(answers), progress):
+            _fill(answers, places, launched)
+        return call.value(answers)
 
     def answers_of(
         self, calls: Sequence[Future[Call[Any]]], count: int, progress: Progress | None = None
     ) -> list[list[Any]]:
         """Run all items, `count` in all, of calls that are being made, each as soon as it is; the answers of each."""
-        self._start_job()
+        answers: list[Any] = [None] * count
+        for places, launched in self.run_calls(calls, count, progress):
+            _fill(answers, places, launched)
+        found = iter(answers)
+        return [list(itertools.islice(found, len(call.result().items))) for call in calls]
+
+    def run_calls(
+        self, calls: Sequence[Future[Call[Any]]], count: int, progress: Progress | None = None
+    ) -> Iterator[tuple[list[int], LaunchedBatch]]:
+        """Run all items, `count` in all, of calls that are being made, each as soon as it is.
+
+        Yields each batch once the device is done with it, and the places of its items, counted over all calls.
+        What the first few calls leave over is run at once, so that the device need not wait; which texts share a batch
+        depends on nothing but the texts.
+        """
 
         def windows() -> Iterator[Window | None]:
-            for call in calls:
-                if not call.done():
-                    yield None
+            for number, call in enumerate(calls):
                 made = call.result()
                 yield made.items, made.order
+                if number < SMALL_WINDOWS:
+                    yield None
 
-        answers = iter(self._run(windows(), count, progress))
-        return [list(itertools.islice(answers, len(call.result().items))) for call in calls]
+        return self.run_windows(windows(), count, progress)
 
-    def _run(self, windows: Iterable[Window | None], count: int, progress: Progress | None) -> list[Any]:
-        self.stats = JobStats(num_requests=count)
-        answers: list[Any] = [None] * count
-        for places, launched in run_job(self, windows, count, self.stats, progress):
-            for place, answer in zip(places, collect(launched), strict=True):
-                if isinstance(answer, Exception):
-                    raise answer
-                answers[place] = answer
-        return answers
-
-    def run(
-        self,
-        sequences: Sequence[Ids],
-        finish: Callable[[list[int], Tensor, RadixPlan], Result],
-        progress: Progress | None,
-        needed_rows: Callable[[list[int], RadixPlan], Rows] | None = None,
-    ) -> Iterator[tuple[list[int], RadixPlan, Result]]:
-        """Schedule and run sequences of your own; yields each batch's indices, plan and result, one behind the device.
-
-        Args:
-            sequences: token ids of every request, at least one each.
-            finish: gets (indices, hidden states, plan) of a batch and makes its result on the device.
-            progress: called as requests are answered.
-            needed_rows: gets (indices, plan) and tells the compact rows that `finish` reads; all unless given.
-        """
+    def run_windows(
+        self, windows: Iterable[Window | None], count: int, progress: Progress | None = None
+    ) -> Iterator[tuple[list[int], LaunchedBatch]]:
+        """As `run_calls`, of items with an order in which those that share are neighbours; None: no more for now."""
         self._start_job()
-        self.stats = JobStats(num_requests=len(sequences))
-        task = FunctionTask(finish, needed_rows)
-        items = [Item(ids, task, place) for place, ids in enumerate(sequences)]
-        windows = [(items, lexicographic_order(sequences))]
-        for places, launched in run_job(self, windows, len(items), self.stats, progress):
-            ((_, result),) = launched.parts
-            if isinstance(result, Exception):
-                raise result
-            yield places, launched.step.plan, result.value
+        self.stats = JobStats(num_requests=count)
+        for places, launched in run_job(self, windows, count, self.stats, progress):
+            if launched.done is not None:
+                launched.done.synchronize()
+            yield places, launched
 
     @property
     def vocabulary(self) -> int:
@@ -227,3 +217,11 @@ class Runner:
                 f"{kind}[{int((~finite).argmax())}]: the model's answer is not a number. If {self.model.dtype} "
                 "overflows, try dtype='float32'."
             )
+
+
+def _fill(answers: list[Any], places: list[int], launched: LaunchedBatch) -> None:
+    """Put the answers of a batch into their places; raises the first that is an error."""
+    for place, answer in zip(places, collect(launched), strict=True):
+        if isinstance(answer, Exception):
+            raise answer
+        answers[place] = answer

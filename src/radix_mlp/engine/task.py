@@ -19,7 +19,7 @@ from radix_mlp.engine.scheduler import Ids, Order, lexicographic_order
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
 
-__all__ = ["Call", "FunctionTask", "Item", "Kept", "Rows", "Task", "union_of_rows"]
+__all__ = ["Call", "Item", "Kept", "Rows", "Task", "union_of_rows"]
 
 Rows = NDArray[np.int64]
 Value = TypeVar("Value")
@@ -41,25 +41,9 @@ class Task:
         raise NotImplementedError
 
 
-@dataclass(frozen=True, eq=False)
-class FunctionTask(Task):
-    """A caller's own way to finish a batch; what it returns stays where it is."""
-
-    function: Callable[[list[int], Tensor, RadixPlan], Any]
-    """Gets the `start` of every item, hidden states and plan."""
-    rows: Callable[[list[int], RadixPlan], Rows] | None = None
-    """Compact rows that `function` reads, from the `start` of every item and the plan; all if None."""
-
-    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
-        return None if self.rows is None else self.rows([item.start for item in items], plan)
-
-    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Any:
-        return Kept(self.function([item.start for item in items], hidden, plan.plan))
-
-
 @dataclass(frozen=True)
 class Kept:
-    """A result that is not copied to the host."""
+    """What `Task.finish` gives for tensors that are to stay on the device."""
 
     value: Any
 

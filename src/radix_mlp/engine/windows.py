@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,16 +14,20 @@ if TYPE_CHECKING:
     from radix_mlp.engine.job import Progress
     from radix_mlp.engine.runner import Runner
 
-__all__ = ["answer_in_windows", "cut_by_text"]
+__all__ = ["answer_in_windows", "cut_by_text", "cut_into_windows"]
 
 Value = TypeVar("Value")
 
-FIRST_WINDOW = 128
+FIRST_WINDOW = 32
 """Texts that are ready soon, for a device that has nothing to do yet."""
+SMALL_WINDOWS = 3
+"""Windows that double and are run by themselves; after them, batches are filled up from the next window."""
+FEWEST = 256
+"""Calls of so many texts at most are tokenized at once: in windows they would share less."""
 LARGEST_WINDOW = 512
 GROWTH = 4
-"""A window is longer by one part in so many: the device is then not done with one before the next is tokenized, if
-tokenizing takes up to four fifths of the model's time."""
+"""A later window is longer by one part in so many: the device is then not done with one before the next is tokenized,
+if tokenizing takes up to four fifths of the model's time."""
 
 
 def answer_in_windows(
@@ -58,26 +62,30 @@ def answer_in_windows(
     return _joined(values, windows, len(given))
 
 
-def cut_by_text(given: Sequence[Any]) -> list[list[int]]:
+def cut_by_text(given: Sequence[Any]) -> list[Sequence[int]]:
     """Places of the texts, or pairs of texts, in the order of their characters, cut into windows, a small one first.
 
     Equal texts are never parted. Empty where there is something else among them than texts or pairs of texts.
 
     >>> [len(window) for window in cut_by_text([f"text {place}" for place in range(1000)])]
-    [128, 160, 200, 250, 262]
+    [32, 64, 128, 160, 200, 250, 166]
     """
-    if isinstance(given, str) or len(given) <= 2 * FIRST_WINDOW or not _all_texts(given):
+    if isinstance(given, str) or len(given) <= FEWEST or not _all_texts(given):
         return []
     order = sorted(range(len(given)), key=given.__getitem__)
-    windows: list[list[int]] = []
-    start, size = 0, FIRST_WINDOW
+    return list(cut_into_windows(order, given))
+
+
+def cut_into_windows(order: Sequence[int], texts: Sequence[Any] | None = None) -> Iterator[Sequence[int]]:
+    """`order`, places of texts, in windows, small ones first; of `texts`, neighbours that are equal are not parted."""
+    start, size, number = 0, FIRST_WINDOW if len(order) > FEWEST else len(order), 1
     while start < len(order):
         stop = min(start + size, len(order))
-        while stop < len(order) and given[order[stop]] == given[order[stop - 1]]:
+        while texts is not None and stop < len(order) and texts[order[stop]] == texts[order[stop - 1]]:
             stop += 1
-        windows.append(order[start:stop])
-        start, size = stop, min(size + size // GROWTH, LARGEST_WINDOW)
-    return windows
+        yield order[start:stop]
+        start, number = stop, number + 1
+        size = 2 * size if number <= SMALL_WINDOWS else min(size + size // GROWTH, LARGEST_WINDOW)
 
 
 def _all_texts(given: Sequence[Any]) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -21,15 +22,20 @@ from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from radix_mlp.engine.batch import collect
 from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.head import output_head
-from radix_mlp.engine.task import Rows
+from radix_mlp.engine.scheduler import lexicographic_order
+from radix_mlp.engine.task import Item, Rows, Task
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.support import learns_prompt, pretrained_in
 from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.device import DevicePlan
+from radix_mlp.plan.transfer import send
 
 __all__ = ["RadixLM", "main"]
 
@@ -100,7 +106,6 @@ class RadixLM(HFLM):
                 "this is an encoder-decoder: its decoder also attends to an encoder. Use --model hf."
             )
         self._encoded: dict[str, list[int]] = {}
-        self._checked_heads: set[Any] = set()
         self._engine = Engine(
             _without_adapter_class(self.model),
             tokenizer=self.tokenizer,
@@ -189,32 +194,57 @@ class RadixLM(HFLM):
                 )
         if not sequences:
             return []
+        task = Continuations(self._engine)
+        items = [
+            Continuation(sequence, task, len(sequence) - len(target), target)
+            for sequence, target in zip(sequences, targets, strict=True)
+        ]
         answers: list[Answer] = [(0.0, False)] * len(requests)
-
-        def predicting(indices: list[int], plan: RadixPlan) -> Rows:
-            ends = zip(indices, plan.cu_seq_lengths[1:], strict=True)
-            return np.concatenate([plan.unfold_index[end - len(targets[index]) : end] for index, end in ends])
-
-        head = output_head(self._engine.model, sequences[0], checked=self._checked_heads)
-
-        def finish(indices: list[int], hidden: Tensor, plan: RadixPlan) -> tuple[Tensor, Tensor]:
-            tokens = np.concatenate([targets[index] for index in indices])
-            return next_token_logprobs(hidden, head, predicting(indices, plan), tokens)
-
-        def needed(indices: list[int], plan: RadixPlan) -> Rows:
-            return np.unique(predicting(indices, plan)).astype(np.int64)
-
+        windows = [(items, lexicographic_order(sequences))]
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Log-likelihoods") as bar:
-            for indices, _, (logprob, is_greedy) in self._engine.run(sequences, finish, None, needed):
-                bounds = np.cumsum([len(targets[index]) for index in indices])[:-1]
-                values = np.split(logprob.double().cpu().numpy(), bounds)
-                greedy = np.split(is_greedy.cpu().numpy(), bounds)
-                for index, tokens, likeliest in zip(indices, values, greedy, strict=True):
-                    answers[index] = float(tokens.sum()), bool(likeliest.all())
+            for indices, launched in self._engine.run_windows(windows, len(items)):
+                for index, answer in zip(indices, collect(launched), strict=True):
+                    if isinstance(answer, Exception):
+                        raise answer
+                    answers[index] = answer
                     if (texts := requests[index][0]) is not None:
-                        self.cache_hook.add_partial("loglikelihood", texts, answers[index])
+                        self.cache_hook.add_partial("loglikelihood", texts, answer)
                 bar.update(len(indices))
         return answers
+
+
+@dataclass(frozen=True, eq=False)
+class Continuation(Item):
+    """A sequence without its last token, which predicts nothing."""
+
+    target: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    """What follows each of the sequence's tokens from `start` on."""
+
+
+@dataclass(frozen=True)
+class Continuations(Task):
+    """How likely the targets of sequences are."""
+
+    engine: Engine
+
+    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows:
+        return np.unique(_predicting_rows(plan, items)).astype(np.int64)
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
+        head = output_head(self.engine.model, items[0].ids, checked=self.engine.checked_heads)
+        tokens = np.concatenate([item.target for item in items if isinstance(item, Continuation)])
+        return next_token_logprobs(hidden, head, _predicting_rows(plan.plan, items), tokens)
+
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> list[Answer]:
+        bounds = np.cumsum([len(item.ids) - item.start for item in items])[:-1]
+        logprobs, greedy = np.split(found[0].astype(np.float64), bounds), np.split(found[1], bounds)
+        return [(float(values.sum()), bool(tokens.all())) for values, tokens in zip(logprobs, greedy, strict=True)]
+
+
+def _predicting_rows(plan: RadixPlan, items: Sequence[Item]) -> Rows:
+    """Compact rows of every sequence's tokens from its item's `start` on."""
+    bounds = zip(plan.cu_seq_lengths[:-1], plan.cu_seq_lengths[1:], items, strict=True)
+    return np.concatenate([plan.unfold_index[begin + item.start : end] for begin, end, item in bounds])
 
 
 @torch.no_grad()
@@ -238,12 +268,10 @@ def next_token_logprobs(
     is_greedy = torch.empty(len(rows), dtype=torch.bool, device=hidden.device)
     start, count = 0, 1
     while start < len(unique):
-        chunk = torch.from_numpy(unique[start : start + count].astype(np.int64)).to(hidden.device)
-        logits = head(hidden[chunk]).float()
+        logits = head(hidden[send(unique[start : start + count].astype(np.int64), hidden.device)]).float()
         wanted = order[slice(*np.searchsorted(sorted_place, [start, start + count]))]
-        at = torch.from_numpy(place[wanted] - start).to(hidden.device)
-        token = torch.from_numpy(np.asarray(tokens)[wanted]).to(hidden.device)
-        back = torch.from_numpy(wanted).to(hidden.device)
+        indices = (place[wanted] - start, np.asarray(tokens)[wanted], wanted)
+        at, token, back = (send(index, hidden.device) for index in indices)
         logprob[back] = logits[at, token] - logits.logsumexp(dim=1)[at]
         is_greedy[back] = logits.argmax(dim=1)[at] == token
         start += count

@@ -15,8 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import cached_property
@@ -30,18 +29,16 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.task import Call, Item
+from radix_mlp.engine.windows import cut_into_windows
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf import disable as disable_transformer
-from radix_mlp.integrations.sentence_transformers_modules import Features, Tail, gathered, tail_of
+from radix_mlp.integrations.sentence_transformers_modules import Features, Tail, Work, gathered, passed_on, tail_of
 
 __all__ = ["disable", "enable", "is_enabled", "stats"]
 
 AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 
-TEXTS_A_CALL = 1024
-"""Texts tokenised at a time."""
-FIRST_TEXTS = 128
-"""The same at the beginning of a call."""
 ALL = sys.maxsize
 """As `batch_size`: the library hands over all texts at once, and the engine cuts batches by tokens."""
 
@@ -199,35 +196,43 @@ class _Call:
         """The features that the model's last module leaves, for all inputs."""
         inputs: Sequence[Any] = features["inputs"]
         order = text_order(inputs)
-        folding, total = self.folding, JobStats(num_requests=len(inputs))
+        folding = self.folding
+        engine = folding.engine
+        make_work = folding.tail.work(kwargs, wants_tokens=self.wants_tokens, checked=folding.checked)
+        works: list[Work] = []
+
+        def call_of(part: Sequence[int]) -> Call[None]:
+            sequences, shared = self._tokenize(
+                [inputs[place] for place in part], features["prompt"], features["options"]
+            )
+            if not works or works[-1].shared != shared:
+                works.append(make_work(shared))
+            return Call([Item(ids, works[-1]) for ids in sequences], lambda answers: None)
+
         places: list[NDArray[np.int64]] = []
         batches: list[Features] = []
-
-        def tokenized(part: NDArray[np.int64]) -> tuple[list[Ids], Features]:
-            return self._tokenize([inputs[place] for place in part], features["prompt"], features["options"])
-
-        with ThreadPoolExecutor(1) as worker, tqdm(total=len(inputs), desc="Texts", disable=not self.progress) as bar:
-            parts = deque((part, worker.submit(tokenized, part)) for part in _parts(order))
+        # one job, so that batches go on over the windows
+        with (
+            ThreadPoolExecutor(1, "radix-tokenize-ahead") as worker,
+            tqdm(total=len(inputs), desc="Texts", disable=not self.progress) as bar,
+        ):
+            calls = [worker.submit(call_of, part) for part in cut_into_windows(order.tolist())]
             try:
-                while parts:
-                    part, future = parts.popleft()
-                    sequences, shared = future.result()
-                    work = folding.tail.work(
-                        sequences, shared, kwargs, wants_tokens=self.wants_tokens, checked=folding.checked
-                    )
-                    for indices, _, answers in folding.engine.run(sequences, work.finish, None, work.needed_rows):
-                        places.append(part[indices])
-                        batches.append(answers)
-                        bar.update(len(indices))
-                    _add(total, folding.engine.stats)
+                for indices, launched in engine.run_calls(calls, len(inputs)):
+                    for part, found in launched.parts:
+                        if isinstance(found, Exception):
+                            raise found
+                        places.append(order[np.asarray(indices)[part.places]])
+                        batches.append(found.value)
+                    bar.update(len(indices))
             finally:
-                for _, future in parts:
-                    future.cancel()
-        folding.stats = total
+                for call in calls:
+                    call.cancel()
+        folding.stats = engine.stats
         return gathered(places, batches)
 
     def _tokenize(self, texts: list[Any], prompt: str | None, options: dict[str, Any]) -> tuple[list[Ids], Features]:
-        """Token ids by the library's own tokenisation, as lists instead of padded tensors, and what comes with them."""
+        """Token ids by the library's own tokenisation, which pads nothing, and the features that the texts share."""
         options = dict(options)
         given: dict[str, dict[str, Any]] = options.pop("processing_kwargs", None) or {}
         unpadded = {**given.get("text", {}), "padding": False}
@@ -238,7 +243,7 @@ class _Call:
         if empty:
             raise InvalidInputError(f"the input {empty[0]!r:.60} has no tokens: leave it out.")
         self.folding.tail.check_features(features)
-        return sequences, features
+        return sequences, passed_on(features)
 
 
 def text_order(inputs: Sequence[Any]) -> NDArray[np.int64]:
@@ -251,20 +256,6 @@ def text_order(inputs: Sequence[Any]) -> NDArray[np.int64]:
     if not all(isinstance(key, tuple | list) and all(isinstance(part, str) for part in key) for key in keys):
         return np.arange(len(inputs))
     return np.asarray(sorted(range(len(keys)), key=lambda place: tuple(keys[place])), np.int64)
-
-
-def _parts(order: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
-    """Parts to tokenise at a time; small ones first, so that the model need not wait long."""
-    start, size = 0, FIRST_TEXTS
-    while start < len(order):
-        size = min(size, TEXTS_A_CALL)
-        yield order[start : start + size]
-        start, size = start + size, 2 * size
-
-
-def _add(total: JobStats, part: JobStats) -> None:
-    for name in ("num_tokens", "num_compact", "num_batches", "seconds"):
-        setattr(total, name, getattr(total, name) + getattr(part, name))
 
 
 def _method_of(model: torch.nn.Module) -> str:

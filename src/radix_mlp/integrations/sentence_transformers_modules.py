@@ -10,7 +10,8 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,25 +25,18 @@ from radix_mlp.engine.classify import rows_to_classify
 from radix_mlp.engine.head import classification_head, output_head, pad_token_of
 from radix_mlp.engine.kind import kind_of
 from radix_mlp.engine.scheduler import Ids
-from radix_mlp.engine.task import Rows
+from radix_mlp.engine.task import Item, Kept, Rows, Task
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.support import decoder_of, learns_prompt, pretrained_in
+from radix_mlp.ops.fold import copy_rows
 from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.device import DevicePlan
+from radix_mlp.plan.transfer import send
 
-__all__ = ["Features", "Tail", "Work", "gathered", "tail_of"]
+__all__ = ["Features", "Tail", "Work", "gathered", "passed_on", "tail_of"]
 
 Features = dict[str, Any]
 """Names -> tensors whose first dimension counts texts, or lists with one tensor a text."""
-
-
-class Work(NamedTuple):
-    """What the engine does with every batch."""
-
-    finish: Callable[[list[int], Tensor, RadixPlan], Features]
-    """(places of the texts, hidden states `[M, h]`, plan) -> answers."""
-    needed_rows: Callable[[list[int], RadixPlan], Rows] | None
-    """(places of the texts, plan) -> the rows that `finish` reads; None for all."""
-
 
 MAX_UNFOLDED = 1 << 26
 """Numbers of unfolded hidden states held at a time: 128 MiB in bfloat16."""
@@ -120,81 +114,104 @@ class Tail:
                 "radix_mlp.integrations.sentence_transformers.disable(model) for this call."
             )
 
-    def work(
-        self,
-        sequences: Sequence[Ids],
-        shared: Features,
-        options: Features,
-        *,
-        wants_tokens: bool,
-        checked: set[Any],
-    ) -> Work:
-        """How the hidden states of a batch become the answers to its texts.
+    def work(self, options: Features, *, wants_tokens: bool, checked: set[Any]) -> Callable[[Features], Work]:
+        """What the engine does with the texts of a call, by the features that they share.
 
         Args:
-            sequences: token ids of all texts.
-            shared: features that are the same for all texts.
             options: what the caller passes on to modules.
             wants_tokens: whether the vectors of all tokens are wanted besides.
             checked: output heads that gave the transformer's own logits before.
         """
-        shared = {name: shared[name] for name in ("modality", "prompt_length") if name in shared}
-        rest = copy(self.model)
-        modules = OrderedDict(rest._modules)
-        first: Any = modules.pop(self.name_of_first)
-        rest.__dict__["_modules"] = modules
-        taken = options.keys() & {*(rest.module_kwargs or {}).get(self.name_of_first, ()), *first.forward_kwargs}
+        first: Any = self.model._modules[self.name_of_first]
+        taken = options.keys() & {*(self.model.module_kwargs or {}).get(self.name_of_first, ()), *first.forward_kwargs}
         if taken - {"task"}:
             raise UnsupportedCallError(
                 f"{', '.join(sorted(taken))} would go to the transformer, and a folded call cannot pass it on. Call "
                 "radix_mlp.integrations.sentence_transformers.disable(model) for this call."
             )
-        # past a forward of the instance, which may be ours
-        forward = type(rest).forward
+        rest = copy(self.model)
+        modules = OrderedDict(rest._modules)
+        del modules[self.name_of_first]
+        rest.__dict__["_modules"] = modules
+        output = first.module_output_name
         if kind_of(self.transformer) == "trunk":
+            return lambda shared: FromTokens(rest, shared, options, output, wants_tokens)
+        score = None
+        if kind_of(self.transformer) == "causal":
+            key, module = next(iter(modules.items()), ("", None))
+            if type(module) is LogitScore and module.module_input_name == output:
+                # two rows of the head, in float32, instead of the whole vocabulary
+                del modules[key]
+                score = module
+        return lambda shared: FromScores(rest, shared, options, output, self.transformer, score, checked)
 
-            def from_tokens(indices: list[int], hidden: Tensor, plan: RadixPlan) -> Features:
-                answers = []
-                for features, lengths in _padded(hidden, plan, first.module_output_name):
-                    made = forward(rest, {**shared, **features}, **options)
-                    answers.append(_answer(made, lengths if wants_tokens else None))
-                return _joined(answers)
 
-            return Work(from_tokens, None)
-        head = self._head(first.module_output_name, modules, sequences[0], checked)
+@dataclass(frozen=True, eq=False)
+class Work(Task):
+    """The modules after the transformer, on the hidden states of a batch."""
 
-        def rows(indices: list[int], plan: RadixPlan) -> Rows:
-            if kind_of(self.transformer) == "causal":
-                return plan.last_rows.astype(np.int64)
-            return rows_to_classify(plan, [sequences[index] for index in indices], pad_token_of(self.transformer))
+    rest: Any
+    """The model without its first module."""
+    shared: Features
+    """Features that are the same for all texts."""
+    options: Features
+    output: str
+    """How the first module calls what it hands on."""
 
-        def from_scores(indices: list[int], hidden: Tensor, plan: RadixPlan) -> Features:
-            made = head(hidden[torch.from_numpy(rows(indices, plan)).to(hidden.device)])
-            return {"scores": forward(rest, {**shared, **made}, **options)["scores"]}
+    def run(self, features: Features) -> Features:
+        # past a forward of the instance, which may be ours
+        made: Features = type(self.rest).forward(self.rest, {**self.shared, **features}, **self.options)
+        return made
 
-        return Work(from_scores, lambda indices, plan: np.unique(rows(indices, plan)))
 
-    def _head(
-        self, name: str, modules: OrderedDict[str, Any], probe: Ids, checked: set[Any]
-    ) -> Callable[[Tensor], Features]:
-        """The features that the transformer's head adds; a `LogitScore` is taken off `modules` and done here."""
+@dataclass(frozen=True, eq=False)
+class FromTokens(Work):
+    """Modules that read the hidden states of all tokens."""
+
+    wants_tokens: bool
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Kept:
+        answers = []
+        for features, lengths in _padded(hidden, plan, self.output):
+            answers.append(_answer(self.run(features), lengths if self.wants_tokens else None))
+        return Kept(_joined(answers))
+
+
+@dataclass(frozen=True, eq=False)
+class FromScores(Work):
+    """Modules that read what the transformer's head makes of one token."""
+
+    transformer: PreTrainedModel
+    score: LogitScore | None
+    """Done here, in place of the head and itself."""
+    checked: set[Any]
+
+    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows:
+        return np.unique(self._rows(plan, items))
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Kept:
+        rows = copy_rows(hidden, send(self._rows(plan.plan, items), hidden.device))
+        return Kept({"scores": self.run(self._head(rows, items[0].ids))["scores"]})
+
+    def _rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows:
+        if kind_of(self.transformer) == "causal":
+            return plan.last_rows.astype(np.int64)
+        return rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.transformer))
+
+    def _head(self, hidden: Tensor, probe: Ids) -> Features:
+        """The features that the transformer's head adds, `hidden [S, h]`."""
         if kind_of(self.transformer) == "classifier":
-            labels = classification_head(self.transformer, probe, checked=checked)
-            return lambda hidden: {name: labels(hidden)}
-        key, module = next(iter(modules.items()), ("", None))
-        if type(module) is not LogitScore or module.module_input_name != name:
-            vocabulary = output_head(self.transformer, probe, checked=checked)
-            return lambda hidden: {name: vocabulary(hidden)[:, None]}
-        # two rows of the head, in float32, instead of the whole vocabulary
-        del modules[key]
-        tokens = [token for token in (module.true_token_id, module.false_token_id) if token is not None]
-        answers = output_head(self.transformer, probe, tokens, checked=checked)
+            return {self.output: classification_head(self.transformer, probe, checked=self.checked)(hidden)}
+        if self.score is None:
+            return {self.output: output_head(self.transformer, probe, checked=self.checked)(hidden)[:, None]}
+        tokens = [token for token in (self.score.true_token_id, self.score.false_token_id) if token is not None]
+        logits = output_head(self.transformer, probe, tokens, checked=self.checked)(hidden)
+        return {"scores": logits[:, :1] if len(tokens) == 1 else logits[:, :1] - logits[:, 1:]}
 
-        def log_odds(hidden: Tensor) -> Features:
-            logits = answers(hidden)
-            return {"scores": logits[:, :1] if len(tokens) == 1 else logits[:, :1] - logits[:, 1:]}
 
-        return log_odds
+def passed_on(features: Features) -> Features:
+    """What of the tokenised inputs' features the modules after the transformer read."""
+    return {name: features[name] for name in ("modality", "prompt_length") if name in features}
 
 
 def gathered(places: list[NDArray[np.int64]], batches: list[Features]) -> Features:
@@ -202,30 +219,27 @@ def gathered(places: list[NDArray[np.int64]], batches: list[Features]) -> Featur
     joined = _joined(batches)
     back = np.argsort(np.concatenate(places))
     return {
-        name: value[torch.from_numpy(back).to(value.device)]
-        if isinstance(value, Tensor)
-        else [value[place] for place in back]
+        name: value[send(back, value.device)] if isinstance(value, Tensor) else [value[place] for place in back]
         for name, value in joined.items()
     }
 
 
-def _padded(hidden: Tensor, plan: RadixPlan, name: str) -> Iterator[tuple[Features, list[int]]]:
+def _padded(hidden: Tensor, plan: DevicePlan, name: str) -> Iterator[tuple[Features, list[int]]]:
     """Features of the batch, padded on the right, in parts; the lengths of their texts beside them."""
-    on_device = plan.to(hidden.device)
-    lengths = np.diff(plan.cu_seq_lengths)
+    lengths = np.diff(plan.plan.cu_seq_lengths)
     start = 0
     while start < len(lengths):
         longest = np.maximum.accumulate(lengths[start:])
         sizes = longest * np.arange(1, len(longest) + 1) * hidden.shape[1]
         stop = start + max(1, int(np.searchsorted(sizes, MAX_UNFOLDED, side="right")))
         width = int(longest[stop - start - 1])
-        offsets = on_device.cu_seq_lengths[start : stop + 1]
+        offsets = plan.cu_seq_lengths[start : stop + 1]
         column = torch.arange(width, device=hidden.device)
         present = column < offsets.diff()[:, None]
         # padding repeats a token that is there, and the mask leaves it out
-        rows = on_device.unfold_index[torch.where(present, offsets[:-1, None] + column, offsets[:-1, None])]
+        rows = plan.unfold_index[torch.where(present, offsets[:-1, None] + column, offsets[:-1, None])]
         features = {
-            "input_ids": on_device.compact_ids[rows],
+            "input_ids": plan.compact_ids[rows],
             "attention_mask": present.long(),
             name: hidden[rows],
         }

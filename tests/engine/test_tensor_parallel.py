@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -13,11 +15,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from tests.torchrun import torchrun
 
 from radix_mlp import Engine
+from radix_mlp.engine import tensor_parallel
 from radix_mlp.engine.tensor_parallel import TensorParallelForward, run_peer
-from radix_mlp.errors import EngineDeadError, InvalidInputError, UnsupportedModelError
+from radix_mlp.errors import EngineClosedError, EngineDeadError, EngineError, InvalidInputError, UnsupportedModelError
 from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
 
 TEXTS = ["Query: what is a radix? Text: " + text for text in ("a root.", "a vegetable.", "a number base.", "a root.")]
@@ -62,7 +66,10 @@ def test_two_processes_answer_as_the_unmodified_model() -> None:
     np.testing.assert_allclose(engine.embed(TEXTS[::-1]), expected[::-1], atol=1e-5)
     with pytest.raises(InvalidInputError, match=r"close\(\) that one first"):
         Engine("tiny", tensor_parallel_size=2, device="cpu")
-    engine.close()
+    for _ in range(2):
+        engine.close()
+        with pytest.raises(EngineClosedError, match="Make a new one"):
+            engine.embed(TEXTS)
 
 
 @pytest.mark.slow
@@ -130,13 +137,110 @@ def test_graphs_go_before_the_group() -> None:
 
     class Graphed:
         def release(self) -> None:
-            assert not forward.group._is_closed
+            # no batch can come between, and keep its graph
+            assert forward.group._is_closed
+            assert dist.is_initialized()
             released.append(self)
 
     forward.graphed.append(cast(Any, Graphed()))
     engine.close()
-    assert forward.group._is_closed
+    assert not dist.is_initialized()
     assert len(released) == 1
+
+
+@pytest.mark.slow
+def test_closing_waits_for_the_batch_that_runs_and_no_other() -> None:
+    engine = Engine("tiny", tensor_parallel_size=2, device="cpu")
+    pid = pids_of(engine)[0]
+    runs, ends, found = threading.Event(), threading.Event(), []
+
+    def wait(module: Any, arguments: Any) -> None:
+        runs.set()
+        ends.wait(60)
+
+    hook = engine.model.get_input_embeddings().register_forward_pre_hook(wait)
+
+    def job() -> None:
+        for _ in range(2):
+            try:
+                found.append(engine.embed(TEXTS))
+            except EngineClosedError as error:
+                found.append(error)
+
+    threads = [threading.Thread(target=job), threading.Thread(target=engine.close)]
+    threads[0].start()
+    assert runs.wait(60)
+    threads[1].start()
+    group = cast(TensorParallelForward, engine.forward).group
+    while not group._is_closed:
+        time.sleep(0.01)
+    ends.set()
+    for thread in threads:
+        thread.join(60)
+    hook.remove()
+    np.testing.assert_allclose(found[0], Engine("tiny", threshold=0).embed(TEXTS), atol=1e-5)
+    assert isinstance(found[1], EngineClosedError)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.slow
+def test_a_batch_that_is_interrupted_ends_the_engine_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine("tiny", tensor_parallel_size=2, device="cpu")
+    process = cast(TensorParallelForward, engine.forward)._peers.processes[0]
+
+    def interrupted(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(dist, "all_reduce", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.embed(TEXTS)
+    with pytest.raises(EngineDeadError, match=r"lost each other: KeyboardInterrupt\. Start"):
+        engine.embed(TEXTS)
+    engine.close()
+    # nobody waits for a process that waits for this one
+    assert process.returncode == -9
+
+
+FORKED = """
+import os
+from radix_mlp import Engine
+from radix_mlp.errors import EngineError
+
+engine = Engine("tiny", tensor_parallel_size=2, device="cpu")
+pid = os.fork()
+if pid == 0:
+    try:
+        engine.embed(["a text"])
+    except EngineError as error:
+        print(error, flush=True)
+    engine.close()
+    os._exit(0)
+os.waitpid(pid, 0)
+print(engine.embed(["a text"]).shape)
+"""
+
+
+@pytest.mark.slow
+def test_a_fork_leaves_the_processes_alone() -> None:
+    told = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=300, check=True)
+    assert re.fullmatch(r"this is a fork of process \d+, .*\n\(1, 64\)\n", told.stdout)
+
+
+@pytest.mark.slow
+def test_a_process_that_ends_while_it_loads_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    own_part = tensor_parallel._own_part
+
+    def lost(group: Any, *arguments: Any) -> Any:
+        for line in children():
+            os.kill(int(line.split()[0]), 9)
+        return own_part(group, *arguments)
+
+    monkeypatch.setattr(tensor_parallel, "_own_part", lost)
+    with pytest.raises(EngineError, match="ended while it started"):
+        Engine("tiny", tensor_parallel_size=2, device="cpu")
+    assert not children()
+    assert not dist.is_initialized()
 
 
 @pytest.mark.slow

@@ -244,3 +244,28 @@ def test_a_process_whose_engine_hangs_starts_anew(tmp_path: Path) -> None:
         finally:
             started.kill()
             started.wait()
+
+
+@pytest.mark.slow
+def test_a_dealt_out_server_starts_anew_without_a_process_and_ends_with_all(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with process(log, "--tensor-parallel-size", "2", "--device", "cpu", "--port", str(port)) as started:
+        for number in (1, 2):
+            address = wait_for_addresses(log, started, number)["tiny"]
+            with httpx.Client(base_url=address, timeout=60) as client:
+                assert client.post("/embed", json={"inputs": "a"}).status_code == 200
+            (peer,) = peers_of(started.pid)
+            if number == 1:
+                os.kill(peer, signal.SIGKILL)
+        started.terminate()
+        assert started.wait(60) == 0
+        with pytest.raises(ProcessLookupError):
+            os.kill(peer, 0)
+    assert "process 1 of 2 has ended with code -9" in log.read_text()
+
+
+def peers_of(pid: int) -> list[int]:
+    told = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
+    return [int(line.split()[0]) for line in told.stdout.splitlines() if "radix_mlp.engine.peers" in line]

@@ -106,7 +106,7 @@ class FastForward:
         """Raise an error if what was computed is worth nothing, since a part of it was lost."""
 
     def close(self, *, at_once: bool = False) -> None:
-        """End what was started to run the model; `at_once` even if it hangs."""
+        """End the processes that were started to run the model, `at_once` even if they hang: here there are none."""
 
     def refresh(self) -> bool:
         """Look again whether what was made of the model is still made of its parameters; True if it is made anew."""

@@ -19,7 +19,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from radix_mlp.engine.process_group import ProcessGroup
-from radix_mlp.errors import EngineError, InvalidInputError
+from radix_mlp.errors import EngineError, InvalidInputError, RadixError
 
 __all__ = ["Peers"]
 
@@ -45,6 +45,7 @@ class Peers:
         self._kind = kind
         self._group: ProcessGroup | None = None
         self._is_closing = False
+        self._pid = os.getpid()
 
     def meet(self) -> ProcessGroup:
         """Start the processes, and wait until all are there.
@@ -87,18 +88,24 @@ class Peers:
             threading.Thread(target=self._watch, args=(rank, process, self._group), daemon=True).start()
         return self._group
 
-    def close(self) -> None:
-        """Let them end, and wait for it."""
+    @property
+    def is_fork(self) -> bool:
+        """Whether this is a copy of the first process, which has no part in anything here."""
+        return os.getpid() != self._pid
+
+    def stop(self) -> None:
+        """Let nothing more be run: after the batch that runs they end, or, if they cannot be told, at once."""
         self._is_closing = True
-        if self._group is not None:
-            self._group.stop()
+        if self._group is not None and not self._group.stop() and self.are_ours:
+            self.kill()
+
+    def close(self) -> None:
+        """Wait until they have ended, after `stop`, and leave the group."""
         end = time.monotonic() + END_SECONDS
         for process in self.processes:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, end - time.monotonic()))
-        self.kill()
-        if self._group is not None:
-            self._group.close()
+        self.give_up()
 
     def kill(self) -> None:
         """End them at once."""
@@ -110,7 +117,7 @@ class Peers:
                 process.stdin.close()
 
     def give_up(self) -> None:
-        """End them before the engine is made."""
+        """End them at once, and leave the group."""
         self.kill()
         if self._group is not None:
             self._group.close()
@@ -135,8 +142,9 @@ def main() -> None:
     group = ProcessGroup(kind, store=store, rank=rank, size=size)
     try:
         serve_part(group)
-    except Exception:
-        logger.exception("process %d of %d", rank, size)
+    except Exception as error:
+        # what this package says needs no traceback, and the first process says it too where it can
+        logger.error("process %d of %d: %s", rank, size, error, exc_info=not isinstance(error, RadixError))
         # a library that waits for other processes at its end would wait forever
         os._exit(1)
     # nothing is left to be done, and the interpreter takes seconds to end

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from radix_mlp.errors import EngineDeadError, EngineError, InvalidInputError
+from radix_mlp.errors import EngineClosedError, EngineDeadError, EngineError, InvalidInputError
 
 __all__ = ["ProcessGroup"]
 
@@ -47,6 +47,8 @@ class ProcessGroup:
     """
 
     def __init__(self, kind: str, *, store: Any = None, rank: int | None = None, size: int | None = None) -> None:
+        self.pid = os.getpid()
+        """A fork of this process has no part in the group, and must not touch it."""
         self.rank = int(os.environ["RANK"]) if rank is None else rank
         local = int(os.environ.get("LOCAL_RANK", self.rank))
         self.device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
@@ -59,7 +61,7 @@ class ProcessGroup:
             dist.init_process_group("nccl" if kind == "cuda" else "gloo", timeout=COLLECTIVE, **options)
             if not self._is_ours:
                 # as the class lives on, this is at the interpreter's end, and after what was finalized later than this
-                weakref.finalize(ProcessGroup, _end, kind)
+                weakref.finalize(ProcessGroup, self._at_exit, kind, self.pid)
         self.size = dist.get_world_size()
         if size is not None and size != self.size:
             raise InvalidInputError(f"tensor_parallel_size={size}: this process is in a group of {self.size}.")
@@ -74,7 +76,7 @@ class ProcessGroup:
     def check(self) -> None:
         """Raise `EngineDeadError` if nothing can be run any more."""
         if self.failure is not None:
-            raise EngineDeadError(f"the model's processes have lost each other: {self.failure}. Start a new engine.")
+            raise self._lost()
 
     def fail(self, reason: str) -> None:
         """Let nothing be run any more, and nothing wait for a process that is gone."""
@@ -89,23 +91,30 @@ class ProcessGroup:
 
         Raises:
             EngineDeadError: a process is gone, or was lost while the block ran.
+            EngineClosedError: the group is closed.
+            EngineError: this is a fork of the first process.
         """
+        if os.getpid() != self.pid:
+            raise EngineError(
+                f"this is a fork of process {self.pid}, which the model's other processes listen to. Use the engine "
+                "there, or make one in this process."
+            )
         with self._turn:
             if self.is_telling:
                 yield
                 return
             self.check()
+            if self._is_closed:
+                raise self._closed()
             self._teller = threading.get_ident()
             try:
                 self._send((kind, payload))
                 yield
             except BaseException as error:
                 # the others are in the midst of it, and cannot be called back
-                self.fail(f"{type(error).__name__}: {error}")
+                self.fail(f"{type(error).__name__}: {error}".removesuffix(": "))
                 if isinstance(error, Exception):
-                    raise EngineDeadError(
-                        f"the model's processes have lost each other: {self.failure}. Start a new engine."
-                    ) from error
+                    raise (self._lost() if self.failure else self._closed()) from error
                 raise
             finally:
                 self._teller = None
@@ -116,11 +125,18 @@ class ProcessGroup:
         return self._teller == threading.get_ident()
 
     def hear(self) -> tuple[str, Any]:
-        """What the first process tells: a kind and its payload. For all others; waits for it."""
+        """What the first process tells: a kind and its payload. For all others; waits for it.
+
+        Raises:
+            EngineError: the first process has ended.
+        """
         size = torch.zeros(1, dtype=torch.int64)
-        dist.broadcast(size, 0, group=self._control)
-        content = torch.empty(int(size), dtype=torch.uint8)
-        dist.broadcast(content, 0, group=self._control)
+        try:
+            dist.broadcast(size, 0, group=self._control)
+            content = torch.empty(int(size), dtype=torch.uint8)
+            dist.broadcast(content, 0, group=self._control)
+        except RuntimeError as lost:
+            raise EngineError("the first of the model's processes has ended") from lost
         told: tuple[str, Any] = pickle.loads(content.numpy())
         return told
 
@@ -139,12 +155,16 @@ class ProcessGroup:
 
         Raises:
             InvalidInputError: of this process, or in words of the first that has one.
+            EngineError: another process has ended, or has an error that is no wrong argument.
         """
         if error is not None:
             logger.debug("process %d cannot go on", self.rank, exc_info=error)
         invalid = isinstance(error, InvalidInputError)
         told: list[Any] = [None] * self.size
-        dist.all_gather_object(told, None if error is None else (str(error), invalid), group=self._control)
+        try:
+            dist.all_gather_object(told, None if error is None else (str(error), invalid), group=self._control)
+        except RuntimeError as lost:
+            raise error or EngineError("another of the model's processes ended while it started") from lost
         if error is not None:
             raise error
         for rank, other in enumerate(told):
@@ -152,18 +172,32 @@ class ProcessGroup:
                 text = f"process {rank} of {self.size}: {other[0]}"
                 raise InvalidInputError(text) if other[1] else EngineError(text)
 
-    def stop(self) -> None:
-        """Let the others end, if they are still there to be told; from now on nothing is a failure."""
-        with self._turn:
-            if not self._is_closed and self.failure is None and self.rank == 0:
-                with suppress(RuntimeError):
-                    self._send(("stop", None))
-            self._is_closed = True
+    def stop(self) -> bool:
+        """Let nothing more be run, and the others end after the batch that runs; False if they cannot be told."""
+        # first, so that a job in another thread does not take turn after turn
+        self._is_closed = True
+        if self.rank != 0 or self.is_telling or not self._turn.acquire(timeout=END_SECONDS):
+            return False
+        try:
+            if self.failure is not None:
+                return False
+            self._send(("stop", None))
+        except RuntimeError:
+            return False
+        finally:
+            self._turn.release()
+        return True
 
     def close(self) -> None:
         """End this process' part, after `stop`; a group that torchrun has made stays until the interpreter ends."""
         if self._is_ours:
             _end(self.device.type, self._aborting)
+
+    def _lost(self) -> EngineDeadError:
+        return EngineDeadError(f"the model's processes have lost each other: {self.failure}. Start a new engine.")
+
+    def _closed(self) -> EngineClosedError:
+        return EngineClosedError("the engine is closed. Make a new one.")
 
     def _send(self, message: tuple[str, Any]) -> None:
         told = torch.frombuffer(bytearray(pickle.dumps(message, protocol=5)), dtype=torch.uint8)
@@ -172,6 +206,11 @@ class ProcessGroup:
 
     def _to_own_device(self, storage: Any, place: str) -> Any:
         return storage.cuda(self.device.index) if place.startswith("cuda") else storage
+
+    @staticmethod
+    def _at_exit(kind: str, pid: int) -> None:
+        if os.getpid() == pid:
+            _end(kind)
 
     def _abort(self) -> None:
         """End what runs between devices: a collective operation waits for a process that is gone, forever.

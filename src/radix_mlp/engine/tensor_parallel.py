@@ -99,9 +99,15 @@ class TensorParallelForward(_Part):
         return self.group.failure
 
     def close(self, *, at_once: bool = False) -> None:
-        """End the other processes; `at_once` even if they, or a thread of this one, hang."""
-        if at_once:
-            self._end.detach()
+        """End the other processes after the batch that runs; whatever is asked later ends with `EngineClosedError`.
+
+        From any thread, and as often as one likes; when nobody holds the engine any more, and when the interpreter
+        ends, it is done too. Another engine can be made in this process afterwards.
+
+        Args:
+            at_once: kill them even while a batch hangs, in a process that is about to end itself.
+        """
+        if at_once and self._end.detach() and not self._peers.is_fork:
             self._peers.kill()
         self._end()
 
@@ -268,6 +274,10 @@ def _kind_of_device(device: torch.device | str | None, size: int) -> str:
 
 
 def _end(graphed: list[GraphedDecoder], peers: Peers) -> None:
+    if peers.is_fork:
+        return
+    # once no batch runs, which would keep its graph
+    peers.stop()
     _release(graphed)
     peers.close()
 

@@ -154,6 +154,27 @@ def test_heads_whose_loss_counts_padding(batch, head) -> None:
     assert radix_mlp.last_call(model).folded
 
 
+def test_a_loss_of_somebodys_own_class(batch) -> None:
+    """The forward of a subclass may add to the loss; folded, only its logits are read."""
+
+    class WithPenalty(LlamaForCausalLM):
+        def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+            outputs = super().forward(input_ids, attention_mask, labels=labels, **kwargs)
+            if labels is not None:
+                outputs.loss = outputs.loss + outputs.logits.square().mean()
+            return outputs
+
+    model = WithPenalty(tiny_config("llama")).double().eval()
+    randomize(model, 0)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    expected = model(**batch, labels=labels).loss
+    radix_mlp.enable(model)
+    with pytest.warns(UserWarning, match="WithPenalty has a forward of its own, which may make another loss"):
+        torch.testing.assert_close(model(**batch, labels=labels).loss, expected, **EXACT)
+    model(**batch)
+    assert radix_mlp.last_call(model).folded
+
+
 def test_positions_that_jump_without_a_mask(model) -> None:
     ids = torch.arange(8, 20).repeat(2, 1)
     positions = (torch.arange(12) * 2)[None]

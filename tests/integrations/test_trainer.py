@@ -9,7 +9,14 @@ from accelerate.utils import convert_outputs_to_fp32, extract_model_from_paralle
 from peft import LoraConfig, get_peft_model
 from tests.integrations.trainers import arguments, assert_same_training, train
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening, Trainer, TrainingArguments
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithFlattening,
+    Qwen3ForCausalLM,
+    Trainer,
+    TrainingArguments,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
@@ -288,6 +295,39 @@ def test_several_gpus_in_one_process_are_refused(tmp_path) -> None:
     trainer.args._n_gpu = 2
     with pytest.raises(UnsupportedCallError, match="DataParallel"):
         enable(trainer)
+
+
+def test_a_model_that_is_made_when_training_starts_is_refused(tmp_path) -> None:
+    args = TrainingArguments(**arguments(tmp_path))
+    trainer = Trainer(args=args, model_init=lambda: tiny_model(), train_dataset=rows())
+    with pytest.raises(UnsupportedCallError, match=r"model_init makes another model.*Pass model=model_init\(\)"):
+        enable(trainer)
+
+
+def test_losses_of_the_models_own(tmp_path) -> None:
+    """Of its class, and a function that was put into it after `enable`."""
+
+    class Tripled(Qwen3ForCausalLM):
+        def forward(self, input_ids=None, attention_mask=None, labels=None, **kwargs):
+            outputs = super().forward(input_ids, attention_mask, labels=labels, **kwargs)
+            return outputs if labels is None else CausalLMOutputWithPast(3 * outputs.loss, outputs.logits)
+
+    model = tiny_model()
+    model.__class__ = Tripled
+    trainer = trainer_of(tmp_path, model=model)
+    batch = next(iter(trainer.get_train_dataloader()))
+    expected = trainer.compute_loss(trainer.model.train(), dict(batch))
+    with pytest.raises(UnsupportedCallError, match="Tripled has a forward of its own"):
+        always(trainer).compute_loss(trainer.model, dict(batch))
+    torch.testing.assert_close(enable(trainer).compute_loss(trainer.model, dict(batch)), expected)
+
+    trainer = always(trainer_of(tmp_path))
+    trainer.model.loss_function = lambda logits, **_: logits.square().mean()
+    found = trainer.compute_loss(trainer.model.train(), dict(batch))
+    assert radix_mlp.last_call(trainer.model).folded
+    logits = tiny_model()(**{name: value for name, value in batch.items() if name != "labels"}).logits
+    present = batch["attention_mask"].bool()
+    torch.testing.assert_close(found, logits[present].square().sum() / logits.numel(), rtol=1e-4, atol=1e-4)
 
 
 def test_other_objects_are_refused() -> None:

@@ -149,6 +149,13 @@ def test_fields_for_some_features_only_are_refused() -> None:
         TreeCollator()([])
 
 
+def test_padded_features_are_refused() -> None:
+    features = [{"input_ids": [5, 6], "attention_mask": [1, 1]}, {"input_ids": [5, 0], "attention_mask": [1, 0]}]
+    assert TreeCollator()(features[:1]).num_tokens == 2
+    with pytest.raises(InvalidInputError, match="feature 1 is padded"):
+        TreeCollator()(features)
+
+
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=30),
     budget=st.integers(1, 20),

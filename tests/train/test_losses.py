@@ -12,14 +12,12 @@ from torch.nn.functional import logsigmoid, normalize
 from transformers import PreTrainedModel
 
 import radix_mlp
-from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops import edges_to_tokens
 from radix_mlp.testing.tiny import tiny_classifier
 from radix_mlp.testing.training import gradients_of, relative_error
 from radix_mlp.train import (
     DPO_LOSSES,
     GRPO_LOSSES,
-    PairTerms,
     TreeBatch,
     cross_entropy,
     dpo_loss,
@@ -356,44 +354,3 @@ def test_masked_candidates_do_not_count() -> None:
     assert scores.grad is not None
     assert scores.grad[0, 2] == 0
     assert scores.grad.isfinite().all()
-
-
-def test_refusals(sequences) -> None:
-    batch = TreeBatch.from_sequences(sequences)
-    number = batch.num_tokens
-    for call, message in [
-        (lambda: cross_entropy(torch.zeros(3), batch), "edges"),
-        (lambda: grpo_loss(torch.zeros(3), torch.zeros(6), batch), f"N = {number}"),
-        (lambda: grpo_loss(torch.zeros(number), torch.zeros(5), batch), r"\[6\]"),
-        (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, beta=0.1), "ref_logprobs"),
-        (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, loss_type="ppo"), "ppo"),  # type: ignore[arg-type]
-        (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, loss_type="dr_grpo"), "max_completion"),
-        (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, loss_type="dapo"), "num_items_in_batch"),
-        (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, epsilon_low=-0.2), "epsilon_low=-0.2"),
-        (lambda: grpo_loss(torch.zeros(number), torch.zeros(6), batch, beta=-0.1), "beta=-0.1"),
-        (lambda: dpo_loss(torch.zeros(2), torch.zeros(2), torch.zeros(2)), "both, or neither"),
-        (lambda: dpo_loss(torch.zeros(2), torch.zeros(3)), r"rejected is \(3,\)"),
-        (lambda: dpo_loss(torch.zeros(2), torch.zeros(2), beta=0.0), "beta=0"),
-        (lambda: dpo_loss(torch.zeros(2), torch.zeros(2), loss_type="kto"), "kto"),
-        (lambda: dpo_loss(torch.zeros(2), torch.zeros(2), loss_type="ipo"), "chosen_length"),
-        (lambda: dpo_loss(torch.zeros(2), torch.zeros(2), loss_type="hinge", label_smoothing=0.1), "does nothing"),
-        (lambda: dpo_loss(torch.zeros(2), torch.zeros(2), label_smoothing=0.5), "label_smoothing=0.5"),
-        (lambda: info_nce(torch.zeros(2, 3), torch.zeros(2, 4)), r"\[Q, d\]"),
-        (lambda: info_nce(torch.zeros(2, 3), torch.zeros(1, 3)), "positive document"),
-        (lambda: kl_distillation(torch.zeros(2, 3), torch.zeros(3, 2)), "must agree"),
-        (lambda: margin_mse(torch.zeros(2), torch.zeros(3), torch.zeros(2), torch.zeros(3)), r"\[P\]"),
-    ]:
-        with pytest.raises(InvalidInputError, match=message):
-            call()
-
-
-def test_a_callable_gets_the_terms() -> None:
-    seen: list[PairTerms] = []
-
-    def own(terms: PairTerms) -> Tensor:
-        seen.append(terms)
-        return terms.chosen
-
-    out = dpo_loss(torch.tensor([1.0]), torch.tensor([2.0]), torch.tensor([0.5]), torch.tensor([0.0]), loss_type=own)
-    assert out.loss == 0.5
-    assert seen[0].beta == 0.1

@@ -120,7 +120,7 @@ class FoldingForward:
         module, arguments = self.module, self._named(args, kwargs)
         if isinstance(arguments.get("past_key_values"), FoldedCache):
             arguments["past_key_values"].refuse()
-        found = self.planned(arguments)
+        found = self.planned(arguments, lambda call: _reason_of_own_loss(module, arguments))
         if found is None:
             return None
         call, plan = found
@@ -185,6 +185,16 @@ class HeadForward(FoldingForward):
         if (per_token or arguments.get("start_positions") is not None) and mask is not None and bool((mask == 0).any()):
             return "the loss of this head may count padding, which a folded call does not compute"
         return None
+
+
+def _reason_of_own_loss(module: PreTrainedModel, arguments: dict[str, Any]) -> str | None:
+    """Labels given to somebody's own class: a folded call would make transformers' loss of them."""
+    if arguments.get("labels") is None or type(module).forward.__module__.startswith("transformers."):
+        return None
+    return (
+        f"{type(module).__name__} has a forward of its own, which may make another loss of labels than transformers "
+        "does. Call it without labels and make the loss from its logits"
+    )
 
 
 def _caller_level() -> int:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import PreTrainedModel
+from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.integrations.edge_forward import EdgeForward
 from radix_mlp.train import cross_entropy, tree_logprobs
 
-__all__ = ["LossForward"]
+__all__ = ["LossForward", "has_usual_loss"]
 
 
 class LossForward(EdgeForward):
@@ -24,6 +26,7 @@ class LossForward(EdgeForward):
         arguments = self._named(args, kwargs)
         # options of the loss (shift_labels) are for transformers' own function
         is_usual = arguments.get("shift_labels") is None and not arguments.get("logits_to_keep")
+        is_usual = is_usual and has_usual_loss(self.module)
         # hidden states come back in the caller's layout, which is the usual call's business
         if arguments.get("output_hidden_states", getattr(self.module.config, "output_hidden_states", False)):
             is_usual = False
@@ -38,3 +41,9 @@ class LossForward(EdgeForward):
         outputs = CausalLMOutputWithPast(loss=loss)
         wants_dict = arguments.get("return_dict")
         return outputs if (self.module.config.return_dict if wants_dict is None else wants_dict) else (loss,)
+
+
+def has_usual_loss(model: PreTrainedModel) -> bool:
+    """Whether what the model makes of labels is the mean over next tokens, as far as its class and settings tell."""
+    is_stock = type(model).forward.__module__.startswith("transformers.")
+    return is_stock and model.get_output_embeddings() is not None and model.loss_function is ForCausalLMLoss

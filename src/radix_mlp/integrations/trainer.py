@@ -15,7 +15,6 @@ from __future__ import annotations
 from typing import Any, Literal, TypeVar
 
 import transformers
-from transformers.loss.loss_utils import ForCausalLMLoss
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
@@ -24,7 +23,7 @@ from radix_mlp.integrations.edge_forward import (
     check_in_training,
     install_edge_forward,
 )
-from radix_mlp.integrations.loss_forward import LossForward
+from radix_mlp.integrations.loss_forward import LossForward, has_usual_loss
 from radix_mlp.integrations.trainer_options import reason_of_options
 from radix_mlp.train import pretrained_of
 
@@ -98,13 +97,11 @@ def disable(trainer: AnyTrainer) -> AnyTrainer:
 def _has_usual_loss(trainer: transformers.Trainer) -> bool:
     """Whether training reads nothing but the loss, and that is the mean over next tokens."""
     model: Any = trainer.model
-    inner = pretrained_of(model)
     # a method of a subclass, or a function put into the object
     own = getattr(trainer.compute_loss, "__func__", None) is not transformers.Trainer.compute_loss
     return (
         not own
         and trainer.compute_loss_func is None
         and trainer.label_smoother is None
-        and inner.get_output_embeddings() is not None
-        and inner.loss_function is ForCausalLMLoss
+        and has_usual_loss(pretrained_of(model))
     )

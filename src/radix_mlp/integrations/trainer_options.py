@@ -24,6 +24,11 @@ _REFUSED = {
 
 def reason_of_options(trainer: Any) -> str | None:
     """The option of a trainer that does not go with folding, and the remedy; None if there is none."""
+    if getattr(trainer, "model_init", None) is not None:
+        return (
+            "model_init makes another model when training starts, which would not be folded. Pass model=model_init(), "
+            "or call radix_mlp.enable(model) in model_init"
+        )
     for name, reason in _REFUSED.items():
         if getattr(trainer.args, name, None):
             return f"{name} is on: {reason}"

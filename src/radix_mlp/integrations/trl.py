@@ -148,7 +148,8 @@ class FusedHeadForward(EdgeForward):
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Fold the call if that is exact and pays."""
-        if not kwargs.get("fused_lm_head") or kwargs.get("labels") is None:
+        # labels that are shifted already stand in place of labels
+        if not kwargs.get("fused_lm_head") or kwargs.get("labels") is None or kwargs.get("shift_labels") is not None:
             return super().call(*args, **kwargs)
         batch = self.read_batch(args, kwargs, ("fused_lm_head", "num_items_in_batch"))
         if batch is None:

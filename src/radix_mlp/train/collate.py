@@ -43,6 +43,12 @@ class TreeCollator:
         features = [feature for group in groups for feature in group]
         if not features:
             raise InvalidInputError("the batch is empty: a sampler must give at least one item")
+        for number, feature in enumerate(features):
+            if not all(feature.get("attention_mask", ())):
+                raise InvalidInputError(
+                    f"feature {number} is padded (its attention_mask has zeros), and padding would be learnt: "
+                    "tokenize without padding"
+                )
         labels = self._field(features, self.labels, optional=True)
         wanted = None if labels is not None else self._field(features, self.wanted, optional=True)
         return TreeBatch.from_sequences(

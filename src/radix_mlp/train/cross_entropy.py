@@ -32,11 +32,17 @@ def cross_entropy(
     Returns:
         A number; NaN if nothing counts, as in transformers.
 
+    Raises:
+        InvalidInputError: a shape does not fit.
+
     >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]])
     >>> cross_entropy(torch.tensor([-1.0, -2.0, -3.0]), batch)
     tensor(1.7500)
     """
-    _check(logprob, batch)
+    if logprob.shape != (batch.edges.num_edges,):
+        raise InvalidInputError(f"logprob is {tuple(logprob.shape)}: the batch has {batch.edges.num_edges} edges")
+    if weights is not None and weights.shape != (batch.num_tokens,):
+        raise InvalidInputError(f"weights is {tuple(weights.shape)}: pass [N] with N = {batch.num_tokens} tokens")
     # in half precision the counts of tokens would be rounded
     logprob = logprob.to(torch.promote_types(logprob.dtype, torch.float32))
     if weights is None:
@@ -45,8 +51,3 @@ def cross_entropy(
         per_edge = tokens_to_edges(weights.to(logprob), batch.device_edges(logprob.device))
     divisor = per_edge.sum() if num_items_in_batch is None else num_items_in_batch
     return -(per_edge * logprob).sum() / divisor
-
-
-def _check(logprob: Tensor, batch: TreeBatch) -> None:
-    if logprob.shape != (batch.edges.num_edges,):
-        raise InvalidInputError(f"logprob is {tuple(logprob.shape)}: the batch has {batch.edges.num_edges} edges")

@@ -72,7 +72,8 @@ def dpo_loss(
     """
     if (ref_chosen is None) != (ref_rejected is None):
         raise InvalidInputError("pass ref_chosen and ref_rejected both, or neither for the reference-free loss")
-    for name, values in {"rejected": rejected, "ref_chosen": ref_chosen, "ref_rejected": ref_rejected}.items():
+    beside = {"rejected": rejected, "ref_chosen": ref_chosen, "ref_rejected": ref_rejected}
+    for name, values in {**beside, "chosen_length": chosen_length, "rejected_length": rejected_length}.items():
         if values is not None and values.shape != chosen.shape:
             raise InvalidInputError(f"{name} is {tuple(values.shape)}, chosen is {tuple(chosen.shape)}")
     if chosen.dim() != 1 or len(chosen) == 0:
@@ -82,8 +83,9 @@ def dpo_loss(
     if not 0 <= label_smoothing < 0.5:
         raise InvalidInputError(f"label_smoothing={label_smoothing}: from 0 to below 0.5")
     terms = PairTerms(
-        chosen if ref_chosen is None else chosen - ref_chosen,
-        rejected if ref_rejected is None else rejected - ref_rejected,
+        # the reference is a constant, also where it was computed with gradients
+        chosen if ref_chosen is None else chosen - ref_chosen.detach(),
+        rejected if ref_rejected is None else rejected - ref_rejected.detach(),
         chosen_length,
         rejected_length,
         beta,

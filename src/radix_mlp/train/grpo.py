@@ -92,7 +92,8 @@ def grpo_loss(
     logprobs = logprobs.to(torch.promote_types(logprobs.dtype, torch.float32))
     # what stands at tokens that do not count must not reach a gradient, NaN neither
     by_token = torch.where(mask, _advantages(advantages, edges, batch), 0)
-    old = logprobs.detach() if old_logprobs is None else old_logprobs
+    # the policy that sampled and the reference are constants, also where they were computed with gradients
+    old = (logprobs if old_logprobs is None else old_logprobs).detach()
     log_ratio = torch.where(mask, logprobs - old, 0)
     counts = sequence_sums(mask.to(logprobs.dtype), edges).clamp(min=1)
     if importance_sampling == "sequence":
@@ -105,7 +106,7 @@ def grpo_loss(
     if beta:
         if ref_logprobs is None:
             raise InvalidInputError(f"beta={beta} is a penalty for leaving a reference: pass ref_logprobs")
-        difference = torch.where(mask, ref_logprobs - logprobs, 0)
+        difference = torch.where(mask, ref_logprobs.detach() - logprobs, 0)
         k3 = difference.exp() - difference - 1
         loss = loss + beta * k3
         kl = _masked_mean(k3.detach(), mask)

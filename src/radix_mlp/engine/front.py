@@ -159,7 +159,8 @@ class Front:
         self._loop.expect(ticket)
         try:
             async with asyncio.timeout(timeout) as limit:
-                await running.run_in_executor(self._workers, self._submit, ticket, make_call, arguments, options)
+                # its end is not waited for: the ticket tells what becomes of it, and wakes the event loop once
+                self._workers.submit(self._submit, ticket, make_call, arguments, options)
                 answer = await answered
         except TimeoutError as error:
             if not limit.expired():
@@ -182,14 +183,16 @@ class Front:
         tokenizer = self._tokenizers.get()
         try:
             call = make_call(tokenizer, *arguments, **options)
-        except RadixError:
-            raise
+            self._loop.submit(ticket, call)
+        except RadixError as error:
+            self._loop.drop(ticket, error)
         except BaseException as error:
-            # a tokenizer that panics raises what is no Exception, and would end the event loop
-            raise InferenceError(f"tokenization failed with {type(error).__name__}: {error}") from error
+            # a tokenizer that panics raises what is no Exception
+            failed = InferenceError(f"tokenization failed with {type(error).__name__}: {error}")
+            failed.__cause__ = error
+            self._loop.drop(ticket, failed)
         finally:
             self._tokenizers.put(tokenizer)
-        self._loop.submit(ticket, call)
 
 
 def num_tokenization_workers() -> int:

@@ -179,6 +179,15 @@ def test_hidden_states_that_are_asked_for_come_back() -> None:
     torch.testing.assert_close(found.hidden_states, expected.hidden_states, rtol=1e-5, atol=1e-6)
 
 
+def test_logits_that_are_chosen_by_a_tensor_come_back() -> None:
+    ids = torch.tensor([[*range(40, 60), 7, 8], [*range(40, 60), 9, 10]])
+    call = {"input_ids": ids, "labels": ids, "logits_to_keep": torch.arange(22)}
+    expected = tiny_model(dtype=torch.float64).train()(**call, use_cache=False)
+    found = edge_model(1)(**call)
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.logits, expected.logits, rtol=1e-5, atol=1e-6)
+
+
 def test_rows_of_padding_add_nothing() -> None:
     prompt = list(range(40, 60))
     rows = [torch.tensor([*prompt, 7, 8]), torch.tensor([*prompt, 9, 10])]

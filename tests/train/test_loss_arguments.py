@@ -52,6 +52,7 @@ def test_refusals(sequences) -> None:
         (lambda: info_nce(torch.zeros(2, 3), torch.zeros(2, 4)), r"\[Q, d\]"),
         (lambda: info_nce(torch.zeros(2, 3), torch.zeros(1, 3)), "positive document"),
         (lambda: kl_distillation(torch.zeros(2, 3), torch.zeros(3, 2)), "must agree"),
+        (lambda: kl_distillation(*torch.zeros(2, 2, 3, 4)), r"scores is \(2, 3, 4\): pass \[Q, K\]"),
         (lambda: margin_mse(torch.zeros(2), torch.zeros(3), torch.zeros(2), torch.zeros(3)), r"\[P\]"),
     ]:
         with pytest.raises(InvalidInputError, match=message):

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from radix_mlp.hf.calls import selects_logits
 from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.integrations.edge_forward import EdgeForward
 from radix_mlp.train import cross_entropy, tree_logprobs
@@ -25,7 +26,7 @@ class LossForward(EdgeForward):
         """Fold the call if that is exact and pays."""
         arguments = self._named(args, kwargs)
         # options of the loss (shift_labels) are for transformers' own function
-        is_usual = arguments.get("shift_labels") is None and not arguments.get("logits_to_keep")
+        is_usual = arguments.get("shift_labels") is None and not selects_logits(arguments)
         is_usual = is_usual and has_usual_loss(self.module)
         # hidden states come back in the caller's layout, which is the usual call's business
         if arguments.get("output_hidden_states", getattr(self.module.config, "output_hidden_states", False)):

@@ -77,6 +77,8 @@ def kl_distillation(
     tensor(0.)
     """
     _check_scores(scores, teacher_scores)
+    if scores.dim() != 2:
+        raise InvalidInputError(f"scores is {tuple(scores.shape)}: pass [Q, K], the candidates of every query")
     if not temperature > 0:
         raise InvalidInputError(f"temperature={temperature}: must be above 0")
     student, teacher = scores / temperature, teacher_scores / temperature

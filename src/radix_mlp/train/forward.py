@@ -142,7 +142,7 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
     head = language_head(model)
     chosen = list(tokens)
     vocabulary = inner.config.get_text_config().vocab_size
-    if len(chosen) != 2 or not all(0 <= token < vocabulary for token in chosen):
+    if len(chosen) != 2 or not all(isinstance(token, int | np.integer) and 0 <= token < vocabulary for token in chosen):
         raise InvalidInputError(f"tokens={tokens}: pass the ids of (yes, no), each below {vocabulary}")
     if isinstance(head, LinearHead):
         bias = None if head.bias is None else head.bias[chosen]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -115,7 +116,7 @@ def split_batch(batch: TreeBatch, max_batch_tokens: int, *, groups: ArrayLike | 
         raise InvalidInputError(f"max_batch_tokens={max_batch_tokens}: at least 1")
     if batch.num_compact <= max_batch_tokens:
         return [batch]
-    labels = np.arange(batch.num_sequences) if groups is None else np.asarray(groups)
+    labels = np.arange(batch.num_sequences) if groups is None else _on_cpu(groups)
     if labels.shape != (batch.num_sequences,):
         raise InvalidInputError(f"groups is {labels.shape}: pass one a sequence, ({batch.num_sequences},)")
     paths = np.split(batch.plan.unfold_index, batch.plan.cu_seq_lengths[1:-1])
@@ -133,6 +134,11 @@ def split_batch(batch: TreeBatch, max_batch_tokens: int, *, groups: ArrayLike | 
         parts[-1] += group
         rows |= added
     return [batch.select(sorted(part)) for part in parts]
+
+
+def _on_cpu(groups: ArrayLike) -> NDArray[Any]:
+    """Also where the batch, and so `batch.sequences["group"]`, has gone to a GPU."""
+    return groups.cpu().numpy() if isinstance(groups, torch.Tensor) else np.asarray(groups)
 
 
 def _fill(order: list[int], sizes: list[int], budget: int) -> list[list[int]]:

@@ -71,7 +71,7 @@ def test_copies_of_a_pair_tie():
 
 def test_windows_hold_every_place_once_and_neighbours_together():
     cut = cut_by_text(TEXTS)
-    assert [len(window) for window in cut]== [5, 10, 20, 22, 3]
+    assert [len(window) for window in cut] == [5, 10, 20, 22, 3]
     assert sorted(place for window in cut for place in window) == list(range(60))
     texts = [TEXTS[place] for window in cut for place in window]
     assert texts == sorted(TEXTS)
@@ -80,6 +80,38 @@ def test_windows_hold_every_place_once_and_neighbours_together():
     assert [len(window) for window in copies] == [23, 20]
     for not_texts in ("x" * 100, [1] * 100, [[1, 2]] * 100, ["a"] * 99 + [("a", "b")], ["a"] * 10):
         assert cut_by_text(not_texts) == []
+
+
+def batches_of_a_job(monkeypatch, *, tokenizer_is_slow):
+    """Token ids of every batch, and the answers."""
+    engine = Engine("tiny", threshold=1.0, max_batch_tokens=300)
+    launched, all_made, batches, made = threading.Event(), threading.Event(), [], []
+
+    def call(*arguments, **options):
+        if made and tokenizer_is_slow:
+            assert launched.wait(30)
+        made.append(embed_call(*arguments, **options))
+        if len(made) == len(cut_by_text(TEXTS)):
+            all_made.set()
+        return made[-1]
+
+    def before(plan, _):
+        launched.set()
+        batches.append(plan.compact_ids.tolist())
+        assert tokenizer_is_slow or all_made.wait(30)
+
+    engine.forward = InjectedForward(engine, before=before)
+    with monkeypatch.context() as patch:
+        patch.setattr("radix_mlp.engine.engine.embed_call", call)
+        return batches, engine.embed(TEXTS)
+
+
+def test_what_shares_a_batch_depends_on_the_texts_alone(monkeypatch):
+    batches, vectors = batches_of_a_job(monkeypatch, tokenizer_is_slow=False)
+    others, other_vectors = batches_of_a_job(monkeypatch, tokenizer_is_slow=True)
+    assert batches == others
+    assert len(batches) > 4
+    assert np.array_equal(vectors, other_vectors)
 
 
 def test_the_first_texts_run_before_the_last_are_tokenized(monkeypatch):

@@ -106,7 +106,7 @@ def prepare(engine: Runner, items: Sequence[Item], threshold: float | Literal["a
 def launch(engine: Runner, prepared: PreparedBatch) -> LaunchedBatch:
     """Run the model on a batch, and the tasks on what it gives. An error of one task leaves the others alone."""
     began = time.perf_counter()
-    with engine.model_turn(), torch.inference_mode():
+    with engine.model_turn(), engine.feeding_device(), torch.inference_mode():
         hidden, found = _run_current(engine, prepared)
         done = None
         if hidden.is_cuda:

@@ -161,8 +161,10 @@ def _launched(engine: Runner, arriving: _Arriving) -> Iterator[Launched]:
         if batches is None:
             batches = arriving.batches(engine)
         places, threshold = next(batches, ([], 0.0))
-        with torch.cuda.stream(stream):
-            return prepare(engine, [arriving.items[place] for place in places], threshold) if places else None
+        if not places:
+            return None
+        with torch.cuda.stream(stream), engine.feeding_device():
+            return prepare(engine, [arriving.items[place] for place in places], threshold)
 
     with ThreadPoolExecutor(1, "radix-plan") as planner:
         planned = deque(planner.submit(prepare_next) for _ in range(PREPARED_AHEAD))

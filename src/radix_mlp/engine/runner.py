@@ -6,7 +6,7 @@ import itertools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.batch import LaunchedBatch, collect
 from radix_mlp.engine.fast_forward import FastForward
+from radix_mlp.engine.feeding import Feeding
 from radix_mlp.engine.job import JobStats, Progress, Window, run_job
 from radix_mlp.engine.load import check_max_length, load, max_length_of
 from radix_mlp.engine.pooler import Pooler, pooler_of
@@ -86,6 +87,8 @@ class Runner:
         """Of the last job."""
         self.checked_heads: set[Any] = set()
         """Output heads that gave the model's own logits; see `radix_mlp.engine.head`."""
+        self.feeding = Feeding()
+        """Held while a batch is planned or launched; those who tokenize ahead wait for it."""
         self._poolers: dict[str | None, Pooler] = {}
         self._costs: Any = _UNKNOWN
         self._model_lock = threading.RLock()
@@ -127,7 +130,7 @@ class Runner:
 
     def _start_job(self) -> None:
         # another thread may be in the middle of a batch
-        with self._model_lock:
+        with self._model_lock, self.feeding_device():
             self._prepare()
 
     @contextmanager
@@ -137,6 +140,10 @@ class Runner:
             if is_enabled(self.model) == (self.threshold == 0):
                 self._prepare()
             yield
+
+    def feeding_device(self) -> AbstractContextManager[None]:
+        """`feeding`, but on a CPU, where to launch is to compute, nobody is kept waiting."""
+        return nullcontext() if self.model.device.type == "cpu" else self.feeding
 
     @property
     def costs(self) -> Costs | None:

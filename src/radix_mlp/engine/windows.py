@@ -44,8 +44,13 @@ def answer_in_windows(
     windows = cut_by_text(given) if engine.always_folds else []
     if len(windows) < 2:
         return engine.answer(make_call(given), progress)
+
+    def call_of(texts: Sequence[Any]) -> Call[Value]:
+        engine.feeding.wait()
+        return make_call(texts)
+
     with ThreadPoolExecutor(1, "radix-tokenize-ahead") as tokenizing:
-        calls = [tokenizing.submit(make_call, [given[place] for place in window]) for window in windows]
+        calls = [tokenizing.submit(call_of, [given[place] for place in window]) for window in windows]
         try:
             answers = engine.answers_of(calls, len(given), progress)
             values = [call.result().value(found) for call, found in zip(calls, answers, strict=True)]

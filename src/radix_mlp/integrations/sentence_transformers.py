@@ -39,6 +39,8 @@ __all__ = ["disable", "enable", "is_enabled", "stats"]
 
 AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 
+TEXTS_A_CALL = 32
+"""Texts tokenised at a time, some milliseconds of Python: so long may planning and launching have to wait."""
 ALL = sys.maxsize
 """As `batch_size`: the library hands over all texts at once, and the engine cuts batches by tokens."""
 
@@ -202,12 +204,15 @@ class _Call:
         works: list[Work] = []
 
         def call_of(part: Sequence[int]) -> Call[None]:
-            sequences, shared = self._tokenize(
-                [inputs[place] for place in part], features["prompt"], features["options"]
-            )
-            if not works or works[-1].shared != shared:
-                works.append(make_work(shared))
-            return Call([Item(ids, works[-1]) for ids in sequences], lambda answers: None)
+            items: list[Item] = []
+            for start in range(0, len(part), TEXTS_A_CALL):
+                engine.feeding.wait()
+                texts = [inputs[place] for place in part[start : start + TEXTS_A_CALL]]
+                sequences, shared = self._tokenize(texts, features["prompt"], features["options"])
+                if not works or works[-1].shared != shared:
+                    works.append(make_work(shared))
+                items += [Item(ids, works[-1]) for ids in sequences]
+            return Call(items, lambda answers: None)
 
         places: list[NDArray[np.int64]] = []
         batches: list[Features] = []

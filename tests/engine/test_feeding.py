@@ -1,0 +1,56 @@
+"""Tokenization ahead of the device waits while a batch is planned or launched."""
+
+import threading
+
+import numpy as np
+from tests.engine.faults import InjectedForward
+from tests.engine.test_windows import TEXTS
+
+from radix_mlp import Engine
+from radix_mlp.engine import windows
+from radix_mlp.engine.embed import embed_call
+from radix_mlp.engine.feeding import Feeding
+
+
+def test_waits_for_the_last_of_several_threads():
+    feeding, waited = Feeding(), threading.Event()
+    with feeding:
+        with feeding:
+            assert not feeding.wait(timeout=0.001)
+        assert not feeding.wait(timeout=0.001)
+        thread = threading.Thread(target=lambda: (feeding.wait(), waited.set()))
+        thread.start()
+        assert not waited.is_set()
+    assert waited.wait(30)
+    thread.join()
+
+
+def test_no_text_is_taken_while_a_batch_is_launched(monkeypatch):
+    monkeypatch.setattr(windows, "FIRST_WINDOW", 5)
+    monkeypatch.setattr(windows, "FEWEST", 10)
+    engine = Engine("tiny", threshold=1.0)
+    expected = engine.embed(TEXTS)
+    # as on a device of its own
+    monkeypatch.setattr(engine, "feeding_device", lambda: engine.feeding)
+    seen, first_is_run = [], threading.Event()
+
+    def call(*arguments, **options):
+        if seen:
+            # begins during a launch or after it, and never before the first
+            assert first_is_run.wait(30)
+            engine.feeding.wait()
+        seen.append("call")
+        return embed_call(*arguments, **options)
+
+    def before(plan, needed):
+        first_is_run.set()
+        seen.append("begin")
+        # whoever waits would go on here if it were let
+        seen.append(engine.feeding.wait(timeout=0.01))
+
+    monkeypatch.setattr("radix_mlp.engine.engine.embed_call", call)
+    engine.forward = InjectedForward(engine, before=before)
+    assert np.allclose(engine.embed(TEXTS), expected, atol=1e-5)
+    assert seen.count("begin") == engine.stats.num_batches > 3
+    places = [place for place, event in enumerate(seen) if event == "begin"]
+    assert [seen[place + 1] for place in places] == [False] * len(places)

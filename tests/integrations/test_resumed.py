@@ -20,7 +20,15 @@ from transformers import AutoModelForCausalLM, Qwen3ForCausalLM, Qwen3Model
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 ON_ONE = ("trainer", "trainer-lora", "dpo", "dpo-lora", "grpo", "embedder")
-ON_TWO = ("trainer", "dpo-lora", "trainer-fsdp2", "trainer-fsdp2-sharded", "trainer-fsdp2-lora", "dpo-fsdp2")
+ON_TWO = (
+    "trainer",
+    "dpo-lora",
+    "embedder",
+    "trainer-fsdp2",
+    "trainer-fsdp2-sharded",
+    "trainer-fsdp2-lora",
+    "dpo-fsdp2",
+)
 
 
 def test_on_one_process(tmp_path) -> None:

@@ -52,7 +52,9 @@ def ends_with_an_error(engine: Engine) -> None:
 
 
 def test_two_processes_answer_as_the_unmodified_model() -> None:
+    before = dict(os.environ)
     engine, oracle = Engine("tiny", tensor_parallel_size=2, device="cpu"), Engine("tiny", threshold=0)
+    assert dict(os.environ) == before
     assert len(pids_of(engine)) == 1
     found, expected = engine.embed(TEXTS), oracle.embed(TEXTS)
     assert engine.stats.num_compact < engine.stats.num_tokens
@@ -156,7 +158,7 @@ def test_closing_waits_for_the_batch_that_runs_and_no_other() -> None:
 
     def wait(module: Any, arguments: Any) -> None:
         runs.set()
-        ends.wait(60)
+        ends.wait(300)
 
     hook = engine.model.get_input_embeddings().register_forward_pre_hook(wait)
 
@@ -169,14 +171,14 @@ def test_closing_waits_for_the_batch_that_runs_and_no_other() -> None:
 
     threads = [threading.Thread(target=job), threading.Thread(target=engine.close)]
     threads[0].start()
-    assert runs.wait(60)
+    assert runs.wait(300)
     threads[1].start()
     group = cast(TensorParallelForward, engine.forward).group
     while not group._is_closed:
         time.sleep(0.01)
     ends.set()
     for thread in threads:
-        thread.join(60)
+        thread.join(300)
     hook.remove()
     np.testing.assert_allclose(found[0], Engine("tiny", threshold=0).embed(TEXTS), atol=1e-5)
     assert isinstance(found[1], EngineClosedError)

@@ -13,7 +13,8 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -26,8 +27,22 @@ __all__ = ["Peers"]
 logger = logging.getLogger("radix_mlp.engine")
 
 HOST = "127.0.0.1"
+INTERFACE = "GLOO_SOCKET_IFNAME"
 START = timedelta(minutes=10)
 END_SECONDS = 10.0
+
+
+@contextmanager
+def _by_loopback() -> Iterator[None]:
+    """For groups that are made meanwhile: all processes are on this host, whose name need not lead anywhere."""
+    is_given = INTERFACE in os.environ or sys.platform != "linux"
+    if not is_given:
+        os.environ[INTERFACE] = "lo"
+    try:
+        yield
+    finally:
+        if not is_given:
+            del os.environ[INTERFACE]
 
 
 class Peers:
@@ -60,30 +75,7 @@ class Peers:
                 "that of another engine; close() that one first. Processes that you started yourself need RANK, "
                 "WORLD_SIZE, MASTER_ADDR and MASTER_PORT, as torchrun sets them."
             )
-        if not self.are_ours:
-            self._group = ProcessGroup(self._kind, size=self._size)
-            return self._group
-        if sys.platform == "linux":
-            # all on this host, whose name need not lead anywhere
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        store = dist.TCPStore(  # type: ignore[attr-defined]
-            HOST, 0, is_master=True, wait_for_workers=False, timeout=START
-        )
-        threads = max(1, (os.cpu_count() or 1) // self._size)
-        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-        for rank in range(1, self._size):
-            place = [str(store.port), str(rank), str(self._size), self._kind]
-            command = [sys.executable, "-m", "radix_mlp.engine.peers", *place]
-            self.processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
-        while not all(store.check([f"there/{rank}"]) for rank in range(1, self._size)):
-            for rank, process in enumerate(self.processes, 1):
-                if process.poll() is not None:
-                    raise EngineError(
-                        f"process {rank} of {self._size} ended with code {process.returncode} while it started; what "
-                        "it wrote says why."
-                    )
-            time.sleep(0.05)
-        self._group = ProcessGroup(self._kind, store=store, rank=0, size=self._size)
+        self._group = self._start() if self.are_ours else ProcessGroup(self._kind, size=self._size)
         for rank, process in enumerate(self.processes, 1):
             threading.Thread(target=self._watch, args=(rank, process, self._group), daemon=True).start()
         return self._group
@@ -121,6 +113,27 @@ class Peers:
         self.kill()
         if self._group is not None:
             self._group.close()
+
+    @_by_loopback()
+    def _start(self) -> ProcessGroup:
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            HOST, 0, is_master=True, wait_for_workers=False, timeout=START
+        )
+        threads = max(1, (os.cpu_count() or 1) // self._size)
+        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
+        for rank in range(1, self._size):
+            place = [str(store.port), str(rank), str(self._size), self._kind]
+            command = [sys.executable, "-m", "radix_mlp.engine.peers", *place]
+            self.processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
+        while not all(store.check([f"there/{rank}"]) for rank in range(1, self._size)):
+            for rank, process in enumerate(self.processes, 1):
+                if process.poll() is not None:
+                    raise EngineError(
+                        f"process {rank} of {self._size} ended with code {process.returncode} while it started; what "
+                        "it wrote says why."
+                    )
+            time.sleep(0.05)
+        return ProcessGroup(self._kind, store=store, rank=0, size=self._size)
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes], group: ProcessGroup) -> None:
         code = process.wait()

@@ -110,7 +110,7 @@ def test_what_shares_a_batch_depends_on_the_texts_alone(monkeypatch):
     batches, vectors = batches_of_a_job(monkeypatch, tokenizer_is_slow=False)
     others, other_vectors = batches_of_a_job(monkeypatch, tokenizer_is_slow=True)
     assert batches == others
-    assert len(batches) > 4
+    assert len(batches) >= 4
     assert np.array_equal(vectors, other_vectors)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,9 +13,10 @@ from typing import Any
 
 from radix_mlp.errors import InvalidInputError, RadixError
 
-__all__ = ["Workers", "connected", "divide", "own_error"]
+__all__ = ["Workers", "connected", "divide", "let_go", "own_error"]
 
 CPUS_A_WORKER = 4
+ENDING_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,20 @@ def own_error(error: BaseException | None) -> RadixError | None:
         return own_error(error.__cause__)
     # Ray adds to the message how often it has tried
     return None if error is None else type(error)(str(error).split("\nFailed to ", 1)[0])
+
+
+def let_go() -> None:
+    """Let the workers of a failed job end: they keep their CPUs or GPUs as long as anything in this process names them.
+
+    A process that lives on would find no place for its next job.
+    """
+    end = time.monotonic() + ENDING_SECONDS
+    for thread in threading.enumerate():
+        # Ray waits two seconds for it
+        if thread.name.startswith("StreamingExecutor"):
+            thread.join(max(0.0, end - time.monotonic()))
+    # Ray's operators refer to each other
+    gc.collect()
 
 
 class _OnlyInTheFile(logging.Filter):

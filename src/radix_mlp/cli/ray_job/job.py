@@ -15,7 +15,7 @@ import typer
 
 from radix_mlp.cli.options import skips
 from radix_mlp.cli.progress import JobProgress
-from radix_mlp.cli.ray_job.cluster import Workers, connected, divide, own_error
+from radix_mlp.cli.ray_job.cluster import Workers, connected, divide, let_go, own_error
 from radix_mlp.cli.ray_job.dataset import assigned, surveyed
 from radix_mlp.cli.ray_job.files import JOB, RaySource, find_files, open_folder
 from radix_mlp.cli.ray_job.items import Read, read_files
@@ -27,7 +27,7 @@ from radix_mlp.cli.read import BadLine, bad_line_error
 from radix_mlp.cli.settings import JobSettings
 from radix_mlp.cli.show import Skipped, errors, note
 from radix_mlp.cli.windows import MAX_CHARACTERS
-from radix_mlp.errors import InvalidInputError
+from radix_mlp.errors import InvalidInputError, RadixError
 
 if TYPE_CHECKING:
     from radix_mlp.cli.stages import Task
@@ -75,6 +75,7 @@ class RayJob(JobSettings):
     def run(self, read: Read, task: Task, engine: partial[Engine], *, ranked: bool = False) -> None:
         """Do what is not done yet; arguments as in `Job.run`."""
         with connected(cast(str, self.ray)) as ray:
+            found: RadixError | None = None
             try:
                 self._run(ray, read, task, engine, ranked)
             except KeyboardInterrupt:
@@ -84,9 +85,12 @@ class RayJob(JobSettings):
                 found = own_error(error)
                 if found is None:
                     raise
+            if found is not None:
+                # not while that error is handled, or beside it: it holds Ray's workers
+                let_go()
                 if kept := self._kept():
                     found.add_note(kept.strip())
-                raise found from error
+                raise found
 
     def _run(self, ray: Any, read: Read, task: Task, engine: partial[Engine], ranked: bool) -> None:
         began = time.perf_counter()

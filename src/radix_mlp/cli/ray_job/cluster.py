@@ -99,6 +99,8 @@ def let_go() -> None:
 
     A process that lives on would find no place for its next job.
     """
+    # what was not read to its end is ended by this
+    gc.collect()
     end = time.monotonic() + ENDING_SECONDS
     for thread in threading.enumerate():
         # Ray waits two seconds for it

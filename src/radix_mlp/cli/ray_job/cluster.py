@@ -116,6 +116,10 @@ class _OnlyInTheFile(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         # what Ray's own filter of the terminal looks for
         record.hide = True
+        if record.exc_info:
+            # whoever keeps the record would keep the frames of the error, and Ray's workers with them
+            record.exc_text = logging.Formatter().formatException(record.exc_info)
+            record.exc_info = None
         return True
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radix_mlp.engine.load_tokenizer import load_tokenizer
-from texts import INSTRUCTION, RERANK_PREFIX, RERANK_SUFFIX, bbh, trec
+from texts import INSTRUCTION, RERANK_PREFIX, RERANK_SUFFIX, bbh, gsm8k_questions, trec
 from workloads import WORKLOADS, Sequences
 
 __all__ = ["GroupedTexts", "workload_of"]
@@ -40,8 +39,8 @@ def workload_of(name: str, data: Path | None, scale: float = 1.0, seed: int = 0)
 
 
 def gsm8k(data: Path, scale: float) -> tuple[str, list[str], list[int]]:
-    lines = (data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
-    questions = [json.loads(line)["question"] for line in lines[: max(2, round(len(lines) * scale))]]
+    questions = gsm8k_questions(data)
+    questions = questions[: max(2, round(len(questions) * scale))]
     head = "Instruct: Given a maths problem, retrieve problems that are solved in the same way\nQuery: "
     return "GSM8K behind an embedding instruction", [head + each for each in questions], list(range(len(questions)))
 

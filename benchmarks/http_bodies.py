@@ -7,14 +7,13 @@ import base64
 import json
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from texts import bbh_questions, vaswani, vaswani_pairs
+from texts import bbh_questions, gsm8k_questions, vaswani, vaswani_pairs
 
-__all__ = ["LABELS", "ROUTES", "WORKLOADS", "body_of", "items_of", "numbers_of", "read_workload"]
+__all__ = ["LABELS", "ROUTES", "WORKLOADS", "body_of", "items_of", "numbers_of"]
 
 WORKLOADS = ("synthetic", "vaswani", "gsm8k", "bbh")
 LABELS = (32, 33, 34, 35)
@@ -51,7 +50,7 @@ def items_of(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
     if options.workload == "synthetic":
         yield from _synthetic(rng, options)
     index = 0
-    rows = read_workload("gsm8k", options.data) if options.workload == "gsm8k" else []
+    rows = gsm8k_questions(options.data) if options.workload == "gsm8k" else []
     while True:
         if options.workload == "gsm8k":
             yield "Represent the question for retrieval: ", rng.sample(rows, options.texts)
@@ -63,11 +62,6 @@ def items_of(options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:
             # a reranker's prompt stands before each document
             yield "", vaswani(options.data, index % 93, options.texts)
         index += 1
-
-
-def read_workload(name: str, data: Path) -> list[str]:
-    """All texts of a workload that has no groups."""
-    return [json.loads(line)["question"] for line in (data / name / "test.jsonl").open()]
 
 
 def _synthetic(rng: random.Random, options: argparse.Namespace) -> Iterator[tuple[str, list[str]]]:

@@ -15,6 +15,7 @@ __all__ = [
     "bbh",
     "bbh_questions",
     "generated",
+    "gsm8k_questions",
     "trec",
     "vaswani",
     "vaswani_pairs",
@@ -40,6 +41,12 @@ def bbh_questions(data: Path, index: int, count: int) -> tuple[str, list[str]]:
     prompt = (data / "bbh" / "cot-prompts" / f"{task.stem}.txt").read_text().split("-----\n", 1)[-1]
     examples = json.loads(task.read_text())["examples"][:count]
     return f"{prompt}\n\n", [f"Q: {example['input']}\nA: Let's think step by step." for example in examples]
+
+
+def gsm8k_questions(data: Path) -> list[str]:
+    """All of them, without their answers."""
+    lines = (data / "gsm8k" / "test.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["question"] for line in lines]
 
 
 def vaswani(data: Path, index: int, count: int) -> list[str]:

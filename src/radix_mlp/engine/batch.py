@@ -28,7 +28,7 @@ from radix_mlp.plan.transfer import send
 if TYPE_CHECKING:
     from radix_mlp.engine.runner import Runner
 
-__all__ = ["FailedBatch", "LaunchedBatch", "PreparedBatch", "collect", "launch", "launch_or_halve", "prepare"]
+__all__ = ["FailedBatch", "LaunchedBatch", "PreparedBatch", "collect", "fill", "launch", "launch_or_halve", "prepare"]
 
 MAX_FAILURES = 64
 """Launches of parts of one batch that may fail before the rest of it is given up."""
@@ -161,6 +161,14 @@ def collect(launched: LaunchedBatch) -> list[Any]:
         for place, answer in zip(part.places, here, strict=True):
             answers[place] = answer
     return answers
+
+
+def fill(answers: list[Any], places: list[int], launched: LaunchedBatch) -> None:
+    """Put what `collect` gives into the places of the items; raises the first that is an error."""
+    for place, answer in zip(places, collect(launched), strict=True):
+        if isinstance(answer, Exception):
+            raise answer
+        answers[place] = answer
 
 
 def launch_or_halve(

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from radix_mlp.engine.batch import LaunchedBatch, collect
+from radix_mlp.engine.batch import LaunchedBatch, fill
 from radix_mlp.engine.fast_forward import FastForward
 from radix_mlp.engine.feeding import Feeding
 from radix_mlp.engine.job import JobStats, Progress, Window, run_job
@@ -162,7 +162,7 @@ class Runner:
         """Run all items of a call and return its value."""
         answers: list[Any] = [None] * len(call.items)
         for places, launched in self.run_windows([(call.items, call.order)], len(answers), progress):
-            _fill(answers, places, launched)
+            fill(answers, places, launched)
         return call.value(answers)
 
     def answers_of(
@@ -171,7 +171,7 @@ class Runner:
         """Run all items, `count` in all, of calls that are being made, each as soon as it is; the answers of each."""
         answers: list[Any] = [None] * count
         for places, launched in self.run_calls(calls, count, progress):
-            _fill(answers, places, launched)
+            fill(answers, places, launched)
         found = iter(answers)
         return [list(itertools.islice(found, len(call.result().items))) for call in calls]
 
@@ -224,11 +224,3 @@ class Runner:
                 f"{kind}[{int((~finite).argmax())}]: the model's answer is not a number. If {self.model.dtype} "
                 "overflows, try dtype='float32'."
             )
-
-
-def _fill(answers: list[Any], places: list[int], launched: LaunchedBatch) -> None:
-    """Put the answers of a batch into their places; raises the first that is an error."""
-    for place, answer in zip(places, collect(launched), strict=True):
-        if isinstance(answer, Exception):
-            raise answer
-        answers[place] = answer

@@ -20,7 +20,7 @@ from radix_mlp.ops import token_logprobs
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
 
-__all__ = ["Score", "Scoring", "TokenScores", "TokenScoring", "score_call", "token_scores_call"]
+__all__ = ["Score", "Scoring", "TokenScores", "TokenScoring", "score_call", "scored_rows", "token_scores_call"]
 
 
 @dataclass(frozen=True)
@@ -56,17 +56,17 @@ class Scoring(Task):
     top: int = 0
 
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
-        return np.unique(plan.parent[np.concatenate(_scored_rows(plan, items))]).astype(np.int64)
+        return np.unique(plan.parent[np.concatenate(scored_rows(plan, items))]).astype(np.int64)
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> tuple[Tensor, ...]:
         head = output_head(self.engine.model, items[0].ids, checked=self.engine.checked_heads)
-        rows = np.unique(np.concatenate(_scored_rows(plan.plan, items)))
+        rows = np.unique(np.concatenate(scored_rows(plan.plan, items)))
         return tuple(found for found in token_logprobs(hidden, head, plan, rows, top=self.top) if found is not None)
 
     def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[Any]:
         logprob, greedy = found[0].astype(np.float64), found[1]
         scores: list[Score] = []
-        for rows in _scored_rows(plan, items):
+        for rows in scored_rows(plan, items):
             tokens = logprob[rows]
             scores.append(Score(float(tokens.sum()), bool(greedy[rows].all()), tokens.tolist()))
         return scores
@@ -79,7 +79,7 @@ class TokenScoring(Scoring):
     def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[TokenScores]:
         logprob, _, *top = found
         scores: list[TokenScores] = []
-        for item, rows in zip(items, _scored_rows(plan, items), strict=True):
+        for item, rows in zip(items, scored_rows(plan, items), strict=True):
             ids, values = (array[rows].tolist() for array in top) if top else ([[]] * len(rows), [[]] * len(rows))
             logprobs = logprob[rows].astype(np.float64).tolist()
             scores.append(TokenScores(item.ids.tolist(), [None, *logprobs], [None, *ids], [None, *values]))
@@ -131,7 +131,7 @@ def token_scores_call(
     return Call([Item(ids, task, 1) for ids in sequences], value, "texts", num_characters(texts))
 
 
-def _scored_rows(plan: RadixPlan, items: Sequence[Item]) -> list[Any]:
+def scored_rows(plan: RadixPlan, items: Sequence[Item]) -> list[Any]:
     """Compact rows of every sequence's tokens from the item's start on."""
     bounds = zip(plan.cu_seq_lengths[:-1], plan.cu_seq_lengths[1:], items, strict=True)
     return [plan.unfold_index[begin + item.start : end] for begin, end, item in bounds]

@@ -26,10 +26,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from radix_mlp.engine.batch import collect
+from radix_mlp.engine.batch import fill
 from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.head import output_head
 from radix_mlp.engine.scheduler import lexicographic_order
+from radix_mlp.engine.score import scored_rows
 from radix_mlp.engine.task import Item, Rows, Task
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.support import learns_prompt, pretrained_in
@@ -203,12 +204,10 @@ class RadixLM(HFLM):
         windows = [(items, lexicographic_order(sequences))]
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Log-likelihoods") as bar:
             for indices, launched in self._engine.run_windows(windows, len(items)):
-                for index, answer in zip(indices, collect(launched), strict=True):
-                    if isinstance(answer, Exception):
-                        raise answer
-                    answers[index] = answer
+                fill(answers, indices, launched)
+                for index in indices:
                     if (texts := requests[index][0]) is not None:
-                        self.cache_hook.add_partial("loglikelihood", texts, answer)
+                        self.cache_hook.add_partial("loglikelihood", texts, answers[index])
                 bar.update(len(indices))
         return answers
 
@@ -242,9 +241,8 @@ class Continuations(Task):
 
 
 def _predicting_rows(plan: RadixPlan, items: Sequence[Item]) -> Rows:
-    """Compact rows of every sequence's tokens from its item's `start` on."""
-    bounds = zip(plan.cu_seq_lengths[:-1], plan.cu_seq_lengths[1:], items, strict=True)
-    return np.concatenate([plan.unfold_index[begin + item.start : end] for begin, end, item in bounds])
+    """Compact rows of the tokens after which the targets come."""
+    return np.concatenate(scored_rows(plan, items))
 
 
 @torch.no_grad()

@@ -1,15 +1,18 @@
 """Tokenization ahead of the device waits while a batch is planned or launched."""
 
 import threading
+from concurrent.futures import CancelledError, Future
 
 import numpy as np
+import pytest
 from tests.engine.faults import InjectedForward
 from tests.engine.test_windows import TEXTS
 
 from radix_mlp import Engine
 from radix_mlp.engine import windows
 from radix_mlp.engine.embed import embed_call
-from radix_mlp.engine.feeding import Feeding
+from radix_mlp.engine.feeding import Feeding, steps_within
+from radix_mlp.errors import InvalidInputError
 
 
 def test_waits_for_the_last_of_several_threads():
@@ -54,3 +57,58 @@ def test_no_text_is_taken_while_a_batch_is_launched(monkeypatch):
     assert seen.count("begin") == engine.stats.num_batches > 3
     places = [place for place, event in enumerate(seen) if event == "begin"]
     assert [seen[place + 1] for place in places] == [False] * len(places)
+
+
+def test_waits_for_what_is_made_until_it_is_taken():
+    feeding, made = Feeding(), Future()
+    with feeding.expecting([made]):
+        assert feeding.wait()
+        made.set_result(3)
+        assert not feeding.wait(timeout=0.001)
+        assert feeding.take(made) == 3
+        assert feeding.wait()
+
+
+def test_what_failed_or_is_not_wanted_any_more_holds_nobody():
+    feeding, failed, cancelled = Feeding(), Future(), Future()
+    failed.set_exception(ValueError("no"))
+    cancelled.cancel()
+    for future, error in ((failed, ValueError), (cancelled, CancelledError)):
+        with pytest.raises(error):
+            feeding.take(future)
+        assert feeding.wait()
+    with pytest.raises(ValueError), feeding.expecting([failed]):
+        raise ValueError
+    assert feeding.wait()
+
+
+def test_steps_are_made_within_and_used_outside():
+    feeding, steps = Feeding(), []
+
+    def made():
+        for number in range(3):
+            steps.append(feeding.wait(timeout=0.001))
+            yield number
+
+    for _ in steps_within(feeding, made()):
+        steps.append(feeding.wait(timeout=0.001))
+    assert steps == [False, True] * 3
+
+
+@pytest.mark.parametrize("fails", ["tokenization", "the model", "the caller"])
+def test_a_job_that_ends_early_leaves_nobody_waiting(fails, monkeypatch):
+    monkeypatch.setattr(windows, "FIRST_WINDOW", 5)
+    monkeypatch.setattr(windows, "FEWEST", 10)
+    engine = Engine("tiny", threshold=1.0)
+    texts = [*TEXTS[:-1], ""] if fails == "tokenization" else TEXTS
+    with monkeypatch.context() as patch:
+
+        def fail(*given):
+            raise RuntimeError
+
+        if fails == "the model":
+            patch.setattr(engine, "forward", InjectedForward(engine, before=fail))
+        with pytest.raises((RuntimeError, InvalidInputError)):
+            engine.embed(texts, progress=fail if fails == "the caller" else None)
+    assert engine.feeding.wait(timeout=30)
+    assert len(engine.embed(TEXTS)) == len(TEXTS)

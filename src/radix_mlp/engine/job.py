@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from radix_mlp.engine.batch import FailedBatch, LaunchedBatch, PreparedBatch, launch_or_halve, prepare
+from radix_mlp.engine.feeding import steps_within
 from radix_mlp.engine.scheduler import Order, cut_by_padding, iter_schedule, schedule
 from radix_mlp.engine.step import plan_of
 from radix_mlp.engine.task import Item
@@ -116,7 +117,7 @@ class _Arriving:
         """Places of every batch, and the threshold that it is run with."""
         threshold = engine.batch_threshold
         if threshold not in (0, "auto"):
-            return ((places, threshold) for places in self._folded(engine.max_batch_tokens))
+            return ((places, threshold) for places in self._folded(engine))
         for window in self._windows:
             self.add([] if window is None else window[0])
         sequences = [item.ids for item in self.items]
@@ -130,7 +131,7 @@ class _Arriving:
         # longest first, instead of neighbours together
         return iter([(places, 0.0) for places in padded])
 
-    def _folded(self, max_batch_tokens: int) -> Iterator[list[int]]:
+    def _folded(self, engine: Runner) -> Iterator[list[int]]:
         held: list[int] = []
         for window in self._windows:
             if window is None:
@@ -142,7 +143,8 @@ class _Arriving:
             places = [*held, *(first + window[1]).tolist()]
             held = []
             sequences = [self.items[place].ids for place in places]
-            for batch in iter_schedule(sequences, max_batch_tokens, np.arange(len(places))):
+            batches = iter_schedule(sequences, engine.max_batch_tokens, np.arange(len(places)))
+            for batch in steps_within(engine.feeding_device(), batches):
                 if held:
                     yield held
                 held = [places[index] for index in batch.indices]
@@ -169,7 +171,7 @@ def _launched(engine: Runner, arriving: _Arriving) -> Iterator[Launched]:
     with ThreadPoolExecutor(1, "radix-plan") as planner:
         planned = deque(planner.submit(prepare_next) for _ in range(PREPARED_AHEAD))
         try:
-            while (batch := planned.popleft().result()) is not None:
+            while (batch := engine.feeding.take(planned.popleft())) is not None:
                 planned.append(planner.submit(prepare_next))
                 for outcome in launch_or_halve(engine, batch):
                     if isinstance(outcome, FailedBatch):

@@ -67,12 +67,12 @@ class Pooler:
         return pooled
 
     def needed_rows(self, plan: RadixPlan, skip: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """Compact rows whose hidden states the pooling reads; None for all."""
+        """Compact rows whose hidden states the pooling reads, in any order; None for all."""
         if not set(self.modes) <= {"last", "cls"}:
             return None
         first = plan.unfold_index[plan.cu_seq_lengths[:-1] + skip]
         rows = {"last": plan.last_rows, "cls": first}
-        return np.unique(np.concatenate([rows[mode] for mode in self.modes])).astype(np.int64)
+        return np.concatenate([rows[mode] for mode in self.modes]).astype(np.int64)
 
     def width(self, model: PreTrainedModel) -> int:
         """`d`, without a run."""

@@ -28,6 +28,7 @@ from radix_mlp.engine.windows import SMALL_WINDOWS
 from radix_mlp.errors import InferenceError, InvalidInputError
 from radix_mlp.hf import disable, enable, is_enabled
 from radix_mlp.hf.costs import Costs, costs_of
+from radix_mlp.hf.enable import state_of
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.testing.tiny import TINY_NAMES
 
@@ -88,9 +89,10 @@ class Runner:
         self.checked_heads: set[Any] = set()
         """Output heads that gave the model's own logits; see `radix_mlp.engine.head`."""
         self.feeding = Feeding()
-        """Held while a batch is planned or launched; those who tokenize ahead wait for it."""
+        """Held while a batch is cut, planned or launched; those who tokenize ahead wait for it."""
         self._poolers: dict[str | None, Pooler] = {}
         self._costs: Any = _UNKNOWN
+        self._enabled_as: list[Any] | None = None
         self._model_lock = threading.RLock()
         self._prepare()
 
@@ -121,12 +123,14 @@ class Runner:
         self.forward.close()
 
     def _prepare(self) -> None:
+        """Enable the model as this engine wants it, unless it is so since the last time."""
         if self.threshold == 0:
             disable(self.model)
-        else:
+        elif self._enabled_as is None or self._enabled_as != state_of(self.model):
             # a direct call of the model then runs unfolded; folded batches go through forward_compact
             enable(self.model, impl=self.impl, threshold=0)
             self.forward.refresh()
+            self._enabled_as = state_of(self.model)
 
     def _start_job(self) -> None:
         # another thread may be in the middle of a batch
@@ -187,12 +191,13 @@ class Runner:
 
         def windows() -> Iterator[Window | None]:
             for number, call in enumerate(calls):
-                made = call.result()
+                made = self.feeding.take(call)
                 yield made.items, made.order
                 if number < SMALL_WINDOWS:
                     yield None
 
-        return self.run_windows(windows(), count, progress)
+        with self.feeding.expecting(calls[:1]):
+            yield from self.run_windows(windows(), count, progress)
 
     def run_windows(
         self, windows: Iterable[Window | None], count: int, progress: Progress | None = None

@@ -29,7 +29,7 @@ class Task:
     """One kind of work with its options. Subclasses are frozen dataclasses: equal tasks are finished together."""
 
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
-        """Compact rows `[R]` whose hidden states `finish` reads; None for all. `plan` has the items' sequences."""
+        """Compact rows `[R]` that `finish` reads, in any order; None for all. `plan` has the items' sequences."""
         return None
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -200,12 +199,13 @@ def encode(
         )
         return [np.asarray(row, np.int32) for row in encoded["input_ids"]]
 
-    rows: list[Ids] = []
     # the first part sets the tokenizer's truncation; after it, threads may share it
-    starts = range(0, len(texts), TEXTS_A_CALL)
-    with ThreadPoolExecutor(TOKENIZER_THREADS if tokenizer.is_fast else 1, "radix-tokenize") as threads:
-        for found in itertools.chain(map(encode_part, starts[:1]), threads.map(encode_part, starts[1:])):
-            rows.extend(found)
+    rows = encode_part(0) if texts else []
+    later = range(TEXTS_A_CALL, len(texts), TEXTS_A_CALL)
+    if later:
+        with ThreadPoolExecutor(TOKENIZER_THREADS if tokenizer.is_fast else 1, "radix-tokenize") as threads:
+            for found in threads.map(encode_part, later):
+                rows.extend(found)
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from transformers import PreTrainedModel
@@ -10,12 +10,13 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.attention_function import FALLBACKS, fallback_of, register
 from radix_mlp.hf.folding_forward import CallReport, FoldingForward, HeadForward, Settings, refuse_data_parallel
+from radix_mlp.hf.fused.layers import fingerprint
 from radix_mlp.hf.probe import probe
 from radix_mlp.hf.support import decoder_of, is_proven, pretrained_in, why_unsupported
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.ops.registry import COMPOSITES, IMPLS
 
-__all__ = ["CallReport", "disable", "enable", "folding_forward_of", "install", "is_enabled", "last_call"]
+__all__ = ["CallReport", "disable", "enable", "folding_forward_of", "install", "is_enabled", "last_call", "state_of"]
 
 AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 
@@ -103,6 +104,15 @@ def disable(model: AnyModel) -> AnyModel:
 def is_enabled(model: torch.nn.Module) -> bool:
     """Whether `enable` is in force on this model."""
     return folding_forward_of(_pretrained(model)) is not None
+
+
+def state_of(model: torch.nn.Module) -> list[Any]:
+    """What `enable` looks at and what it sets: while this stays equal, it would find and do the same once more."""
+    inner = _pretrained(model)
+    trunk = decoder_of(inner)
+    forwards = [folding_forward_of(module) for module in (inner, trunk)]
+    settings = [None if each is None else (each.settings.threshold, each.settings.impl) for each in forwards]
+    return [forwards, settings, [dict(vars(each.config)) for each in (inner, trunk)], fingerprint(model)]
 
 
 def last_call(model: torch.nn.Module) -> CallReport | None:

@@ -110,15 +110,15 @@ def join_layers(trunk: PreTrainedModel) -> list[DecoderLayer]:
     return [_join(trunk, layer) for layer in _layers(trunk)]
 
 
-def fingerprint(trunk: PreTrainedModel) -> list[tuple[Any, ...]]:
+def fingerprint(model: nn.Module) -> list[tuple[Any, ...]]:
     """What changes when `.to()`, PEFT, hooks or a caller replace a part of the model; a job compares it."""
     found: list[tuple[Any, ...]] = []
-    modules: list[nn.Module] = [trunk]
+    modules = [model]
     while modules:
         module = modules.pop()
         state = module.__dict__
         addresses = [parameter.data_ptr() for parameter in state["_parameters"].values() if parameter is not None]
-        found.append((type(module), _is_changed(module), *addresses))
+        found.append((type(module), _is_changed(module), state.get("is_causal"), *addresses))
         modules.extend(state["_modules"].values())
     return found
 

@@ -90,7 +90,8 @@ def test_steps_are_made_within_and_used_outside():
             steps.append(feeding.wait(timeout=0.001))
             yield number
 
-    for _ in steps_within(feeding, made()):
+    used = steps_within(feeding, made())
+    while next(used, None) is not None:
         steps.append(feeding.wait(timeout=0.001))
     assert steps == [False, True] * 3
 

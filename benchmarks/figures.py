@@ -11,7 +11,6 @@ from typing import Any
 from forward_tables import GRID_PREFIXES, PAPER, fastest, possible_speed_up
 from names import ATTENTION_METHODS, CASE_NAMES
 from scaling_tables import WORKLOADS
-from serving_tables import energy_rows, served
 from summaries import find, rows
 from tables import kinds_of_planner
 
@@ -251,58 +250,6 @@ def shards(data: Data, axes: Any) -> None:
     axes[2].set_xlabel("shards")
     axes[3].set_xlabel("shards")
     axes[0].legend(fontsize=8)
-
-
-def latency_data() -> Data | None:
-    keys = ("model", "threshold", "swap", "texts", "in_flight", "quantiles")
-    found = [
-        {key: row.get(key) for key in keys}
-        for row in served()
-        if row.get("quantiles") and row.get("api", "tei") == "tei" and row.get("workload", "synthetic") == "synthetic"
-    ]
-    return {"rows": found} if found else None
-
-
-def latency(data: Data, axes: Any) -> None:
-    sides = {"auto": ("folded", "-"), "off": ("folding off", "--"), "0": ("transformers, padded", ":")}
-    panels = (("query first", False, True), ("query last", True, True), ("query first", False, False))
-    for ax, (order, swap, many) in zip(axes, panels, strict=True):
-        chosen = [row for row in data["rows"] if bool(row["swap"]) == swap and ((row["in_flight"] or 16) > 1) == many]
-        for row in chosen:
-            points = sorted((float(part), ms) for part, ms in row["quantiles"].items())
-            parts, times = zip(*points, strict=True)
-            name, line = sides[row["threshold"]]
-            ax.plot(times, parts, line, color=MODELS.get(row["model"], BLACK), label=f"{row['model']}, {name}")
-        ax.set_ylim(0, 1)
-        ax.set_yticks([0, 0.5, 0.9, 1], ["0%", "50%", "90%", "100%"])
-        ax.grid(alpha=0.3)
-        if chosen:
-            plain_log(ax.xaxis)
-            ax.set_title(f"{chosen[0]['texts']} texts, {chosen[0]['in_flight']} in flight, {order}", fontsize=9)
-    axes[1].set_xlabel("ms until a request is answered (log scale)")
-    axes[0].set_ylabel("part of the requests")
-    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3, fontsize=8)
-
-
-def energy_data() -> Data | None:
-    found = [[name, values] for name, values in energy_rows()]
-    return {"rows": found} if found else None
-
-
-def energy(data: Data, axes: Any) -> None:
-    [ax] = axes
-    names = [name.replace(" / ", "/").replace(", ", "\n") for name, _ in data["rows"]]
-    sides = {
-        side: [values.get(side) for _, values in data["rows"]]
-        for side in ("padded", "packed", "off", "expand", "folded")
-        if any(values.get(side) for _, values in data["rows"])
-    }
-    labels = {"off": "folding off", "expand": "the paper's way", "packed": "Hugging Face, packed"}
-    grouped(ax, names, {labels.get(side, side): values for side, values in sides.items()}, "{:,.0f}")
-    plain_log(ax.yaxis)
-    ax.set_ylim(10)
-    ax.set_ylabel("joules a thousand texts (log scale)")
-    legend_above(ax, "Energy of the GPU")
 
 
 def legend_above(ax: Any, title: str) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import figures
+import serving_figures
 from figures import Data
 
 __all__ = ["FIGURES", "IMAGES", "Figure", "draw", "stale"]
@@ -104,17 +105,18 @@ FIGURES = {
     "latency": Figure(
         "Distribution of latencies through HTTP, folding on and off",
         "radix-mlp bench serve",
-        figures.latency_data,
-        figures.latency,
+        serving_figures.latency_data,
+        serving_figures.latency,
         (1, 3),
         (10, 4.2),
     ),
     "energy": Figure(
         "Energy of a thousand texts, by model and way",
         'radix-mlp bench forward_gpu --arguments "--energy 3"',
-        figures.energy_data,
-        figures.energy,
-        inches=(9, 4),
+        serving_figures.energy_data,
+        serving_figures.energy,
+        (2, 2),
+        (13, 8),
     ),
 }
 """Name -> figure."""

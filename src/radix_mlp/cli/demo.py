@@ -104,7 +104,7 @@ def describe(console: Console, engine: Engine) -> None:
         )
     )
     console.print(
-        f"[bold]radix-mlp demo[/]: {MODEL}, an embedder of {training['parameters'] / 1e6:.1f} million parameters, "
+        f"[bold]{MODEL}[/], an embedder of {training['parameters'] / 1e6:.1f} million parameters, "
         f"trained for {training['minutes']:.0f} minutes on {training['read_abstracts']:,} abstracts on radio and "
         f"electronics; {engine.model.device}\n"
         f"How good, on 93 judged queries over 11,429 abstracts (MRR and recall@10): {numbers}. "

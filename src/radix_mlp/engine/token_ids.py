@@ -38,10 +38,8 @@ def as_ids(value: Any, name: str, vocabulary: int | None) -> Ids:
     >>> as_ids([72, 105], "texts[0]", 259)
     array([ 72, 105], dtype=int32)
     """
-    if isinstance(value, list | tuple) and any(
-        isinstance(token, bool) or not isinstance(token, int | np.integer) for token in value
-    ):
-        wrong = next(token for token in value if isinstance(token, bool) or not isinstance(token, int | np.integer))
+    if isinstance(value, list | tuple) and not all(map(_is_of_ids, set(map(type, value)))):
+        wrong = next(token for token in value if not _is_of_ids(type(token)))
         raise InvalidDtypeError(f"{name} must be a string or a list of token ids, and holds {wrong!r:.40}.")
     limit = vocabulary or 2**31
     try:
@@ -57,3 +55,8 @@ def as_ids(value: Any, name: str, vocabulary: int | None) -> Ids:
     if len(wrong_ids):
         raise InvalidInputError(f"{name} holds the token id {wrong_ids[0]}; this model has 0 to {limit - 1}.")
     return ids.astype(np.int32)
+
+
+def _is_of_ids(kind: type) -> bool:
+    """Whether a number of this type may be a token id."""
+    return issubclass(kind, int | np.integer) and kind is not bool

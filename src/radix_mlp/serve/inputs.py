@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from radix_mlp.engine.engine import Engine
 from radix_mlp.engine.pooler import pooler_of
 from radix_mlp.engine.token_ids import TextOrIds
@@ -111,7 +113,8 @@ class Inputs:
             for text in texts:
                 cut_characters(text, limit, truncate=False, name=name)
                 if len(text) > CHARACTERS_UNCHECKED * limit:
-                    count = len(await self.tokens.encode(text, add_special_tokens=False))
+                    [ids] = await self.tokens.encode([text], add_special_tokens=False)
+                    count = len(ids)
                     if count > limit:
                         raise InvalidInputError(f"`{name}` has {count} tokens, and the model takes {limit}.")
 
@@ -134,7 +137,7 @@ class Inputs:
         """Refuse token ids that the model does not have."""
         size = self.info.vocab_size
         for index, ids in enumerate(texts):
-            largest = 0 if isinstance(ids, str) else max(ids, default=0)
+            largest = 0 if isinstance(ids, str) else np.max(np.asarray(ids, np.int64), initial=0)
             if largest >= size:
                 raise InvalidInputError(f"`{name}` number {index}: token {largest}, and the model has {size}.")
 

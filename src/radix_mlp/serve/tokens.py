@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import orjson
 
 from radix_mlp.engine.engine import Engine
+from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.token_ids import TextOrIds
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.limits import check_unicode, cut_characters
 
@@ -46,11 +49,17 @@ class Tokens:
             cut_characters(text, self._max_length, truncate=False, name="inputs")
         return await self._on_thread(self._tokenize, whole, add_special_tokens)
 
-    async def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text."""
-        check_unicode(text, "inputs")
-        cut_characters(text, self._max_length, truncate=False, name="inputs")
-        return await self._on_thread(lambda: self._ids([text], add_special_tokens=add_special_tokens)[0])
+    async def encode(self, items: Sequence[TextOrIds], *, add_special_tokens: bool = True) -> list[Ids]:
+        """Ids `[n]` of every text; ids as they are."""
+        texts = [item for item in items if isinstance(item, str)]
+        for text in texts:
+            check_unicode(text, "inputs")
+            cut_characters(text, self._max_length, truncate=False, name="inputs")
+        rows: list[list[int]] = []
+        if texts:
+            rows = await self._on_thread(lambda: self._ids(texts, add_special_tokens=add_special_tokens))
+        encoded = iter(rows)
+        return [np.asarray(next(encoded) if isinstance(item, str) else item, np.int32) for item in items]
 
     async def decode(self, rows: Sequence[Sequence[int]], *, skip_special_tokens: bool = True) -> list[str]:
         """The text of every list of ids."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
@@ -66,14 +67,15 @@ async def completions(request: Request, body: CompletionsRequest, service: Servi
     prompts, single = as_list(body.prompt)
     check_not_empty(prompts, "prompt")
     service.inputs.check_size(len(prompts))
-    rows = [await service.tokens.encode(prompt) if isinstance(prompt, str) else list(prompt) for prompt in prompts]
+    rows = await service.tokens.encode(prompts)
     check_not_empty(rows, "prompt")
     limit = service.info.max_input_length
     for row in rows:
         if len(row) + body.max_tokens > limit:
             raise InvalidInputError(f"`prompt`: {len(row)} tokens and {body.max_tokens} more; the model takes {limit}.")
     # one more token of any kind at the end, and the likeliest in its place is the next
-    answer = await service.token_scores([[*row, 0] for row in rows] if body.max_tokens else rows, single=single)
+    asked = [np.append(row, np.int32(0)) for row in rows] if body.max_tokens else rows
+    answer = await service.token_scores(asked, single=single)
     choices = await completed(service.tokens, answer.value, body)
     num_tokens, num_added = sum(map(len, rows)), body.max_tokens * len(rows)
     used = {"prompt_tokens": num_tokens, "completion_tokens": num_added, "total_tokens": num_tokens + num_added}

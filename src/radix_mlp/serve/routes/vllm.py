@@ -102,13 +102,14 @@ async def generative_scoring(request: Request, body: GenerativeScoringRequest, s
     # before any of them is tokenized or multiplied
     service.inputs.check_size(len(body.items), len(body.items) * len(labels))
     special = body.add_special_tokens
-    query = await _ids(service, body.query, special=special and not body.item_first)
-    items = [await _ids(service, item, special=special and body.item_first) for item in body.items]
+    [query] = await service.tokens.encode([body.query], add_special_tokens=special and not body.item_first)
+    items = await service.tokens.encode(body.items, add_special_tokens=special and body.item_first)
     longest, limit = len(query) + max(map(len, items)) + 1, service.info.max_input_length
     if longest > limit:
         raise InvalidInputError(f"`query` and an item and a label have {longest} tokens, and the model takes {limit}.")
-    contexts = [item + query if body.item_first else query + item for item in items]
-    answer = await service.score([(context, [label]) for context in contexts for label in labels], num_items=len(items))
+    contexts = [np.concatenate([item, query] if body.item_first else [query, item]) for item in items]
+    rows = [np.asarray([label], np.int32) for label in labels]
+    answer = await service.score([(context, row) for context in contexts for row in rows], num_items=len(items))
     logprobs = np.array([found.logprob for found in answer.value]).reshape(len(items), len(labels))
     probs = np.exp(logprobs)
     if body.apply_softmax:
@@ -122,10 +123,6 @@ async def generative_scoring(request: Request, body: GenerativeScoringRequest, s
     num_tokens = sum(map(len, contexts))
     used = {"prompt_tokens": num_tokens, "total_tokens": num_tokens}
     return answered(request, service, answer, {**head(service, "list", "generative"), "data": data, "usage": used})
-
-
-async def _ids(service: ServiceOf, text: str | list[int], *, special: bool) -> list[int]:
-    return await service.tokens.encode(text, add_special_tokens=special) if isinstance(text, str) else text
 
 
 def _sides(body: ScoreRequest) -> tuple[list[str], list[str]]:

@@ -128,7 +128,8 @@ class Load:
 
     async def post(self, path: str, body: bytes) -> Answer:
         """The whole answer to a request."""
-        async with self.client.post(path, data=body, headers=JSON) as answer:
+        url = f"{self.options.url.rstrip('/')}{path}"
+        async with self.client.post(url, data=body, headers=JSON, allow_redirects=False) as answer:
             return Answer(answer.status, answer.headers, await answer.read())
 
     def _check(self, place: int, content: bytes) -> None:
@@ -220,12 +221,12 @@ class Load:
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     """Warm up, load, and what became of it."""
     # its own work is part of every latency: httpx takes 1.5 ms longer for an answer of 110 kB
-    many, patient = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=120)
-    async with aiohttp.ClientSession(options.url, connector=many, timeout=patient) as client:
+    many, patient = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None, sock_connect=120, sock_read=120)
+    async with aiohttp.ClientSession(connector=many, timeout=patient) as client:
         load = Load(client, options)
         for index in range(options.warm_up):
             await load.post(load.path, load.bodies[index % len(load.bodies)])
-        before, memory = await counters(client), memory_of(options.pid)
+        before, memory = await counters(client, options.url), memory_of(options.pid)
         with Meter() if options.energy else nullcontext() as meter:
             began = time.perf_counter()
             window = None
@@ -234,7 +235,7 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
             else:
                 await (load.open() if options.rate else load.closed())
                 load.outcome.seconds = time.perf_counter() - began
-        after = await counters(client)
+        after = await counters(client, options.url)
     found = load.outcome.summary()
     if window is not None:
         found["window"] = window
@@ -255,9 +256,9 @@ async def run(options: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-async def counters(client: aiohttp.ClientSession) -> dict[str, float]:
+async def counters(client: aiohttp.ClientSession, url: str) -> dict[str, float]:
     """Our server's counts of tokens, and seconds of requests; nothing of others."""
-    async with client.get("/metrics") as answer:
+    async with client.get(f"{url.rstrip('/')}/metrics") as answer:
         text = await answer.text()
     names = r"^(radix_mlp_\w*tokens_total|te_request_\w*duration_(?:sum|count)) (\S+)"
     found = re.findall(names, text, re.MULTILINE)

@@ -9,7 +9,7 @@ from tests.engine.test_engine import TEXTS
 import radix_mlp
 from radix_mlp import Engine
 from radix_mlp.engine import runner
-from radix_mlp.errors import UnsupportedModelError
+from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
 
 
@@ -84,10 +84,54 @@ def both_directions_by_configuration(model):
     model.config.is_causal = False
 
 
-@pytest.mark.parametrize("change", [both_directions, both_directions_by_configuration])
-def test_what_cannot_be_folded_any_more_is_refused(engine, change):
+def other_layers_in_place(model):
+    model.config.layer_types[0] = "linear_attention"
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (both_directions, "both directions"),
+        (both_directions_by_configuration, "both directions"),
+        (other_layers_in_place, "linear_attention"),
+    ],
+)
+def test_what_cannot_be_folded_any_more_is_refused(engine, change, reason):
     engine.embed(TEXTS)
     change(engine.model)
     for _ in range(2):
-        with pytest.raises(UnsupportedModelError, match="both directions"):
+        with pytest.raises(UnsupportedModelError, match=reason):
             engine.embed(TEXTS)
+
+
+class MixingMLP(torch.nn.Module):
+    """Somebody's own module, of which nothing but a trial tells that it reads other tokens."""
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner = inner
+        self.mixes = False
+
+    def forward(self, x):
+        return self.inner(x + x.roll(1, dims=-2) if self.mixes else x)
+
+
+def test_models_of_somebodys_own_are_tried_by_every_job(engine):
+    layer = engine.model.model.layers[0]
+    layer.mlp = MixingMLP(layer.mlp)
+    first = engine.embed(TEXTS)
+    assert np.array_equal(engine.embed(TEXTS), first)
+    assert engine.enabled == 2
+    layer.mlp.mixes = True
+    with pytest.raises(UnsupportedModelError, match="trial fold"):
+        engine.embed(TEXTS)
+
+
+def test_odd_modules_and_configurations(engine):
+    engine.model.register_module("absent", None)
+    for _ in range(2):
+        engine.model.config.numbers = np.arange(3)
+        engine.embed(TEXTS)
+    engine.impl = "nonsense"
+    with pytest.raises(InvalidInputError, match="nonsense"):
+        engine.embed(TEXTS)

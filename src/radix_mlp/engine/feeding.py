@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 __all__ = ["Feeding", "steps_within"]
 
@@ -33,7 +34,8 @@ class Feeding:
     def __init__(self) -> None:
         self._condition = threading.Condition()
         self._num_threads = 0
-        self._awaited: set[Future[Any]] = set()
+        # an interrupt may come before one is forgotten: then it goes with its job
+        self._awaited: WeakSet[Future[Any]] = WeakSet()
 
     def __enter__(self) -> None:
         with self._condition:

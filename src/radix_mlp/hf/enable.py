@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -107,12 +108,20 @@ def is_enabled(model: torch.nn.Module) -> bool:
 
 
 def state_of(model: torch.nn.Module) -> list[Any]:
-    """What `enable` looks at and what it sets: while this stays equal, it would find and do the same once more."""
+    """What `enable` looks at and what it sets: while this stays equal, it would find and do the same once more.
+
+    That is so for proven types only; of others a trial fold tells, which this cannot stand for.
+    """
+    found: list[Any] = [fingerprint(model)]
     inner = _pretrained(model)
-    trunk = decoder_of(inner)
-    forwards = [folding_forward_of(module) for module in (inner, trunk)]
-    settings = [None if each is None else (each.settings.threshold, each.settings.impl) for each in forwards]
-    return [forwards, settings, [dict(vars(each.config)) for each in (inner, trunk)], fingerprint(model)]
+    for module in (inner, decoder_of(inner)):
+        forward = folding_forward_of(module)
+        # as text, since lists in it may be changed in place
+        found.append(repr(vars(module.config)))
+        if forward is not None:
+            # the engine that compares keeps no model alive
+            found += [weakref.ref(forward), forward.settings.threshold, forward.settings.impl]
+    return found
 
 
 def last_call(model: torch.nn.Module) -> CallReport | None:

@@ -20,6 +20,8 @@ from radix_mlp.serve.limits import check_unicode, cut_characters
 __all__ = ["Tokens"]
 
 TOKENS_A_PIECE = 1024
+TEXTS_A_TURN = 32
+"""Then others may have the thread."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,8 +58,9 @@ class Tokens:
             check_unicode(text, "inputs")
             cut_characters(text, self._max_length, truncate=False, name="inputs")
         rows: list[list[int]] = []
-        if texts:
-            rows = await self._on_thread(lambda: self._ids(texts, add_special_tokens=add_special_tokens))
+        for start in range(0, len(texts), TEXTS_A_TURN):
+            some = texts[start : start + TEXTS_A_TURN]
+            rows += await self._on_thread(self._ids, some, add_special_tokens=add_special_tokens)
         encoded = iter(rows)
         return [np.asarray(next(encoded) if isinstance(item, str) else item, np.int32) for item in items]
 

@@ -119,7 +119,7 @@ def fingerprint(model: nn.Module) -> list[tuple[Any, ...]]:
         state = module.__dict__
         addresses = [parameter.data_ptr() for parameter in state["_parameters"].values() if parameter is not None]
         found.append((type(module), _is_changed(module), state.get("is_causal"), *addresses))
-        modules.extend(state["_modules"].values())
+        modules.extend(child for child in state["_modules"].values() if child is not None)
     return found
 
 

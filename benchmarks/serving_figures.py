@@ -49,21 +49,25 @@ def energy_data() -> Data | None:
 def energy(data: Data, axes: Any) -> None:
     labels = {"padded": "padded", "packed": "Hugging Face, packed", "off": "folding off", "expand": "the paper's way"}
     labels["folded"] = "folded"
+    legend: tuple[Any, Any] = ([], [])
     by_http = [(http_name(name), values) for name, values in data["rows"] if "HTTP" in name]
     panels = {
         f"{shape}, one batch": [row for row in data["rows"] if row[0].startswith(f"{shape}, ")] for shape in MODELS
     }
     panels = {title: [row for row in found if "HTTP" not in row[0]] for title, found in panels.items()}
     for ax, (title, found) in zip(axes, [*panels.items(), ("by HTTP", by_http)], strict=True):
+        if not found:
+            ax.set_axis_off()
+            continue
         names = [name if title == "by HTTP" else name.partition(", ")[2] for name, _ in found]
         sides = {label: [values.get(side) for _, values in found] for side, label in labels.items()}
         grouped(ax, names, sides, "{:,.0f}")
         plain_log(ax.yaxis)
         ax.set_title(title, fontsize=9)
         ax.margins(y=0.1)
-    for ax in axes[::2]:
         ax.set_ylabel("joules a thousand texts (log scale)")
-    axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncol=5, fontsize=9)
+        legend = ax.get_legend_handles_labels()
+    axes[0].figure.legend(*legend, loc="outside upper center", ncol=5, fontsize=9)
 
 
 def http_name(name: str) -> str:

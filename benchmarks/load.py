@@ -220,7 +220,7 @@ class Load:
 
 async def run(options: argparse.Namespace) -> dict[str, Any]:
     """Warm up, load, and what became of it."""
-    # its own work is part of every latency: httpx takes 1.5 ms longer for an answer of 110 kB
+    # its own work is part of every latency: httpx takes about a millisecond longer for an answer of 110 kB
     many, patient = aiohttp.TCPConnector(limit=0), aiohttp.ClientTimeout(total=None, sock_connect=120, sock_read=120)
     async with aiohttp.ClientSession(connector=many, timeout=patient) as client:
         load = Load(client, options)

@@ -137,7 +137,10 @@ class Inputs:
         """Refuse token ids that the model does not have."""
         size = self.info.vocab_size
         for index, ids in enumerate(texts):
-            largest = 0 if isinstance(ids, str) else np.max(np.asarray(ids, np.int64), initial=0)
+            if isinstance(ids, str):
+                continue
+            # a list would be copied to an array for this alone
+            largest = np.max(ids, initial=0) if isinstance(ids, np.ndarray) else max(ids, default=0)
             if largest >= size:
                 raise InvalidInputError(f"`{name}` number {index}: token {largest}, and the model has {size}.")
 

@@ -6,6 +6,9 @@
   encode    sentence-transformers' SentenceTransformer.encode: abstracts behind an instruction, last-token pooling
   lm-eval   lm-evaluation-harness' HFLM.loglikelihood: BIG-Bench-Hard questions behind their task's three-shot prompt,
             one request for each answer; needs lm_eval
+  mteb-rerank     mteb.evaluate on a reranking task of the texts of predict, wrappers CrossEncoderWrapper and ours
+  mteb-classify   mteb.evaluate on a classification task: BIG-Bench-Hard's questions by their task, behind an
+                  instruction, every text embedded once; both need mteb
 
 The stock side is the unmodified library on a copy of the same weights (random, of Qwen3's shapes), at every one of
 --batch-size; the speed-up is over the fastest of these. Times are of whole calls, tokenisation included, sides in turn.
@@ -21,45 +24,38 @@ DATA holds qwen.tiktoken, vaswani/ and bbh/ (docs/benchmarks.md; 9 MB), or only 
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import importlib.util
 import json
 import logging
 import statistics
 import sys
-import tempfile
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM, Qwen3Model
+from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
+from transformers.utils.logging import disable_progress_bar
 
-from library_items import abstracts, lm_eval_requests, reranking_pairs
+from library_items import abstracts, labelled_questions, lm_eval_requests, reranking_pairs
+from library_models import embedder, models, reranker, tokenizer_of
 from provenance import provenance
-from radix_mlp.engine.load_tokenizer import load_tokenizer
-from radix_mlp.testing.tiny import tiny_reranker_tokenizer
-from shapes import SHAPES, qwen3_config
+from shapes import SHAPES
 from texts import INSTRUCTION
 
-PARTS = ("predict", "rank", "encode", "lm-eval")
-# as the model card of Qwen3-Reranker has it, for sentence-transformers' roles
-TEMPLATE = (
-    "{% set query = messages | selectattr('role', 'eq', 'query') | map(attribute='content') | first %}"
-    "{% set document = messages | selectattr('role', 'eq', 'document') | map(attribute='content') | first %}"
-    "{{ '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct "
-    'provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n<Instruct>: ' + INSTRUCTION
-) + (
-    "\n<Query>: ' + query + '\n<Document>: ' + document + "
-    "'<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n' }}"
-)
+PARTS = ("predict", "rank", "encode", "lm-eval", "mteb-rerank", "mteb-classify")
+# what a part needs beside sentence-transformers: module and package
+NEEDS = {
+    "lm-eval": ("lm_eval", "lm-eval"),
+    "mteb-rerank": ("mteb", "mteb"),
+    "mteb-classify": ("mteb", "mteb"),
+}
 EMBED_PROMPT = f"Instruct: {INSTRUCTION}\nQuery: "
 GATE_ITEMS = 24
 
@@ -97,11 +93,12 @@ def main() -> None:
     options = arguments()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    disable_progress_bar()
     options.dtype = getattr(torch, options.dtype or ("bfloat16" if options.device == "cuda" else "float32"))
-    versions = {name: version(name) for name in ("sentence-transformers", "lm-eval")}
+    versions = {name: version(name) for name in ("sentence-transformers", "lm-eval", "mteb")}
     print(json.dumps(provenance(device=options.device, dtype=str(options.dtype), **versions)), flush=True)
     tokenizer = tokenizer_of(options.data)
-    print(f"{'':14}{'items':>7}{'tokens':>10}{'computed':>10}{'stock s':>9}{'batch':>6}{'ours s':>9}", end="")
+    print(f"{'':20}{'items':>7}{'tokens':>10}{'computed':>10}{'stock s':>9}{'batch':>6}{'ours s':>9}", end="")
     print(f"{'engine s':>9}{'speed-up':>9}{'stock error':>13}{'ours':>9}", flush=True)
     failed: list[str] = []
     if options.json:
@@ -119,8 +116,9 @@ def run_shape(shape: str, tokenizer: PreTrainedTokenizerBase, options: argparse.
     stock, ours = models(shape, options, tokenizer)
     failed = []
     for what in options.what:
-        if what == "lm-eval" and importlib.util.find_spec("lm_eval") is None:
-            print(f"{what}: left out, lm_eval is not installed (pip install lm-eval)")
+        module, package = NEEDS.get(what, ("sentence_transformers", "sentence-transformers"))
+        if importlib.util.find_spec(module) is None:
+            print(f"{what}: left out, {module} is not installed (pip install {package})")
             continue
         try:
             side, items = prepare(what, options, tokenizer, stock, ours)
@@ -131,7 +129,7 @@ def run_shape(shape: str, tokenizer: PreTrainedTokenizerBase, options: argparse.
             failed.append(f"{shape} {what}")
             continue
         print(
-            f"{shape:6}{row.what:8}{row.items:7}{row.tokens:10}{row.computed:10}{row.stock_s:9.3f}"
+            f"{shape:6}{row.what:14}{row.items:7}{row.tokens:10}{row.computed:10}{row.stock_s:9.3f}"
             f"{row.stock_batch_size:6}{row.ours_s:9.3f}{row.engine_s:9.3f}{row.speed_up:8.2f}x"
             f"{row.stock_error:13.1e}{row.our_error:9.1e}",
             flush=True,
@@ -149,9 +147,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["small"], help="of the model (default small)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default bfloat16 on CUDA")
-    parser.add_argument("--queries", type=int, default=10, help="of predict (default 10)")
+    parser.add_argument("--queries", type=int, default=10, help="of predict and mteb-rerank (default 10)")
     parser.add_argument("--documents", type=int, default=100, help="a query (default 100)")
-    parser.add_argument("--texts", type=int, default=2000, help="of encode (default 2000)")
+    parser.add_argument("--texts", type=int, default=2000, help="of encode and mteb-classify (default 2000)")
     parser.add_argument("--tasks", type=int, default=4, help="of BIG-Bench-Hard (default 4)")
     parser.add_argument("--questions", type=int, default=64, help="a task (default 64)")
     parser.add_argument(
@@ -177,40 +175,14 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def tokenizer_of(data: Path | None) -> PreTrainedTokenizerBase:
-    tokenizer = tiny_reranker_tokenizer() if data is None else load_tokenizer(data / "qwen.tiktoken")
-    tokenizer.model_max_length = 8192
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
-
-
-def models(
-    shape: str, options: argparse.Namespace, tokenizer: PreTrainedTokenizerBase
-) -> tuple[Qwen3ForCausalLM, Qwen3ForCausalLM]:
-    """Two copies of one model: the stock library's and ours. Weights large enough that attention moves the output."""
-    config = qwen3_config(
-        shape,
-        vocab_size=151_936 if options.data is not None else 512,
-        max_position_embeddings=8192,
-        initializer_range=0.05,
-        tie_word_embeddings=shape != "8b",
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    torch.manual_seed(0)
-    torch.set_default_dtype(options.dtype)
-    with torch.device(options.device):
-        stock = Qwen3ForCausalLM(config).eval()
-    torch.set_default_dtype(torch.float32)
-    return stock, copy.deepcopy(stock)
-
-
 def prepare(
     what: str, options: argparse.Namespace, tokenizer: Any, stock: Qwen3ForCausalLM, ours: Qwen3ForCausalLM
 ) -> tuple[Side, Any]:
     """The library's objects around the two models, and the items to work on."""
     if what == "lm-eval":
         return lm_eval_side(options, tokenizer, stock, ours), lm_eval_requests(options)
+    if what.startswith("mteb"):
+        return mteb_side(what, options, tokenizer, stock, ours)
     from radix_mlp.integrations.sentence_transformers import enable, stats
 
     make = embedder if what == "encode" else reranker
@@ -233,40 +205,6 @@ def prepare(
         lambda items: theirs.predict(items, batch_size=1, **raw),
         lambda: stats(mine),
     ), pairs
-
-
-def embedder(tokenizer: Any, model: Qwen3ForCausalLM) -> Any:
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
-
-    with stand_in(tokenizer, model) as folder:
-        transformer = Transformer(folder)
-    transformer.model = model.model
-    modules = [transformer, Pooling(model.config.hidden_size, "lasttoken"), Normalize()]
-    return SentenceTransformer(modules=modules, device=str(model.device))
-
-
-def reranker(tokenizer: Any, model: Qwen3ForCausalLM) -> Any:
-    from sentence_transformers import CrossEncoder
-
-    with stand_in(tokenizer, model, chat=True) as folder:
-        cross_encoder = CrossEncoder(folder, device=str(model.device))
-    cross_encoder[0].model = model
-    return cross_encoder
-
-
-@contextmanager
-def stand_in(tokenizer: Any, model: Qwen3ForCausalLM, *, chat: bool = False) -> Iterator[str]:
-    """A folder with the tokenizer and a model of the same class and hardly any weights, which the real one replaces."""
-    config = copy.deepcopy(model.config)
-    small = {"hidden_size": 8, "intermediate_size": 8, "head_dim": 8, "layer_types": ["full_attention"]}
-    for name, value in {"num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, **small}.items():
-        setattr(config, name, value)
-    tokenizer.chat_template = TEMPLATE if chat else None
-    with tempfile.TemporaryDirectory() as folder:
-        (Qwen3ForCausalLM(config) if chat else Qwen3Model(config)).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        yield folder
 
 
 def lm_eval_side(options: argparse.Namespace, tokenizer: Any, stock: Qwen3ForCausalLM, ours: Qwen3ForCausalLM) -> Side:
@@ -293,6 +231,26 @@ def lm_eval_side(options: argparse.Namespace, tokenizer: Any, stock: Qwen3ForCau
     return Side(
         at_batch_size, lambda items: answers(mine, items), lambda items: at_batch_size(items, 1), lambda: mine.stats
     )
+
+
+def mteb_side(
+    what: str, options: argparse.Namespace, tokenizer: Any, stock: Qwen3ForCausalLM, ours: Qwen3ForCausalLM
+) -> tuple[Side, Any]:
+    from library_mteb import classifier, ranker
+
+    engine = {"max_batch_tokens": options.max_batch_tokens, "engine_options": options.engine}
+    if what == "mteb-rerank":
+        objects = reranker(tokenizer, stock), reranker(tokenizer, ours)
+        for cross_encoder in objects:
+            # log-odds, as above
+            cross_encoder.activation_fn = torch.nn.Identity()
+        theirs, mine = ranker(*objects, engine)
+        items: list[Any] = reranking_pairs(options.data, options.queries, options.documents)
+    else:
+        theirs, mine = classifier(embedder(tokenizer, stock), embedder(tokenizer, ours), engine)
+        items = labelled_questions(options)
+    # the batch size says how many texts our side is handed at a time, which makes batches of its own
+    return Side(theirs, lambda items: mine(items, 1024), lambda items: theirs(items, 1), lambda: mine.model.stats), items
 
 
 def measure(shape: str, what: str, side: Side, items: Any, stock: Qwen3ForCausalLM, options: argparse.Namespace) -> Row:

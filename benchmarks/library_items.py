@@ -14,7 +14,7 @@ import numpy as np
 
 from texts import generated, trec
 
-__all__ = ["abstracts", "lm_eval_requests", "reranking_pairs"]
+__all__ = ["abstracts", "labelled_questions", "lm_eval_requests", "reranking_pairs"]
 
 
 def abstracts(data: Path | None) -> list[str]:
@@ -36,6 +36,23 @@ def reranking_pairs(data: Path | None, queries: int, documents: int) -> list[tup
         best = np.argsort(-scores, kind="stable")[:documents]
         pairs += [(query.lower(), texts[place]) for place in best]
     return pairs
+
+
+def labelled_questions(options: argparse.Namespace) -> list[tuple[str, int]]:
+    """Questions with the number of their task: the first of every task, then the second of every task, and so on."""
+    if options.data is None:
+        questions = [generated(options.texts // 4 + 1, 20, seed=label) for label in range(4)]
+    else:
+        files = sorted((options.data / "bbh" / "tasks").glob("*.json"))
+        questions = [[example["input"] for example in json.loads(path.read_text())["examples"]] for path in files]
+    deepest = max(len(of_task) for of_task in questions)
+    labelled = [
+        (of_task[place], label)
+        for place in range(deepest)
+        for label, of_task in enumerate(questions)
+        if place < len(of_task)
+    ]
+    return labelled[: options.texts]
 
 
 def lm_eval_requests(options: argparse.Namespace) -> list[Any]:

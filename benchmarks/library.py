@@ -249,8 +249,12 @@ def mteb_side(
     else:
         theirs, mine = classifier(embedder(tokenizer, stock), embedder(tokenizer, ours), engine)
         items = labelled_questions(options)
-    # the batch size says how many texts our side is handed at a time, which makes batches of its own
-    return Side(theirs, lambda items: mine(items, 1024), lambda items: theirs(items, 1), lambda: mine.model.stats), items
+
+    def folded(items: Any) -> np.ndarray:
+        # the size of mteb's loader only: batches are the engine's own
+        return mine(items, 1024)
+
+    return Side(theirs, folded, lambda items: theirs(items, 1), lambda: mine.model.stats), items
 
 
 def measure(shape: str, what: str, side: Side, items: Any, stock: Qwen3ForCausalLM, options: argparse.Namespace) -> Row:

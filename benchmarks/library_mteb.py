@@ -106,7 +106,7 @@ class Evaluation:
             show_progress_bar=False,
         )
         if len(self.answers) != 1:
-            raise RuntimeError(f"mteb called the model {len(self.answers)} times; the benchmark knows what to do with 1.")
+            raise RuntimeError(f"mteb called the model {len(self.answers)} times where once was expected.")
         return np.asarray(self.answers[0], np.float32)
 
 

@@ -146,7 +146,7 @@ BENCHMARKS = {
         ),
         Benchmark(
             "library",
-            "sentence-transformers and lm-eval, stock and with the adapters",
+            "sentence-transformers, lm-eval and mteb, stock and with the adapters",
             ("cpu", "cuda"),
             ("shape", "what"),
             ("items", "tokens", "computed", "stock_batch_size", "stock_s", "ours_s", "speed_up"),

@@ -227,6 +227,8 @@ def library() -> str:
         "rank": "CrossEncoder.predict, one query",
         "encode": "SentenceTransformer.encode, abstracts behind an instruction",
         "lm-eval": "lm-eval's HFLM, BIG-Bench-Hard 3-shot, log-likelihoods",
+        "mteb-rerank": "mteb.evaluate, reranking: queries of Vaswani with 100 documents each",
+        "mteb-classify": "mteb.evaluate, classification: BIG-Bench-Hard's questions behind an instruction",
     }
     lines = [
         [

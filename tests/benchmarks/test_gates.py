@@ -103,6 +103,20 @@ FAULTS = [
         id="library",
         marks=slow,
     ),
+    pytest.param(
+        "library",
+        "--what mteb-rerank --queries 2 --documents 6 --rounds 1 --batch-size 8",
+        keys_never_expire,
+        id="library, mteb-rerank",
+        marks=slow,
+    ),
+    pytest.param(
+        "library",
+        "--what mteb-classify --texts 60 --rounds 1 --batch-size 8",
+        keys_never_expire,
+        id="library, mteb-classify",
+        marks=slow,
+    ),
     pytest.param("training", "--quick --rows 12/6/3", keys_never_expire, id="training"),
     pytest.param(
         "training_distributed",

@@ -20,6 +20,9 @@ class InjectedForward:
     def refresh(self):
         return False
 
+    def reconsider(self):
+        pass
+
     def check(self):
         pass
 

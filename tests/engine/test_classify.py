@@ -138,10 +138,13 @@ def test_wrong_arguments():
         Engine("tiny").classify(["a"])
 
 
-def test_heads_of_another_make_are_refused():
+def test_heads_of_another_make_are_called_or_refused():
     model = tiny_classifier()
-    model.score = torch.nn.Sequential(torch.nn.Linear(64, 3, bias=False))
-    with pytest.raises(UnsupportedModelError, match="no linear layer `score`"):
+    model.score = torch.nn.Sequential(model.score, torch.nn.Tanh())
+    found = by_label(Engine(model, tokenizer=tiny_tokenizer()).classify(["a", "b"]), LABELS)
+    np.testing.assert_allclose(found, expected_rows(model, ["a", "b"], softmax), rtol=0, atol=1e-5)
+    model.answer, model.score = model.score, None
+    with pytest.raises(UnsupportedModelError, match="no layer `score`"):
         Engine(model, tokenizer=tiny_tokenizer()).classify(["a"])
     model = tiny_classifier()
     own = type(model).forward

@@ -121,12 +121,17 @@ def test_untied_and_biased_heads(tolerance, model):
     assert scores == pytest.approx(expected_scores(untied, PAIRS), rel=0, abs=tolerance)
 
 
-def test_the_head_is_never_run_on_the_whole_vocabulary(model):
+def test_the_head_is_never_run_on_the_whole_vocabulary(model, monkeypatch):
     engine = Engine(model, tokenizer=TOKENIZER)
-    rows = []
-    hook = model.lm_head.register_forward_hook(lambda _, inputs, output: rows.append(inputs[0].numel() // 64))
+    rows, stock = [], torch.nn.Linear.forward
+
+    def counted(layer, hidden):
+        if layer is model.lm_head:
+            rows.append(hidden.numel() // 64)
+        return stock(layer, hidden)
+
+    monkeypatch.setattr(torch.nn.Linear, "forward", counted)
     engine.rerank_pairs(PAIRS)
-    hook.remove()
     # the check of the head against the model's own logits, on a few tokens
     assert sum(rows) <= 8
 
@@ -301,17 +306,22 @@ def test_answers_that_are_no_numbers_are_errors():
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings")
-def test_a_head_with_an_adapter_is_checked_every_time():
+@pytest.mark.parametrize("tokens", [(5, 7), None])
+def test_a_head_with_an_adapter_is_the_models_own_after_every_change(tokens):
     """Training moves the adapter, while the layer and its weight stay the same."""
     peft = pytest.importorskip("peft")
     model, probe = tiny_model(), np.arange(1, 9, dtype=np.int32)
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["lm_head"]), model)
-    checked = set()
+    checked, found = set(), []
     with torch.inference_mode():
-        output_head(model, probe, (5, 7), checked=checked)
-        model.lm_head.lora_B["default"].weight.fill_(1.0)
-        with pytest.raises(UnsupportedModelError, match="not known here"):
-            output_head(model, probe, (5, 7), checked=checked)
+        hidden = model.model(torch.from_numpy(probe).long()[None]).last_hidden_state[0]
+        for value in (0.0, 1.0):
+            model.lm_head.lora_B["default"].weight.fill_(value)
+            own = model.lm_head(hidden)[:, list(tokens or range(259))]
+            found.append(output_head(model, probe, tokens, checked=checked)(hidden))
+            torch.testing.assert_close(found[-1], own)
+    assert not torch.allclose(found[0], found[1], atol=1e-2)
+    assert len(checked) == 1
 
 
 def test_answers_in_any_order_are_read_from_their_own_rows():

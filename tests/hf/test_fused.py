@@ -183,6 +183,16 @@ def test_changes_of_the_model_are_noticed(change) -> None:
     assert not fused.is_current()
 
 
+def test_hidden_states_asked_for_once_leave_the_layers_fused() -> None:
+    """transformers keeps hooks on the layers from then on, which record nothing until they are asked for again."""
+    model = radix_mlp.enable(build("qwen3"))
+    fused = FusedDecoder(model, impl="dense")
+    assert len(model(torch.tensor([[1, 2]]), output_hidden_states=True).hidden_states) == 4
+    assert model.layers[0]._forward_hooks
+    assert fused.is_current()
+    assert why_not_fused(model) is None
+
+
 def test_decoders_of_one_model_share_its_joined_weights() -> None:
     model = radix_mlp.enable(build("llama-biases"))
     first, second = FusedDecoder(model, impl="dense"), FusedDecoder(model, impl="dense")

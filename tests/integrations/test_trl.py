@@ -244,7 +244,7 @@ def test_dropout_is_refused(folder, tmp_path) -> None:
 def test_prompt_learning_is_refused(folder, tmp_path) -> None:
     config = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     trainer = sft(folder, tmp_path, model=get_peft_model(model_of(folder), config))
-    with pytest.raises(UnsupportedCallError, match="prompts are learnt"):
+    with pytest.raises(UnsupportedModelError, match="is a learnt prompt"):
         enable(trainer)
 
 

@@ -118,18 +118,29 @@ class FastForward:
         self._forward = None
         return True
 
-    def _make(self, trunk: PreTrainedModel) -> Forward:
-        reason: str | None = "compile=False"
-        if self.mode is not False:
-            reason = why_not_fused(trunk) if trunk.device.type == "cuda" else f"the model is on {trunk.device}"
-            if reason is None:
-                from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
+    def reconsider(self) -> None:
+        """As `refresh`, of a model that has changed: what stood in the way of fused layers may be gone."""
+        is_fused = hasattr(self._forward, "is_current")
+        # an adapter is, once it is merged
+        if self.is_made and not is_fused and self._why_not_fused(decoder_of(self.model)) is None:
+            self._forward = None
+        self.refresh()
 
-                decoder = FusedDecoder(self.model, impl=self.impl)
-                reason = _difference_from_modules(self.model, decoder)
-                if reason is None:
-                    self._reason = FUSED
-                    return GraphedDecoder(decoder)
+    def _why_not_fused(self, trunk: PreTrainedModel) -> str | None:
+        if self.mode is False:
+            return "compile=False"
+        return why_not_fused(trunk) if trunk.device.type == "cuda" else f"the model is on {trunk.device}"
+
+    def _make(self, trunk: PreTrainedModel) -> Forward:
+        reason = self._why_not_fused(trunk)
+        if reason is None:
+            from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
+
+            decoder = FusedDecoder(self.model, impl=self.impl)
+            reason = _difference_from_modules(self.model, decoder)
+            if reason is None:
+                self._reason = FUSED
+                return GraphedDecoder(decoder)
         if self.mode is True:
             self._reason = f"compiled modules: {reason}"
             return _compiled(trunk)

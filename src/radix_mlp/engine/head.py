@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.step import hidden_of_one
 from radix_mlp.errors import UnsupportedModelError
+from radix_mlp.ops.linear_head import is_plain_linear
 
 __all__ = ["classification_head", "output_head", "pad_token_of", "require_output_head"]
 
@@ -24,7 +25,8 @@ def output_head(
     """Hidden states `[R, h]` -> logits `[R, V]`, as the model's own forward makes them.
 
     With `tokens`, the logits of these alone, `[R, len(tokens)]`, from as many rows of the head and in float32 or
-    wider: the difference of two logits in bfloat16 has three digits at best.
+    wider: the difference of two logits in bfloat16 has three digits at best. A head that is more than a linear layer
+    (an adapter, a quantized one) is called, and its logits of these tokens taken.
 
     Architectures scale or cap their logits in different ways, so the function is held to the model's own logits
     on the first tokens of `probe` before it is used, unless it is in `checked`, where it is then entered.
@@ -33,23 +35,25 @@ def output_head(
         UnsupportedModelError: the model has no output head, or one that does something else besides.
     """
     require_output_head(model)
-    linear = model.get_output_embeddings()
+    layer: Any = model.get_output_embeddings()
     config = model.config.get_text_config()
     softcap = getattr(config, "final_logit_softcapping", None)
     factor = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
 
-    project = linear if tokens is None else _rows(linear, tokens)
+    project = layer if tokens is None else _rows(layer, tokens)
 
     def head(hidden: Tensor) -> Tensor:
         logits: Tensor = project(hidden) * factor / divisor
         return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
-    if _is_new(model, linear, checked, tokens):
+    key = _key(model, layer, tokens)
+    if checked is None or key not in checked:
         with torch.inference_mode():
             ours, own = head(hidden_of_one(model, probe[:PROBE_TOKENS])), _own_logits(model, probe)[0]
             _check(model, ours, own if tokens is None else own[:, list(tokens)], scale=own)
-        _enter(model, linear, checked, tokens)
+        if checked is not None:
+            checked.add(key)
     return head
 
 
@@ -72,14 +76,15 @@ def classification_head(
     Raises:
         UnsupportedModelError: the model's scores are not its `score` layer on the last token.
     """
-    linear = getattr(model, "score", None)
-    if not isinstance(linear, torch.nn.Linear):
+    layer = getattr(model, "score", None)
+    if not isinstance(layer, torch.nn.Module):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no linear layer `score`, so it makes its scores in a way that is not known "
+            f"{type(model).__name__} has no layer `score`, so it makes its scores in a way that is not known "
             "here. Call it through radix_mlp.enable(model) and its own forward."
         )
-    head = _rows(linear, range(linear.out_features))
-    if _is_new(model, linear, checked, None):
+    head = _rows(layer, None)
+    key = _key(model, layer, None)
+    if checked is None or key not in checked:
         with torch.inference_mode():
             # the model reads its scores at the last token that is not padding
             begin = probe[:PROBE_TOKENS]
@@ -87,7 +92,8 @@ def classification_head(
             last = int(ends[-1]) if len(ends) else 0
             own = _own_logits(model, probe)
             _check(model, head(hidden_of_one(model, begin)[last : last + 1]), own, scale=own)
-        _enter(model, linear, checked, None)
+        if checked is not None:
+            checked.add(key)
     return head
 
 
@@ -97,35 +103,33 @@ def pad_token_of(model: PreTrainedModel) -> int:
     return -1 if pad is None else int(pad)
 
 
-def _key(model: PreTrainedModel, linear: Any, tokens: Sequence[int] | None) -> tuple[Any, ...]:
+def _key(model: PreTrainedModel, layer: torch.nn.Module, tokens: Sequence[int] | None) -> tuple[Any, ...]:
     config = model.config.get_text_config()
     form = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
-    weight: Tensor = linear.weight
-    return type(model), id(linear), weight.data_ptr(), *form, None if tokens is None else tuple(tokens)
+    # what is called is what the model calls, whatever becomes of it; of a linear layer the weight is taken out
+    address = layer.weight.data_ptr() if is_plain_linear(layer) else None
+    return type(model), id(layer), address, *form, None if tokens is None else tuple(tokens)
 
 
-def _is_new(model: PreTrainedModel, linear: Any, checked: set[Any] | None, tokens: Sequence[int] | None) -> bool:
-    # what an adapter or a hook adds changes with training, and its layer stays the same
-    is_plain = type(linear) is torch.nn.Linear and not (linear._forward_hooks or linear._forward_pre_hooks)
-    return checked is None or not is_plain or _key(model, linear, tokens) not in checked
+def _rows(layer: torch.nn.Module, rows: Sequence[int] | None) -> Callable[[Tensor], Tensor]:
+    """The outputs `rows` of a head, all unless given, in float32 or wider."""
+    if not is_plain_linear(layer):
+        return lambda hidden: _widened(_chosen(layer(hidden), rows, dim=1))
+    weight = _widened(_chosen(layer.weight.detach(), rows, dim=0))
+    bias = None if layer.bias is None else _widened(_chosen(layer.bias.detach(), rows, dim=0))
+    return lambda hidden: torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
 
 
-def _enter(model: PreTrainedModel, linear: Any, checked: set[Any] | None, tokens: Sequence[int] | None) -> None:
-    if checked is not None:
-        checked.add(_key(model, linear, tokens))
-
-
-def _rows(linear: torch.nn.Module, rows: Sequence[int]) -> Callable[[Tensor], Tensor]:
-    """The outputs `rows` of a linear layer, computed in float32 or wider."""
-    whole: Tensor = linear.get_parameter("weight").detach()
+def _chosen(whole: Tensor, places: Sequence[int] | None, dim: int) -> Tensor:
+    size = whole.shape[dim]
+    if places is None or (len(places) == size and list(places) == list(range(size))):
+        return whole
     # slices, since sending an index to the device would wait for the forward pass that runs there
-    is_whole = len(rows) == len(whole) and list(rows) == list(range(len(whole)))
-    weight = whole if is_whole else torch.cat([whole[row : row + 1] for row in rows])
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    weight = weight.to(wide)
-    bias: Any = getattr(linear, "bias", None)
-    bias = None if bias is None else torch.stack([bias.detach()[row] for row in rows]).to(wide)
-    return lambda hidden: torch.nn.functional.linear(hidden.to(wide), weight, bias)
+    return torch.cat([whole.narrow(dim, place, 1) for place in places], dim)
+
+
+def _widened(values: Tensor) -> Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _own_logits(model: PreTrainedModel, probe: Ids) -> Tensor:

@@ -11,6 +11,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from radix_mlp.engine.kind import auto_class_of, check_kind, kind_of, kind_of_checkpoint
 from radix_mlp.engine.load_tokenizer import check_folder, load_tokenizer, not_loaded
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, RadixError
+from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.testing.tiny import TINY_NAMES, tiny_by_name
 
@@ -55,10 +56,10 @@ def load(
                 f"tokenizer is missing: a loaded {type(model).__name__} does not bring one. Pass "
                 "tokenizer=AutoTokenizer.from_pretrained(...), or the model's name instead of the model."
             )
-        loaded: Any = model
+        loaded: Any = opened(model)
         if kind not in ("auto", kind_of(loaded)):
             raise InvalidInputError(
-                f"kind={kind!r}: the loaded {type(model).__name__} is of the kind {kind_of(loaded)!r}."
+                f"kind={kind!r}: the loaded {type(loaded).__name__} is of the kind {kind_of(loaded)!r}."
             )
         loaded = loaded if device is None else loaded.to(device)
         loaded = loaded if dtype is None else loaded.to(dtype)

@@ -29,7 +29,7 @@ from radix_mlp.errors import InferenceError, InvalidInputError
 from radix_mlp.hf import disable, enable, is_enabled
 from radix_mlp.hf.costs import Costs, costs_of
 from radix_mlp.hf.enable import state_of
-from radix_mlp.hf.support import decoder_of, is_proven, pretrained_in
+from radix_mlp.hf.support import decoder_of, is_proven
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.testing.tiny import TINY_NAMES
 
@@ -130,9 +130,9 @@ class Runner:
         elif self._enabled_as is None or self._enabled_as != [self.impl, *state_of(self.model)]:
             # a direct call of the model then runs unfolded; folded batches go through forward_compact
             enable(self.model, impl=self.impl, threshold=0)
-            self.forward.refresh()
+            self.forward.reconsider()
             # others are tried by every job
-            proven = is_proven(decoder_of(pretrained_in(self.model) or self.model))
+            proven = is_proven(decoder_of(self.model))
             self._enabled_as = [self.impl, *state_of(self.model)] if proven else None
 
     def _start_job(self) -> None:

@@ -69,6 +69,9 @@ class _Part(FastForward):
         """Nothing: the model is not changed once it is dealt out."""
         return False
 
+    def reconsider(self) -> None:
+        """Nothing, too."""
+
     def _make(self, trunk: PreTrainedModel) -> Forward:
         made: Any = super()._make(trunk)
         self.graphed.clear()

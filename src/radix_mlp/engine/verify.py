@@ -15,6 +15,7 @@ from radix_mlp.engine.scheduler import Batch, Ids, cut_by_padding, schedule
 from radix_mlp.engine.step import hidden_of_one, padded_hidden, run_batch
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf import disable, enable
+from radix_mlp.hf.adapters import opened
 
 __all__ = ["BOUNDS", "TextDifference", "Verification", "verify"]
 
@@ -105,6 +106,7 @@ def verify(
     """
     if against not in ("single", "padded"):
         raise InvalidInputError(f"against={against!r}: must be 'single' or 'padded'.")
+    model = opened(model)
     result = Verification(BOUNDS[model.dtype] if bound is None else bound)
     disable(model)
     has_head = model.get_output_embeddings() is not None and bool(sequences)

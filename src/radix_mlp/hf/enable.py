@@ -6,14 +6,15 @@ import weakref
 from typing import Any, Literal, TypeVar
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
+from radix_mlp.hf.adapters import pretrained_in
 from radix_mlp.hf.attention_function import FALLBACKS, fallback_of, register
 from radix_mlp.hf.folding_forward import CallReport, FoldingForward, HeadForward, Settings, refuse_data_parallel
 from radix_mlp.hf.fused.layers import fingerprint
 from radix_mlp.hf.probe import probe
-from radix_mlp.hf.support import decoder_of, is_proven, pretrained_in, why_unsupported
+from radix_mlp.hf.support import decoder_of, is_proven, why_unsupported
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.ops.registry import COMPOSITES, IMPLS
 
@@ -59,7 +60,7 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
     trunk = decoder_of(inner)
     for module in (inner, trunk):
         disable(module)
-    reason = why_unsupported(inner)
+    reason = why_unsupported(model)
     if reason is not None:
         raise UnsupportedModelError(reason)
     fallback = fallback_of(trunk.config._attn_implementation)
@@ -144,6 +145,11 @@ def _pretrained(model: torch.nn.Module) -> PreTrainedModel:
 
 def _set_attention(model: PreTrainedModel, name: str) -> None:
     model.set_attn_implementation(name)
+    for module in decoder_of(model).modules():
+        config = getattr(module, "config", None)
+        if isinstance(config, PreTrainedConfig) and config._attn_implementation != name:
+            # a layer that was copied has a configuration of its own
+            config._attn_implementation = name
     found = decoder_of(model).config._attn_implementation
     if found != name:
         raise UnsupportedModelError(

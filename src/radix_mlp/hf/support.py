@@ -9,9 +9,10 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from radix_mlp.hf.adapters import PROVEN_TUNERS, opened, why_not_opened
 from radix_mlp.hf.proven import PROVEN_TYPES
 
-__all__ = ["decoder_of", "is_proven", "learns_prompt", "pretrained_in", "why_unsupported"]
+__all__ = ["decoder_of", "is_proven", "why_unsupported"]
 
 _FOLDABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -22,33 +23,28 @@ _MIXER_CLASS = re.compile(
 _MASK_ONLY_CLASS = re.compile(r"Indexer|Compressor|LSHSelfAttention|BlockSparse")
 
 
-def pretrained_in(model: torch.nn.Module) -> PreTrainedModel | None:
-    """The transformers model itself: as it is, or out of a PEFT model; None if there is none."""
-    if isinstance(model, PreTrainedModel):
-        return model
-    get_base_model = getattr(model, "get_base_model", None)
-    inner = get_base_model() if callable(get_base_model) else None
-    return inner if isinstance(inner, PreTrainedModel) else None
+def decoder_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The trunk that holds the layers: `model.model`, `model.transformer`, … or the model itself.
 
-
-def learns_prompt(model: torch.nn.Module) -> bool:
-    """Whether PEFT puts learnt vectors before every text: they have no token ids."""
-    return bool(getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False))
-
-
-def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
-    """The trunk that holds the layers: `model.model`, `model.transformer`, … or the model itself."""
-    base = model.base_model
-    if base is model and model.get_output_embeddings() is not None:
+    Raises:
+        UnsupportedModelError: a PEFT model whose adapter is more than layers of the model.
+    """
+    inner = opened(model)
+    base = inner.base_model
+    if base is inner and inner.get_output_embeddings() is not None:
         # a class whose base_model_prefix names nothing that it has
-        base = model.get_decoder()
-    return base if isinstance(base, PreTrainedModel) else model
+        base = inner.get_decoder()
+    return base if isinstance(base, PreTrainedModel) else inner
 
 
-def why_unsupported(model: PreTrainedModel) -> str | None:
+def why_unsupported(model: torch.nn.Module) -> str | None:
     """The reason why `model` cannot be folded exactly, with what to do about it; `None` if it can."""
-    trunk = decoder_of(model)
-    for config in (model.config, trunk.config):
+    reason = why_not_opened(model)
+    if reason is not None:
+        return reason
+    inner = opened(model)
+    trunk = decoder_of(inner)
+    for config in (inner.config, trunk.config):
         for reason in _config_reasons(config):
             return reason
     for reason in _class_reasons(trunk):
@@ -62,7 +58,8 @@ def why_unsupported(model: PreTrainedModel) -> str | None:
 def is_proven(trunk: PreTrainedModel) -> bool:
     """Whether the sweep has shown this type to fold exactly, and all its code is that of transformers."""
     transformers = ("transformers.models.", "transformers.activations", "transformers.pytorch_utils")
-    stock = (*transformers, "torch.", "peft.", "radix_mlp.")
+    tuners = (f"peft.tuners.{name}." for name in PROVEN_TUNERS)
+    stock = (*transformers, "torch.", "peft.utils.", "peft.tuners._", *tuners, "radix_mlp.")
     own_code = (type(module).__module__ for module in trunk.modules())
     return trunk.config.model_type in PROVEN_TYPES and all(name.startswith(stock) for name in own_code)
 

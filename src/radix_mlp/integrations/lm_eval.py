@@ -33,7 +33,6 @@ from radix_mlp.engine.scheduler import lexicographic_order
 from radix_mlp.engine.score import scored_rows
 from radix_mlp.engine.task import Item, Rows, Task
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
-from radix_mlp.hf.support import learns_prompt, pretrained_in
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
 from radix_mlp.plan.transfer import send
@@ -108,7 +107,7 @@ class RadixLM(HFLM):
             )
         self._encoded: dict[str, list[int]] = {}
         self._engine = Engine(
-            _without_adapter_class(self.model),
+            self.model,
             tokenizer=self.tokenizer,
             max_batch_tokens=max_batch_tokens,
             threshold=threshold,
@@ -276,14 +275,6 @@ def next_token_logprobs(
         # the first row tells how many logits there are
         count = max(1, max_logits // logits.shape[1])
     return logprob, is_greedy
-
-
-def _without_adapter_class(model: Any) -> Any:
-    """The transformers model with its adapters' layers inside, out of the class that PEFT puts round it."""
-    if learns_prompt(model):
-        raise UnsupportedModelError("prompt learning puts vectors before every text, which have no tokens. Use hf.")
-    inner = pretrained_in(model)
-    return model if inner is None else inner
 
 
 def main() -> None:

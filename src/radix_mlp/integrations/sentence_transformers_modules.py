@@ -27,7 +27,8 @@ from radix_mlp.engine.kind import kind_of
 from radix_mlp.engine.scheduler import Ids
 from radix_mlp.engine.task import Item, Kept, Rows, Task
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
-from radix_mlp.hf.support import decoder_of, learns_prompt, pretrained_in
+from radix_mlp.hf.adapters import opened
+from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.fold import copy_rows
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.device import DevicePlan
@@ -59,11 +60,11 @@ def tail_of(model: Any) -> Tail:
             f"the model's first module is a {kind.__name__}, and only the library's own Transformer is known here. For "
             "a transformers model in another wrapper, use radix_mlp.enable."
         )
-    transformer = None if learns_prompt(first.model) else pretrained_in(first.model)
-    if transformer is None:
+    transformer = opened(first.model)
+    if not isinstance(transformer, PreTrainedModel):
         raise UnsupportedModelError(
-            f"the model runs a {type(first.model).__name__}, and only transformers models in torch can be folded. Load "
-            'it with backend="torch", and without prompt learning.'
+            f"the model runs a {type(transformer).__name__}, and only transformers models in torch can be folded. Load "
+            'it with backend="torch".'
         )
     reason = _why_not(first, transformer)
     if reason is not None:

@@ -33,7 +33,6 @@ import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.enable import folding_forward_of, install
 from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
-from radix_mlp.hf.support import learns_prompt
 from radix_mlp.integrations.edge_forward import (
     EdgeForward,
     autocast_dtype_of,
@@ -251,6 +250,4 @@ def _reason(trainer: Any) -> str | None:
             "a balancing loss of experts is on, which counts tokens and would count unique tokens. Set "
             "router_aux_loss_coef to 0"
         )
-    if learns_prompt(trainer.model):
-        return "prompts are learnt (PEFT), which gives the model embeddings without token ids. Use LoRA"
     return reason_of_options(trainer)

@@ -12,8 +12,9 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.calls import reason_of_modules
-from radix_mlp.hf.support import decoder_of, pretrained_in
+from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.edge_logprobs import EdgeLogprobs, edge_logprobs
 from radix_mlp.ops.edges import DeviceEdges, Edges
 from radix_mlp.ops.linear_head import LinearHead, is_plain_linear
@@ -31,9 +32,10 @@ def pretrained_of(model: torch.nn.Module) -> PreTrainedModel:
     Raises:
         InvalidDtypeError: there is none. Wrappers that must see the forward call (DistributedDataParallel) are not
             opened, since gradients would then not be synchronised.
+        UnsupportedModelError: a PEFT model whose adapter is more than layers of the model, such as a learnt prompt.
     """
-    inner = pretrained_in(model)
-    if inner is not None:
+    inner = opened(model)
+    if isinstance(inner, PreTrainedModel):
         return inner
     raise InvalidDtypeError(
         f"model is a {type(model).__name__}: pass a transformers PreTrainedModel or a PEFT model around one. A wrapper "

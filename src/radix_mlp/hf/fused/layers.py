@@ -28,6 +28,7 @@ _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _JOINED = (("self_attn", ("q_proj", "k_proj", "v_proj")), ("mlp", ("gate_proj", "up_proj")))
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _PLAIN_MODULES = (nn.Linear, SummedLinear, nn.Embedding, nn.ModuleList, nn.SiLU)
+_RECORDER = "transformers.utils.output_capturing"
 _KNOWN_JOINTS: Any = WeakIdKeyDictionary()
 """First parameter of a joined tensor -> a weak reference to it: all engines of a model share one."""
 
@@ -190,7 +191,11 @@ def _detached(parameter: Tensor | None) -> Tensor | None:
 def _is_changed(module: nn.Module) -> bool:
     """Whether a module does more than the forward of its class."""
     state = module.__dict__
-    if state["_forward_hooks"] or state["_forward_pre_hooks"] or "parametrizations" in state["_modules"]:
+    hooks = state["_forward_hooks"]
+    # those that transformers leaves behind once hidden states were asked for record nothing until they are again
+    if hooks and any(getattr(hook, "__module__", None) != _RECORDER for hook in hooks.values()):
+        return True
+    if state["_forward_pre_hooks"] or "parametrizations" in state["_modules"]:
         return True
     if "forward" not in state:
         return False

@@ -27,8 +27,8 @@ class Engine(Runner):
     """Runs texts through a model so that tokens which texts share are computed once.
 
     Args:
-        model: a hub id, a folder (of transformers or sentence-transformers), a loaded transformers model,
-            `"small"` (an embedder that comes with the package), or `"tiny"` (also `"tiny-reranker"`,
+        model: a hub id, a folder (of transformers or sentence-transformers), a loaded transformers model (also in
+            PEFT's class), `"small"` (an embedder that comes with the package), or `"tiny"` (also `"tiny-reranker"`,
             `"tiny-classifier"`).
         tokenizer: needed with a loaded model; else the model's own.
         device: CUDA where there is one, else the CPU; a loaded model stays where it is.

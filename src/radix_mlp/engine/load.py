@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.kind import auto_class_of, check_kind, kind_of, kind_of_checkpoint
-from radix_mlp.engine.load_tokenizer import check_folder, load_tokenizer, not_loaded
+from radix_mlp.engine.load_tokenizer import ADAPTER, check_folder, load_tokenizer, not_loaded
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, RadixError
 from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.support import decoder_of
@@ -35,7 +36,8 @@ def load(
     """The model in evaluation mode on `device`, and its tokenizer.
 
     Args:
-        model: a hub id, a folder, a loaded transformers model, or `"tiny"`, `"tiny-reranker"`, `"tiny-classifier"`.
+        model: a hub id, a folder, a loaded transformers model (also in PEFT's class), or `"tiny"`, `"tiny-reranker"`,
+            `"tiny-classifier"`.
         tokenizer: of a loaded model, which does not bring one; else the model's own unless given.
         device: `"cuda"` where there is one, else `"cpu"`, unless given; a loaded model stays where it is.
         dtype: `torch.float32`, `"bfloat16"`, …; the checkpoint's own unless given.
@@ -45,6 +47,7 @@ def load(
     Raises:
         InvalidInputError: there is no such model, device, dtype or kind, or the checkpoint lacks the weights of its
             kind; the message says what to do.
+        UnsupportedModelError: a PEFT model whose adapter is more than layers of the model, such as a learnt prompt.
     """
     dtype = _dtype(dtype)
     if device is not None:
@@ -56,7 +59,10 @@ def load(
                 f"tokenizer is missing: a loaded {type(model).__name__} does not bring one. Pass "
                 "tokenizer=AutoTokenizer.from_pretrained(...), or the model's name instead of the model."
             )
-        loaded: Any = opened(model)
+        inner = opened(model)
+        if not isinstance(inner, PreTrainedModel):
+            raise _no_model(inner)
+        loaded: Any = inner
         if kind not in ("auto", kind_of(loaded)):
             raise InvalidInputError(
                 f"kind={kind!r}: the loaded {type(loaded).__name__} is of the kind {kind_of(loaded)!r}."
@@ -65,15 +71,24 @@ def load(
         loaded = loaded if dtype is None else loaded.to(dtype)
         return loaded.eval(), _tokenizer(tokenizer, trust_remote_code)
     if not isinstance(model, str | Path):
-        raise InvalidDtypeError(f"model must be a name, a folder or a transformers model, not {type(model).__name__}.")
+        raise _no_model(model)
     name = str(model)
     if name in TINY_NAMES:
         loaded = tiny_by_name(name, dtype)
         _check_loaded(loaded, kind)
     else:
         check_folder(name, "model", "config.json")
+        if (Path(name).expanduser() / ADAPTER).is_file() and find_spec("peft") is None:
+            # transformers would leave it out without a word
+            raise InvalidInputError(
+                f"model={name!r}: the folder has an adapter ({ADAPTER}). Install PEFT: pip install peft."
+            )
         loaded = _load_model(name, dtype, kind, trust_remote_code)
     return loaded.to(device or default_device()).eval(), _tokenizer(tokenizer or name, trust_remote_code)
+
+
+def _no_model(given: object) -> InvalidDtypeError:
+    return InvalidDtypeError(f"model must be a name, a folder or a transformers model, not {type(given).__name__}.")
 
 
 def default_device() -> torch.device:

@@ -15,13 +15,16 @@ from radix_mlp.testing.tiny import TINY_NAMES, tiny_reranker_tokenizer, tiny_tok
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["check_folder", "checkpoint_of", "load_tokenizer", "not_loaded", "tokenizer_of"]
+__all__ = ["ADAPTER", "check_folder", "checkpoint_of", "load_tokenizer", "not_loaded", "tokenizer_of"]
 
 QWEN_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 """How Qwen 2, 2.5 and 3 cut text into words before byte-pair encoding; a file of ranks does not say."""
+
+ADAPTER = "adapter_config.json"
+"""What PEFT writes beside an adapter's weights."""
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -88,6 +91,12 @@ def check_folder(name: str, argument: str, needed: str) -> None:
     path = Path(name).expanduser()
     if path.is_dir():
         if not any(path.glob(needed)):
+            if (path / ADAPTER).is_file():
+                raise InvalidInputError(
+                    f"{argument}={name!r}: the folder holds an adapter ({ADAPTER}) without its model. Load both with "
+                    "PEFT and pass the model, or save both as one: merge_and_unload().save_pretrained(...), and the "
+                    "tokenizer beside it."
+                )
             raise InvalidInputError(
                 f"{argument}={name!r}: the folder has no {needed}. Give the folder that save_pretrained wrote."
             )

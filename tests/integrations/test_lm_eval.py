@@ -142,7 +142,7 @@ def test_next_tokens_in_small_parts():
 
 
 def test_lora_adapters():
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
     torch.manual_seed(0)
     config = LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False)
@@ -153,6 +153,11 @@ def test_lora_adapters():
     assert max(abs(a - b) for (a, _), (b, _) in zip(expected, plain, strict=True)) > 0.1
     ours = RadixLM(model, tokenizer=tiny_tokenizer(), threshold=1)
     close(ours.loglikelihood(asked, disable_tqdm=True), expected)
+    with model.disable_adapter():
+        close(ours.loglikelihood(asked, disable_tqdm=True), plain)
+    prompt = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    with pytest.raises(UnsupportedModelError, match="learnt prompt"):
+        RadixLM(get_peft_model(tiny_model(), prompt), tokenizer=tiny_tokenizer())
 
 
 def test_what_is_refused():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import sentence_transformers as library
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from tests.integrations.models import PAIRS, TEXTS, embedder, reranker, save
 
 import radix_mlp
@@ -176,15 +177,50 @@ def test_saved_and_loaded(model, tmp_path):
     close(loaded.encode(TEXTS), expected)
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
 def test_lora_adapters(model):
-    from peft import LoraConfig
-
     model.add_adapter(LoraConfig(target_modules=["q_proj", "down_proj"], init_lora_weights=False))
     expected = model.encode(TEXTS)
     model.disable_adapters()
-    assert np.abs(model.encode(TEXTS) - expected).max() > 1e-2
+    without = model.encode(TEXTS)
+    assert np.abs(without - expected).max() > 1e-2
     model.enable_adapters()
     close(enable(model, threshold=1).encode(TEXTS), expected)
+    # also of an enabled object
+    model.disable_adapters()
+    close(model.encode(TEXTS), without)
+    model.add_adapter(LoraConfig(target_modules=["o_proj"], init_lora_weights=False), "second")
+    second = model.encode(TEXTS)
+    close(second, disable(model).encode(TEXTS))
+    assert np.abs(second - without).max() > 1e-2
+
+
+def test_adapters_in_pefts_class(model):
+    model[0].model = get_peft_model(model[0].model, LoraConfig(target_modules=["v_proj"], init_lora_weights=False))
+    expected = model.encode(TEXTS)
+    close(enable(model, threshold=1).encode(TEXTS), expected)
+    with model[0].model.disable_adapter():
+        assert np.abs(model.encode(TEXTS) - expected).max() > 1e-2
+    close(model.encode(TEXTS), expected)
+    disable(model)
+    prompt = PromptTuningConfig(task_type="FEATURE_EXTRACTION", num_virtual_tokens=2)
+    model[0].model = get_peft_model(model[0].model.unload(), prompt)
+    with pytest.raises(UnsupportedModelError, match="learnt prompt"):
+        enable(model)
+
+
+@pytest.mark.parametrize("change", [{"target_modules": ["score"]}, {"modules_to_save": ["score"]}], ids=str)
+def test_labels_by_a_head_that_was_adapted(tmp_path, change):
+    folder = save(tiny_classifier(), tiny_tokenizer(), tmp_path / "model")
+    model = library.CrossEncoder(folder, device="cpu")
+    before = model.predict(PAIRS)
+    model.add_adapter(LoraConfig(**{"target_modules": ["q_proj"], "init_lora_weights": False} | change))
+    for name, weight in model.named_parameters():
+        if "modules_to_save" in name:
+            torch.nn.init.normal_(weight)
+    expected = model.predict(PAIRS)
+    assert np.abs(expected - before).max() > 1e-2
+    close(enable(model, threshold=1).predict(PAIRS), expected)
 
 
 @pytest.mark.parametrize("chat", [True, False])

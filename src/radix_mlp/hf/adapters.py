@@ -36,37 +36,33 @@ PROVEN_TUNERS = frozenset(
 )
 """Packages of `peft.tuners` whose layers a test has shown to fold exactly; a model with others is tried first."""
 
-# forwards that call the model inside with the very arguments
-_PLAIN_FORWARDS = {"BaseTuner.forward", "AdaLoraModel.forward", "Module.forward", "_forward_unimplemented"}
+# forwards that call the model inside with the very arguments; adaption prompts have none but the model's
+_PLAIN_FORWARDS = ("BaseTuner.forward", "AdaLoraModel.forward", "_forward_unimplemented")
 _ADVICE = "Run it by itself, without radix-mlp, or train an adapter of the layers (LoRA, IA3, ...)."
 
 
 def pretrained_in(model: torch.nn.Module) -> PreTrainedModel | None:
     """The transformers model itself: as it is, or out of PEFT's class; None if there is none."""
-    while not isinstance(model, PreTrainedModel):
-        if not _is_peft(model):
-            return None
-        wrapped: Any = model.base_model
-        # a learnt prompt stands right before the model, adapters of layers have a class of their own between
-        model = wrapped if isinstance(wrapped, PreTrainedModel) else wrapped.model
-    return model
+    while _is_peft(model):
+        model = _inside(model)
+    return model if isinstance(model, PreTrainedModel) else None
 
 
 def why_not_opened(model: torch.nn.Module) -> str | None:
     """Why the model inside PEFT's class gives other answers than with it, and what to do; None if it gives the same."""
-    kind_of_model = type(model).__name__
+    outermost = type(model).__name__
     while _is_peft(model):
-        wrapped: Any = model.base_model
-        for name, config in model.peft_config.items():  # type: ignore[union-attr, operator]
+        peft_model: Any = model
+        for name, config in peft_model.peft_config.items():
             kind = getattr(config.peft_type, "value", config.peft_type)
-            shown = f"the adapter {name!r} of the {kind_of_model}"
+            shown = f"the adapter {name!r} of the {outermost}"
             if config.is_prompt_learning:
                 return f"{shown} is a learnt prompt ({kind}), vectors without token ids. {_ADVICE}"
             if getattr(config, "alora_invocation_tokens", None):
                 return f"{shown} is an activated LoRA, which sets in where each text says so. {_ADVICE}"
-            if type(wrapped).forward.__qualname__ not in _PLAIN_FORWARDS:
+            if type(peft_model.base_model).forward.__qualname__ not in _PLAIN_FORWARDS:
                 return f"{shown} ({kind}) does more than layers of the model do. {_ADVICE}"
-        model = wrapped.model
+        model = _inside(model)
     return None
 
 
@@ -88,3 +84,9 @@ def _is_peft(model: torch.nn.Module) -> bool:
     # a model of PEFT's has imported it
     peft: Any = sys.modules.get("peft")
     return peft is not None and isinstance(model, (peft.PeftModel, peft.PeftMixedModel))
+
+
+def _inside(peft_model: Any) -> Any:
+    """Adapters of layers stand between PEFT's class and the model; a learnt prompt does not."""
+    base = peft_model.base_model
+    return base if isinstance(base, PreTrainedModel) else base.model

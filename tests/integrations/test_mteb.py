@@ -110,6 +110,25 @@ def test_pairs_of_all_batches_are_scored_together(tmp_path):
         model.predict(loader(queries), loader(documents[:3]), **where)
 
 
+def test_scores_in_bfloat16_have_a_head_in_float32(tmp_path):
+    where = {"task_metadata": mock_tasks.MockRerankingTask.metadata, "hf_split": "test", "hf_subset": "default"}
+    queries, documents = ["what is it?"] * 60, [f"thing {number}" for number in range(60)]
+
+    def scored(wrapper, dtype, **options):
+        model = reranker(tmp_path / f"{wrapper.__name__}{dtype}", model_kwargs={"dtype": dtype})
+        model.activation_fn = torch.nn.Identity()
+        wrapped = wrapper(model, **options)
+        return wrapped, np.asarray(wrapped.predict(loader(queries), loader(documents), **where), np.float64)
+
+    truth = scored(CrossEncoderWrapper, torch.float32)[1]
+    stock, expected = scored(CrossEncoderWrapper, torch.bfloat16)
+    ours, found = scored(RadixCrossEncoder, torch.bfloat16, threshold=1)
+    assert np.abs(found - truth).max() < 2 * np.abs(expected - truth).max() < truth.std()
+    # mteb's way to it would make the engine compute the logits of the whole vocabulary
+    assert stock.model.model.lm_head._forward_hooks
+    assert not ours.model.model.lm_head._forward_hooks
+
+
 def test_by_name_and_through_metadata(tmp_path):
     folder = str(tmp_path / "saved")
     embedder(tmp_path / "model").save_pretrained(folder, create_model_card=False)

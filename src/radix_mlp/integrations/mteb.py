@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import torch
 from mteb.models import CrossEncoderWrapper, SentenceTransformerEncoderWrapper
 
 from radix_mlp.engine.engine import JobStats
@@ -73,12 +74,28 @@ class RadixEncoder(_Folding, SentenceTransformerEncoderWrapper):
     """
 
 
+def _take_back_scoring_hook(model: Any) -> None:
+    """Remove the hook by which mteb's wrapper has the logits of two tokens in float32.
+
+    The engine reads just these two rows of the head, in float32, unless there is a hook to call: then it needs all.
+    """
+    head = model.model.get_output_embeddings() if hasattr(model.model, "get_output_embeddings") else None
+    if isinstance(head, torch.nn.Module):
+        for key, hook in list(head._forward_hooks.items()):
+            if hook.__module__.startswith("mteb.") and hook.__name__ == "upcast_token_logits":
+                del head._forward_hooks[key]
+
+
 class RadixCrossEncoder(_Folding, CrossEncoderWrapper):
     """A cross-encoder by mteb's `CrossEncoderProtocol`, for reranking tasks; arguments as in `RadixEncoder`.
 
     All pairs of a call are scored together, so that every document of a query finds the others; mteb's wrapper scores
-    one batch of its loader at a time.
+    one batch of its loader at a time. Scores are read from the head in float32, as mteb has them.
     """
+
+    def __init__(self, model: Any, revision: str | None = None, device: str | None = None, **options: Any) -> None:
+        super().__init__(model, revision, device, **options)
+        _take_back_scoring_hook(self.model)
 
     def predict(
         self,

@@ -6,9 +6,10 @@
   encode    sentence-transformers' SentenceTransformer.encode: abstracts behind an instruction, last-token pooling
   lm-eval   lm-evaluation-harness' HFLM.loglikelihood: BIG-Bench-Hard questions behind their task's three-shot prompt,
             one request for each answer; needs lm_eval
-  mteb-rerank     mteb.evaluate on a reranking task of the texts of predict, wrappers CrossEncoderWrapper and ours
-  mteb-classify   mteb.evaluate on a classification task: BIG-Bench-Hard's questions by their task, behind an
-                  instruction, every text embedded once; both need mteb
+  mteb-rerank
+            mteb.evaluate on a reranking task made of the texts of predict, in its CrossEncoderWrapper and in ours
+  mteb-sts  mteb.evaluate on a similarity task: pairs of BIG-Bench-Hard's questions, each behind an instruction, of
+            one task or of two; both need mteb
 
 The stock side is the unmodified library on a copy of the same weights (random, of Qwen3's shapes), at every one of
 --batch-size; the speed-up is over the fastest of these. Times are of whole calls, tokenisation included, sides in turn.
@@ -43,18 +44,18 @@ import torch
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from library_items import abstracts, labelled_questions, lm_eval_requests, reranking_pairs
+from library_items import abstracts, lm_eval_requests, question_pairs, reranking_pairs
 from library_models import embedder, models, reranker, tokenizer_of
 from provenance import provenance
 from shapes import SHAPES
 from texts import INSTRUCTION
 
-PARTS = ("predict", "rank", "encode", "lm-eval", "mteb-rerank", "mteb-classify")
+PARTS = ("predict", "rank", "encode", "lm-eval", "mteb-rerank", "mteb-sts")
 # what a part needs beside sentence-transformers: module and package
 NEEDS = {
     "lm-eval": ("lm_eval", "lm-eval"),
     "mteb-rerank": ("mteb", "mteb"),
-    "mteb-classify": ("mteb", "mteb"),
+    "mteb-sts": ("mteb", "mteb"),
 }
 EMBED_PROMPT = f"Instruct: {INSTRUCTION}\nQuery: "
 GATE_ITEMS = 24
@@ -149,7 +150,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("bfloat16", "float16", "float32"), help="default bfloat16 on CUDA")
     parser.add_argument("--queries", type=int, default=10, help="of predict and mteb-rerank (default 10)")
     parser.add_argument("--documents", type=int, default=100, help="a query (default 100)")
-    parser.add_argument("--texts", type=int, default=2000, help="of encode and mteb-classify (default 2000)")
+    parser.add_argument("--texts", type=int, default=2000, help="of encode and mteb-sts (default 2000)")
     parser.add_argument("--tasks", type=int, default=4, help="of BIG-Bench-Hard (default 4)")
     parser.add_argument("--questions", type=int, default=64, help="a task (default 64)")
     parser.add_argument(
@@ -236,7 +237,7 @@ def lm_eval_side(options: argparse.Namespace, tokenizer: Any, stock: Qwen3ForCau
 def mteb_side(
     what: str, options: argparse.Namespace, tokenizer: Any, stock: Qwen3ForCausalLM, ours: Qwen3ForCausalLM
 ) -> tuple[Side, Any]:
-    from library_mteb import classifier, ranker
+    from library_mteb import comparer, ranker
 
     engine = {"max_batch_tokens": options.max_batch_tokens, "engine_options": options.engine}
     if what == "mteb-rerank":
@@ -247,14 +248,14 @@ def mteb_side(
         theirs, mine = ranker(*objects, engine)
         items: list[Any] = reranking_pairs(options.data, options.queries, options.documents)
     else:
-        theirs, mine = classifier(embedder(tokenizer, stock), embedder(tokenizer, ours), engine)
-        items = labelled_questions(options)
+        theirs, mine = comparer(embedder(tokenizer, stock), embedder(tokenizer, ours), engine)
+        items = question_pairs(options)
 
     def folded(items: Any) -> np.ndarray:
         # the size of mteb's loader only: batches are the engine's own
         return mine(items, 1024)
 
-    return Side(theirs, folded, lambda items: theirs(items, 1), lambda: mine.model.stats), items
+    return Side(theirs, folded, lambda items: theirs(items, 1), mine.stats), items
 
 
 def measure(shape: str, what: str, side: Side, items: Any, stock: Qwen3ForCausalLM, options: argparse.Namespace) -> Row:

@@ -14,7 +14,7 @@ import numpy as np
 
 from texts import generated, trec
 
-__all__ = ["abstracts", "labelled_questions", "lm_eval_requests", "reranking_pairs"]
+__all__ = ["abstracts", "lm_eval_requests", "question_pairs", "reranking_pairs"]
 
 
 def abstracts(data: Path | None) -> list[str]:
@@ -38,21 +38,20 @@ def reranking_pairs(data: Path | None, queries: int, documents: int) -> list[tup
     return pairs
 
 
-def labelled_questions(options: argparse.Namespace) -> list[tuple[str, int]]:
-    """Questions with the number of their task: the first of every task, then the second of every task, and so on."""
+def question_pairs(options: argparse.Namespace) -> list[tuple[str, str, int]]:
+    """Two questions and 1 if they are of one task, in turn with 0; `options.texts` texts in all."""
     if options.data is None:
-        questions = [generated(options.texts // 4 + 1, 20, seed=label) for label in range(4)]
+        by_task = [generated(50, 20, seed=label) for label in range(4)]
     else:
         files = sorted((options.data / "bbh" / "tasks").glob("*.json"))
-        questions = [[example["input"] for example in json.loads(path.read_text())["examples"]] for path in files]
-    deepest = max(len(of_task) for of_task in questions)
-    labelled = [
-        (of_task[place], label)
-        for place in range(deepest)
-        for label, of_task in enumerate(questions)
-        if place < len(of_task)
-    ]
-    return labelled[: options.texts]
+        by_task = [[example["input"] for example in json.loads(path.read_text())["examples"]] for path in files]
+    rng = np.random.default_rng(0)
+    pairs = []
+    for place in range(options.texts // 2):
+        first, other = rng.choice(len(by_task), 2, replace=False)
+        second = first if place % 2 == 0 else other
+        pairs.append((str(rng.choice(by_task[first])), str(rng.choice(by_task[second])), 1 - place % 2))
+    return pairs
 
 
 def lm_eval_requests(options: argparse.Namespace) -> list[Any]:

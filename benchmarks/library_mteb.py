@@ -1,4 +1,4 @@
-"""library.py's parts `mteb-rerank` and `mteb-classify`: whole calls of `mteb.evaluate` on tasks made of local text."""
+"""library.py's parts `mteb-rerank` and `mteb-sts`: whole calls of `mteb.evaluate` on tasks made of local text."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any
 import mteb
 import numpy as np
 from datasets import Dataset, DatasetDict, disable_progress_bars
-from mteb.abstasks import AbsTaskClassification, AbsTaskRetrieval
+from mteb.abstasks import AbsTaskRetrieval, AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 from mteb.models import CrossEncoderWrapper, SentenceTransformerEncoderWrapper
 
+from radix_mlp.engine.engine import JobStats
 from radix_mlp.integrations.mteb import RadixCrossEncoder, RadixEncoder
 
-__all__ = ["CLASSIFY_PROMPT", "Evaluation", "classifier", "ranker"]
+__all__ = ["SIMILARITY_PROMPT", "Evaluation", "comparer", "ranker"]
 
-CLASSIFY_PROMPT = "Instruct: Identify the kind of problem that a question poses\nQuery: "
+SIMILARITY_PROMPT = "Instruct: Retrieve questions that pose the same kind of problem\nQuery: "
 
 
 class RerankTask(AbsTaskRetrieval):
@@ -49,29 +50,30 @@ class RerankTask(AbsTaskRetrieval):
     )
 
 
-class ClassifyTask(AbsTaskClassification):
-    """Tell a question's task, cross-validated: every text is embedded once."""
+class SimilarityTask(AbsTaskSTS):
+    """Tell which pairs of questions belong to one task; the instruction stands before every text."""
 
-    is_cross_validation = True
-    # mteb's scores fail on a fold that knows two labels only, which the gate's small part can have
-    n_splits = 2
-    train_split = "test"
+    min_score = 0
+    max_score = 1
 
-    def __init__(self, texts: list[tuple[str, int]]) -> None:
+    def __init__(self, pairs: list[tuple[str, str, int]]) -> None:
         super().__init__()
-        columns = {"text": [text for text, _ in texts], "label": [label for _, label in texts]}
-        self.dataset = DatasetDict({"test": Dataset.from_dict(columns)})
+        first, second, same = zip(*pairs, strict=True)
+        columns = {"sentence1": first, "sentence2": second, "score": same}
+        self.dataset = DatasetDict(
+            {"test": Dataset.from_dict({name: list(column) for name, column in columns.items()})}
+        )
         self.data_loaded = True
 
     metadata = TaskMetadata(
-        type="Classification",
-        name="LocalClassification",
-        description="Questions by the task that they belong to.",
+        type="STS",
+        name="LocalSimilarity",
+        description="Pairs of questions, of one task or of two.",
         dataset={"path": "NA", "revision": "NA"},
-        category="t2c",
+        category="t2t",
         eval_splits=["test"],
         eval_langs=["eng-Latn"],
-        main_score="accuracy",
+        main_score="cosine_spearman",
     )
 
 
@@ -80,23 +82,29 @@ class Evaluation:
 
     Args:
         model: mteb's wrapper, or ours.
-        method: what mteb calls once a task: `encode` or `predict`.
+        method: what mteb calls, once a task or more: `encode` or `predict`.
         task: makes the task of the items.
     """
 
-    def __init__(self, model: Any, method: str, task: type[RerankTask] | type[ClassifyTask]) -> None:
-        self.model, self.task, self.answers = model, task, []
+    def __init__(self, model: Any, method: str, task: type[RerankTask] | type[SimilarityTask]) -> None:
+        self.model, self.task = model, task
+        self.answers: list[np.ndarray] = []
+        self.all_stats: list[JobStats] = []
         answer = getattr(model, method)
 
         def recorded(*args: Any, **options: Any) -> Any:
-            self.answers.append(answer(*args, **options))
-            return self.answers[-1]
+            answered = answer(*args, **options)
+            self.answers.append(np.asarray(answered, np.float32))
+            if hasattr(model, "stats"):
+                self.all_stats.append(model.stats)
+            return answered
 
         setattr(model, method, recorded)
 
     def __call__(self, items: list[Any], batch_size: int) -> np.ndarray:
-        """The answers `[n]` or `[n, d]` of an evaluation."""
+        """All answers of an evaluation, `[n]` or `[n, d]`."""
         self.answers.clear()
+        self.all_stats.clear()
         disable_progress_bars()
         mteb.evaluate(
             self.model,
@@ -105,9 +113,12 @@ class Evaluation:
             encode_kwargs={"batch_size": batch_size, "show_progress_bar": False},
             show_progress_bar=False,
         )
-        if len(self.answers) != 1:
-            raise RuntimeError(f"mteb called the model {len(self.answers)} times where once was expected.")
-        return np.asarray(self.answers[0], np.float32)
+        return np.concatenate(self.answers)
+
+    def stats(self) -> JobStats:
+        """Sums over the calls of the last evaluation."""
+        names = ("num_requests", "num_tokens", "num_compact", "num_batches", "seconds")
+        return JobStats(**{name: sum(getattr(stats, name) for stats in self.all_stats) for name in names})
 
 
 def ranker(stock: Any, ours: Any, engine: dict[str, Any]) -> tuple[Evaluation, Evaluation]:
@@ -118,10 +129,10 @@ def ranker(stock: Any, ours: Any, engine: dict[str, Any]) -> tuple[Evaluation, E
     )
 
 
-def classifier(stock: Any, ours: Any, engine: dict[str, Any]) -> tuple[Evaluation, Evaluation]:
-    """The same for encoders, with an instruction before every text of a classification."""
-    prompts = {"Classification": CLASSIFY_PROMPT}
+def comparer(stock: Any, ours: Any, engine: dict[str, Any]) -> tuple[Evaluation, Evaluation]:
+    """The same for encoders, with an instruction before every text."""
+    prompts = {"STS": SIMILARITY_PROMPT}
     return (
-        Evaluation(SentenceTransformerEncoderWrapper(stock, model_prompts=prompts), "encode", ClassifyTask),
-        Evaluation(RadixEncoder(ours, model_prompts=prompts, **engine), "encode", ClassifyTask),
+        Evaluation(SentenceTransformerEncoderWrapper(stock, model_prompts=prompts), "encode", SimilarityTask),
+        Evaluation(RadixEncoder(ours, model_prompts=prompts, **engine), "encode", SimilarityTask),
     )

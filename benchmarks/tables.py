@@ -228,7 +228,7 @@ def library() -> str:
         "encode": "SentenceTransformer.encode, abstracts behind an instruction",
         "lm-eval": "lm-eval's HFLM, BIG-Bench-Hard 3-shot, log-likelihoods",
         "mteb-rerank": "mteb.evaluate, reranking: queries of Vaswani with 100 documents each",
-        "mteb-classify": "mteb.evaluate, classification: BIG-Bench-Hard's questions behind an instruction",
+        "mteb-sts": "mteb.evaluate, similarity of BIG-Bench-Hard's questions, each behind an instruction",
     }
     lines = [
         [

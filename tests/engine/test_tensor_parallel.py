@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +18,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from tests.torchrun import torchrun
+from torch.distributed import distributed_c10d
 
 from radix_mlp import Engine
-from radix_mlp.engine import tensor_parallel
+from radix_mlp.engine import peers, process_group, tensor_parallel
 from radix_mlp.engine.tensor_parallel import TensorParallelForward, run_peer
 from radix_mlp.errors import EngineClosedError, EngineDeadError, EngineError, InvalidInputError, UnsupportedModelError
 from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
@@ -239,10 +241,46 @@ def test_a_process_that_ends_while_it_loads_is_told(monkeypatch: pytest.MonkeyPa
         return own_part(group, *arguments)
 
     monkeypatch.setattr(tensor_parallel, "_own_part", lost)
-    with pytest.raises(EngineError, match="ended while it started"):
+    with pytest.raises(EngineError, match=r"did not all start: .* ended"):
         Engine("tiny", tensor_parallel_size=2, device="cpu")
     assert not children()
     assert not dist.is_initialized()
+
+
+HANGS = {
+    "started": "hang()",
+    "meet": "import torch.distributed; torch.distributed.init_process_group = hang",
+    "loaded its part": "import radix_mlp.engine.load; radix_mlp.engine.load.load = hang",
+}
+"""What a process does when Python starts in it, by what it then never comes to."""
+LIMITS = {
+    "started": (peers, "START"),
+    "meet": (process_group, "COLLECTIVE"),
+    "loaded its part": (tensor_parallel, "START"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", HANGS)
+def test_a_process_that_hangs_is_told_and_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str) -> None:
+    code = f"if 'radix_mlp.engine.peers' in sys.orig_argv:\n    {HANGS[stage]}\n"
+    hang = "import sys, time\ndef hang(*_, **__):\n    time.sleep(3600)\n"
+    (tmp_path / "sitecustomize.py").write_text(hang + code)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    # torch goes on counting from a group that was not made
+    monkeypatch.setattr(distributed_c10d, "_group_count", 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(*LIMITS[stage], timedelta(seconds=2))
+        reason = "did not meet" if stage == "meet" else f"process 1 of 2 had not {stage} after .* make a new engine"
+        with pytest.raises(EngineError, match=reason):
+            Engine("tiny", tensor_parallel_size=2, device="cpu")
+    assert not children()
+    assert not dist.is_initialized()
+    monkeypatch.delenv("PYTHONPATH")
+    distributed_c10d._group_count = 0
+    engine = Engine("tiny", tensor_parallel_size=2, device="cpu")
+    assert engine.embed(TEXTS).shape == (4, 64)
+    engine.close()
 
 
 @pytest.mark.slow

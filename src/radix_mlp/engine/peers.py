@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
+import torch
 import torch.distributed as dist
 
-from radix_mlp.engine.process_group import ProcessGroup
+from radix_mlp.engine.process_group import ProcessGroup, own_device
 from radix_mlp.errors import EngineError, InvalidInputError, RadixError
 
 __all__ = ["Peers"]
@@ -29,6 +30,7 @@ logger = logging.getLogger("radix_mlp.engine")
 HOST = "127.0.0.1"
 INTERFACE = "GLOO_SOCKET_IFNAME"
 START = timedelta(minutes=10)
+"""For a process to import what it needs and take its device; and to load its part once the first has loaded its own."""
 END_SECONDS = 10.0
 
 
@@ -67,7 +69,7 @@ class Peers:
 
         Raises:
             InvalidInputError: this process is in a group already.
-            EngineError: one ended first.
+            EngineError: one ended first, or was not there in time.
         """
         if self.are_ours and dist.is_initialized():
             raise InvalidInputError(
@@ -79,6 +81,37 @@ class Peers:
         for rank, process in enumerate(self.processes, 1):
             threading.Thread(target=self._watch, args=(rank, process, self._group), daemon=True).start()
         return self._group
+
+    @contextmanager
+    def limit(self, stage: str, seconds: float) -> Iterator[None]:
+        """End processes started here that have not reached a stage so many seconds from now, if the block still runs.
+
+        What waits for them in the block then fails, and the group's `failure` says which they are.
+        """
+        is_done = threading.Event()
+        if self.are_ours:
+            threading.Thread(target=self._end_late, args=(stage, seconds, is_done), daemon=True).start()
+        try:
+            yield
+        finally:
+            is_done.set()
+
+    def _end_late(self, stage: str, seconds: float, is_done: threading.Event) -> None:
+        group = self._group
+        if is_done.wait(seconds) or group is None:
+            return
+        late = [rank for rank in range(1, self._size) if not group.has_reached(stage, rank)]
+        if late:
+            group.fail(self._late(late, stage, seconds))
+            for rank in late:
+                self.processes[rank - 1].kill()
+
+    def _late(self, ranks: list[int], stage: str, seconds: float) -> str:
+        shown = " and ".join(map(str, ranks))
+        return (
+            f"process {shown} of {self._size} had not {stage} after {seconds:.0f} seconds, and was ended. Look whether "
+            "its GPU and the disk with the model and Python's packages answer, and make a new engine"
+        )
 
     @property
     def is_fork(self) -> bool:
@@ -125,15 +158,26 @@ class Peers:
             place = [str(store.port), str(rank), str(self._size), self._kind]
             command = [sys.executable, "-m", "radix_mlp.engine.peers", *place]
             self.processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
-        while not all(store.check([f"there/{rank}"]) for rank in range(1, self._size)):
+        limit = START.total_seconds()
+        end = time.monotonic() + limit
+        while late := [rank for rank in range(1, self._size) if not store.check([f"started/{rank}"])]:
             for rank, process in enumerate(self.processes, 1):
                 if process.poll() is not None:
                     raise EngineError(
                         f"process {rank} of {self._size} ended with code {process.returncode} while it started; what "
                         "it wrote says why."
                     )
+            if time.monotonic() > end:
+                raise EngineError(self._late(late, "started", limit) + ".")
             time.sleep(0.05)
-        return ProcessGroup(self._kind, store=store, rank=0, size=self._size)
+        try:
+            return ProcessGroup(self._kind, store=store, rank=0, size=self._size)
+        except RuntimeError as error:
+            # torch has counted a group that there is not, and none can be made here any more
+            raise EngineError(
+                f"the {self._size} processes of the model did not meet ({error}). Look what they wrote, and make the "
+                "engine in a new process."
+            ) from error
 
     def _watch(self, rank: int, process: subprocess.Popen[bytes], group: ProcessGroup) -> None:
         code = process.wait()
@@ -151,7 +195,10 @@ def main() -> None:
 
     from radix_mlp.engine.tensor_parallel import serve_part
 
-    store.set(f"there/{rank}", "")
+    if own_device(kind, rank).type == "cuda":
+        # a GPU that does not answer shows here, where the first process waits for so long and no longer
+        torch.cuda.synchronize()
+    store.set(f"started/{rank}", "")
     group = ProcessGroup(kind, store=store, rank=rank, size=size)
     try:
         serve_part(group)

@@ -23,7 +23,7 @@ import torch.distributed as dist
 
 from radix_mlp.errors import EngineClosedError, EngineDeadError, EngineError, InvalidInputError
 
-__all__ = ["ProcessGroup"]
+__all__ = ["ProcessGroup", "own_device"]
 
 logger = logging.getLogger("radix_mlp.engine")
 
@@ -31,6 +31,15 @@ logger = logging.getLogger("radix_mlp.engine")
 LISTENING = timedelta(days=30)
 COLLECTIVE = timedelta(minutes=10)
 END_SECONDS = 10.0
+
+
+def own_device(kind: str, rank: int) -> torch.device:
+    """This process' device of this kind, which is then torch's current one."""
+    if kind != "cuda":
+        return torch.device(kind)
+    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", rank)))
+    torch.cuda.set_device(device)
+    return device
 
 
 class ProcessGroup:
@@ -50,10 +59,8 @@ class ProcessGroup:
         self.pid = os.getpid()
         """A fork of this process has no part in the group, and must not touch it."""
         self.rank = int(os.environ["RANK"]) if rank is None else rank
-        local = int(os.environ.get("LOCAL_RANK", self.rank))
-        self.device = torch.device(kind, local) if kind == "cuda" else torch.device(kind)
-        if kind == "cuda":
-            torch.cuda.set_device(self.device)
+        self.device = own_device(kind, self.rank)
+        self._store = store
         # torchrun's store cannot be used for the same group twice, so that group stays until this process ends
         self._is_ours = store is not None
         if not dist.is_initialized():
@@ -150,6 +157,15 @@ class ProcessGroup:
         """The same, its tensors on this process' device where they were on the first's."""
         return torch.load(io.BytesIO(content), weights_only=False, map_location=self._to_own_device)
 
+    def reach(self, stage: str) -> None:
+        """Let `Peers` in the first process see that this one has come so far."""
+        if self._store is not None:
+            self._store.set(f"{stage}/{self.rank}", "")
+
+    def has_reached(self, stage: str, rank: int) -> bool:
+        """Whether that process has."""
+        return bool(self._store.check([f"{stage}/{rank}"]))
+
     def agree(self, error: Exception | None) -> None:
         """Go on if no process has an error.
 
@@ -164,7 +180,8 @@ class ProcessGroup:
         try:
             dist.all_gather_object(told, None if error is None else (str(error), invalid), group=self._control)
         except RuntimeError as lost:
-            raise error or EngineError("another of the model's processes ended while it started") from lost
+            reason = self.failure or "another one has ended"
+            raise error or EngineError(f"the model's processes did not all start: {reason}.") from lost
         if error is not None:
             raise error
         for rank, other in enumerate(told):

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.fast_forward import FastForward, Mode
 from radix_mlp.engine.load import load
-from radix_mlp.engine.peers import Peers
+from radix_mlp.engine.peers import START, Peers
 from radix_mlp.engine.process_group import ProcessGroup
 from radix_mlp.engine.step import Forward
 from radix_mlp.errors import InvalidInputError
@@ -156,7 +158,7 @@ def lead(
     Raises:
         InvalidInputError: a wrong argument, or fewer GPUs than processes.
         UnsupportedModelError: the model cannot be dealt out; the message has the reason.
-        EngineError: a process ended while it started.
+        EngineError: a process ended while it started, or hung.
     """
     if mode is True:
         raise InvalidInputError(
@@ -174,7 +176,7 @@ def lead(
         spec = {"model": None if is_loaded else str(model), "impl": impl, "mode": mode, "options": options}
         with group.telling("load", spec):
             pass
-        part, loaded_tokenizer = _own_part(group, model, tokenizer, options)
+        part, loaded_tokenizer = _own_part(group, model, tokenizer, options, peers)
         _tell_calls(decoder_of(part), group)
     except BaseException:
         peers.give_up()
@@ -227,9 +229,10 @@ def serve_part(group: ProcessGroup, model: PreTrainedModel | None = None) -> Non
 
 
 def _own_part(
-    group: ProcessGroup, model: Any, tokenizer: Any, options: dict[str, Any]
+    group: ProcessGroup, model: Any, tokenizer: Any, options: dict[str, Any], peers: Peers | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model on the CPU, keep this process' part, and move that to the device; all processes or none."""
+    began = time.monotonic()
     error: Exception | None = None
     part: Any = model
     try:
@@ -240,7 +243,11 @@ def _own_part(
         part = torch.nn.Module.to(shard(part), group.device).eval()
     except Exception as caught:
         error = caught
-    group.agree(error)
+    group.reach("loaded its part")
+    # they read the same files, perhaps after this process
+    seconds = START.total_seconds() + time.monotonic() - began
+    with nullcontext() if peers is None else peers.limit("loaded its part", seconds):
+        group.agree(error)
     return part, tokenizer
 
 

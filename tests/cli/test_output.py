@@ -1,12 +1,14 @@
 """Writing: what a crash at any step leaves, and what every format holds."""
 
 import csv
+import io
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +17,7 @@ import pytest
 from radix_mlp.cli import output as output_module
 from radix_mlp.cli.encode import Table, encoder_of
 from radix_mlp.cli.journal import State
-from radix_mlp.cli.output import FileOutput
+from radix_mlp.cli.output import FileOutput, StandardOutput
 from radix_mlp.errors import InvalidInputError
 
 SUFFIXES = [".jsonl", ".csv", ".tsv", ".npy", ".parquet"]
@@ -305,3 +307,17 @@ def test_standard_output_that_is_full():
         )
     # the last line: nothing fails once more at the end
     assert result.stderr.splitlines()[-1].endswith("InvalidInputError: standard output: No space left on device.")
+
+
+def test_standard_output_that_takes_a_part_at_a_time(monkeypatch):
+    """Unbuffered, as PYTHONUNBUFFERED makes it, a write may be a short one."""
+    taken = io.BytesIO()
+
+    class Parts(io.RawIOBase):
+        def write(self, content):
+            return taken.write(bytes(content[:7]))
+
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=Parts()))
+    output = StandardOutput()
+    output.commit(Table({"line": [1, 2, 3], "text": ["a", "b", "c"]}, np.zeros(3), [0, 1, 2], 3), [], State())
+    assert [json.loads(line)["text"] for line in taken.getvalue().splitlines()] == ["a", "b", "c"]

@@ -9,7 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForQuestionAnswering, AutoModelForTokenClassification, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForTokenClassification,
+    LlamaForCausalLM,
+)
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import radix_mlp
@@ -315,3 +320,13 @@ def test_a_head_that_passes_what_it_does_not_want_folds(sequences) -> None:
     ids, mask = pad(sequences, "right")
     model.model(ids, attention_mask=mask, output_router_logits=False, output_attentions=False)
     assert radix_mlp.last_call(model).folded
+
+
+def test_a_window_that_the_model_does_not_mask(batch) -> None:
+    """OLMoE hands a window to attention and makes no mask of it: eager and sdpa attention see all."""
+    config = tiny_config("olmoe")
+    config.sliding_window = 3
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float64, experts_implementation="eager").eval()
+    radix_mlp.enable(model, threshold=1.0)
+    with pytest.raises(UnsupportedModelError, match="makes no mask with a window"):
+        model(**batch)

@@ -53,7 +53,10 @@ class StandardOutput:
 
     def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
         try:
-            sys.stdout.buffer.write(self.encoder.encode(table, None))
+            rest = memoryview(self.encoder.encode(table, None))
+            while rest:
+                # unbuffered (PYTHONUNBUFFERED), it may take a part and say no more
+                rest = rest[sys.stdout.buffer.write(rest) or 0 :]
             sys.stdout.buffer.flush()
         except BrokenPipeError:
             # who reads has had enough
@@ -185,7 +188,7 @@ class FileOutput:
 
 def errors_of(output: Path) -> Path:
     """The file that lists the bad lines of a job."""
-    return output.with_name(output.name + ".errors.jsonl")
+    return output.parent / f"{output.name}.errors.jsonl"
 
 
 def check_output(

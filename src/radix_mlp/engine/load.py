@@ -99,7 +99,8 @@ def default_device() -> torch.device:
 def _check_device(device: torch.device | str) -> None:
     """Raise `InvalidInputError` for a device that torch does not have here, before weights are read for it."""
     try:
-        torch.empty(0, device=device)
+        # to the host as well: `meta` holds nothing
+        torch.empty(0, device=device).cpu()
     except (RuntimeError, AssertionError) as error:
         # torch says AssertionError where it was built without CUDA
         reason = str(error).partition("\n")[0][:200]

@@ -192,6 +192,9 @@ def find_file(name: str, file: str) -> Path | None:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder / file if (folder / file).is_file() else None
+    if folder.is_file():
+        # the hub would be asked in vain, for a minute where there is no network
+        raise _UnknownError
     try:
         return Path(hf_hub_download(name, file))
     except LocalEntryNotFoundError as error:

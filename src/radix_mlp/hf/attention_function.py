@@ -134,9 +134,16 @@ def _radix_attention(
 def _read_options(module: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The options of `tree_attention` out of what the model passes; anything unknown is an error."""
     given = {name: value for name, value in kwargs.items() if value is not None}
+    window = given.pop("sliding_window", None) if "sliding_window" in kwargs else _window_of(module)
+    if window is not None and type(module).__module__.startswith("transformers.") and not _has_window_masks(module):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} is given sliding_window={window}, but its model makes no mask with a window: "
+            "transformers' eager and sdpa attention see all, flash attention does not. Set config.sliding_window = "
+            "None to see all, or run it unfolded (radix_mlp.disable(model))."
+        )
     options = {
         "scale": given.pop("scaling", None),
-        "window": given.pop("sliding_window", None) if "sliding_window" in kwargs else _window_of(module),
+        "window": window,
         "softcap": given.pop("softcap", None),
         "sinks": given.pop("s_aux", None),
     }
@@ -158,7 +165,7 @@ def _read_options(module: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, 
 
 def _window_of(module: torch.nn.Module) -> int | None:
     """The window of a layer whose model puts it into the mask only and does not pass it to attention."""
-    if not hasattr(sys.modules[type(module).__module__], "create_sliding_window_causal_mask"):
+    if not _has_window_masks(module):
         return None
     config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
     layer_types = getattr(config, "layer_types", None)
@@ -166,6 +173,10 @@ def _window_of(module: torch.nn.Module) -> int | None:
         return None
     window = getattr(config, "sliding_window", None)
     return window if isinstance(window, int) and window > 0 else None
+
+
+def _has_window_masks(module: torch.nn.Module) -> bool:
+    return hasattr(sys.modules[type(module).__module__], "create_sliding_window_causal_mask")
 
 
 def _fallback_function(module: torch.nn.Module, fallback: str) -> Callable[..., Any]:

@@ -1,5 +1,7 @@
 """mteb's mock tasks: our wrappers against its own."""
 
+import warnings
+
 import mteb
 import numpy as np
 import pytest
@@ -12,10 +14,11 @@ from mteb.models import (
     ModelMeta,
     SentenceTransformerEncoderWrapper,
 )
+from mteb.models.instruct_wrapper import InstructSentenceTransformerModel
 from tests.integrations.models import embedder, reranker
 
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
-from radix_mlp.integrations.mteb import RadixCrossEncoder, RadixEncoder
+from radix_mlp.integrations.mteb import RadixCrossEncoder, RadixEncoder, _warn_of_settings
 from radix_mlp.integrations.sentence_transformers import enable, stats
 from radix_mlp.testing.tiny import tiny_model
 
@@ -138,6 +141,38 @@ def test_by_name_and_through_metadata(tmp_path):
         overwrites={"name": f"me/{tmp_path.name}", "revision": "1", "loader": by_folder(folder)}
     )
     assert isinstance(meta.load_model(device="cpu"), RadixEncoder)
+
+
+def test_models_as_mteb_makes_them(tmp_path):
+    folder = str(tmp_path / "saved")
+    embedder(tmp_path / "model").save_pretrained(folder, create_model_card=False)
+    where = {"task_metadata": mock_tasks.MockSTSTask.metadata, "hf_split": "test", "hf_subset": "default"}
+    texts = ["a radix", "a radix is a root", "other"] * 3
+
+    def made():
+        return InstructSentenceTransformerModel(folder, "1", instruction_template="Do: {instruction}\nQuery: ")
+
+    stock, ours = made(), made()
+    enable(ours.model, threshold=1)
+    np.testing.assert_allclose(ours.encode(loader(texts), **where), stock.encode(loader(texts), **where), atol=2e-5)
+    assert stats(ours.model).num_compact < stats(ours.model).num_tokens
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "told"),
+    [
+        ("Qwen/Qwen3-Embedding-0.6B", {}, "made by q3e_instruct_loader, and"),
+        ("zeroentropy/zerank-2", {}, "made by CrossEncoderWrapper with trust_remote_code, and"),
+        ("zeroentropy/zerank-2", {"trust_remote_code": True}, None),
+        ("google/embeddinggemma-300m", {}, None),
+        ("me/mine", {}, None),
+    ],
+)
+def test_settings_of_mteb_that_are_not_taken_are_told(name, options, told):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _warn_of_settings(name, options)
+    assert [told in str(warning.message) for warning in caught] == ([True] if told else [])
 
 
 def by_folder(folder):

@@ -6,16 +6,24 @@
     mteb.evaluate(RadixEncoder("Qwen/Qwen3-Embedding-0.6B"), tasks)
     mteb.evaluate(RadixCrossEncoder("Qwen/Qwen3-Reranker-0.6B"), reranking_tasks)
 
-Prompts by task and type, metadata and similarities are those of the wrappers that these classes extend.
+Prompts by task and type, metadata and similarities are those of the wrappers that these classes extend. For many models
+mteb has settings of its own besides, or a class; to fold what it makes of them:
+
+    from radix_mlp.integrations.sentence_transformers import enable
+
+    model = mteb.get_model("Qwen/Qwen3-Embedding-0.6B")
+    enable(model.model)
 """
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from mteb.models import CrossEncoderWrapper, SentenceTransformerEncoderWrapper
+from mteb.models.model_implementations import MODEL_REGISTRY
 
 from radix_mlp.engine.engine import JobStats
 from radix_mlp.errors import InvalidInputError
@@ -46,6 +54,8 @@ class _Folding:
         engine_options: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
+        if isinstance(model, str):
+            _warn_of_settings(model, options)
         super().__init__(model, revision, device, **options)  # type: ignore[call-arg]
         self.mteb_model_meta = self.mteb_model_meta.model_copy(update={"loader": type(self)})
         enable(self.model, max_batch_tokens=max_batch_tokens, threshold=threshold, impl=impl, **(engine_options or {}))
@@ -54,6 +64,23 @@ class _Folding:
     def stats(self) -> JobStats:
         """What the last call of `encode` or `predict` took: tokens, tokens computed, batches, seconds."""
         return stats(self.model)
+
+
+def _warn_of_settings(name: str, options: dict[str, Any]) -> None:
+    """Warn if mteb's own results for this model are made in another way than ours would be."""
+    known = MODEL_REGISTRY.get(name)
+    if known is None or known.loader is None:
+        return
+    other = sorted(key for key, value in known.loader_kwargs.items() if options.get(key) != value)
+    if known.loader in (CrossEncoderWrapper, SentenceTransformerEncoderWrapper) and not other:
+        return
+    settings = f" with {', '.join(other)}" if other else ""
+    warnings.warn(
+        f"mteb's own results for {name} are made by {getattr(known.loader, '__name__', known.loader)}{settings}, and here by the model's own "
+        "configuration, so scores may differ. To fold mteb's way, take model = mteb.get_model(…) and call "
+        "radix_mlp.integrations.sentence_transformers.enable(model.model).",
+        stacklevel=3,
+    )
 
 
 class RadixEncoder(_Folding, SentenceTransformerEncoderWrapper):

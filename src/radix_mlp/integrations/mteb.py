@@ -74,6 +74,7 @@ def _warn_of_settings(name: str, options: dict[str, Any]) -> None:
     other = sorted(key for key, value in known.loader_kwargs.items() if options.get(key) != value)
     if known.loader in (CrossEncoderWrapper, SentenceTransformerEncoderWrapper) and not other:
         return
+    loader = getattr(known.loader, "__name__", known.loader)
     settings = f" with {', '.join(other)}" if other else ""
     warnings.warn(
         f"mteb's own results for {name} are made by {getattr(known.loader, '__name__', known.loader)}{settings}, and here by the model's own "

@@ -77,7 +77,7 @@ def _warn_of_settings(name: str, options: dict[str, Any]) -> None:
     loader = getattr(known.loader, "__name__", known.loader)
     settings = f" with {', '.join(other)}" if other else ""
     warnings.warn(
-        f"mteb's own results for {name} are made by {getattr(known.loader, '__name__', known.loader)}{settings}, and here by the model's own "
+        f"mteb's own results for {name} are made by {loader}{settings}, and here by the model's own "
         "configuration, so scores may differ. To fold mteb's way, take model = mteb.get_model(…) and call "
         "radix_mlp.integrations.sentence_transformers.enable(model.model).",
         stacklevel=3,

@@ -4,6 +4,7 @@ import copy
 import shutil
 
 import numpy as np
+import peft
 import pytest
 import torch
 from tests.engine import oracle
@@ -20,7 +21,6 @@ from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedMo
 from radix_mlp.hf.fused.layers import why_not_fused
 from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
 
-peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore:Model has `tie_word_embeddings")
 
 TEXTS = ["one root, two leaves", "one root, no fruit", "one root", "another root"]

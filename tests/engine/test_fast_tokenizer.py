@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -67,3 +69,31 @@ def test_options_and_classes_of_their_own_go_through_transformers() -> None:
     assert rust_ids(tokenizer, TEXTS, None, {}) is None
     assert [row.tolist() for row in encode(tokenizer, TEXTS)] == tokenizer(TEXTS)["input_ids"]
     assert rust_ids(bert_like(), TEXTS, None, {"truncation": True, "max_length": 3}) is None
+
+
+def test_threads_take_turns_with_one_tokenizer():
+    """One thread cuts texts while another must not: the tokenizer keeps between its calls how it cuts."""
+
+    class Slow(PreTrainedTokenizerFast):
+        inside = most_inside = 0
+
+        def _encode_plus(self, *args, **options):
+            Slow.inside += 1
+            Slow.most_inside = max(Slow.most_inside, Slow.inside)
+            time.sleep(0.01)
+            found = super()._encode_plus(*args, **options)
+            Slow.inside -= 1
+            return found
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.__class__ = Slow
+    text = "a" * 20
+
+    def lengths(truncate):
+        options = {"truncation": True, "max_length": 5} if truncate else {}
+        return {len(encode(tokenizer, [text], **options)[0]) for _ in range(5)}
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(lengths, [True, False] * 2))
+    assert found == [{5}, {20}] * 2
+    assert Slow.most_inside == 1

@@ -20,7 +20,7 @@ from radix_mlp.engine.runner import Runner
 from radix_mlp.engine.sentence_transformers_folder import FolderSettings
 from radix_mlp.engine.task import Call, Item, Rows, Task
 from radix_mlp.engine.template import Template, choose_template, encode_pairs
-from radix_mlp.engine.tokenize import check_pairs, num_characters
+from radix_mlp.engine.tokenize import check_pairs, encode, num_characters
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.ops import last_token
 from radix_mlp.plan import RadixPlan
@@ -173,13 +173,13 @@ def _answer_tokens(folder: FolderSettings, tokenizer: PreTrainedTokenizerBase) -
         return [int(token) for token in found if token is not None]
     tokens: list[int] = []
     for answer in ANSWERS:
-        ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
+        [ids] = encode(tokenizer, [answer], add_special_tokens=False)
         if len(ids) != 1:
             raise UnsupportedModelError(
                 f"the tokenizer has no single token for {answer!r}, so this model does not answer as Qwen3-Reranker "
                 "does. Use a reranker ('tiny-reranker' is built in)."
             )
-        tokens.append(ids[0])
+        tokens.append(int(ids[0]))
     return tokens
 
 

@@ -207,8 +207,9 @@ class Runner:
     ) -> Iterator[tuple[list[int], LaunchedBatch]]:
         """As `run_calls`, of items with an order in which those that share are neighbours; None: no more for now."""
         self._start_job()
-        self.stats = JobStats(num_requests=count)
-        for places, launched in run_job(self, windows, count, self.stats, progress):
+        # another thread's job may put its own in its place
+        stats = self.stats = JobStats(num_requests=count)
+        for places, launched in run_job(self, windows, count, stats, progress):
             if launched.done is not None:
                 launched.done.synchronize()
             yield places, launched

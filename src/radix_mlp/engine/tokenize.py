@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -29,6 +31,9 @@ __all__ = [
 TEXTS_A_CALL = 1000
 TOKENIZER_THREADS = 2
 """One encodes, which happens outside of Python, while the other turns what it has into arrays."""
+
+_TURNS: WeakKeyDictionary[PreTrainedTokenizerBase, Lock] = WeakKeyDictionary()
+_NEW_TURN = Lock()
 
 
 class RejectedItemsError(InvalidInputError):
@@ -199,14 +204,21 @@ def encode(
         )
         return [np.asarray(row, np.int32) for row in encoded["input_ids"]]
 
-    # the first part sets the tokenizer's truncation; after it, threads may share it
-    rows = encode_part(0) if texts else []
-    later = range(TEXTS_A_CALL, len(texts), TEXTS_A_CALL)
-    if later:
-        with ThreadPoolExecutor(TOKENIZER_THREADS if tokenizer.is_fast else 1, "radix-tokenize") as threads:
-            for found in threads.map(encode_part, later):
-                rows.extend(found)
+    with _turn(tokenizer):
+        # the first part sets the tokenizer's truncation; after it, threads may share it
+        rows = encode_part(0) if texts else []
+        later = range(TEXTS_A_CALL, len(texts), TEXTS_A_CALL)
+        if later:
+            with ThreadPoolExecutor(TOKENIZER_THREADS if tokenizer.is_fast else 1, "radix-tokenize") as threads:
+                for found in threads.map(encode_part, later):
+                    rows.extend(found)
     return rows
+
+
+def _turn(tokenizer: PreTrainedTokenizerBase) -> Lock:
+    """Held while texts are encoded: a tokenizer keeps how it cuts them, and calls in other threads may share it."""
+    with _NEW_TURN:
+        return _TURNS.setdefault(tokenizer, Lock())
 
 
 def _truncate(tokenizer: PreTrainedTokenizerBase, rows: list[Ids], max_length: int, *columns: list[str]) -> None:

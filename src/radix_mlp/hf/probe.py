@@ -1,4 +1,4 @@
-"""A trial of a model type that the sweep does not know: fold three short sequences and compare."""
+"""A trial of a model with a type or code that no test knows: fold three short sequences and compare."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ def probe(trunk: PreTrainedModel) -> None:
     """
     kind = trunk.config.model_type
     if trunk.device.type == "meta":
-        raise UnsupportedModelError(f"{kind} is not among the proven types and has no weights to try: load it first.")
+        raise UnsupportedModelError(
+            f"{kind}, or code in it, is not proven to fold and has no weights to try: load it first."
+        )
     ids = np.random.default_rng(0).integers(0, trunk.config.vocab_size, 24)
     sequences = [np.concatenate((ids[:9], ids[start : start + 5])) for start in (9, 14, 19)]
     plan = build_plan(np.concatenate(sequences), np.arange(4) * 14).to(trunk.device)
@@ -35,7 +37,7 @@ def probe(trunk: PreTrainedModel) -> None:
         folded = trunk(**compact_arguments(trunk, plan)).last_hidden_state[0, plan.unfold_index].float()
     except (RuntimeError, TypeError, ValueError, IndexError) as error:
         raise UnsupportedModelError(
-            f"{kind} is not among the proven model types, and a trial fold of it failed ({error}). Run it unfolded."
+            f"{kind}, or code in it, is not proven to fold, and a trial fold of it failed ({error}). Run it unfolded."
         ) from error
     else:
         alone = [trunk(torch.as_tensor(s, device=trunk.device)[None], use_cache=False) for s in sequences]
@@ -45,7 +47,7 @@ def probe(trunk: PreTrainedModel) -> None:
     difference = ((folded - expected).abs().max() / expected.abs().max()).item()
     if not difference <= _MAX_ERROR[trunk.dtype]:
         raise UnsupportedModelError(
-            f"{kind} is not among the proven model types, and a trial fold of it is off by {difference:.1e} of the "
+            f"{kind}, or code in it, is not proven to fold, and a trial fold of it is off by {difference:.1e} of the "
             "largest hidden value: a token's output depends on more than attention to its left context. "
             "Run it unfolded."
         )

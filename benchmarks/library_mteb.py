@@ -19,8 +19,23 @@ __all__ = ["SIMILARITY_PROMPT", "Evaluation", "comparer", "ranker"]
 SIMILARITY_PROMPT = "Instruct: Retrieve questions that pose the same kind of problem\nQuery: "
 
 
+def metadata_of(name: str, kind: Any, main_score: str) -> TaskMetadata:
+    return TaskMetadata(
+        name=name,
+        type=kind,
+        main_score=main_score,
+        description="Local text.",
+        dataset={"path": "NA", "revision": "NA"},
+        category="t2t",
+        eval_splits=["test"],
+        eval_langs=["eng-Latn"],
+    )
+
+
 class RerankTask(AbsTaskRetrieval):
     """Rank each query's documents; the first of them counts as the relevant one."""
+
+    metadata = metadata_of("LocalReranking", "Reranking", "map_at_1000")
 
     def __init__(self, pairs: list[tuple[str, str]]) -> None:
         super().__init__()
@@ -38,21 +53,11 @@ class RerankTask(AbsTaskRetrieval):
         self.dataset = {"default": {"test": split}}
         self.data_loaded = True
 
-    metadata = TaskMetadata(
-        type="Reranking",
-        name="LocalReranking",
-        description="Documents that share words with a query.",
-        dataset={"path": "NA", "revision": "NA"},
-        category="t2t",
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score="map_at_1000",
-    )
-
 
 class SimilarityTask(AbsTaskSTS):
     """Tell which pairs of questions belong to one task; the instruction stands before every text."""
 
+    metadata = metadata_of("LocalSimilarity", "STS", "cosine_spearman")
     min_score = 0
     max_score = 1
 
@@ -64,17 +69,6 @@ class SimilarityTask(AbsTaskSTS):
             {"test": Dataset.from_dict({name: list(column) for name, column in columns.items()})}
         )
         self.data_loaded = True
-
-    metadata = TaskMetadata(
-        type="STS",
-        name="LocalSimilarity",
-        description="Pairs of questions, of one task or of two.",
-        dataset={"path": "NA", "revision": "NA"},
-        category="t2t",
-        eval_splits=["test"],
-        eval_langs=["eng-Latn"],
-        main_score="cosine_spearman",
-    )
 
 
 class Evaluation:

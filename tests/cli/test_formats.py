@@ -115,9 +115,18 @@ def test_a_pattern_does_not_find_what_the_job_itself_wrote(tmp_path):
         )
         assert result.exit_code == 0, result.output
         assert np.load(tmp_path / "out.npy").shape == (2, 64)
-    errors = str(tmp_path / "out.npy.errors.jsonl")
-    result = run("embed", errors, "-m", "tiny", "--field", "error", "-o", str(tmp_path / "out.npy"))
-    assert (result.exit_code, "that is the input itself" in result.output) == (1, True)
+
+
+@pytest.mark.parametrize("ending", ["", ".errors.jsonl", ".partial", ".progress.json"])
+def test_what_a_job_writes_is_not_its_input(tmp_path, ending):
+    source = tmp_path / f"out.jsonl{ending}"
+    jsonl(source, [{"text": "a"}])
+    before = source.read_bytes()
+    for more in ([], ["--restart"]):
+        arguments = ["-m", "tiny", "--format", "jsonl", "-o", str(tmp_path / "out.jsonl"), *more]
+        result = run("embed", str(source), *arguments)
+        assert (result.exit_code, "that is the input itself" in result.output) == (1, True)
+        assert source.read_bytes() == before
 
 
 @pytest.mark.parametrize(("closed", "message"), [("<&-", b"<stdin>: it is closed"), (">&-", b"output is closed")])

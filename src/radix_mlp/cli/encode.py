@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -81,9 +80,16 @@ class Cells:
         os.replace(written, target)
 
     def _written(self, rows: Any) -> bytes:
-        text = io.StringIO()
-        csv.writer(text, delimiter=self.delimiter, lineterminator="\n").writerows(rows)
-        return text.getvalue().encode()
+        lines = _Lines()
+        # cells are quoted if they hold a letter of the line's end: both, or a lone \r would end a row
+        csv.writer(lines, delimiter=self.delimiter, lineterminator="\r\n").writerows(rows)
+        return "".join(line.removesuffix("\r\n") + "\n" for line in lines).encode()
+
+
+class _Lines(list[str]):
+    """Takes one line at a time, as a file would."""
+
+    write = list.append
 
 
 class Npy:

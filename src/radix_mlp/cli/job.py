@@ -14,7 +14,7 @@ from radix_mlp.cli.encode import SUFFIXES
 from radix_mlp.cli.formats import Source, open_sources
 from radix_mlp.cli.journal import State
 from radix_mlp.cli.options import skips
-from radix_mlp.cli.output import FileOutput, Output, StandardOutput, check_output, errors_of
+from radix_mlp.cli.output import FileOutput, Output, StandardOutput, check_output, errors_of, files_beside
 from radix_mlp.cli.progress import JobProgress
 from radix_mlp.cli.read import BadLine, Record, Row, problem_of, read_items
 from radix_mlp.cli.settings import Given, JobSettings, settings_of
@@ -52,8 +52,10 @@ class Job(JobSettings):
         self.path = None if self.output is None else Path(self.output)
         errors = None if self.path is None else errors_of(self.path)
         self.sources = open_sources(self.files, self.file_format, errors)
-        check_output(self.path, [source.name for source in self.sources], suffixes=SUFFIXES)
-        check_output(errors, [source.name for source in self.sources])
+        names = [source.name for source in self.sources]
+        check_output(self.path, names, suffixes=SUFFIXES)
+        for beside in () if self.path is None else files_beside(self.path):
+            check_output(beside, names)
         for name in ("prompt", "prompt_name", "instruction"):
             value = self.options.get(name)
             if value is not None and value.encode("utf-8", "replace").decode() != value:

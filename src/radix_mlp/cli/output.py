@@ -13,7 +13,7 @@ from radix_mlp.cli.encode import Table, encoder_of
 from radix_mlp.cli.journal import BEGIN_ANEW, Journal, State
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["FileOutput", "Output", "StandardOutput", "check_output", "errors_of", "written"]
+__all__ = ["FileOutput", "Output", "StandardOutput", "check_output", "errors_of", "files_beside", "written"]
 
 
 class Output(Protocol):
@@ -95,9 +95,8 @@ class FileOutput:
     def __init__(self, output: Path, options: dict[str, Any], *, restart: bool = False) -> None:
         self.output = output
         self.encoder = encoder_of(output)
-        self.partial = output.with_name(output.name + ".partial")
-        self.errors = errors_of(output)
-        self.journal = Journal(output.with_name(output.name + ".progress.json"), options)
+        self.partial, progress, self.errors = files_beside(output)
+        self.journal = Journal(progress, options)
         self.restart = restart
         self._file: BinaryIO | None = None
         self._begun = None if restart else self.journal.load()
@@ -186,9 +185,15 @@ class FileOutput:
         self._file = None
 
 
+def files_beside(output: Path) -> tuple[Path, Path, Path]:
+    """What a job writes besides its output: the answers so far, how far it is, and its bad lines."""
+    partial, progress, errors = (f"{output.name}.{ending}" for ending in ("partial", "progress.json", "errors.jsonl"))
+    return output.parent / partial, output.parent / progress, output.parent / errors
+
+
 def errors_of(output: Path) -> Path:
     """The file that lists the bad lines of a job."""
-    return output.parent / f"{output.name}.errors.jsonl"
+    return files_beside(output)[2]
 
 
 def check_output(

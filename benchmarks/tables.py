@@ -221,29 +221,40 @@ def training_distributed() -> str:
     return table([*heading, "padded GiB", "folded GiB"], lines)
 
 
+LIBRARY_CALLS = {
+    "predict": "CrossEncoder.predict, queries of Vaswani with 100 documents each",
+    "rank": "CrossEncoder.predict, one query",
+    "encode": "SentenceTransformer.encode, abstracts behind an instruction",
+    "lm-eval": "lm-eval's HFLM, BIG-Bench-Hard 3-shot, log-likelihoods",
+    "mteb-rerank": "mteb.evaluate, reranking, the texts of the first line",
+    "mteb-sts": "mteb.evaluate, similarity of BIG-Bench-Hard's questions, each behind an instruction",
+}
+
+
 def library() -> str:
-    names = {
-        "predict": "CrossEncoder.predict, queries of Vaswani with 100 documents each",
-        "rank": "CrossEncoder.predict, one query",
-        "encode": "SentenceTransformer.encode, abstracts behind an instruction",
-        "lm-eval": "lm-eval's HFLM, BIG-Bench-Hard 3-shot, log-likelihoods",
-        "mteb-rerank": "mteb.evaluate, reranking: queries of Vaswani with 100 documents each",
-        "mteb-sts": "mteb.evaluate, similarity of BIG-Bench-Hard's questions, each behind an instruction",
-    }
-    lines = [
-        [
-            names[row["what"]],
-            row["shape"],
-            number(row["items"]),
-            f"{row['stock_s']:.3f} s ({row['stock_batch_size']})",
-            f"**{row['ours_s']:.3f} s**",
-            f"{row['speed_up']:.2f}x",
-            f"{row['engine_alone_s']:.3f} s" if row.get("engine_alone_s") else "",
-        ]
-        for row in rows("library")
-    ]
-    heading = ["", "model", "texts or requests", "stock (its best batch size)", "with the adapter", "speed-up"]
+    lines = []
+    for what, name in LIBRARY_CALLS.items():
+        for row in rows("library", what=what):
+            cells = [name, row["shape"], number(row["items"]), f"{row['stock_s']:.3f} s ({row['stock_batch_size']})"]
+            cells += [f"**{row['ours_s']:.3f} s**", f"{row['speed_up']:.2f}x"]
+            lines.append([*cells, f"{row['engine_alone_s']:.3f} s" if row.get("engine_alone_s") else ""])
+    heading = ["", "model", "texts, pairs or requests", "stock (its best batch size)", "with the adapter", "speed-up"]
     return table([*heading, "`Engine` alone"], lines)
+
+
+def library_short() -> str:
+    """For the README: a call a line."""
+    shapes = ("0.6b", "4b")
+    lines = []
+    for what, name in LIBRARY_CALLS.items():
+        found = [row for shape in shapes for row in rows("library", what=what, shape=shape)]
+        if len(found) == len(shapes):
+            cells = [
+                (f"{row['stock_s']:.2f} s", f"**{row['ours_s']:.2f} s**", f"{row['speed_up']:.1f}x") for row in found
+            ]
+            lines.append([name, number(found[0]["items"]), *(cell for each in cells for cell in each)])
+    heading = [title for shape in shapes for title in (f"Qwen3-{shape.upper()}: stock", "with the adapter", "")]
+    return table(["", "texts, pairs or requests", *heading], lines)
 
 
 def engine() -> str:
@@ -342,6 +353,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "attention-short": attention_short,
     "attention-heads": attention_heads,
     "forward-short": forward_tables.forward_short,
+    "library-short": library_short,
     "planner-sentence": planner_sentence,
     "serve-short": serve_short,
     "training-short": training_short,

@@ -308,3 +308,14 @@ def test_bars_are_as_long_as_their_values() -> None:
     lines = report.bars(["off", "folded", "none"], [4.0, 1.0, 0.0], width=8).splitlines()
     assert [line.count("█") for line in lines] == [8, 2, 0]
     assert [line.split()[0] for line in lines] == ["off", "folded", "none"]
+
+
+def test_a_reader_that_has_enough_is_no_error() -> None:
+    script = str(Path(runner.__file__))
+    process = subprocess.Popen([sys.executable, script, "--list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.wait() == 1
+    assert process.stderr.read() == b""
+    process.stderr.close()

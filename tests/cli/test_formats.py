@@ -73,6 +73,7 @@ def test_several_files_and_patterns(tmp_path):
     ids = run("embed", pattern, "-m", "tiny", "-q", "--id-field", "key")
     assert [json.loads(line)["id"] for line in ids.stdout.splitlines()] == ["a0", "a1", "a2", "b0", "b1", "b2"]
     assert "no field 'id'" in run("embed", pattern, "-m", "tiny", "--id-field", "id").stderr
+    assert "has no place for ids" in run("embed", pattern, "-m", "tiny", "--id-field", "key", "-o", "v.npy").stderr
     assert "has no ids" in run("embed", str(tmp_path / "c.txt"), "-m", "tiny", "--id-field", "id").stderr
 
 

@@ -34,6 +34,11 @@ __all__ = ["Job", "make_job", "text_records"]
 def make_job(command: str, given: Given, deciding: Sequence[str]) -> Job | RayJob:
     """The job that a command's options ask for, in this process or on a Ray cluster; arguments of `settings_of`."""
     settings = settings_of(command, given, deciding)
+    if given["id_field"] is not None and str(given["output"]).lower().endswith(".npy"):
+        raise InvalidInputError(
+            f"--id-field {given['id_field']}: {given['output']} is an array, which has no place for ids. Write .jsonl, "
+            ".csv, .tsv or .parquet, or leave the option out: rows are in the order of the lines."
+        )
     if given["ray"] is not None:
         from radix_mlp.cli.ray_job.job import RayJob
 

@@ -36,7 +36,7 @@ Start here:
   radix-mlp verify texts.jsonl -m FOLDER          are the answers the same?
   radix-mlp embed texts.jsonl -m FOLDER -o v.npy  the job itself
 
-Exit codes: 0 done, 1 an error (or other answers, in verify), 2 wrong usage, 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 an error (or other answers, in verify), 2 arguments that cannot be read, 130 stopped by Ctrl-C.
 """
 
 

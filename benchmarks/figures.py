@@ -6,6 +6,7 @@ A `..._data` function gives None where nothing has been measured yet.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from forward_tables import GRID_PREFIXES, PAPER, fastest, possible_speed_up
@@ -79,7 +80,12 @@ def roofline_data() -> Data | None:
 
 def roofline(data: Data, axes: Any) -> None:
     [ax] = axes
-    grouped(ax, [row.replace("/", " / ") for row in ROWS], {f"Qwen3-{m.upper()}": v for m, v in data.items()}, "{:.0%}")
+    grouped(
+        ax,
+        [row.replace("/", " / ") for row in ROWS],
+        {f"Qwen3-{m.upper()}": v for m, v in data.items()},
+        "{:.0%}".format,
+    )
     ax.set_ylim(0, 1)
     ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     ax.set_xlabel("prefix / suffix / sequences")
@@ -201,7 +207,7 @@ def training(data: Data, axes: Any) -> None:
     for ax, (key, label, digits, unit) in zip(axes, panels, strict=True):
         values = {side: [row[key].get(side) for row in data["rows"]] for side in sides}
         scaled = {labels[side]: [each and each / unit for each in found] for side, found in values.items()}
-        grouped(ax, names, scaled, digits)
+        grouped(ax, names, scaled, digits.format)
         ax.set_ylabel(label)
         ax.margins(y=0.15)
     legend_above(axes[0], "A training step: time and memory")
@@ -268,7 +274,7 @@ def plain_log(axis: Any) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def grouped(ax: Any, groups: list[str], sides: dict[str, list[Any]], label: str | None) -> None:
+def grouped(ax: Any, groups: list[str], sides: dict[str, list[Any]], label: Callable[[float], str] | None) -> None:
     """Bars side by side; a side is told by its hatching as well as by its colour."""
     width = 0.8 / len(sides)
     colours = (BLUE, ORANGE, GREEN, PURPLE, SKY)
@@ -279,7 +285,7 @@ def grouped(ax: Any, groups: list[str], sides: dict[str, list[Any]], label: str 
             places, heights, width, color=colour, label=name, hatch=HATCHES[index], edgecolor="black", linewidth=0.5
         )
         if label:
-            shown = ["" if height != height else label.format(height) for height in heights]
+            shown = ["" if height != height else label(height) for height in heights]
             ax.bar_label(found, shown, fontsize=7, padding=1)
     ax.set_xticks(range(len(groups)), groups, fontsize=8)
     # few groups are no wider than many

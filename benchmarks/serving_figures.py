@@ -61,7 +61,7 @@ def energy(data: Data, axes: Any) -> None:
             continue
         names = [name if title == "by HTTP" else name.partition(", ")[2] for name, _ in found]
         sides = {label: [values.get(side) for _, values in found] for side, label in labels.items()}
-        grouped(ax, names, sides, "{:,.0f}")
+        grouped(ax, names, sides, joules)
         plain_log(ax.yaxis)
         ax.set_title(title, fontsize=9)
         ax.margins(y=0.1)
@@ -73,4 +73,13 @@ def energy(data: Data, axes: Any) -> None:
 def http_name(name: str) -> str:
     """A model and its load, a few words a line."""
     shape, _, load = name.partition(", HTTP")
-    return "\n".join([shape, *textwrap.wrap(load.removeprefix(", ") or "query first", 13)])
+    return "\n".join([shape, *textwrap.wrap(load.removeprefix(", ") or "query first", 11)])
+
+
+def joules(value: float) -> str:
+    """Three digits, since the next bar's number stands beside it.
+
+    >>> joules(132.4), joules(8078), joules(32316)
+    ('132', '8.1k', '32k')
+    """
+    return f"{value:.0f}" if value < 1000 else f"{value / 1000:.{1 if value < 10_000 else 0}f}k"

@@ -89,8 +89,14 @@ def multi_gpu() -> str:
 
 
 def served() -> list[dict[str, Any]]:
-    """What was measured of servers."""
-    return rows("serve", what=["server", "server, nothing shared"])
+    """What was measured of servers: by model, and each load folded and not."""
+    found = rows("serve", what=["server", "server, nothing shared"])
+    places = {key: place for place, key in enumerate(dict.fromkeys(load_of(row)[1:] for row in found))}
+    return sorted(found, key=lambda row: (row["model"], places[load_of(row)[1:]]))
+
+
+def load_of(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(key) for key in LOAD)
 
 
 def energy_rows() -> Iterator[tuple[str, dict[str, float]]]:

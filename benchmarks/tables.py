@@ -236,10 +236,9 @@ def library() -> str:
     for what, name in LIBRARY_CALLS.items():
         for row in rows("library", what=what):
             cells = [name, row["shape"], number(row["items"]), f"{row['stock_s']:.3f} s ({row['stock_batch_size']})"]
-            cells += [f"**{row['ours_s']:.3f} s**", f"{row['speed_up']:.2f}x"]
-            lines.append([*cells, f"{row['engine_alone_s']:.3f} s" if row.get("engine_alone_s") else ""])
+            lines.append([*cells, f"**{row['ours_s']:.3f} s**", f"{row['speed_up']:.2f}x"])
     heading = ["", "model", "texts, pairs or requests", "stock (its best batch size)", "with the adapter", "speed-up"]
-    return table([*heading, "`Engine` alone"], lines)
+    return table(heading, lines)
 
 
 def library_short() -> str:

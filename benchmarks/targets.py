@@ -271,7 +271,7 @@ TARGETS: dict[str, list[Target]] = {
             "p99 with one request of 10 texts in flight, 0.6b",
             8,
             served("p99", "0.6b", texts=10, in_flight=1, threshold="auto"),
-            why="7.7 to 8.6 ms in seven runs of a day on hosts with other work; the median is 6.9 to 7.2, half "
+            why="7.7 to 8.6 ms in six runs of a day on hosts with other work; the median is 6.9 to 7.2, half "
             "of it on the host: tokenizing, HTTP, threads that hand over, planning",
         ),
         Target(

@@ -14,7 +14,7 @@ from torch import Tensor
 from attention_problem import Problem
 from flex import flex_attention_of
 from radix_mlp.ops import tree_attention
-from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
+from radix_mlp.ops.attention.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
 
 __all__ = ["Method", "make_methods", "through_autograd"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from tools.model_types.batches import prefix_batch, random_batch
 from torch import Tensor
 
 from radix_mlp.plan import RadixPlan, build_plan
-from radix_mlp.testing.batches import prefix_batch, random_batch
 
 __all__ = ["DTYPES", "Problem", "batch", "make_problem", "oracle", "relative_error"]
 

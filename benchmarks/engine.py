@@ -30,8 +30,8 @@ from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM
 from power import Meter
 from provenance import provenance
 from radix_mlp import Engine
-from radix_mlp.engine.load_tokenizer import load_tokenizer
-from radix_mlp.engine.template import choose_template, encode_pairs
+from radix_mlp.engine.tasks.rerank_template import choose_template, encode_pairs
+from radix_mlp.models.load_tokenizer import load_tokenizer
 from shapes import SHAPES, qwen3_config
 from texts import generated, trec
 from timing import Timing

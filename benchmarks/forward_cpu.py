@@ -27,7 +27,7 @@ from transformers import Qwen3Model
 
 import radix_mlp
 from provenance import provenance
-from radix_mlp.engine.load_tokenizer import load_tokenizer
+from radix_mlp.models.load_tokenizer import load_tokenizer
 from radix_mlp.plan import RadixPlan
 from shapes import qwen3_shaped
 from texts import RERANK_PREFIX, RERANK_SUFFIX, bbh, vaswani

@@ -21,17 +21,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from tools.model_types.batches import prefix_batch
 from torch import Tensor
 
 from attention import measure
 from attention_methods import Method
 from attention_problem import DTYPES
 from provenance import provenance
-from radix_mlp.ops.impl.rows import Copies
-from radix_mlp.ops.impl.triton_gather import GATHER, SUM, Launch, triton_gather, triton_sum
+from radix_mlp.ops.attention.impl.gathered_rows import Copies
+from radix_mlp.ops.attention.impl.triton_gather import GATHER, SUM, Launch, triton_gather, triton_sum
+from radix_mlp.ops.attention.leaf_runs import make_runs
 from radix_mlp.plan import RadixPlan, build_plan
-from radix_mlp.plan.runs import make_runs
-from radix_mlp.testing.batches import prefix_batch
 
 CASES = "2048/256/32,512/256/32,128/96/64,4096/1024/16,1000/20/100"
 SWEEP = [Launch(rows, warps) for rows in (4, 8, 16, 32, 64) for warps in (2, 4, 8)]

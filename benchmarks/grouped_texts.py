@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from radix_mlp.engine.load_tokenizer import load_tokenizer
+from radix_mlp.models.load_tokenizer import load_tokenizer
 from texts import INSTRUCTION, RERANK_PREFIX, RERANK_SUFFIX, bbh, gsm8k_questions, trec
 from workloads import WORKLOADS, Sequences
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase, Qwen3ForCausalLM, Qwen3Model
 
-from radix_mlp.engine.load_tokenizer import load_tokenizer
-from radix_mlp.testing.tiny import tiny_reranker_tokenizer
+from radix_mlp.models.load_tokenizer import load_tokenizer
+from radix_mlp.models.tiny import tiny_reranker_tokenizer
 from shapes import qwen3_config
 from texts import INSTRUCTION
 

@@ -209,7 +209,7 @@ def make_checkpoint(folder: str, options: argparse.Namespace) -> None:
     import torch
     from transformers import Qwen3Model
 
-    from radix_mlp.testing.tiny import tiny_tokenizer
+    from radix_mlp.models.tiny import tiny_tokenizer
     from shapes import qwen3_config
 
     torch.manual_seed(0)

@@ -17,9 +17,9 @@ from transformers import Qwen3Model
 import radix_mlp
 from forward_gpu import last, last_of_some, operations, plan, roofline, some
 from radix_mlp import Engine
-from radix_mlp.engine.fast_forward import FastForward
-from radix_mlp.engine.tensor_parallel import run_peer
-from radix_mlp.testing.tiny import tiny_tokenizer
+from radix_mlp.engine.parallel.tensor_parallel import run_peer
+from radix_mlp.hf.fast_forward import FastForward
+from radix_mlp.models.tiny import tiny_tokenizer
 from shapes import qwen3_config
 from timing import in_turn
 from verify import relative_error, require

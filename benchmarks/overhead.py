@@ -33,9 +33,9 @@ import torch
 
 from provenance import provenance
 from radix_mlp import Engine
-from radix_mlp.engine import step
-from radix_mlp.engine.scheduler import schedule
-from radix_mlp.testing.tiny import tiny_tokenizer
+from radix_mlp.engine.batching.scheduler import schedule
+from radix_mlp.engine.execution import step
+from radix_mlp.models.tiny import tiny_tokenizer
 from shapes import qwen3_shaped
 
 VOCABULARY = 151_936

@@ -31,12 +31,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tools.model_types.batches import random_batch
+from tools.model_types.planner_process import UPSTREAM_VERSION, PlannerProcess, fetch_upstream
 
 import radix_mlp
 from provenance import provenance
 from radix_mlp.plan import build_plan
-from radix_mlp.testing.batches import random_batch
-from radix_mlp.testing.planner_process import UPSTREAM_VERSION, PlannerProcess, fetch_upstream
 
 Array = NDArray[np.uint32]
 Batch = tuple[Array, Array, Array]

@@ -28,9 +28,9 @@ from typing import Any
 import numpy as np
 
 from provenance import provenance
-from radix_mlp.engine.load_tokenizer import load_tokenizer
-from radix_mlp.engine.online_scheduler import ONLINE_ORDERS, OnlineScheduler, Waiting
-from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.batching.online_scheduler import ONLINE_ORDERS, OnlineScheduler, Waiting
+from radix_mlp.engine.batching.scheduler import Ids
+from radix_mlp.models.load_tokenizer import load_tokenizer
 from radix_mlp.plan import build_plan
 from texts import INSTRUCTION, RERANK_PREFIX, RERANK_SUFFIX, trec
 

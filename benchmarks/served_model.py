@@ -66,7 +66,7 @@ def engine_of(name: str, data: Path | None) -> Any:
     import torch
 
     from radix_mlp import Engine
-    from radix_mlp.engine.load_tokenizer import load_tokenizer
+    from radix_mlp.models.load_tokenizer import load_tokenizer
     from shapes import SHAPES, qwen3_config
 
     if name not in (*SHAPES, NOTHING):
@@ -97,7 +97,7 @@ def without_model(width: int) -> None:
     """Let every batch have made-up hidden states."""
     import torch
 
-    from radix_mlp.engine import batch
+    from radix_mlp.engine.execution import batch
 
     rows = torch.randn(4 * 16384, width)
     batch.hidden_states = lambda model, step, forward: rows[: step.plan.num_compact]
@@ -106,7 +106,7 @@ def without_model(width: int) -> None:
 def serve(engine: Any, name: str, mode: str) -> None:
     """Serve in a mode of `serve.py` until told to stop."""
     import radix_mlp.serve.run
-    from radix_mlp.engine import step
+    from radix_mlp.engine.execution import step
     from radix_mlp.serve.settings import ServeSettings
 
     settings = ServeSettings(

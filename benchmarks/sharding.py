@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from grouped_texts import GroupedTexts, workload_of
 from provenance import provenance
-from radix_mlp.engine.scheduler import common_prefix, iter_schedule
+from radix_mlp.engine.batching.scheduler import common_prefix, iter_schedule
 from verify import require
 from workloads import Sequences, plan_of
 

@@ -30,7 +30,7 @@ import torch
 
 from load import JSON, memory_of
 from provenance import provenance
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 WORDS = "the of and to in is it that for was on are as with they be at one have this from or had by hot but some what"
 EVERY_SECONDS = 5.0
@@ -41,7 +41,8 @@ VECTOR_ROUTES = ("/embed", "/v1/embeddings", "/v1/embeddings base64")
 
 def start(options: argparse.Namespace) -> None:
     """Serve `tiny`, whose model raises now and then, and whose engine dies every `--die-every` seconds."""
-    from radix_mlp.engine import batch, serving_loop
+    from radix_mlp.engine.execution import batch
+    from radix_mlp.engine.online import serving_loop
     from radix_mlp.serve.run import run
     from radix_mlp.serve.settings import ServeSettings
 

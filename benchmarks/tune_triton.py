@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from attention_problem import DTYPES, Problem, make_problem, relative_error
-from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
-from radix_mlp.ops.impl.triton_tiles import SAFE, Tiles, choose_tiles
+from radix_mlp.ops.attention.impl.triton_launch import TritonBlocks, triton_backward, triton_forward
+from radix_mlp.ops.attention.impl.triton_tiles import SAFE, Tiles, choose_tiles
 
 KERNELS = ("forward", "dq", "dkdv")
 CASES = "2048/256/32,512/32/32,128/96/64,4096/1024/16,0/1024/16"

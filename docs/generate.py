@@ -82,7 +82,7 @@ def models() -> str:
 
 
 def proven() -> str:
-    """`hf/proven.py`: the types that the sweep found exact."""
+    """`hf/proven_types.py`: the types that the sweep found exact."""
     from models_table import proven_module
 
     return proven_module()

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import torch
 import transformers
-
-from radix_mlp.testing.training import table, trainable_types
+from tools.model_types.training import table, trainable_types
 
 PAGE = Path(__file__).with_name("gradients.md")
 
@@ -23,7 +22,7 @@ def page(lines: list[str]) -> str:
     types = sum(line.startswith("| ") for line in lines) - 1
     return f"""# Gradients by model type
 
-Written by `python docs/gradients_page.py`; `python -m radix_mlp.testing.training [type ...]` prints the table.
+Written by `python docs/gradients_page.py`; `python -m tools.model_types.training [type ...]` prints the table.
 torch {torch.__version__.partition("+")[0]}, transformers {transformers.__version__}, CPU.
 
 One training step of {types} causal-LM types, tiny models with large random weights in float64: a random tree of six

@@ -1,4 +1,4 @@
-"""What the sweep over model types says, as `docs/models.md` and as `hf/proven.py`."""
+"""What the sweep over model types says, as `docs/models.md` and as `hf/proven_types.py`."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from functools import cache
 
 import torch
 import transformers
-
-from radix_mlp.testing.sweep import MAX_ERROR, Verdict, examine
-from radix_mlp.testing.zoo import causal_lm_types
+from tools.model_types.sweep import MAX_ERROR, Verdict, examine
+from tools.model_types.zoo import causal_lm_types
 
 
 @cache
@@ -55,7 +54,7 @@ well: their trunk is the same.""",
 
 
 def proven_module() -> str:
-    """`src/radix_mlp/hf/proven.py`: the exact types, by the name in their own configuration."""
+    """`src/radix_mlp/hf/proven_types.py`: the exact types, by the name in their own configuration."""
     names = sorted({v.config_type for v in verdicts() if v.kind == "exact"})
     return "\n".join(
         [

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from tools.model_types.batches import random_batch
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.plan import compute_fold_and_scatter
-from radix_mlp.testing.batches import random_batch
 from radix_mlp.torch import compute_fold_and_scatter_torch
 
 IDS, POSITIONS, CU = (torch.tensor(x) for x in ([1, 2, 3, 1, 2, 4], [0, 1, 2, 0, 1, 2], [0, 3, 6]))

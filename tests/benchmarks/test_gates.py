@@ -24,7 +24,7 @@ import workloads
 from attention_methods import Method, through_autograd
 from attention_problem import Problem, batch
 from radix_mlp.ops import tree_attention
-from radix_mlp.ops.impl import dense
+from radix_mlp.ops.attention.impl import dense
 from radix_mlp.plan import RadixPlan, build_plan
 
 Fault = Callable[[pytest.MonkeyPatch], None]

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tests.cli.commands import LIMIT, PAIRS, TEXTS, jsonl, run
-from tests.engine.sentence_transformers_folders import dense_config, write_folder
+from tests.models.sentence_transformers_folders import dense_config, write_folder
 
 import radix_mlp
 from radix_mlp import Engine

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from radix_mlp.cli.options import IMPL_HELP
-from radix_mlp.ops.registry import COMPOSITES, IMPLS
+from radix_mlp.ops.attention.registry import COMPOSITES, IMPLS
 
 ROOT = Path(__file__).parents[2]
 

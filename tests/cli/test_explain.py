@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tests.cli.commands import PAIRS, TEXTS, jsonl, run
 
-from radix_mlp.engine.scheduler import schedule
+from radix_mlp.engine.batching.scheduler import schedule
 
 
 def test_explain(tmp_path):

@@ -11,8 +11,8 @@ import pytest
 from tests.cli.commands import jsonl, run
 
 from radix_mlp import Engine
-from radix_mlp.cli.formats import Source, open_sources
-from radix_mlp.cli.read import read_records
+from radix_mlp.cli.jobs.formats import Source, open_sources
+from radix_mlp.cli.jobs.read import read_records
 from radix_mlp.errors import InvalidInputError
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from radix_mlp.cli import output as output_module
-from radix_mlp.cli.encode import Table, encoder_of
-from radix_mlp.cli.journal import State
-from radix_mlp.cli.output import FileOutput, StandardOutput
+from radix_mlp.cli.jobs import output as output_module
+from radix_mlp.cli.jobs.encode import Table, encoder_of
+from radix_mlp.cli.jobs.journal import State
+from radix_mlp.cli.jobs.output import FileOutput, StandardOutput
 from radix_mlp.errors import InvalidInputError
 
 SUFFIXES = [".jsonl", ".csv", ".tsv", ".npy", ".parquet"]
@@ -246,9 +246,9 @@ def test_a_full_disk_is_said_once_and_what_was_done_stays(tmp_path):
     limited = f"""
 import resource, sys
 from pathlib import Path
-from radix_mlp.cli.output import FileOutput
-from radix_mlp.cli.encode import Table, encoder_of
-from radix_mlp.cli.journal import State
+from radix_mlp.cli.jobs.output import FileOutput
+from radix_mlp.cli.jobs.encode import Table, encoder_of
+from radix_mlp.cli.jobs.journal import State
 from radix_mlp.errors import InvalidInputError
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 output = FileOutput(Path({str(path)!r}), {{}})
@@ -299,8 +299,8 @@ def test_progress_that_cannot_be_read(tmp_path):
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_standard_output_that_is_full():
     code = (
-        "from radix_mlp.cli.output import StandardOutput; from radix_mlp.cli.encode import Table; "
-        "from radix_mlp.cli.journal import State; "
+        "from radix_mlp.cli.jobs.output import StandardOutput; from radix_mlp.cli.jobs.encode import Table; "
+        "from radix_mlp.cli.jobs.journal import State; "
         "StandardOutput().commit(Table({'line': [1]}, None, [0], 1), [], State())"
     )
     with Path("/dev/full").open("wb") as full:

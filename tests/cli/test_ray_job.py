@@ -19,7 +19,7 @@ from tests.ray_local import ray_node  # noqa: F401
 
 from radix_mlp import Engine
 from radix_mlp.cli.sample import few_shot_pairs, rerank_texts
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -14,18 +14,18 @@ from tests.cli.commands import jsonl, run
 
 from radix_mlp import Engine
 from radix_mlp.cli.embed import Embedding
-from radix_mlp.cli.job import text_records
-from radix_mlp.cli.pairs import pair_records
-from radix_mlp.cli.ray_job.dataset import assigned, surveyed
-from radix_mlp.cli.ray_job.files import RaySource, find_files, open_folder
-from radix_mlp.cli.ray_job.items import items_of, read_files, table_of
-from radix_mlp.cli.ray_job.manifest import Manifest, PartStats, load_stats, parts_done, save_stats
-from radix_mlp.cli.ray_job.parts import Keys, Sample, choose_boundaries, choose_stretches, part_of
-from radix_mlp.cli.ray_job.worker import PartWorker, WorkerSettings
-from radix_mlp.cli.read import BadLine, Record
+from radix_mlp.cli.jobs.job import text_records
+from radix_mlp.cli.jobs.pairs import pair_records
+from radix_mlp.cli.jobs.ray.dataset import assigned, surveyed
+from radix_mlp.cli.jobs.ray.files import RaySource, find_files, open_folder
+from radix_mlp.cli.jobs.ray.items import items_of, read_files, table_of
+from radix_mlp.cli.jobs.ray.manifest import Manifest, PartStats, load_stats, parts_done, save_stats
+from radix_mlp.cli.jobs.ray.parts import Keys, Sample, choose_boundaries, choose_stretches, part_of
+from radix_mlp.cli.jobs.ray.worker import PartWorker, WorkerSettings
+from radix_mlp.cli.jobs.read import BadLine, Record
 from radix_mlp.cli.sample import rerank_texts
 from radix_mlp.cli.settings import make_engine
-from radix_mlp.engine.scheduler import lexicographic_order
+from radix_mlp.engine.batching.scheduler import lexicographic_order
 from radix_mlp.errors import InvalidInputError
 
 TEXTS = rerank_texts()[::4]
@@ -143,7 +143,7 @@ def test_boundaries_part_evenly_and_between_queries():
 
 
 def test_samples_do_not_depend_on_the_order(monkeypatch):
-    monkeypatch.setattr("radix_mlp.cli.ray_job.parts.MAX_SAMPLES", 100)
+    monkeypatch.setattr("radix_mlp.cli.jobs.ray.parts.MAX_SAMPLES", 100)
     items = [(Sample.priority(0, number), f"{number}".encode()) for number in range(5000)]
     forwards, backwards = Sample(2.0), Sample(2.0)
     for start in range(0, 5000, 100):

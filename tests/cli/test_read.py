@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from radix_mlp.cli.read import read_records, skip_rejected
+from radix_mlp.cli.jobs.read import read_records, skip_rejected
 from radix_mlp.errors import InvalidInputError
 
 

@@ -16,7 +16,7 @@ import pytest
 from tests.cli.commands import PAIRS, TEXTS, jsonl, run
 
 from radix_mlp import Engine
-from radix_mlp.cli.stages import Stages
+from radix_mlp.cli.jobs.stages import Stages
 
 WINDOW = ["--window", "3"]
 

@@ -2,9 +2,9 @@ import re
 
 import pytest
 from tests.cli.commands import LIMIT, TEXTS, jsonl, run
-from tests.engine.sentence_transformers_folders import write_folder
+from tests.models.sentence_transformers_folders import write_folder
 
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import pytest
 
-from radix_mlp.cli.read import BadLine, Record
-from radix_mlp.cli.windows import cut_windows, whole_groups
+from radix_mlp.cli.jobs.read import BadLine, Record
+from radix_mlp.cli.jobs.record_windows import cut_windows, whole_groups
 from radix_mlp.errors import InvalidInputError
 
 

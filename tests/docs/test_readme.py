@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -14,12 +14,12 @@ from tests.hf.adapters import LAYERS, NOT_LAYERS, QV, adapted, shake
 import radix_mlp
 import radix_mlp.hf.fused
 from radix_mlp import Engine
-from radix_mlp.engine import load as loading
-from radix_mlp.engine.fast_forward import FUSED, FastForward
 from radix_mlp.engine.verify import verify
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
+from radix_mlp.hf.fast_forward import FUSED, FastForward
 from radix_mlp.hf.fused.layers import why_not_fused
-from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
+from radix_mlp.models import load as loading
+from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore:Model has `tie_word_embeddings")
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from radix_mlp import Engine
-from radix_mlp.testing.tiny import (
+from radix_mlp.models.tiny import (
     tiny_classifier,
     tiny_model,
     tiny_reranker,

@@ -12,10 +12,10 @@ from tests.engine.faults import InjectedForward
 from tests.engine.test_engine import PAIRS, TEXTS, ids_of
 
 from radix_mlp import AsyncEngine, Engine, disable
-from radix_mlp.engine.ticket import Ticket
-from radix_mlp.engine.tokenize import RejectedItemsError
+from radix_mlp.engine.online.request import Ticket
+from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import EngineClosedError, InvalidDtypeError, InvalidInputError, UnsupportedModelError
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from tests.engine.faults import InjectedForward
 
 from radix_mlp import AsyncEngine, Engine
-from radix_mlp.engine.batch import FailedBatch, collect, launch, launch_or_halve, prepare
-from radix_mlp.engine.embed import embed_call, embed_tokens_call
-from radix_mlp.engine.score import score_call, token_scores_call
+from radix_mlp.engine.execution.batch import FailedBatch, collect, launch, launch_or_halve, prepare
+from radix_mlp.engine.tasks.embed import embed_call, embed_tokens_call
+from radix_mlp.engine.tasks.score import score_call, token_scores_call
 from radix_mlp.errors import DeviceMemoryError
 
 TEXTS = [f"the same begin, end {end}" for end in range(8)]

@@ -8,9 +8,9 @@ from tests.engine.test_engine import TEXTS
 
 import radix_mlp
 from radix_mlp import Engine
-from radix_mlp.engine import runner
+from radix_mlp.engine.execution import loaded_model as runner
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import torch
 from tests.engine import oracle
 
 from radix_mlp import Engine, disable
-from radix_mlp.engine import step
-from radix_mlp.engine.tokenize import RejectedItemsError
+from radix_mlp.engine.execution import step
+from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
-from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_tokenizer
 
 PREFIX = "Is this a friendly message? "
 INPUTS = [

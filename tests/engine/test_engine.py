@@ -5,10 +5,10 @@ from tests.engine import oracle
 from transformers import GemmaConfig, GemmaModel, Qwen3Config, Qwen3Model
 
 from radix_mlp import Engine, disable, is_enabled
-from radix_mlp.engine.fast_forward import FastForward
-from radix_mlp.engine.tokenize import RejectedItemsError
+from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.hf.fast_forward import FastForward
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 PREFIX = "Instruct: find the passage that answers. Query: "
 TEXTS = [

@@ -10,9 +10,9 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from radix_mlp.engine.fast_tokenizer import rust_ids
-from radix_mlp.engine.tokenize import encode
-from radix_mlp.testing.tiny import tiny_reranker_tokenizer, tiny_tokenizer
+from radix_mlp.engine.tokenization.fast_tokenizer import rust_ids
+from radix_mlp.engine.tokenization.tokenize import encode
+from radix_mlp.models.tiny import tiny_reranker_tokenizer, tiny_tokenizer
 
 TEXTS = [
     "a text",

@@ -11,9 +11,10 @@ from tests.engine.test_async_engine import run, together
 from tests.engine.test_engine import TEXTS
 
 from radix_mlp import AsyncEngine, Engine
-from radix_mlp.engine import async_engine, serving_loop
-from radix_mlp.engine.score import Scoring
-from radix_mlp.engine.tokenize import RejectedItemsError
+from radix_mlp.engine import async_engine
+from radix_mlp.engine.online import serving_loop
+from radix_mlp.engine.tasks.score import Scoring
+from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import (
     DeadlineExceededError,
     DeviceMemoryError,

@@ -9,9 +9,9 @@ from tests.engine.faults import InjectedForward
 from tests.engine.test_windows import TEXTS
 
 from radix_mlp import Engine
-from radix_mlp.engine import windows
-from radix_mlp.engine.embed import embed_call
-from radix_mlp.engine.feeding import Feeding, steps_within
+from radix_mlp.engine.execution import tokenize_ahead as windows
+from radix_mlp.engine.execution.device_priority import Feeding, steps_within
+from radix_mlp.engine.tasks.embed import embed_call
 from radix_mlp.errors import InvalidInputError
 
 

@@ -10,7 +10,7 @@ from tests.engine.test_engine import PAIRS, TEXTS
 
 from radix_mlp import AsyncEngine, Engine, disable
 from radix_mlp.errors import DeviceMemoryError
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.gpu,

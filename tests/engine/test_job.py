@@ -8,8 +8,8 @@ from tests.engine.faults import InjectedForward
 from tests.engine.test_engine import TEXTS
 
 from radix_mlp import Engine
-from radix_mlp.engine import job
-from radix_mlp.engine.embed import embed_call
+from radix_mlp.engine.execution import job
+from radix_mlp.engine.tasks.embed import embed_call
 
 OPTIONS = {
     "prompt": None, "prompt_name": None, "normalize": True, "dimensions": None, "pooling": None, "truncate": False

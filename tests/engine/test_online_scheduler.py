@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.engine.test_radix_tree import shared, unique_tokens
 
-from radix_mlp.engine.online_scheduler import ONLINE_ORDERS, OnlineScheduler, Waiting, shared_by_neighbours
-from radix_mlp.engine.scheduler import PAIRS_PER_COMPACT_TOKEN
+from radix_mlp.engine.batching.online_scheduler import ONLINE_ORDERS, OnlineScheduler, Waiting, shared_by_neighbours
+from radix_mlp.engine.batching.scheduler import PAIRS_PER_COMPACT_TOKEN
 from radix_mlp.errors import InvalidInputError
 
 arrivals = st.lists(

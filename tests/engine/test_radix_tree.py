@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radix_mlp.engine.radix_tree import RadixTree
+from radix_mlp.engine.batching.prefix_tree import RadixTree
 from radix_mlp.plan import build_plan
 
 rows = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=8), min_size=1, max_size=12)

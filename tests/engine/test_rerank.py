@@ -6,11 +6,12 @@ import torch
 from tests.engine import oracle
 
 from radix_mlp import Engine, disable
-from radix_mlp.engine import step, template
-from radix_mlp.engine.head import output_head
-from radix_mlp.engine.tokenize import RejectedItemsError
+from radix_mlp.engine.execution import step
+from radix_mlp.engine.tasks import rerank_template as template
+from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
-from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
+from radix_mlp.models.heads import output_head
+from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
 
 QUERY = "what is a radix?"
 DOCUMENTS = [

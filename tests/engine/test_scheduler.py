@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radix_mlp.engine.scheduler import ORDERS, cut_by_budget, cut_by_count, cut_by_padding, schedule
+from radix_mlp.engine.batching.scheduler import ORDERS, cut_by_budget, cut_by_count, cut_by_padding, schedule
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.plan import build_plan
 

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from radix_mlp.engine.stream import run_stages
+from radix_mlp.cli.jobs.three_stages import run_stages
 
 
 def work(log, **failing):

@@ -21,10 +21,11 @@ from tests.torchrun import torchrun
 from torch.distributed import distributed_c10d
 
 from radix_mlp import Engine
-from radix_mlp.engine import peers, process_group, tensor_parallel
-from radix_mlp.engine.tensor_parallel import TensorParallelForward, run_peer
+from radix_mlp.engine.parallel import process_group, tensor_parallel
+from radix_mlp.engine.parallel import rank_processes as peers
+from radix_mlp.engine.parallel.tensor_parallel import TensorParallelForward, run_peer
 from radix_mlp.errors import EngineClosedError, EngineDeadError, EngineError, InvalidInputError, UnsupportedModelError
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 TEXTS = ["Query: what is a radix? Text: " + text for text in ("a root.", "a vegetable.", "a number base.", "a root.")]
 PAIRS = [("the root of ", "a word"), ("the root of ", "a plant"), ("a", "b")]
@@ -106,8 +107,8 @@ SCRIPT = """
 import sys
 import numpy as np
 from radix_mlp import Engine
-from radix_mlp.engine.tensor_parallel import is_peer, run_peer
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.engine.parallel.tensor_parallel import is_peer, run_peer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 device = sys.argv[1]
 for model in (None, tiny_model()):
@@ -250,7 +251,7 @@ def test_a_process_that_ends_while_it_loads_is_told(monkeypatch: pytest.MonkeyPa
 HANGS = {
     "started": "hang()",
     "meet": "import torch.distributed; torch.distributed.init_process_group = hang",
-    "loaded its part": "import radix_mlp.engine.load; radix_mlp.engine.load.load = hang",
+    "loaded its part": "import radix_mlp.models.load; radix_mlp.models.load.load = hang",
 }
 """What a process does when Python starts in it, by what it then never comes to."""
 LIMITS = {
@@ -263,7 +264,7 @@ LIMITS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", HANGS)
 def test_a_process_that_hangs_is_told_and_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str) -> None:
-    code = f"if 'radix_mlp.engine.peers' in sys.orig_argv:\n    {HANGS[stage]}\n"
+    code = f"if 'radix_mlp.engine.parallel.rank_processes' in sys.orig_argv:\n    {HANGS[stage]}\n"
     hang = "import sys, time\ndef hang(*_, **__):\n    time.sleep(3600)\n"
     (tmp_path / "sitecustomize.py").write_text(hang + code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -318,7 +319,7 @@ def children() -> list[str]:
     told = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True
     )
-    return [line for line in told.stdout.splitlines() if "radix_mlp.engine.peers" in line]
+    return [line for line in told.stdout.splitlines() if "radix_mlp.engine.parallel.rank_processes" in line]
 
 
 @pytest.mark.gpu

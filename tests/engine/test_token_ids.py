@@ -5,7 +5,7 @@ from enum import IntEnum
 import numpy as np
 import pytest
 
-from radix_mlp.engine.token_ids import as_ids
+from radix_mlp.engine.tokenization.token_ids import as_ids
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 
 

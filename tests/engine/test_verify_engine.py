@@ -1,12 +1,13 @@
 import numpy as np
 import pytest
 import torch
+from tools.model_types.batches import random_batch
 
 from radix_mlp import is_enabled
-from radix_mlp.engine import step, verify
+from radix_mlp.engine import verify
+from radix_mlp.engine.execution import step
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.testing.batches import random_batch
-from radix_mlp.testing.tiny import tiny_model
+from radix_mlp.models.tiny import tiny_model
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from tests.engine.faults import InjectedForward
 
 from radix_mlp import Engine
-from radix_mlp.engine import windows
-from radix_mlp.engine.embed import embed_call
-from radix_mlp.engine.tokenize import RejectedItemsError
-from radix_mlp.engine.windows import cut_by_text
+from radix_mlp.engine.execution import tokenize_ahead as windows
+from radix_mlp.engine.execution.tokenize_ahead import cut_by_text
+from radix_mlp.engine.tasks.embed import embed_call
+from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import InferenceError, InvalidDtypeError
 
 RNG = np.random.default_rng(0)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tools.model_types.sweep import one_at_a_time, sample_sequences
+from tools.model_types.zoo import tiny_model
 from transformers import PreTrainedModel
-
-from radix_mlp.testing.sweep import one_at_a_time, sample_sequences
-from radix_mlp.testing.zoo import tiny_model
 
 
 @pytest.fixture

@@ -12,13 +12,14 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from tools.model_types.sweep import one_at_a_time, pad, plan_of, sample_sequences
+from tools.model_types.zoo import tiny_model
 
 import radix_mlp
-from radix_mlp.hf import last_call, tensor_parallel
+from radix_mlp.hf import last_call
+from radix_mlp.hf import sharding as tensor_parallel
 from radix_mlp.hf.fused import FusedDecoder
 from radix_mlp.hf.support import decoder_of
-from radix_mlp.testing.sweep import one_at_a_time, pad, plan_of, sample_sequences
-from radix_mlp.testing.zoo import tiny_model
 
 parser = argparse.ArgumentParser()
 parser.add_argument("types", nargs="+")

@@ -6,14 +6,14 @@ import peft
 import pytest
 import torch
 from tests.hf.adapters import LAYERS, NOT_LAYERS, OTHER_LAYERS, QV, adapted, shake
+from tools.model_types.sweep import one_at_a_time, pad, plan_of
+from tools.model_types.zoo import tiny_model
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.adapters import PROVEN_TUNERS, pretrained_in
 from radix_mlp.hf.fused import FusedDecoder
 from radix_mlp.hf.support import is_proven
-from radix_mlp.testing.sweep import one_at_a_time, pad, plan_of
-from radix_mlp.testing.zoo import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore:Model has `tie_word_embeddings")
 

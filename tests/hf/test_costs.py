@@ -12,10 +12,10 @@ import torch
 import radix_mlp
 from radix_mlp import Engine
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.hf import costs as costs_module
-from radix_mlp.hf.costs import Costs, Way, costs_of, known_costs, measure
+from radix_mlp.hf import measured_costs as costs_module
+from radix_mlp.hf.measured_costs import Costs, Way, costs_of, known_costs, measure
 from radix_mlp.hf.threshold import folding_pays
-from radix_mlp.testing.tiny import tiny_model
+from radix_mlp.models.tiny import tiny_model
 
 # milliseconds on one H200 with Qwen3-0.6B shapes: the padded model on N rows, and its own modules on M of the tree;
 # long prefixes are left out, whose attention is no matter of rows
@@ -106,7 +106,7 @@ def test_an_engine_decides_by_them(monkeypatch, folds: bool) -> None:
     """Whatever is decided, the answers are the same."""
     slow, fast = Way(50.0, 0.0), Way(1.0, 0.0)
     measured = Costs(fast, slow, True) if folds else Costs(slow, fast, True)
-    monkeypatch.setattr("radix_mlp.engine.runner.costs_of", lambda model: measured)
+    monkeypatch.setattr("radix_mlp.engine.execution.loaded_model.costs_of", lambda model: measured)
     texts = [f"the same begin of all texts {'and some' * folds} {end}" for end in range(8)]
     engine = Engine("tiny")
     found = engine.embed(texts)

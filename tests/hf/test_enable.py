@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tools.model_types.sweep import pad, sample_sequences
+from tools.model_types.zoo import tiny_model
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError, UnsupportedModelError
-from radix_mlp.testing.sweep import pad, sample_sequences
-from radix_mlp.testing.zoo import tiny_model
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -119,9 +119,8 @@ def test_base_model_alone(model, sequences) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sequence_classification(sequences, side) -> None:
+    from tools.model_types.zoo import randomize, tiny_config
     from transformers import AutoModelForSequenceClassification
-
-    from radix_mlp.testing.zoo import randomize, tiny_config
 
     config = tiny_config("qwen3")
     config.num_labels, config.pad_token_id = 3, 1
@@ -138,9 +137,8 @@ def test_sequence_classification(sequences, side) -> None:
 
 
 def test_token_classification_and_other_heads_on_the_trunk(sequences) -> None:
+    from tools.model_types.zoo import randomize, tiny_config
     from transformers import AutoModelForTokenClassification
-
-    from radix_mlp.testing.zoo import randomize, tiny_config
 
     model = AutoModelForTokenClassification.from_config(tiny_config("llama")).double().eval()
     randomize(model, 0)

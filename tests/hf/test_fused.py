@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tools.model_types.sweep import plan_of, sample_sequences
+from tools.model_types.zoo import tiny_model
 from transformers import (
     LlamaConfig,
     LlamaModel,
@@ -28,12 +30,10 @@ from radix_mlp.hf.fused.graph_inputs import GraphAttention, GraphInputs, pack
 from radix_mlp.hf.fused.kernels import rotary_tables
 from radix_mlp.hf.fused.layers import FAMILIES, join_layers, why_not_fused
 from radix_mlp.ops import AttentionTree
-from radix_mlp.ops.impl import fa4
-from radix_mlp.ops.registry import MAX_WIDTH
+from radix_mlp.ops.attention.impl import fa4
+from radix_mlp.ops.attention.registry import MAX_WIDTH
+from radix_mlp.ops.attention.triton_tables import range_tree
 from radix_mlp.plan import RadixPlan
-from radix_mlp.plan.gpu_blocks import range_tree
-from radix_mlp.testing.sweep import plan_of, sample_sequences
-from radix_mlp.testing.zoo import tiny_model
 
 SMALL = {
     "vocab_size": 128,

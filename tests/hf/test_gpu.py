@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo.testing
+from tools.model_types.sweep import one_at_a_time, pad, plan_of
+from tools.model_types.zoo import tiny_model
 
 import radix_mlp
 from radix_mlp.hf.forward import compact_arguments
-from radix_mlp.testing.sweep import one_at_a_time, pad, plan_of
-from radix_mlp.testing.zoo import tiny_model
 
 pytestmark = pytest.mark.gpu
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tools.model_types.sweep import pad, plan_of
+from tools.model_types.zoo import randomize, tiny_config, tiny_model
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaMLP
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import register, tree_mask
-from radix_mlp.testing.sweep import pad, plan_of
-from radix_mlp.testing.zoo import randomize, tiny_config, tiny_model
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tools.model_types.sweep import broken_mask_error, examine, gradient_error, one_at_a_time, sample_sequences
+from tools.model_types.zoo import build_problem, causal_lm_types, tiny_config, tiny_model
 
-from radix_mlp.hf.proven import PROVEN_TYPES
-from radix_mlp.testing.sweep import broken_mask_error, examine, gradient_error, one_at_a_time, sample_sequences
-from radix_mlp.testing.zoo import build_problem, causal_lm_types, tiny_config, tiny_model
+from radix_mlp.hf.proven_types import PROVEN_TYPES
 
 REPRESENTATIVE = [
     "llama",

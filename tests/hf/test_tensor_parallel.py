@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from tests.hf.tensor_parallel_process import check
 from tests.torchrun import torchrun
+from tools.model_types.zoo import build_problem
+from tools.model_types.zoo import tiny_model as tiny_zoo_model
 from torch import nn
 from torch.testing._internal.distributed.multi_threaded_pg import (
     ProcessLocalGroup,
@@ -18,11 +20,9 @@ from torch.testing._internal.distributed.multi_threaded_pg import (
 )
 
 from radix_mlp.hf import tensor_parallel
-from radix_mlp.hf.proven import PROVEN_TYPES
-from radix_mlp.hf.tensor_parallel import TENSOR_PARALLEL_TYPES, why_not_sharded
-from radix_mlp.testing.tiny import tiny_classifier, tiny_model
-from radix_mlp.testing.zoo import build_problem
-from radix_mlp.testing.zoo import tiny_model as tiny_zoo_model
+from radix_mlp.hf.proven_types import PROVEN_TYPES
+from radix_mlp.hf.sharding import TENSOR_PARALLEL_TYPES, why_not_sharded
+from radix_mlp.models.tiny import tiny_classifier, tiny_model
 
 BUILT = sorted(kind for kind in TENSOR_PARALLEL_TYPES if build_problem(kind) is None)
 

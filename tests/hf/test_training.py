@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch._dynamo.testing
+from tools.model_types.sweep import gradient_error, pad
+from tools.model_types.zoo import tiny_model
 from transformers import PreTrainedModel
 
 import radix_mlp
-from radix_mlp.testing.sweep import gradient_error, pad
-from radix_mlp.testing.zoo import tiny_model
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-7}
 
@@ -120,8 +120,9 @@ def test_lora_adapter(sequences) -> None:
 @pytest.mark.parametrize("model_type", ["qwen3", "llama", "gemma3_text"])
 def test_compiled_model_on_compact_rows(sequences, model_type) -> None:
     """One graph, no breaks, no recompilation for new lengths."""
+    from tools.model_types.sweep import one_at_a_time, plan_of
+
     from radix_mlp.hf.forward import compact_arguments
-    from radix_mlp.testing.sweep import one_at_a_time, plan_of
 
     model = tiny_model(model_type)
     batches = [sequences, sequences[:4], sequences[1:], sequences[:3]]

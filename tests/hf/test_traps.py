@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tools.model_types.sweep import pad
+from tools.model_types.zoo import randomize, tiny_config, tiny_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
@@ -19,8 +21,6 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
-from radix_mlp.testing.sweep import pad
-from radix_mlp.testing.zoo import randomize, tiny_config, tiny_model
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 
@@ -265,7 +265,7 @@ def test_default_device_of_the_process(model, batch) -> None:
 
 
 def test_planned_in_inference_mode_and_used_in_training(model, sequences) -> None:
-    from radix_mlp.testing.sweep import plan_of
+    from tools.model_types.sweep import plan_of
 
     radix_mlp.enable(model)
     plan = plan_of(sequences)

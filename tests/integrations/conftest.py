@@ -24,7 +24,7 @@ collect_ignore = [file for file, packages in NEEDS.items() if not all(map(find_s
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A model and its tokenizer as users have them; reference models are loaded from here."""
-    from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+    from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     tiny_model().save_pretrained(folder)

@@ -24,7 +24,7 @@ from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, 
 
 import radix_mlp
 from radix_mlp.integrations import trainer as trainer_adapter
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 FSDP2 = {
     "fsdp": True,

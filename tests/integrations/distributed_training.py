@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 import radix_mlp
 from radix_mlp.integrations.edge_forward import install_edge_forward
 from radix_mlp.integrations.loss_forward import LossForward
-from radix_mlp.testing.tiny import tiny_model
+from radix_mlp.models.tiny import tiny_model
 
 IGNORED = -100
 # transformers computes norms and angles in float32 whatever the weights are

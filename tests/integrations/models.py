@@ -4,7 +4,7 @@ import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
-from radix_mlp.testing.tiny import tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
 
 # shared and equal texts, a prefix of another, one of one token; more than one batch of the library's
 TEXTS = [

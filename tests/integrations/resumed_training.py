@@ -23,7 +23,7 @@ from tests.integrations.trainers import arguments
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq, Trainer, TrainingArguments, set_seed
 
 import radix_mlp
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 STEPS = 6
 HALFWAY = 3

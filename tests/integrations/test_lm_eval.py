@@ -17,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.integrations.lm_eval import RadixLM, next_token_logprobs
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 SHOTS = "Q: Is a radix a root?\nA: yes\n\nQ: Is a radix a fruit?\nA: no\n\n"
 QUESTIONS = [f"{SHOTS}Q: {question}\nA:" for question in ("Is it so?", "Is it?", "And this one, is it?")]

@@ -20,7 +20,7 @@ from tests.integrations.models import embedder, reranker
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.integrations.mteb import RadixCrossEncoder, RadixEncoder, _warn_of_settings
 from radix_mlp.integrations.sentence_transformers import enable, stats
-from radix_mlp.testing.tiny import tiny_model
+from radix_mlp.models.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

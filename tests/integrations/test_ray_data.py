@@ -7,11 +7,11 @@ import torch
 from tests.ray_local import ray_node  # noqa: F401
 
 from radix_mlp.cli.sample import few_shot_pairs, rerank_texts
-from radix_mlp.engine.scheduler import lexicographic_order
-from radix_mlp.engine.tokenize import tokenize_texts
+from radix_mlp.engine.batching.scheduler import lexicographic_order
+from radix_mlp.engine.tokenization.tokenize import tokenize_texts
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.integrations.ray import Classify, Embed, PrefixKey, Rerank, Score
-from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_tokenizer
 
 TEXTS = rerank_texts()[::16]
 
@@ -67,8 +67,8 @@ def test_classify():
 
 
 def test_rerank():
-    from radix_mlp.engine.template import QWEN3_INSTRUCTION, Qwen3Template
-    from radix_mlp.testing.tiny import tiny_reranker_tokenizer
+    from radix_mlp.engine.tasks.rerank_template import QWEN3_INSTRUCTION, Qwen3Template
+    from radix_mlp.models.tiny import tiny_reranker_tokenizer
 
     documents = ["a root", "a vegetable", "the base of a number"]
     batch = {"q": np.array(["what is a radix?"] * 3), "d": np.array(documents)}

@@ -18,7 +18,7 @@ from radix_mlp.integrations.ray_serve_messages import Answered, Forwarded
 from radix_mlp.integrations.ray_serve_replica import EngineReplica
 from radix_mlp.integrations.ray_serve_router import PrefixRequestRouter
 from radix_mlp.serve.app import create_app
-from radix_mlp.serve.errors import UnhealthyError
+from radix_mlp.serve.http.errors import UnhealthyError
 from radix_mlp.serve.settings import ServeSettings
 
 WRONG_ARGUMENTS = [

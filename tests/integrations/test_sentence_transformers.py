@@ -19,7 +19,7 @@ import radix_mlp
 from radix_mlp import is_enabled as is_transformer_enabled
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.integrations.sentence_transformers import disable, enable, is_enabled, stats, text_order
-from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_tokenizer
 
 MODES = ["lasttoken", "mean", "cls", "weightedmean", "max", ("mean", "lasttoken")]
 
@@ -117,8 +117,8 @@ def test_texts_that_are_cut_and_padding_on_the_left(tmp_path):
 def test_many_batches_and_parts(tmp_path, monkeypatch):
     model = embedder(tmp_path / "model", ("mean", "lasttoken"))
     expected = model.encode(TEXTS)
-    monkeypatch.setattr("radix_mlp.engine.windows.FEWEST", 7)
-    monkeypatch.setattr("radix_mlp.engine.windows.FIRST_WINDOW", 3)
+    monkeypatch.setattr("radix_mlp.engine.execution.tokenize_ahead.FEWEST", 7)
+    monkeypatch.setattr("radix_mlp.engine.execution.tokenize_ahead.FIRST_WINDOW", 3)
     monkeypatch.setattr("radix_mlp.integrations.sentence_transformers_modules.MAX_UNFOLDED", 64 * 50)
     enable(model, threshold=1, max_batch_tokens=40)
     close(model.encode(TEXTS), expected)

@@ -21,7 +21,7 @@ from tests.integrations.models import embedder, reranker, save
 from tests.integrations.trainers import arguments, assert_same_training, train
 
 from radix_mlp.integrations.sentence_transformers_training import enable
-from radix_mlp.testing.tiny import tiny_classifier, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_classifier, tiny_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 

@@ -24,7 +24,7 @@ from tests.integrations.trainers import arguments, assert_same_training, train
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf import is_enabled
 from radix_mlp.integrations.sentence_transformers_training import disable, enable
-from radix_mlp.testing.tiny import tiny_classifier, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_classifier, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -24,7 +24,7 @@ from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.integrations.edge_forward import install_edge_forward
 from radix_mlp.integrations.loss_forward import LossForward
 from radix_mlp.integrations.trainer import disable, enable
-from radix_mlp.testing.tiny import tiny_classifier, tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

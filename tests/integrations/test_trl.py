@@ -9,14 +9,14 @@ from datasets import Dataset
 from peft import PromptTuningConfig, get_peft_model
 from tests.integrations.trainers import assert_same_training, train
 from tests.integrations.trl_trainers import adapted, always, dpo, grpo, kto, model_of, reward_trainer, sft
+from tools.model_types.training import gradients_of, relative_error
 from trl.trainer.utils import add_fused_lm_head
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.integrations.edge_forward import install_edge_forward
 from radix_mlp.integrations.trl import _STATISTICS, FusedHeadForward, disable, enable
-from radix_mlp.testing.tiny import tiny_model
-from radix_mlp.testing.training import gradients_of, relative_error
+from radix_mlp.models.tiny import tiny_model
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

@@ -10,7 +10,7 @@ from tests.integrations.trainers import arguments
 from transformers import AutoModelForCausalLM
 
 from radix_mlp.integrations.trl import enable
-from radix_mlp.testing.tiny import tiny_classifier, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_classifier, tiny_tokenizer
 
 PROMPTS = ["one root grows, ", "a leaf of grass ", "what is the point of it? ", "so"]
 PAIRS = [

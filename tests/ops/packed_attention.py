@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class PlainFlash:
-    """See `radix_mlp.ops.impl.flash.Flash`. One sequence after the other, any dtype, the mask built."""
+    """See `radix_mlp.ops.attention.impl.torch_flash.Flash`. One sequence after the other, any dtype, the mask built."""
 
     def forward(
         self,

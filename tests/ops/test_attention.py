@@ -13,7 +13,7 @@ from tests.ops.attention_cases import OPTIONS, TOLERANCES, Options, error, input
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError, UnsupportedImplError
 from radix_mlp.ops import AttentionTree, available_impls, tree_attention
-from radix_mlp.ops.impl import dense
+from radix_mlp.ops.attention.impl import dense
 from radix_mlp.plan import RadixPlan, build_plan
 
 IMPLS = [name for name in available_impls("cpu") if name != "reference"]

@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 import torch
 from tests.ops.attention_cases import TOLERANCES, Options, error, inputs
+from tools.model_types.batches import prefix_batch
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops import available_impls, report, tree_attention
-from radix_mlp.ops import choose as choose_module
-from radix_mlp.ops.choose import CHIPS, Call, choose
-from radix_mlp.ops.impl import auto
-from radix_mlp.ops.registry import IMPLS, AttentionCall, load_impl, resolve_impl
+from radix_mlp.ops.attention.fa4_blocks import pack_sparse_blocks
+from radix_mlp.ops.attention.impl import auto
+from radix_mlp.ops.attention.impl import auto_cost_model as choose_module
+from radix_mlp.ops.attention.impl.auto_cost_model import CHIPS, Call, choose
+from radix_mlp.ops.attention.leaf_runs import TreeStatistics, tree_statistics
+from radix_mlp.ops.attention.registry import IMPLS, AttentionCall, load_impl, resolve_impl
 from radix_mlp.plan import RadixPlan, build_plan
-from radix_mlp.plan.runs import TreeStatistics, tree_statistics
-from radix_mlp.plan.sparse_blocks import pack_sparse_blocks
-from radix_mlp.testing.batches import prefix_batch
 
 H200 = "NVIDIA H200"
 CALL = Call(32, 8, 128, 128, torch.bfloat16)

@@ -16,10 +16,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError
-from radix_mlp.ops import Edges, LinearHead, edge_logprobs, label_edges, tree_edges
+from radix_mlp.ops import Edges, LinearHead, label_edges, tree_edges
+from radix_mlp.ops.head import edge_logprobs
 from radix_mlp.plan import RadixPlan, build_plan
 
-MODULE = importlib.import_module("radix_mlp.ops.edge_logprobs")
+MODULE = importlib.import_module("radix_mlp.ops.head.edge_logprobs")
 STATISTICS = MODULE.STATISTICS
 VOCABULARY = 300
 
@@ -154,7 +155,7 @@ def test_bfloat16_sums_are_float32(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = edge_logprobs(exact[0], exact[1], edges).logprob
     expected_gradients = torch.autograd.grad(expected.sum(), exact)
     # many small tiles: rounding at each would add up
-    monkeypatch.setattr("radix_mlp.ops.chunked_head.MAX_ROWS", 8)
+    monkeypatch.setattr("radix_mlp.ops.head.chunked_head.MAX_ROWS", 8)
     logprob = edge_logprobs(hidden, weight, edges, max_logits=1000).logprob
     assert logprob.dtype == torch.float32
     torch.testing.assert_close(logprob.double(), expected, rtol=1e-5, atol=1e-4)
@@ -204,7 +205,7 @@ def test_no_second_derivative() -> None:
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    kernels = importlib.import_module("radix_mlp.ops.impl.triton_head")
+    kernels = importlib.import_module("radix_mlp.ops.head.triton_head")
     for name, size in {"FORWARD_BLOCK": 16, "BACKWARD_BLOCK": 16, "EDGE_BLOCK": 2}.items():
         monkeypatch.setattr(kernels, name, size)
     monkeypatch.setattr(MODULE, "_has_kernels", lambda *_: True)

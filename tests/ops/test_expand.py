@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from tests.ops.attention_cases import OPTIONS, TOLERANCES, Options, error, inputs, plans, run
 from tests.ops.packed_attention import PlainFlash
+from tools.model_types.batches import random_batch
 from torch import Tensor
 
 from radix_mlp.ops import AttentionTree
-from radix_mlp.ops.impl import expand
+from radix_mlp.ops.attention.impl import expand
 from radix_mlp.plan import RadixPlan, build_plan
-from radix_mlp.testing.batches import random_batch
 
 PLAIN = Options(4, 2, 8, 8, None, None, False, False, 0)
 EXPAND_OPTIONS = OPTIONS.map(lambda options: replace(options, softcap=None, sinks=False))

@@ -11,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tests.ops.attention_cases import TOLERANCES, Options, error, inputs
+from tools.model_types.batches import prefix_batch, random_batch
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedImplError
-from radix_mlp.ops import AttentionTree, available_impls, registry, tree_attention
-from radix_mlp.ops.impl import fa4
-from radix_mlp.ops.registry import AttentionCall
-from radix_mlp.plan import RadixPlan, build_plan, sparse_blocks
-from radix_mlp.plan.sparse_blocks import BLOCK
-from radix_mlp.testing.batches import prefix_batch, random_batch
+from radix_mlp.ops import AttentionTree, available_impls, tree_attention
+from radix_mlp.ops.attention import fa4_blocks as sparse_blocks
+from radix_mlp.ops.attention import registry
+from radix_mlp.ops.attention.fa4_blocks import BLOCK
+from radix_mlp.ops.attention.impl import fa4
+from radix_mlp.ops.attention.registry import AttentionCall
+from radix_mlp.plan import RadixPlan, build_plan
 
 INSTALLED = registry.is_installed("fa4")
 needs_fa4 = pytest.mark.skipif(not INSTALLED, reason='pip install "radix-mlp[fa4]"')
@@ -225,7 +227,7 @@ def test_unaligned_rows_are_copied_and_trees_without_lists_get_them() -> None:
 @needs_fa4
 @pytest.mark.gpu
 def test_auto_takes_it_for_long_runs_only() -> None:
-    from radix_mlp.ops.impl import auto
+    from radix_mlp.ops.attention.impl import auto
 
     for plan, wanted in ((prefix_plan(2048, 256, 32), "fa4"), (prefix_plan(128, 96, 10), "triton")):
         tree = plan.to("cuda").tree

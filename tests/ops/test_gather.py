@@ -14,11 +14,12 @@ if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="pip install triton runs these tests in Triton's interpreter")
 
-from radix_mlp.ops.impl.rows import Copies, gather_rows, sum_copies  # noqa: E402
-from radix_mlp.ops.impl.triton_gather import SUM, Launch, _vector, triton_gather, triton_sum  # noqa: E402
+from tools.model_types.batches import prefix_batch, random_batch  # noqa: E402
+
+from radix_mlp.ops.attention.impl.gathered_rows import Copies, gather_rows, sum_copies  # noqa: E402
+from radix_mlp.ops.attention.impl.triton_gather import SUM, Launch, _vector, triton_gather, triton_sum  # noqa: E402
+from radix_mlp.ops.attention.leaf_runs import make_runs  # noqa: E402
 from radix_mlp.plan import build_plan  # noqa: E402
-from radix_mlp.plan.runs import make_runs  # noqa: E402
-from radix_mlp.testing.batches import prefix_batch, random_batch  # noqa: E402
 
 devices = pytest.mark.parametrize(
     "device",

@@ -23,18 +23,18 @@ if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"
 pytest.importorskip("triton", reason="pip install triton runs these tests in Triton's interpreter")
 
+from tools.model_types.batches import prefix_batch, random_batch  # noqa: E402
 from triton import knobs  # noqa: E402
 
 from radix_mlp.errors import UnsupportedImplError  # noqa: E402
 from radix_mlp.ops import AttentionTree, tree_attention  # noqa: E402
-from radix_mlp.ops.impl import triton_forward as forward_module  # noqa: E402
-from radix_mlp.ops.impl import triton_impl  # noqa: E402
-from radix_mlp.ops.impl.triton_launch import TritonBlocks, triton_backward, triton_forward  # noqa: E402
-from radix_mlp.ops.impl.triton_tiles import Tiles  # noqa: E402
-from radix_mlp.ops.registry import AttentionCall  # noqa: E402
+from radix_mlp.ops.attention.impl import triton as triton_impl  # noqa: E402
+from radix_mlp.ops.attention.impl import triton_forward as forward_module  # noqa: E402
+from radix_mlp.ops.attention.impl.triton_launch import TritonBlocks, triton_backward, triton_forward  # noqa: E402
+from radix_mlp.ops.attention.impl.triton_tiles import Tiles  # noqa: E402
+from radix_mlp.ops.attention.registry import AttentionCall  # noqa: E402
+from radix_mlp.ops.attention.triton_tables import backward_items, pack_tables  # noqa: E402
 from radix_mlp.plan import build_plan  # noqa: E402
-from radix_mlp.plan.gpu_blocks import backward_items, pack_tables  # noqa: E402
-from radix_mlp.testing.batches import prefix_batch, random_batch  # noqa: E402
 
 # numpy warns where the interpreter computes 2^x of a masked score
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")

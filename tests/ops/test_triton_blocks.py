@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from tools.model_types.batches import prefix_batch, random_batch
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops.attention.triton_tables import KEY_BLOCK, SEGMENT, backward_items, range_tree
 from radix_mlp.plan import build_plan
-from radix_mlp.plan.gpu_blocks import KEY_BLOCK, SEGMENT, backward_items, range_tree
-from radix_mlp.testing.batches import prefix_batch, random_batch
 
 Int32 = NDArray[np.int32]
 

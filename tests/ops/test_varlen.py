@@ -11,16 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.attention_cases import OPTIONS, TOLERANCES, Options, error, inputs, plans, run
 from tests.ops.packed_attention import PlainFlash
+from tools.model_types.batches import prefix_batch, random_batch
 from torch import Tensor
 from torch.nn.attention import activate_flash_attention_impl, restore_flash_attention_impl
 
 from radix_mlp.errors import UnsupportedImplError
 from radix_mlp.ops import AttentionTree, tree_attention
-from radix_mlp.ops.impl import flash, varlen
-from radix_mlp.ops.registry import AttentionCall, is_installed
+from radix_mlp.ops.attention.impl import torch_flash as flash
+from radix_mlp.ops.attention.impl import varlen
+from radix_mlp.ops.attention.leaf_runs import pack_runs
+from radix_mlp.ops.attention.registry import AttentionCall, is_installed
 from radix_mlp.plan import RadixPlan, build_plan
-from radix_mlp.plan.runs import pack_runs
-from radix_mlp.testing.batches import prefix_batch, random_batch
 
 PLAIN = Options(4, 2, 8, 8, None, None, False, False, 0)
 VARLEN_OPTIONS = OPTIONS.map(lambda options: replace(options, value_width=options.width, softcap=None, sinks=False))

@@ -5,8 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-
-from radix_mlp.testing.batches import random_batch
+from tools.model_types.batches import random_batch
 
 __all__ = ["Batch", "batches"]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from tools.model_types.batches import prefix_batch, random_batch
 
 from radix_mlp.ops import tree_attention
+from radix_mlp.ops.attention.leaf_runs import pack_runs, tree_statistics
+from radix_mlp.ops.attention.triton_tables import pack_tables
 from radix_mlp.plan import RadixPlan, build_plan
-from radix_mlp.plan.gpu_blocks import pack_tables
-from radix_mlp.plan.runs import pack_runs, tree_statistics
 from radix_mlp.plan.tree import depths
-from radix_mlp.testing.batches import prefix_batch, random_batch
 
 LONG = ("compact_ids", "compact_positions", "fold_index", "unfold_index", "cu_seq_lengths", "last_rows")
 NAMES = (*LONG, "end", "depth")

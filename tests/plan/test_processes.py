@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tools.model_types.batches import random_batch
 
 from radix_mlp.plan import RadixPlan, build_plan, compute_fold_and_scatter
-from radix_mlp.testing.batches import random_batch
 
 
 def run(code: str, **environment: str) -> str:
@@ -107,7 +107,7 @@ def test_hashes_that_all_collide_change_nothing(tmp_path: Path) -> None:
 import numba, numpy as np
 from radix_mlp.plan import build_plan, kernels
 from radix_mlp.plan.reference import reference_fold
-from radix_mlp.testing.batches import random_batch
+from tools.model_types.batches import random_batch
 kernels._hash = numba.njit(lambda parent_row, token, position: np.uint64(2**63 + 7))
 rng = np.random.default_rng(0)
 for _ in range(300):

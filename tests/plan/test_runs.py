@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from tests.ops.attention_cases import plans
+from tools.model_types.batches import prefix_batch, random_batch
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops.attention.leaf_runs import FLASH_ROWS, make_runs, pack_runs, tree_statistics
 from radix_mlp.plan import RadixPlan, build_plan
-from radix_mlp.plan.runs import FLASH_ROWS, make_runs, pack_runs, tree_statistics
-from radix_mlp.testing.batches import prefix_batch, random_batch
 
 
 def visible(plan: RadixPlan) -> np.ndarray:

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from tools.model_types.batches import random_batch
+from tools.model_types.planner_process import PlannerProcess, fetch_upstream
 
 from radix_mlp.plan import compute_fold_and_scatter
-from radix_mlp.testing.batches import random_batch
-from radix_mlp.testing.planner_process import PlannerProcess, fetch_upstream
 
 pytestmark = pytest.mark.slow
 

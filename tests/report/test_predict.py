@@ -5,8 +5,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.models.tiny import tiny_model
 from radix_mlp.report.predict import SHAPES, shape_of
-from radix_mlp.testing.tiny import tiny_model
 
 
 def test_weights_and_flop_against_a_real_model(tmp_path):

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from radix_mlp.engine.scheduler import schedule
+from radix_mlp.engine.batching.scheduler import schedule
 from radix_mlp.report.compression import compression_table
 from radix_mlp.report.picture import draw
 from radix_mlp.report.tree import text_tree

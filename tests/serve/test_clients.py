@@ -12,7 +12,7 @@ import pytest
 from huggingface_hub import InferenceClient
 
 from radix_mlp import Engine
-from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 Oracle = Callable[[str], Engine]
 TEXTS = ["Query: what is a radix?", "Query: what is a tree?", "é"]

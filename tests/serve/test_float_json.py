@@ -9,8 +9,8 @@ import numpy as np
 import orjson
 import pytest
 
-from radix_mlp.serve.answers import json_answer
-from radix_mlp.serve.float_json import LEAST, MIN_VALUES, MOST, json_rows, written
+from radix_mlp.serve.http.float_json import LEAST, MIN_VALUES, MOST, json_rows, written
+from radix_mlp.serve.http.responses import json_answer
 
 SHAPES = [(64, 256), (1, MIN_VALUES), (MIN_VALUES, 1)]
 

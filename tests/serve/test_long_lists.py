@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from radix_mlp.serve.wire.long_lists import SHORT
-from radix_mlp.serve.wire.openai import CompletionsRequest, EmbeddingsRequest
-from radix_mlp.serve.wire.tei import DecodeRequest, EmbedRequest, PredictRequest
-from radix_mlp.serve.wire.vllm import GenerativeScoringRequest, PoolingRequest
+from radix_mlp.serve.api.long_lists import SHORT
+from radix_mlp.serve.api.openai_bodies import CompletionsRequest, EmbeddingsRequest
+from radix_mlp.serve.api.tei_bodies import DecodeRequest, EmbedRequest, PredictRequest
+from radix_mlp.serve.api.vllm_bodies import GenerativeScoringRequest, PoolingRequest
 
 FIELDS: dict[Any, tuple[str, dict[str, Any]]] = {
     EmbedRequest: ("inputs", {}),

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.serve.prefix_routing import MAX_KEY_BYTES, PrefixRouter, routing_key
+from radix_mlp.serve.fleet.prefix_routing import MAX_KEY_BYTES, PrefixRouter, routing_key
 
 keys = st.one_of(
     st.none(),
@@ -100,7 +100,7 @@ def test_memory_is_bounded_and_given_back():
 
 def test_routers_in_other_processes_agree_while_there_is_no_load():
     code = (
-        "from radix_mlp.serve.prefix_routing import PrefixRouter as R;"
+        "from radix_mlp.serve.fleet.prefix_routing import PrefixRouter as R;"
         "print([R().choose(b'key %d' % n, dict.fromkeys('abcd', 0)).replica for n in range(40)])"
     )
     found = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)}

@@ -115,7 +115,7 @@ def test_what_does_not_go_with_the_model_is_told_before_it_is_served() -> None:
 
 
 def test_pickled_weights_are_loaded_only_when_asked_for(tmp_path: Path) -> None:
-    from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+    from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
     tiny_tokenizer().save_pretrained(tmp_path)
     tiny_model().config.save_pretrained(tmp_path)
@@ -268,4 +268,6 @@ def test_a_dealt_out_server_starts_anew_without_a_process_and_ends_with_all(tmp_
 
 def peers_of(pid: int) -> list[int]:
     told = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
-    return [int(line.split()[0]) for line in told.stdout.splitlines() if "radix_mlp.engine.peers" in line]
+    return [
+        int(line.split()[0]) for line in told.stdout.splitlines() if "radix_mlp.engine.parallel.rank_processes" in line
+    ]

@@ -10,8 +10,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from radix_mlp.serve import protocol
-from radix_mlp.serve.protocol import LimitedHttp
+from radix_mlp.serve.http import protocol
+from radix_mlp.serve.http.protocol import LimitedHttp
 
 HEAD = b"POST / HTTP/1.1\r\nhost: a\r\n"
 

@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from radix_mlp.serve.wire.tei import EmbedRequest
+from radix_mlp.serve.api.tei_bodies import EmbedRequest
 
 Running = Callable[..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, FastAPI]]]
 JSON = {"content-type": "application/json"}
@@ -246,7 +246,7 @@ def test_what_could_never_run_is_refused_before_it_is_tokenized(running: Running
 
 
 def test_bodies_of_all_clients_together_are_limited(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("radix_mlp.serve.middleware.ALL_BODIES", 0)
+    monkeypatch.setattr("radix_mlp.serve.http.middleware.ALL_BODIES", 0)
 
     async def main() -> None:
         async with running(payload_limit=1000) as (client, _):

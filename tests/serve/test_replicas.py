@@ -23,11 +23,11 @@ import pytest
 
 from radix_mlp import Engine
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.serve.front import Front, front_app
-from radix_mlp.serve.merged_metrics import merged
-from radix_mlp.serve.replicas import environments, num_replicas
+from radix_mlp.serve.fleet.gateway import Front, front_app
+from radix_mlp.serve.fleet.merged_metrics import merged
+from radix_mlp.serve.fleet.replica_client import Upstream, UpstreamLostError, UpstreamRefusedError
+from radix_mlp.serve.fleet.replicas import environments, num_replicas
 from radix_mlp.serve.settings import ServeSettings
-from radix_mlp.serve.upstream import Upstream, UpstreamLostError, UpstreamRefusedError
 
 Answerer = Callable[[asyncio.StreamReader, bytes, asyncio.StreamWriter], Awaitable[None]]
 POST = {"content-type": "application/json"}

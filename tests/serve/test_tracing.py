@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from starlette.requests import Request
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.serve.tracing import Tracing, tracer_for
+from radix_mlp.serve.http.tracing import Tracing, tracer_for
 
 
 def test_without_the_packages_the_option_says_what_to_install() -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
+from tools.model_types.training import gradients_of, relative_error
 from torch import Tensor
 from transformers import PreTrainedModel
-
-from radix_mlp.testing.training import gradients_of, relative_error
 
 __all__ = ["assert_same", "hidden_of", "logits_of", "logprobs_of"]
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from tests.train.oracle import assert_same, logprobs_of
+from tools.model_types.sweep import pad
+from tools.model_types.training import gradients_of
 from torch import Tensor
 
 import radix_mlp
 from radix_mlp.ops import edges_to_tokens
-from radix_mlp.testing.sweep import pad
-from radix_mlp.testing.training import gradients_of
 from radix_mlp.train import GRPO_LOSSES, TreeBatch, dpo_loss, grpo_loss, sequence_logprobs, tree_logprobs
 
 # importing TRL's trainers takes longer than all tests beside this one

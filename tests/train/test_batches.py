@@ -10,6 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.train.oracle import assert_same
+from tools.model_types.sweep import pad
+from tools.model_types.training import gradients_of, random_tree
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -17,8 +19,6 @@ import radix_mlp
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops import edges_to_tokens, tree_edges
 from radix_mlp.plan import build_plan
-from radix_mlp.testing.sweep import pad
-from radix_mlp.testing.training import gradients_of, random_tree
 from radix_mlp.train import (
     GroupBatchSampler,
     TreeBatch,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.train.oracle import logprobs_of
+from tools.model_types.training import compare_training, gradients_of, random_tree, relative_error
+from tools.model_types.zoo import tiny_model
 
 import radix_mlp
 from radix_mlp.ops import edges_to_tokens
-from radix_mlp.testing.training import compare_training, gradients_of, random_tree, relative_error
-from radix_mlp.testing.zoo import tiny_model
 from radix_mlp.train import TreeBatch, TreeCollator, cross_entropy, tree_logprobs
 
 pytestmark = pytest.mark.gpu

@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 import torch
 from tests.train.oracle import assert_same, hidden_of, logits_of, logprobs_of
+from tools.model_types.training import gradients_of, relative_error
 from torch import Tensor
 from torch.nn.functional import logsigmoid, normalize
 from transformers import PreTrainedModel
 
 import radix_mlp
+from radix_mlp.models.tiny import tiny_classifier
 from radix_mlp.ops import edges_to_tokens
-from radix_mlp.testing.tiny import tiny_classifier
-from radix_mlp.testing.training import gradients_of, relative_error
 from radix_mlp.train import (
     DPO_LOSSES,
     GRPO_LOSSES,

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tools.model_types.sweep import pad
+from tools.model_types.training import compare_training, gradients_of, random_tree, relative_error, trainable_types
+from tools.model_types.zoo import tiny_model
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.integrations.edge_forward import install_edge_forward
 from radix_mlp.integrations.loss_forward import LossForward
+from radix_mlp.models.tiny import tiny_classifier
 from radix_mlp.ops import LinearHead
-from radix_mlp.testing.sweep import pad
-from radix_mlp.testing.tiny import tiny_classifier
-from radix_mlp.testing.training import compare_training, gradients_of, random_tree, relative_error, trainable_types
-from radix_mlp.testing.zoo import tiny_model
 from radix_mlp.train import TreeBatch, language_head, tree_embeddings, tree_hidden, tree_logprobs, tree_scores
 
 # windows and softcaps, sinks and experts, latent attention, a scaled head, learned positions, a bias in the head

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-
-from radix_mlp.testing.training_runs import WAYS, curve, distance, draw
+from tools.model_types.training_runs import WAYS, curve, distance, draw
 
 
 def learns(losses: np.ndarray) -> bool:

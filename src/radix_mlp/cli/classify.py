@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import make_job, text_records
-from radix_mlp.cli.read import Record
+from radix_mlp.cli.jobs.job import make_job, text_records
+from radix_mlp.cli.jobs.read import Record
+from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
 from radix_mlp.cli.settings import engine_of, pick
-from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine, Label
@@ -92,7 +92,7 @@ class Classification:
         self.labels: list[str] = []
 
     def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
-        from radix_mlp.engine.classify import classify_call, label_names
+        from radix_mlp.engine.tasks.classify import classify_call, label_names
 
         self.labels = label_names(engine.model)
         inputs = [record.values if len(record.values) > 1 else record.values[0] for record in records]

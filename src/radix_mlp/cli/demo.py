@@ -14,8 +14,8 @@ from rich.text import Text
 from radix_mlp.cli.show import progress_bar, tree_table
 
 if TYPE_CHECKING:
+    from radix_mlp.engine.batching.scheduler import Ids
     from radix_mlp.engine.engine import Engine, JobStats, Progress
-    from radix_mlp.engine.scheduler import Ids
 
 __all__ = ["demo"]
 
@@ -46,8 +46,8 @@ def demo() -> None:
 
     from radix_mlp.cli.sample import few_shot_pairs, rerank_texts
     from radix_mlp.engine.engine import Engine
-    from radix_mlp.engine.tokenize import tokenize_texts
-    from radix_mlp.engine.tokenize_pairs import tokenize_pairs
+    from radix_mlp.engine.tokenization.tokenize import tokenize_texts
+    from radix_mlp.engine.tokenization.tokenize_pairs import tokenize_pairs
 
     console = Console(highlight=False)
     disable_progress_bar()

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import make_job, text_records
-from radix_mlp.cli.read import Record
+from radix_mlp.cli.jobs.job import make_job, text_records
+from radix_mlp.cli.jobs.read import Record
+from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
 from radix_mlp.cli.settings import engine_of, pick
-from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
 if TYPE_CHECKING:
     import numpy as np
@@ -106,7 +106,7 @@ class Embedding:
         self.arguments = arguments
 
     def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
-        from radix_mlp.engine.embed import embed_call
+        from radix_mlp.engine.tasks.embed import embed_call
 
         return embed_call(engine, engine.tokenizer, [record.values[0] for record in records], **self.arguments)
 

@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.output import check_output, written
-from radix_mlp.cli.read import Record, read_records, without_rejected
+from radix_mlp.cli.jobs.output import check_output, written
+from radix_mlp.cli.jobs.read import Record, read_records, without_rejected
 from radix_mlp.cli.show import Skipped, tree_table
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.scheduler import Ids
+    from radix_mlp.engine.batching.scheduler import Ids
     from radix_mlp.report.compression import CompressionRow
     from radix_mlp.report.predict import ModelShape
 
@@ -87,8 +87,8 @@ def explain(
     records = read_records(file, tuple(field or ["text"]), file_format=file_format, on_skip=on_skip)
 
     # transformers takes seconds to import: only once the input is read
-    from radix_mlp.engine.load_tokenizer import load_tokenizer
-    from radix_mlp.engine.tokenize import tokenize_texts
+    from radix_mlp.engine.tokenization.tokenize import tokenize_texts
+    from radix_mlp.models.load_tokenizer import load_tokenizer
     from radix_mlp.report.compression import compression_table
     from radix_mlp.report.predict import shape_of
     from radix_mlp.report.tree import text_tree
@@ -163,7 +163,7 @@ def compression_cells(rows: list[CompressionRow], num_tokens: int) -> list[list[
 
 def prediction(sequences: Sequence[Ids], row: CompressionRow, name: str, shape: ModelShape) -> str:
     """What the model's arithmetic allows, and the formula."""
-    from radix_mlp.engine.scheduler import causal_pairs
+    from radix_mlp.engine.batching.scheduler import causal_pairs
     from radix_mlp.report.predict import FORMULA
 
     unfolded = shape.flop(sum(map(len, sequences)), sum(causal_pairs(len(ids)) for ids in sequences))

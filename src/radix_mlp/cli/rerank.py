@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import make_job
-from radix_mlp.cli.pairs import best, indices_of, pair_records
-from radix_mlp.cli.read import Record
+from radix_mlp.cli.jobs.job import make_job
+from radix_mlp.cli.jobs.pairs import best, indices_of, pair_records
+from radix_mlp.cli.jobs.read import Record
+from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
 from radix_mlp.cli.settings import engine_of, pick
-from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 from radix_mlp.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class Reranking:
         self.top_n = top_n
 
     def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
-        from radix_mlp.engine.rerank import rerank_call
+        from radix_mlp.engine.tasks.rerank import rerank_call
 
         pairs = [(record.values[0], record.values[1]) for record in records]
         return rerank_call(engine, engine.tokenizer, pairs, **self.arguments)
@@ -180,7 +180,7 @@ class Reranking:
         return order, columns, answers
 
     def notes(self, engine: Engine) -> dict[str, str]:
-        from radix_mlp.engine.template import choose_template
+        from radix_mlp.engine.tasks.rerank_template import choose_template
 
         template: Any = self.arguments["template"]
         return {"template": choose_template(template, engine.model, engine.tokenizer, engine.folder).name}

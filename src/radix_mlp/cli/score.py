@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.job import make_job, text_records
-from radix_mlp.cli.read import Record
+from radix_mlp.cli.jobs.job import make_job, text_records
+from radix_mlp.cli.jobs.read import Record
+from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
 from radix_mlp.cli.settings import engine_of, pick
-from radix_mlp.cli.windows import DEFAULT_WINDOW, Window
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine, Score
@@ -99,7 +99,7 @@ class Scoring:
         self.arguments = arguments
 
     def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
-        from radix_mlp.engine.score import score_call
+        from radix_mlp.engine.tasks.score import score_call
 
         pairs = [(record.values[0], record.values[1]) for record in records]
         return score_call(engine, engine.tokenizer, pairs, **self.arguments)

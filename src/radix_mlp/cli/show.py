@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from radix_mlp.cli.journal import State
+    from radix_mlp.cli.jobs.journal import State
     from radix_mlp.report.tree_text import TreeLine
 
 __all__ = ["Comparison", "Skipped", "errors", "note", "progress_bar", "show_summary", "tree_table"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from radix_mlp.cli import options as o
-from radix_mlp.cli.read import Record, read_records, without_rejected
+from radix_mlp.cli.jobs.read import Record, read_records, without_rejected
 from radix_mlp.cli.settings import show_loading
 from radix_mlp.cli.show import Skipped, errors, progress_bar
 
@@ -73,9 +73,9 @@ def verify(
 
     # torch and transformers take seconds to import: only once the input is read
     from radix_mlp.engine import verify as engine_verify
-    from radix_mlp.engine.load import load, max_length_of
-    from radix_mlp.engine.load_tokenizer import checkpoint_of
-    from radix_mlp.engine.tokenize import tokenize_texts
+    from radix_mlp.engine.tokenization.tokenize import tokenize_texts
+    from radix_mlp.models.load import load, max_length_of
+    from radix_mlp.models.load_tokenizer import checkpoint_of
 
     show_loading(quiet=quiet)
     loaded, tokenizer = load(checkpoint_of(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)

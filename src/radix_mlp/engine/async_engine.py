@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from radix_mlp.engine.classify import Label, classify_call
-from radix_mlp.engine.embed import embed_call, embed_tokens_call
-from radix_mlp.engine.front import Front
-from radix_mlp.engine.rerank import document_pairs, rerank_call
-from radix_mlp.engine.score import Score, TokenScores, score_call, token_scores_call
-from radix_mlp.engine.ticket import Answer, BatchReport, FrontStats
-from radix_mlp.engine.token_ids import TextOrIds
+from radix_mlp.engine.online.dispatcher import Front
+from radix_mlp.engine.online.request import Answer, BatchReport, FrontStats
+from radix_mlp.engine.tasks.classify import Label, classify_call
+from radix_mlp.engine.tasks.embed import embed_call, embed_tokens_call
+from radix_mlp.engine.tasks.rerank import document_pairs, rerank_call
+from radix_mlp.engine.tasks.score import Score, TokenScores, score_call, token_scores_call
+from radix_mlp.engine.tokenization.token_ids import TextOrIds
 
 __all__ = ["Answer", "AsyncEngine", "BatchReport", "FrontStats", "TokenScores"]
 

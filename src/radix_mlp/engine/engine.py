@@ -8,15 +8,15 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from radix_mlp.engine.classify import Label, classify_call
-from radix_mlp.engine.embed import embed_call, embed_tokens_call
-from radix_mlp.engine.job import JobStats, Progress
-from radix_mlp.engine.rerank import Ranked, check_top_n, document_pairs, ranked, rerank_call
-from radix_mlp.engine.runner import Runner
-from radix_mlp.engine.score import Score, TokenScores, score_call, token_scores_call
+from radix_mlp.engine.execution.job import JobStats, Progress
+from radix_mlp.engine.execution.loaded_model import Runner
+from radix_mlp.engine.execution.tokenize_ahead import answer_in_windows
 from radix_mlp.engine.task import Call
-from radix_mlp.engine.token_ids import TextOrIds
-from radix_mlp.engine.windows import answer_in_windows
+from radix_mlp.engine.tasks.classify import Label, classify_call
+from radix_mlp.engine.tasks.embed import embed_call, embed_tokens_call
+from radix_mlp.engine.tasks.rerank import Ranked, check_top_n, document_pairs, ranked, rerank_call
+from radix_mlp.engine.tasks.score import Score, TokenScores, score_call, token_scores_call
+from radix_mlp.engine.tokenization.token_ids import TextOrIds
 
 __all__ = ["Engine", "JobStats", "Label", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radix_mlp.engine.scheduler import Ids, Order, lexicographic_order
+from radix_mlp.engine.batching.scheduler import Ids, Order, lexicographic_order
+from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
-from radix_mlp.plan.device import DevicePlan
 
 __all__ = ["Call", "Item", "Kept", "Rows", "Task", "union_of_rows"]
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from radix_mlp.engine.head import output_head
-from radix_mlp.engine.scheduler import Batch, Ids, cut_by_padding, schedule
-from radix_mlp.engine.step import hidden_of_one, padded_hidden, run_batch
+from radix_mlp.engine.batching.scheduler import Batch, Ids, cut_by_padding, schedule
+from radix_mlp.engine.execution.step import hidden_of_one, padded_hidden, run_batch
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf import disable, enable
 from radix_mlp.hf.adapters import opened
+from radix_mlp.models.heads import output_head
 
 __all__ = ["BOUNDS", "TextDifference", "Verification", "verify"]
 
@@ -98,7 +98,7 @@ def verify(
 
     Example:
         >>> import numpy as np
-        >>> from radix_mlp.testing.tiny import tiny_model
+        >>> from radix_mlp.models.tiny import tiny_model
         >>> texts = [np.array(ids, np.int32) for ids in ([72, 105, 33], [72, 105, 63])]
         >>> found = verify(tiny_model(), texts)
         >>> found.passed, found.flips, found.num_compact

@@ -16,7 +16,7 @@ from radix_mlp.hf.fused.layers import fingerprint
 from radix_mlp.hf.probe import probe
 from radix_mlp.hf.support import decoder_of, is_proven, why_unsupported
 from radix_mlp.hf.threshold import check_threshold
-from radix_mlp.ops.registry import COMPOSITES, IMPLS
+from radix_mlp.ops.attention.registry import COMPOSITES, IMPLS
 
 __all__ = ["CallReport", "disable", "enable", "folding_forward_of", "install", "is_enabled", "last_call", "state_of"]
 
@@ -45,7 +45,7 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
 
     Example:
         >>> import torch, radix_mlp
-        >>> from radix_mlp.testing.tiny import tiny_model
+        >>> from radix_mlp.models.tiny import tiny_model
         >>> model = radix_mlp.enable(tiny_model())
         >>> model(torch.tensor([[5, 6, 7], [5, 6, 8]])).logits.shape[:2]
         torch.Size([2, 3])

@@ -15,10 +15,10 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.attention_function import is_tree_mask, register
-from radix_mlp.hf.calls import USES_CACHE, FoldableCall, read_call
-from radix_mlp.hf.costs import Costs, known_costs
+from radix_mlp.hf.foldable_call import USES_CACHE, FoldableCall, read_call
+from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
 from radix_mlp.hf.forward import signature_of, takes_any_keyword
-from radix_mlp.hf.outputs import FoldedCache, FoldedCall
+from radix_mlp.hf.measured_costs import Costs, known_costs
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.plan import RadixPlan, build_plan

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf.attention_function import impl_of, tree_mask
 from radix_mlp.hf.support import decoder_of
+from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
-from radix_mlp.plan.device import DevicePlan
 
 __all__ = ["compact_arguments", "forward_compact", "signature_of", "takes_any_keyword"]
 
@@ -61,7 +61,7 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
 
     Example:
         >>> import radix_mlp
-        >>> from radix_mlp.testing.tiny import tiny_model
+        >>> from radix_mlp.models.tiny import tiny_model
         >>> model = radix_mlp.enable(tiny_model())
         >>> plan = radix_mlp.build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
         >>> forward_compact(model, plan).shape[0]

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from radix_mlp.hf.adapters import PROVEN_TUNERS, opened, why_not_opened
-from radix_mlp.hf.proven import PROVEN_TYPES
+from radix_mlp.hf.proven_types import PROVEN_TYPES
 
 __all__ = ["decoder_of", "is_proven", "why_unsupported"]
 

@@ -9,7 +9,7 @@ from radix_mlp.errors import InvalidInputError
 from radix_mlp.plan import RadixPlan
 
 if TYPE_CHECKING:
-    from radix_mlp.hf.costs import Costs
+    from radix_mlp.hf.measured_costs import Costs
 
 __all__ = ["check_threshold", "folding_pays", "should_fold"]
 

@@ -15,8 +15,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from radix_mlp.errors import UnsupportedModelError
-from radix_mlp.hf.calls import FoldableCall
 from radix_mlp.hf.enable import enable, folding_forward_of, install
+from radix_mlp.hf.foldable_call import FoldableCall
 from radix_mlp.hf.folding_forward import STAY_UNFOLDED, FoldingForward
 from radix_mlp.hf.support import why_unsupported
 from radix_mlp.ops import label_edges

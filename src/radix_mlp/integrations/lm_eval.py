@@ -26,16 +26,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from radix_mlp.engine.batch import fill
+from radix_mlp.engine.batching.scheduler import lexicographic_order
 from radix_mlp.engine.engine import Engine, JobStats
-from radix_mlp.engine.head import output_head
-from radix_mlp.engine.scheduler import lexicographic_order
-from radix_mlp.engine.score import scored_rows
+from radix_mlp.engine.execution.batch import fill
 from radix_mlp.engine.task import Item, Rows, Task
+from radix_mlp.engine.tasks.score import scored_rows
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.models.heads import output_head
+from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
-from radix_mlp.plan.device import DevicePlan
-from radix_mlp.plan.transfer import send
 
 __all__ = ["RadixLM", "main"]
 
@@ -71,7 +71,7 @@ class RadixLM(HFLM):
 
     Example:
         >>> from lm_eval.api.instance import Instance
-        >>> from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+        >>> from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
         >>> model = RadixLM(tiny_model(), tokenizer=tiny_tokenizer())
         >>> pairs = [("Roots grow", " down"), ("Roots grow", " up")]
         >>> requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]

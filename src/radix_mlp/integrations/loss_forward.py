@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from radix_mlp.hf.calls import selects_logits
+from radix_mlp.hf.foldable_call import selects_logits
 from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.integrations.edge_forward import EdgeForward
 from radix_mlp.train import cross_entropy, tree_logprobs

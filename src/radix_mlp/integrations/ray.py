@@ -23,9 +23,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from radix_mlp.engine.load_tokenizer import tokenizer_of
-from radix_mlp.engine.tokenize import RejectedItemsError, encode, shown
+from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, encode, shown
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.models.load_tokenizer import tokenizer_of
 
 __all__ = ["Classify", "Embed", "PrefixKey", "Rerank", "Score", "prefix_keys"]
 
@@ -168,7 +168,7 @@ class Classify(_OnBatches):
         super().__init__(model, engine=engine, on_error=on_error, arguments=arguments)
         self.columns = (column,) if pair_column is None else (column, pair_column)
         self.outputs = ("label", "score", "scores")
-        from radix_mlp.engine.classify import label_names
+        from radix_mlp.engine.tasks.classify import label_names
 
         self.labels = label_names(self.engine.model)
         """The model's labels."""
@@ -265,7 +265,7 @@ BYTES_A_TOKEN = 4
 def prefix_keys(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[bytes]:
     """Each row's texts as the ids of their tokens, four bytes each, big end first: bytes sort as token ids do.
 
-    >>> from radix_mlp.testing.tiny import tiny_tokenizer
+    >>> from radix_mlp.models.tiny import tiny_tokenizer
     >>> prefix_keys(tiny_tokenizer(), [("a", "b")])
     [b'\\x00\\x00\\x00a\\x00\\x00\\x00b']
     """

@@ -19,13 +19,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from radix_mlp.errors import DeadlineExceededError, OverloadedError, RadixError
 from radix_mlp.integrations.ray_serve_messages import Answered, Forwarded
-from radix_mlp.serve.answers import error_answer, style_of
-from radix_mlp.serve.errors import UnhealthyError
-from radix_mlp.serve.front import HEALTH_PATHS, MOST_LOST
-from radix_mlp.serve.logs import set_up_logs
-from radix_mlp.serve.merged_metrics import METRICS_TYPE, merged
-from radix_mlp.serve.middleware import guarded
-from radix_mlp.serve.prefix_routing import routing_key
+from radix_mlp.serve.fleet.gateway import HEALTH_PATHS, MOST_LOST
+from radix_mlp.serve.fleet.merged_metrics import METRICS_TYPE, merged
+from radix_mlp.serve.fleet.prefix_routing import routing_key
+from radix_mlp.serve.http.errors import UnhealthyError
+from radix_mlp.serve.http.logs import set_up_logs
+from radix_mlp.serve.http.middleware import guarded
+from radix_mlp.serve.http.responses import error_answer, style_of
 from radix_mlp.serve.settings import ServeSettings
 
 __all__ = ["Front", "PassOn", "front_app"]

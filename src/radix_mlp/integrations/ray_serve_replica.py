@@ -12,8 +12,8 @@ from starlette.types import Message
 
 from radix_mlp.integrations.ray_serve_autoscaling import PENDING_TOKENS
 from radix_mlp.integrations.ray_serve_messages import Answered, Forwarded, Headers
-from radix_mlp.serve.errors import UnhealthyError
-from radix_mlp.serve.logs import set_up_logs
+from radix_mlp.serve.http.errors import UnhealthyError
+from radix_mlp.serve.http.logs import set_up_logs
 from radix_mlp.serve.settings import ServeSettings
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class EngineReplica:
     async def __init__(self, settings: ServeSettings) -> None:  # type: ignore[misc]
         # who builds the application and who starts the replica do without torch
         from radix_mlp.serve.app import create_app
-        from radix_mlp.serve.load import load_engine
+        from radix_mlp.serve.load_engine import load_engine
 
         set_up_logs(settings.log_level, as_json=settings.json_output)
         engine, sha = await asyncio.to_thread(load_engine, settings)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
-from radix_mlp.serve.prefix_routing import PrefixRouter
+from radix_mlp.serve.fleet.prefix_routing import PrefixRouter
 
 __all__ = ["PrefixRequestRouter"]
 

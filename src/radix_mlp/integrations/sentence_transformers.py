@@ -27,10 +27,10 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.engine import Engine, JobStats
-from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.execution.tokenize_ahead import cut_into_windows
 from radix_mlp.engine.task import Call, Item
-from radix_mlp.engine.windows import cut_into_windows
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf import disable as disable_transformer
 from radix_mlp.integrations.sentence_transformers_modules import Features, Tail, Work, gathered, passed_on, tail_of
@@ -64,7 +64,7 @@ def enable(model: AnyModel, **options: Any) -> AnyModel:
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-        >>> from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+        >>> from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
         >>> with TemporaryDirectory() as folder:
         ...     tiny_model().model.save_pretrained(folder)
         ...     files = tiny_tokenizer().save_pretrained(folder)

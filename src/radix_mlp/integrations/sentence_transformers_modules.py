@@ -21,18 +21,18 @@ from sentence_transformers.cross_encoder.modules import LogitScore
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from radix_mlp.engine.classify import rows_to_classify
-from radix_mlp.engine.head import classification_head, output_head, pad_token_of
-from radix_mlp.engine.kind import kind_of
-from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.task import Item, Kept, Rows, Task
+from radix_mlp.engine.tasks.classify import rows_to_classify
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.support import decoder_of
+from radix_mlp.models.heads import classification_head, output_head, pad_token_of
+from radix_mlp.models.model_kind import kind_of
+from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.fold import copy_rows
+from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
-from radix_mlp.plan.device import DevicePlan
-from radix_mlp.plan.transfer import send
 
 __all__ = ["Features", "Tail", "Work", "gathered", "passed_on", "tail_of"]
 

@@ -52,7 +52,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
         >>> from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
         >>> from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
         >>> from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-        >>> from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+        >>> from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
         >>> with TemporaryDirectory() as folder:
         ...     tiny_model().model.save_pretrained(folder)
         ...     files = tiny_tokenizer().save_pretrained(folder)

@@ -55,7 +55,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
-        >>> from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+        >>> from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
         >>> tokens = tiny_tokenizer()(["one root, two leaves", "one root, no fruit"])["input_ids"]
         >>> data = [{"input_ids": ids, "labels": ids} for ids in tokens]
         >>> with TemporaryDirectory() as folder:

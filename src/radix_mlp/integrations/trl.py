@@ -42,7 +42,7 @@ from radix_mlp.integrations.edge_forward import (
 )
 from radix_mlp.integrations.trainer_options import reason_of_options
 from radix_mlp.ops import edges_to_tokens
-from radix_mlp.ops.edge_logprobs import EdgeLogprobs
+from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs
 from radix_mlp.train import TreeBatch, head_logprobs, pretrained_of, tree_hidden
 
 __all__ = ["TESTED_TRL", "TRAINERS", "disable", "enable"]
@@ -83,7 +83,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
         >>> from tempfile import TemporaryDirectory
         >>> from datasets import Dataset
         >>> from trl import SFTConfig
-        >>> from radix_mlp.testing.tiny import tiny_model, tiny_tokenizer
+        >>> from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
         >>> rows = [{"prompt": "one root, ", "completion": end} for end in ("two leaves", "no fruit")]
         >>> with TemporaryDirectory() as folder:
         ...     args = SFTConfig(folder, per_device_train_batch_size=2, use_cpu=True, bf16=False, report_to=[])

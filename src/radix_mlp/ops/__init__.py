@@ -1,9 +1,12 @@
 """Operations on folded batches: torch, any device."""
 
-from radix_mlp.ops.attention import tree_attention
-from radix_mlp.ops.choose import report
-from radix_mlp.ops.edge_logprobs import EdgeLogprobs, edge_logprobs
-from radix_mlp.ops.edges import (
+from radix_mlp.ops.attention.impl.auto_cost_model import report
+from radix_mlp.ops.attention.registry import available_impls
+from radix_mlp.ops.attention.tree_attention import tree_attention
+from radix_mlp.ops.device_plan import AttentionTree, DevicePlan
+from radix_mlp.ops.fold import fold, unfold
+from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, edge_logprobs
+from radix_mlp.ops.head.edges import (
     DeviceEdges,
     Edges,
     edges_to_tokens,
@@ -12,12 +15,9 @@ from radix_mlp.ops.edges import (
     tokens_to_edges,
     tree_edges,
 )
-from radix_mlp.ops.fold import fold, unfold
-from radix_mlp.ops.linear_head import LinearHead
-from radix_mlp.ops.logprobs import TokenLogprobs, token_logprobs
+from radix_mlp.ops.head.linear_head import LinearHead
+from radix_mlp.ops.head.logprobs import TokenLogprobs, token_logprobs
 from radix_mlp.ops.pool import cls, last_token, mean, weighted_mean
-from radix_mlp.ops.registry import available_impls
-from radix_mlp.plan.device import AttentionTree, DevicePlan
 
 __all__ = [
     "AttentionTree",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.plan.device import DevicePlan
+from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan.radix_plan import RadixPlan
 
 __all__ = ["copy_rows", "first_rows", "fold", "segment_sum", "unfold"]

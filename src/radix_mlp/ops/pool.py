@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.fold import copy_rows
-from radix_mlp.plan.device import DevicePlan
+from radix_mlp.ops.send import send
 from radix_mlp.plan.radix_plan import RadixPlan
-from radix_mlp.plan.transfer import send
 
 __all__ = ["cls", "last_token", "mean", "weighted_mean"]
 

@@ -14,7 +14,7 @@ from radix_mlp.errors import InvalidInputError
 if TYPE_CHECKING:
     import torch
 
-    from radix_mlp.plan.device import DevicePlan
+    from radix_mlp.ops.device_plan import DevicePlan
 
 __all__ = ["RadixPlan"]
 
@@ -99,7 +99,7 @@ class RadixPlan:
         What only the backward pass reads is made where gradients are enabled. Without `tree`, what attention reads
         is made when it is first asked for.
         """
-        from radix_mlp.plan.device import to_device
+        from radix_mlp.ops.device_plan import to_device
 
         return to_device(self, device, tree=tree)
 

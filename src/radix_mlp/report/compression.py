@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from radix_mlp.engine.scheduler import ORDERS, Batch, Ids, cut_by_budget, cut_by_count
+from radix_mlp.engine.batching.scheduler import ORDERS, Batch, Ids, cut_by_budget, cut_by_count
 
 __all__ = ["BATCH_SIZES", "CompressionRow", "compression_table"]
 
@@ -28,7 +28,7 @@ class CompressionRow:
 def compression_table(
     sequences: Sequence[Ids], *, sizes: Sequence[int] = BATCH_SIZES, max_batch_tokens: int = 16384
 ) -> list[CompressionRow]:
-    """Every size, then the budget, each with the orders of `radix_mlp.engine.scheduler.ORDERS`.
+    """Every size, then the budget, each with the orders of `radix_mlp.engine.batching.scheduler.ORDERS`.
 
     Example:
         >>> import numpy as np

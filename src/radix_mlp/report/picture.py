@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.report.tree import SharedPiece, TextTree
 
 __all__ = ["Box", "Picture", "color_of", "draw"]

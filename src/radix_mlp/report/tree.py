@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from radix_mlp.engine.scheduler import Ids, common_prefix, lexicographic_order
+from radix_mlp.engine.batching.scheduler import Ids, common_prefix, lexicographic_order
 
 __all__ = ["SharedPiece", "TextTree", "text_tree"]
 

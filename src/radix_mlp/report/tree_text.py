@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from heapq import heapify, heappop, heappush
 
-from radix_mlp.engine.scheduler import Ids
+from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.report.tree import SharedPiece, TextTree
 
 __all__ = ["TreeLine", "snippet", "tree_lines"]

@@ -14,16 +14,22 @@ from starlette.responses import Response
 import radix_mlp
 from radix_mlp.engine.engine import Engine
 from radix_mlp.errors import RadixError
-from radix_mlp.serve.answers import error_answer, style_of
-from radix_mlp.serve.errors import MalformedBodyError, NoSuchRouteError, WrongBodyError, WrongMethodError, refusal_of
-from radix_mlp.serve.middleware import RequestLog, guards
+from radix_mlp.serve.api import cohere, openai, rerank, server, tei, vllm
+from radix_mlp.serve.api.rerank_bodies import RERANK_TAGS
+from radix_mlp.serve.api.server import OPENAPI_PATH
+from radix_mlp.serve.http.errors import (
+    MalformedBodyError,
+    NoSuchRouteError,
+    WrongBodyError,
+    WrongMethodError,
+    refusal_of,
+)
+from radix_mlp.serve.http.middleware import RequestLog, guards
+from radix_mlp.serve.http.responses import error_answer, style_of
+from radix_mlp.serve.http.tracing import Tracing, tracer_for
 from radix_mlp.serve.playground.routes import router as playground
-from radix_mlp.serve.routes import cohere, openai, rerank, server, tei, vllm
-from radix_mlp.serve.routes.server import OPENAPI_PATH
 from radix_mlp.serve.service import Service
 from radix_mlp.serve.settings import ServeSettings
-from radix_mlp.serve.tracing import Tracing, tracer_for
-from radix_mlp.serve.wire.rerank import RERANK_TAGS
 
 __all__ = ["bare_app", "create_app"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from radix_mlp.engine.classify import label_names
 from radix_mlp.engine.engine import Engine
-from radix_mlp.engine.kind import kind_of
-from radix_mlp.engine.pooler import pooler_of
+from radix_mlp.engine.tasks.classify import label_names
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.serve.errors import WrongModelError
+from radix_mlp.models.model_kind import kind_of
+from radix_mlp.models.pooler import pooler_of
+from radix_mlp.serve.http.errors import WrongModelError
 from radix_mlp.serve.settings import POOLING_NAMES, ServeSettings
 
 __all__ = ["ModelInfo", "ModelType", "model_info"]

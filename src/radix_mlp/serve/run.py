@@ -21,12 +21,12 @@ from starlette.types import ASGIApp
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.app import create_app
-from radix_mlp.serve.front import Front, front_app, metrics_app
-from radix_mlp.serve.load import load_engine
-from radix_mlp.serve.logs import set_up_logs
+from radix_mlp.serve.fleet.gateway import Front, front_app, metrics_app
+from radix_mlp.serve.fleet.replicas import Replicas, num_replicas
+from radix_mlp.serve.http.logs import set_up_logs
+from radix_mlp.serve.http.protocol import LimitedHttp
+from radix_mlp.serve.load_engine import load_engine
 from radix_mlp.serve.memory import keep_what_is_there
-from radix_mlp.serve.protocol import LimitedHttp
-from radix_mlp.serve.replicas import Replicas, num_replicas
 from radix_mlp.serve.settings import ServeSettings
 
 __all__ = ["run"]

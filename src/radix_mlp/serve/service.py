@@ -14,19 +14,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radix_mlp.engine.async_engine import Answer, AsyncEngine, TokenScores
-from radix_mlp.engine.classify import Label
 from radix_mlp.engine.engine import Engine
-from radix_mlp.engine.score import Score
-from radix_mlp.engine.token_ids import TextOrIds
-from radix_mlp.serve.errors import EmptyInputError
-from radix_mlp.serve.float_json import json_rows
-from radix_mlp.serve.inputs import Inputs
-from radix_mlp.serve.limits import Places, check_not_empty
+from radix_mlp.engine.tasks.classify import Label
+from radix_mlp.engine.tasks.score import Score
+from radix_mlp.engine.tokenization.token_ids import TextOrIds
+from radix_mlp.serve.checked_inputs import Inputs
+from radix_mlp.serve.http.errors import EmptyInputError
+from radix_mlp.serve.http.float_json import json_rows
+from radix_mlp.serve.http.limits import Places, check_not_empty
 from radix_mlp.serve.metrics import Metrics
 from radix_mlp.serve.model_info import ModelInfo, model_info
 from radix_mlp.serve.settings import POOLING_NAMES, ServeSettings
 from radix_mlp.serve.supervisor import Supervisor
-from radix_mlp.serve.tokens import Tokens
+from radix_mlp.serve.tokenizer import Tokens
 
 __all__ = ["Service"]
 

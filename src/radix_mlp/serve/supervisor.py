@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from radix_mlp.engine.async_engine import AsyncEngine, BatchReport
 from radix_mlp.engine.engine import Engine
 from radix_mlp.errors import DeadlineExceededError, EngineDeadError, RadixError
-from radix_mlp.serve.errors import UnhealthyError
+from radix_mlp.serve.http.errors import UnhealthyError
 from radix_mlp.serve.memory import release
 from radix_mlp.serve.metrics import Metrics
 from radix_mlp.serve.settings import ServeSettings

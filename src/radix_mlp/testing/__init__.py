@@ -1,1 +1,1 @@
-"""Interim."""
+"""What tests of code that uses radix-mlp need."""

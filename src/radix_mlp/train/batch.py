@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.ops.edges import DeviceEdges, Edges, label_edges, tree_edges
+from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.head.edges import DeviceEdges, Edges, label_edges, tree_edges
 from radix_mlp.plan import RadixPlan, build_plan
-from radix_mlp.plan.device import DevicePlan
 
 __all__ = ["IGNORE_INDEX", "PaddedLayout", "TreeBatch"]
 

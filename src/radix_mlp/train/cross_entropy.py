@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.ops.edges import tokens_to_edges
+from radix_mlp.ops.head.edges import tokens_to_edges
 from radix_mlp.train.batch import TreeBatch
 
 __all__ = ["cross_entropy"]

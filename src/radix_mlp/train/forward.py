@@ -13,13 +13,13 @@ from torch import Tensor
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.forward import forward_compact
 from radix_mlp.ops import pool
-from radix_mlp.ops.edge_logprobs import EdgeLogprobs, Head, edge_logprobs
-from radix_mlp.ops.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
 from radix_mlp.ops.fold import copy_rows
-from radix_mlp.ops.linear_head import LinearHead
-from radix_mlp.ops.logprobs import MAX_LOGITS
+from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, Head, edge_logprobs
+from radix_mlp.ops.head.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
+from radix_mlp.ops.head.linear_head import LinearHead
+from radix_mlp.ops.head.logprobs import MAX_LOGITS
+from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
-from radix_mlp.plan.transfer import send
 from radix_mlp.train.batch import TreeBatch
 from radix_mlp.train.model import check_trainable, head_logprobs, language_head, pretrained_of
 
@@ -59,7 +59,7 @@ def tree_logprobs(
     """Log-probabilities `[E]` of the batch's edges under an enabled causal language model, with gradients.
 
     `edges_to_tokens(result.logprob, batch.edges)` are those of its tokens, `[N]`, and `sequence_logprobs` of its
-    sequences, `[S]`.  The other arguments are those of `radix_mlp.ops.edge_logprobs`; without `head` it is the model's
+    sequences, `[S]`.  The other arguments are those of `edge_logprobs`; without `head` it is the model's
     own, `language_head(model)`.
 
     Raises:
@@ -67,7 +67,7 @@ def tree_logprobs(
         UnsupportedCallError: dropout or something else would make folded and unfolded training differ.
 
     >>> import radix_mlp
-    >>> from radix_mlp.testing.tiny import tiny_model
+    >>> from radix_mlp.models.tiny import tiny_model
     >>> model = radix_mlp.enable(tiny_model())
     >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]])
     >>> tree_logprobs(model, batch).logprob.shape

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.ops.edges import DeviceEdges, sequence_sums
+from radix_mlp.ops.head.edges import DeviceEdges, sequence_sums
 from radix_mlp.train.batch import TreeBatch
 
 __all__ = ["GRPO_LOSSES", "GRPOLoss", "grpo_loss"]

@@ -13,11 +13,11 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.adapters import opened
-from radix_mlp.hf.calls import reason_of_modules
+from radix_mlp.hf.foldable_call import reason_of_modules
 from radix_mlp.hf.support import decoder_of
-from radix_mlp.ops.edge_logprobs import EdgeLogprobs, edge_logprobs
-from radix_mlp.ops.edges import DeviceEdges, Edges
-from radix_mlp.ops.linear_head import LinearHead, is_plain_linear
+from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, edge_logprobs
+from radix_mlp.ops.head.edges import DeviceEdges, Edges
+from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear
 
 __all__ = ["check_trainable", "head_logprobs", "language_head", "pretrained_of"]
 
@@ -70,7 +70,7 @@ def language_head(model: torch.nn.Module, *, check: bool = True) -> LinearHead |
     Raises:
         UnsupportedModelError: the model has no language-model head, or one that does something else besides.
 
-    >>> from radix_mlp.testing.tiny import tiny_model
+    >>> from radix_mlp.models.tiny import tiny_model
     >>> language_head(tiny_model()).weight.shape
     torch.Size([259, 64])
     """

@@ -16,9 +16,9 @@ from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.fused.layers import DecoderLayer, fingerprint, join_layers, why_not_fused
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops import AttentionTree, tree_attention
-from radix_mlp.ops.impl.cuda_device import on_device
+from radix_mlp.ops.cuda_device import on_device
+from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
-from radix_mlp.plan.transfer import send
 
 __all__ = ["FusedDecoder"]
 

@@ -10,12 +10,12 @@ import torch
 from numpy.typing import NDArray
 
 from radix_mlp.ops import AttentionTree
-from radix_mlp.ops.impl.triton_tiles import Tiles
+from radix_mlp.ops.attention.fa4_blocks import BLOCK, pack_forward_blocks, size_of_forward_blocks
+from radix_mlp.ops.attention.impl.triton_tiles import Tiles
+from radix_mlp.ops.attention.leaf_runs import TreeStatistics
+from radix_mlp.ops.attention.triton_tables import KEY_BLOCK, SEGMENT, fill_ranges
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.compiled import compiled
-from radix_mlp.plan.gpu_blocks import KEY_BLOCK, SEGMENT, fill_ranges
-from radix_mlp.plan.runs import TreeStatistics
-from radix_mlp.plan.sparse_blocks import BLOCK, pack_forward_blocks, size_of_forward_blocks
 
 __all__ = ["GraphAttention", "GraphInputs", "GraphKey", "pack"]
 

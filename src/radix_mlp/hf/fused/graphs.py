@@ -17,13 +17,13 @@ from torch import Tensor
 
 from radix_mlp.hf.fused.decoder import FusedDecoder, spread
 from radix_mlp.hf.fused.graph_inputs import GraphAttention, GraphInputs, GraphKey
-from radix_mlp.ops.choose import Call, choose, device_facts, has_fa4
-from radix_mlp.ops.impl.cuda_device import capability, on_device
-from radix_mlp.ops.impl.triton_tiles import Work, choose_tiles, typical_keys
-from radix_mlp.ops.registry import MAX_WIDTH
+from radix_mlp.ops.attention.fa4_blocks import pack_sparse_blocks
+from radix_mlp.ops.attention.impl.auto_cost_model import Call, choose, device_facts, has_fa4
+from radix_mlp.ops.attention.impl.triton_tiles import Work, choose_tiles, typical_keys
+from radix_mlp.ops.attention.leaf_runs import tree_statistics
+from radix_mlp.ops.attention.registry import MAX_WIDTH
+from radix_mlp.ops.cuda_device import capability, on_device
 from radix_mlp.plan import RadixPlan
-from radix_mlp.plan.runs import tree_statistics
-from radix_mlp.plan.sparse_blocks import pack_sparse_blocks
 
 __all__ = ["GraphedDecoder", "padded_size"]
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from radix_mlp.ops.impl.cuda_device import capability
+from radix_mlp.ops.cuda_device import capability
 
 __all__ = ["gate", "rms_norm", "rotary_tables", "rotate_heads_"]
 

@@ -17,7 +17,7 @@ from torch.utils.dlpack import from_dlpack
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
-from radix_mlp.hf.tensor_parallel import SummedLinear
+from radix_mlp.hf.sharding import SummedLinear
 
 __all__ = ["DecoderLayer", "fingerprint", "join_layers", "why_not_fused"]
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from radix_mlp.serve.wire.body import Body, ListOf
+from radix_mlp.serve.api.body import Body, ListOf
 
 __all__ = ["PlaygroundTask", "RunRequest"]
 

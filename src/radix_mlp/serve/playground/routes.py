@@ -7,11 +7,11 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from starlette.responses import FileResponse, Response
 
-from radix_mlp.serve.errors import BatchTooLargeError, NoSuchRouteError
+from radix_mlp.serve.api.common import ServiceOf, answered
+from radix_mlp.serve.http.errors import BatchTooLargeError, NoSuchRouteError
 from radix_mlp.serve.playground.body import RunRequest
 from radix_mlp.serve.playground.shown_tree import shown_tree
 from radix_mlp.serve.playground.tasks import run_task
-from radix_mlp.serve.routes.common import ServiceOf, answered
 
 __all__ = ["MAX_DOCUMENTS", "router"]
 

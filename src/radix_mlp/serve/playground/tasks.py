@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from radix_mlp.engine.async_engine import Answer
-from radix_mlp.engine.classify import classify_call
-from radix_mlp.engine.embed import embed_call
-from radix_mlp.engine.rerank import document_pairs, ranked, rerank_call
-from radix_mlp.engine.score import score_call
 from radix_mlp.engine.task import Call
-from radix_mlp.serve.errors import WrongBodyError, WrongModelError
-from radix_mlp.serve.limits import check_not_empty, cut_characters
+from radix_mlp.engine.tasks.classify import classify_call
+from radix_mlp.engine.tasks.embed import embed_call
+from radix_mlp.engine.tasks.rerank import document_pairs, ranked, rerank_call
+from radix_mlp.engine.tasks.score import score_call
+from radix_mlp.serve.http.errors import WrongBodyError, WrongModelError
+from radix_mlp.serve.http.limits import check_not_empty, cut_characters
 from radix_mlp.serve.playground.body import PlaygroundTask, RunRequest
 from radix_mlp.serve.service import Service
 from radix_mlp.serve.settings import POOLING_NAMES

@@ -1,0 +1,1 @@
+"""What makes a job of the command line resumable."""

@@ -1,0 +1,198 @@
+"""A job of the command line: a file through a model into another file, to be gone on with if it is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from radix_mlp.cli.jobs.encode import SUFFIXES
+from radix_mlp.cli.jobs.formats import Source, open_sources
+from radix_mlp.cli.jobs.journal import State
+from radix_mlp.cli.jobs.output import FileOutput, Output, StandardOutput, check_output, errors_of, files_beside
+from radix_mlp.cli.jobs.progress import JobProgress
+from radix_mlp.cli.jobs.read import BadLine, Record, Row, problem_of, read_items
+from radix_mlp.cli.jobs.record_windows import Window, cut_windows, whole_groups
+from radix_mlp.cli.jobs.stages import Stages, Task, refuse_bad_lines
+from radix_mlp.cli.jobs.three_stages import run_stages
+from radix_mlp.cli.options import skips
+from radix_mlp.cli.settings import Given, JobSettings, settings_of
+from radix_mlp.cli.show import note, show_summary
+from radix_mlp.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from radix_mlp.cli.jobs.ray.job import RayJob
+    from radix_mlp.engine.engine import Engine
+
+__all__ = ["Job", "make_job", "text_records"]
+
+
+def make_job(command: str, given: Given, deciding: Sequence[str]) -> Job | RayJob:
+    """The job that a command's options ask for, in this process or on a Ray cluster; arguments of `settings_of`."""
+    settings = settings_of(command, given, deciding)
+    if given["id_field"] is not None and str(given["output"]).lower().endswith(".npy"):
+        raise InvalidInputError(
+            f"--id-field {given['id_field']}: {given['output']} is an array, which has no place for ids. Write .jsonl, "
+            ".csv, .tsv or .parquet, or leave the option out: rows are in the order of the lines."
+        )
+    if given["ray"] is not None:
+        from radix_mlp.cli.jobs.ray.job import RayJob
+
+        return RayJob(**settings)
+    if given["ray_workers"] is not None:
+        raise InvalidInputError(f"--ray-workers {given['ray_workers']}: there are no workers without --ray.")
+    return Job(**settings)
+
+
+@dataclass
+class Job(JobSettings):
+    """A job in this process."""
+
+    def __post_init__(self) -> None:
+        self.skip = skips(self.on_error)
+        self.path = None if self.output is None else Path(self.output)
+        errors = None if self.path is None else errors_of(self.path)
+        self.sources = open_sources(self.files, self.file_format, errors)
+        names = [source.name for source in self.sources]
+        check_output(self.path, names, suffixes=SUFFIXES)
+        for beside in () if self.path is None else files_beside(self.path):
+            check_output(beside, names)
+        for name in ("prompt", "prompt_name", "instruction"):
+            value = self.options.get(name)
+            if value is not None and value.encode("utf-8", "replace").decode() != value:
+                raise InvalidInputError(f"--{name.replace('_', '-')} {value!a}: not valid UTF-8.")
+        if self.restart and self.path is None:
+            raise InvalidInputError("--restart: there is nothing to begin anew without --output.")
+
+    def run(
+        self,
+        read: Callable[[Sequence[Source]], Iterable[Record | BadLine]],
+        task: Task,
+        engine: Callable[[], Engine],
+        *,
+        ranked: bool = False,
+    ) -> None:
+        """Do what is not done yet.
+
+        Args:
+            read: all records of files, read as they are asked for.
+            engine: makes the engine; called once the first window is read.
+            ranked: groups of records have to stand together.
+        """
+        items = read(self.sources)
+        options = {**self.options, "window": self.window}
+        output: Output = StandardOutput()
+        if self.path is not None:
+            output = FileOutput(self.path, options, restart=self.restart)
+        begun = replace(output.state)
+        try:
+            self._run(items, task, engine, output, ranked)
+        except (KeyboardInterrupt, Exception) as error:
+            if _is_interrupt(error):
+                output.close()
+                note("stopped." + self._kept(output))
+                raise typer.Exit(130) from None
+            if output.state.num_windows > begun.num_windows and (kept := self._kept(output)):
+                error.add_note(kept.strip())
+            raise
+        finally:
+            output.close()
+
+    def _run(
+        self,
+        items: Iterable[Record | BadLine],
+        task: Task,
+        make_engine: Callable[[], Engine],
+        output: Output,
+        ranked: bool,
+    ) -> None:
+        if output.state.finished:
+            output.open()
+            output.finish()
+            note(f"{self.output} was complete already.")
+            return
+        begun = replace(output.state)
+        progress = JobProgress(task.name, self.sources, begun.num_rows, quiet=self.quiet, wanted=self.progress)
+        windows = cut_windows(items, self.window, with_files=len(self.sources) > 1)
+        windows = self._not_done(whole_groups(windows) if ranked else windows, begun, progress)
+        first = next(windows, None)
+        if first is None:
+            if not begun.num_windows:
+                raise InvalidInputError(f"{self._shown()}: not a single text in it.")
+            output.open()
+            output.finish()
+            note(f"all {begun.num_rows:,} texts were done already.")
+            return
+        if not self.skip:
+            refuse_bad_lines(first)
+        # torch and transformers take seconds to import: only once there is something to do
+        engine = make_engine()
+        output.open()
+        stages = Stages(task, engine, output, progress, skip=self.skip, compare=self.compare)
+        stages.with_files, stages.with_ids = len(self.sources) > 1, self.options.get("id_field") is not None
+        with progress:
+            run_stages(chain([first], windows), stages.prepare, stages.run, stages.write)
+        if not output.state.num_rows:
+            raise InvalidInputError(f"{self._shown()}: every line was skipped.")
+        output.finish()
+        if not self.quiet:
+            notes = task.notes(engine)
+            if begun.num_rows:
+                notes["gone on after"] = f"{begun.num_rows:,} texts"
+            show_summary(output.state, folded=engine.threshold != 0, compared=stages.compared, notes=notes)
+
+    def _not_done(self, windows: Iterator[Window], begun: State, progress: JobProgress) -> Iterator[Window]:
+        seen = 0
+        for window in windows:
+            seen += 1
+            if seen > begun.num_windows:
+                yield window
+            elif seen == begun.num_windows:
+                if window.digest != begun.digest:
+                    raise self._changed(begun)
+                progress.fraction = progress.fraction_read()
+        if seen < begun.num_windows:
+            raise self._changed(begun)
+
+    def _changed(self, begun: State) -> InvalidInputError:
+        return InvalidInputError(
+            f"{self._shown()}: changed since the job was begun: the part of it that is done ({begun.num_rows:,} texts) "
+            "reads differently. Put it back as it was to go on, or begin anew with --restart."
+        )
+
+    def _shown(self) -> str:
+        return self.sources[0].shown if len(self.sources) == 1 else f"{len(self.sources)} files"
+
+    def _kept(self, output: Output) -> str:
+        if not output.state.num_rows:
+            return ""
+        if self.output is None:
+            return f" {output.state.num_rows:,} texts are written."
+        return f" {output.state.num_rows:,} texts are done and kept; the same command goes on after them."
+
+
+def _is_interrupt(error: BaseException | None) -> bool:
+    # compiled code may end with an error of its own when Ctrl-C comes in the midst of it
+    return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
+
+
+def text_records(
+    sources: Sequence[Source],
+    fields: tuple[str, ...],
+    *,
+    id_field: str | None = None,
+    may_be_empty: Container[str] = (),
+) -> Iterator[Record | BadLine]:
+    """A record of every line, with the texts of `fields`."""
+
+    def problem(row: dict[str, Any]) -> str | None:
+        return problem_of(row, fields, may_be_empty)
+
+    def records(row: Row) -> Iterator[Record]:
+        yield Record(row.line, tuple(row.fields[field] for field in fields), row.file, row.id)
+
+    return read_items(sources, fields, problem, records, id_field=id_field)

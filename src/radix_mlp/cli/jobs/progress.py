@@ -1,0 +1,134 @@
+"""How far a job is: a bar on a terminal, lines elsewhere if they are asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, Self
+
+from rich.progress import BarColumn, Progress, TaskID, TextColumn
+
+from radix_mlp.cli.jobs.formats import Source
+from radix_mlp.cli.show import errors
+
+if TYPE_CHECKING:
+    from radix_mlp.engine.engine import Engine
+
+__all__ = ["Counts", "JobProgress"]
+
+LINE_SECONDS = 10.0
+
+
+class Counts(Protocol):
+    """What was done."""
+
+    @property
+    def num_requests(self) -> int: ...
+
+    num_tokens: int
+    num_compact: int
+
+
+class JobProgress:
+    """Shows texts done, tokens a second and compression, and the time left where the size of the input is known.
+
+    Args:
+        name: what is going on, as in "embedding".
+        sources: the files that are read.
+        num_rows: texts that an earlier run has done.
+        wanted: show it or not; unless said, a bar on a terminal and nothing elsewhere.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        sources: Sequence[Source],
+        num_rows: int = 0,
+        *,
+        quiet: bool = False,
+        wanted: bool | None = None,
+    ) -> None:
+        self.name = name
+        self.sources = sources
+        self.rows = num_rows
+        self.tokens = self.compact = 0
+        self.fraction: float | None = None
+        console = errors()
+        shown = not quiet and wanted is not False
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[facts]}"),
+            console=console,
+            transient=True,
+            disable=not (shown and console.is_terminal),
+        )
+        self.lines = shown and wanted is True and not console.is_terminal
+        self.task: TaskID | None = None
+        self.began = self.last_line = time.perf_counter()
+        self.began_at: float | None = None
+
+    def __enter__(self) -> Self:
+        self.bar.start()
+        self.task = self.bar.add_task(self.name, total=None, facts="")
+        self.began = self.last_line = time.perf_counter()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.stop()
+
+    def fraction_read(self) -> float | None:
+        """How much of the input has been read, in bytes; None if its size is not known."""
+        sizes = [source.size for source in self.sources]
+        if None in sizes:
+            return None
+        known: list[Any] = sizes
+        return sum(source.position for source in self.sources) / max(sum(known), 1)
+
+    def of_window(self, engine: Engine, fraction: float | None) -> Callable[[int, int], None]:
+        """What the run of one window calls; `fraction` is how much of the input is done at its end."""
+        before = self.fraction if self.fraction is not None else 0.0
+        if self.began_at is None:
+            self.began_at = before
+
+        def update(done: int, total: int) -> None:
+            stats = engine.stats
+            part = None if fraction is None else before + (fraction - before) * done / max(total, 1)
+            self._show(self.rows + done, self.tokens + stats.num_tokens, self.compact + stats.num_compact, part)
+
+        return update
+
+    def add(self, stats: Counts, fraction: float | None) -> None:
+        """A window is done."""
+        self.rows += stats.num_requests
+        self.tokens += stats.num_tokens
+        self.compact += stats.num_compact
+        self.fraction = fraction
+        self._show(self.rows, self.tokens, self.compact, fraction, window_end=True)
+
+    def _show(self, rows: int, tokens: int, compact: int, fraction: float | None, *, window_end: bool = False) -> None:
+        now = time.perf_counter()
+        seconds = max(now - self.began, 1e-9)
+        facts = [
+            f"{rows:,} texts",
+            f"{tokens / seconds:,.0f} tokens/s",
+            f"{compact / seconds:,.0f} compact/s",
+            f"compression {compact / max(tokens, 1):.3f}",
+        ]
+        advanced = (fraction or 0.0) - (self.began_at or 0.0)
+        if fraction is not None:
+            facts.insert(1, f"{fraction:.0%}")
+            if advanced > 0:
+                facts.append(f"{_clock(seconds * (1 - fraction) / advanced)} left")
+        if self.task is not None:
+            self.bar.update(self.task, total=None if fraction is None else 1.0, completed=fraction or 0.0)
+            self.bar.update(self.task, facts=" · ".join(facts))
+        if self.lines and (window_end or now - self.last_line >= LINE_SECONDS):
+            self.last_line = now
+            errors().print(f"{self.name}: {', '.join(facts)}", markup=False, soft_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"

@@ -1,0 +1,198 @@
+"""Files of a Ray job, on disks that all nodes share or in an object store: found, read, replaced as a whole."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import uuid
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from typing import Any, BinaryIO
+
+from radix_mlp.cli.jobs.formats import SUFFIXES, Source, shorten
+from radix_mlp.errors import InvalidInputError
+
+__all__ = ["Folder", "RaySource", "find_files", "open_folder"]
+
+
+class RaySource(Source):
+    """A file by its path or address, read through its filesystem.
+
+    Args:
+        folder: where a path that is not absolute begins.
+    """
+
+    def __init__(self, name: str, file_format: str | None = None, *, folder: str = ".") -> None:
+        # a worker has another working directory than the command
+        self.filesystem, self.path = _filesystem(name if "://" in name else os.path.join(folder, name))
+        scheme, path, _ = _parts(name)
+        # options of an address may be secrets, and are no part of the name
+        super().__init__(f"{scheme}://{path}" if scheme else name, file_format)
+
+    def facts(self) -> list[Any]:
+        """Name, size and time of the last change: all that tells whether the file is still the same."""
+        info = self.filesystem.info(self.path)
+        return [self.shown, self.size, str(info.get("mtime"))]
+
+    def _size(self) -> int | None:
+        return int(self.filesystem.info(self.path)["size"])
+
+    def _open(self) -> BinaryIO:
+        opened: BinaryIO = self.filesystem.open(self.path, "rb")
+        return opened
+
+
+def find_files(names: Sequence[str], file_format: str | None = None) -> list[str]:
+    """All files of a command line: files, folders (what they hold, in alphabetic order) and patterns.
+
+    Names in a folder that begin with `_` or `.` are left out, as all readers of such folders do.
+
+    Raises:
+        InvalidInputError: nothing there, or a file given twice.
+    """
+    found: list[str] = []
+    for name in names:
+        if name == "-":
+            raise InvalidInputError("FILE -: standard input cannot be read by the workers of a cluster. Give files.")
+        filesystem, path = _filesystem(name)
+        try:
+            if filesystem.isdir(path):
+                matches = [match for match in filesystem.find(path) if _is_input(match[len(path) :], file_format)]
+            elif any(character in path for character in "*?[") and not filesystem.exists(path):
+                matches = [match for match in filesystem.glob(path) if filesystem.isfile(match)]
+                matches = [match for match in matches if not posixpath.basename(match).startswith(".")]
+            elif filesystem.isfile(path):
+                found.append(name)
+                continue
+            else:
+                matches = []
+        except OSError as error:
+            raise InvalidInputError(f"{name}: {error.strerror or error}.") from error
+        if not matches:
+            raise InvalidInputError(f"{name}: no such file, and no file in it or that fits it as a pattern.")
+        found.extend(_address(name, match) for match in sorted(matches))
+    for name in found:
+        if found.count(name) > 1:
+            raise InvalidInputError(f"{name}: given more than once.")
+    return found
+
+
+class Folder:
+    """A folder to write to; each file is there as a whole or not at all."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.filesystem, self.path = _filesystem(address)
+        scheme, path, _ = _parts(address)
+        # without options, which may be secrets
+        self.shown = f"{scheme}://{path}" if scheme else address
+
+    def __reduce__(self) -> Any:
+        # a worker has another working directory
+        return Folder, (self.address if "://" in self.address else self.path,)
+
+    def read(self, name: str) -> bytes | None:
+        """What a file holds; None if there is no such file."""
+        try:
+            content: bytes = self.filesystem.cat_file(self._at(name))
+            return content
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
+        """Put a file there, or in the place of another."""
+        parts = [content] if isinstance(content, bytes) else content
+        # a name of its own: a worker that was given up for lost may still be writing
+        unnamed = self._at(f"{JOB}/new-{uuid.uuid4().hex}")
+        self.filesystem.makedirs(self._at(JOB), exist_ok=True)
+        with self.filesystem.open(unnamed, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            with suppress(OSError, AttributeError, ValueError):
+                os.fsync(file.fileno())
+        self.filesystem.mv(unnamed, self._at(name))
+
+    def names(self, folder: str = "") -> list[str]:
+        """The files in it, or in a folder in it, without those that are being written."""
+        path = self._at(folder)
+        # object stores may answer with what they saw before
+        self.filesystem.invalidate_cache()
+        if not self.filesystem.exists(path):
+            return []
+        names = [posixpath.basename(entry) for entry in self.filesystem.ls(path, detail=False)]
+        return sorted(name for name in names if not name.startswith("new-"))
+
+    def remove(self, names: Sequence[str] | None = None) -> None:
+        """Remove files, or the whole folder."""
+        for path in [self.path] if names is None else map(self._at, names):
+            if self.filesystem.exists(path):
+                self.filesystem.rm(path, recursive=True)
+
+    def remove_unfinished(self) -> None:
+        """Remove what was being written when a worker died."""
+        for path in self.filesystem.glob(self._at(f"{JOB}/new-*")):
+            with suppress(FileNotFoundError):
+                self.filesystem.rm(path)
+
+    def _at(self, name: str) -> str:
+        return posixpath.join(self.path, name) if name else self.path
+
+
+JOB = "_job"
+"""The folder with what the job keeps for itself."""
+
+
+def open_folder(address: str) -> Folder:
+    """The folder, which need not be there.
+
+    Raises:
+        InvalidInputError: a file of that name, or a folder it cannot be made in.
+    """
+    folder = Folder(address)
+    if folder.filesystem.isfile(folder.path):
+        raise InvalidInputError(f"--output {address}: a file, and with --ray it is a folder. Give another name.")
+    return folder
+
+
+def _filesystem(address: str) -> tuple[Any, str]:
+    """A filesystem of fsspec's interface, and the path in it."""
+    from fsspec.implementations.arrow import ArrowFSWrapper  # type: ignore[import-untyped]
+    from fsspec.implementations.local import LocalFileSystem  # type: ignore[import-untyped]
+
+    scheme, path, query = _parts(address)
+    if not scheme:
+        return LocalFileSystem(), os.path.abspath(path)
+    import pyarrow as pa
+    from pyarrow.fs import FileSystem
+
+    # the path itself may be a pattern, which is no address to pyarrow
+    bucket = path.split("/", 1)[0]
+    try:
+        filesystem, _ = FileSystem.from_uri(f"{scheme}://{bucket or '/'}{query}")
+    except (pa.ArrowException, OSError, ValueError, ImportError) as error:
+        raise InvalidInputError(f"{address}: not an address that can be opened ({shorten(str(error))}).") from error
+    return ArrowFSWrapper(filesystem), path.rstrip("/")
+
+
+def _parts(address: str) -> tuple[str, str, str]:
+    """Scheme, path, and what follows it, as in `s3://bucket/texts?region=eu-west-1`."""
+    scheme, separator, path = address.partition("://")
+    if not separator:
+        return "", address, ""
+    head, mark, query = path.rpartition("?")
+    return (scheme, head, "?" + query) if mark and "=" in query else (scheme, path, "")
+
+
+def _address(name: str, path: str) -> str:
+    """A file that was found, as its folder or pattern was given."""
+    scheme, given, query = _parts(name)
+    if scheme:
+        return f"{scheme}://{path}{query}"
+    return path if os.path.isabs(given) else os.path.relpath(path)
+
+
+def _is_input(name: str, file_format: str | None) -> bool:
+    if any(part.startswith(("_", ".")) for part in name.split("/")):
+        return False
+    return file_format is not None or posixpath.splitext(name.removesuffix(".gz"))[1].lower() in SUFFIXES

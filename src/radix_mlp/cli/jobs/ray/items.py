@@ -1,0 +1,79 @@
+"""Records and bad lines as rows of Arrow tables, and the task that reads them from files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
+
+from radix_mlp.cli.jobs.formats import Source
+from radix_mlp.cli.jobs.ray.files import RaySource
+from radix_mlp.cli.jobs.read import BadLine, Record
+
+__all__ = ["Item", "Read", "items_of", "read_files", "table_of"]
+
+Item = Record | BadLine
+Read = Callable[[Sequence[Source]], Iterable[Item]]
+"""All records of files, in turn; it travels to the workers."""
+
+ITEMS_A_TABLE = 1024
+
+NO_GROUP, BY_QUERY, BY_LINE = 0, 1, 2
+"""What `Record.group` is: nothing, the query, the line."""
+
+
+def read_files(batch: Any, names: Sequence[str], file_format: str | None, folder: str, read: Read) -> Iterator[Any]:
+    """The items of every file of a batch (a column `file` with places in `names`), as tables."""
+    for place in batch["file"].to_pylist():
+        numbered = enumerate(read([RaySource(names[place], file_format, folder=folder)]))
+        while rows := list(islice(numbered, ITEMS_A_TABLE)):
+            yield table_of([item for _, item in rows], [(place, number) for number, _ in rows])
+
+
+def table_of(items: Sequence[Item], places: Sequence[tuple[int, int]]) -> Any:
+    """A row an item; `places` holds each one's file and its number in it."""
+    import pyarrow as pa
+
+    schema = {
+        "file": pa.int32(),
+        "number": pa.int64(),
+        "line": pa.int64(),
+        "values": pa.list_(pa.string()),
+        "id": pa.string(),
+        "group": pa.int8(),
+        "index": pa.int64(),
+        "reason": pa.string(),
+    }
+    rows = [
+        {"file": file, "number": number, "line": item.line, **_fields(item)}
+        for item, (file, number) in zip(items, places, strict=True)
+    ]
+    return pa.Table.from_pylist(rows, pa.schema(schema.items()))
+
+
+def items_of(table: Any, names: Sequence[str]) -> list[Item]:
+    """What `table_of` was given; `names` holds how each file is shown."""
+    return [_item(row, names[row["file"]]) for row in table.to_pylist()]
+
+
+def _fields(item: Item) -> dict[str, Any]:
+    if isinstance(item, BadLine):
+        return {"values": [], "id": None, "group": NO_GROUP, "index": 0, "reason": item.reason}
+    kind = NO_GROUP if item.group is None else BY_QUERY if isinstance(item.group, str) else BY_LINE
+    return {
+        "values": item.values,
+        "id": None if item.id is None else json.dumps(item.id),
+        "group": kind,
+        "index": item.index,
+        "reason": None,
+    }
+
+
+def _item(row: dict[str, Any], name: str) -> Item:
+    if row["reason"] is not None:
+        return BadLine(row["line"], row["reason"], name)
+    values = tuple(row["values"])
+    group = {NO_GROUP: None, BY_QUERY: values[0], BY_LINE: (name, row["line"])}[row["group"]]
+    name_of_line = None if row["id"] is None else json.loads(row["id"])
+    return Record(row["line"], values, name, name_of_line, group, row["index"])

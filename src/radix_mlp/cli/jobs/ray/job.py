@@ -1,0 +1,289 @@
+"""A job of the command line on a Ray cluster: files through a model into a folder of parts."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+import typer
+
+from radix_mlp.cli.jobs.progress import JobProgress
+from radix_mlp.cli.jobs.ray.cluster import Workers, connected, divide, let_go, own_error
+from radix_mlp.cli.jobs.ray.dataset import assigned, surveyed
+from radix_mlp.cli.jobs.ray.files import JOB, RaySource, find_files, open_folder
+from radix_mlp.cli.jobs.ray.items import Read, read_files
+from radix_mlp.cli.jobs.ray.manifest import SUCCESS, Manifest, PartStats, load_stats, parts_done
+from radix_mlp.cli.jobs.ray.parts import SAMPLES_A_PART, Keys, Sample, choose_boundaries, choose_stretches
+from radix_mlp.cli.jobs.ray.summary import show_ray_summary
+from radix_mlp.cli.jobs.ray.worker import PartWorker, WorkerSettings
+from radix_mlp.cli.jobs.read import BadLine, bad_line_error
+from radix_mlp.cli.jobs.record_windows import MAX_CHARACTERS
+from radix_mlp.cli.options import skips
+from radix_mlp.cli.settings import JobSettings
+from radix_mlp.cli.show import Skipped, errors, note
+from radix_mlp.errors import InvalidInputError, RadixError
+
+if TYPE_CHECKING:
+    from radix_mlp.cli.jobs.stages import Task
+    from radix_mlp.engine.engine import Engine
+
+__all__ = ["RayJob"]
+
+SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
+PARTS_A_GROUP = 8
+"""A worker takes up to so many parts at a time, and reads one while it runs another and writes a third."""
+PARTS_A_WORKER, MIN_PART = 4, 1024
+"""So many parts at least, unless they would have fewer texts than this."""
+MAX_BUCKETS = 1000
+BLOCK_BYTES = 2**25
+
+
+@dataclass
+class RayJob(JobSettings):
+    """A job on a cluster; a window is the items of a part, and what it writes is a folder."""
+
+    def __post_init__(self) -> None:
+        self.skip = skips(self.on_error)
+        if self.output is None:
+            raise InvalidInputError(
+                "--ray: name a folder with --output, as vectors.parquet; its parts are written there."
+            )
+        self.suffix = os.path.splitext(self.output.rstrip("/"))[1].lower()
+        if self.suffix not in SUFFIXES:
+            raise InvalidInputError(
+                f"--output {self.output}: with --ray it is a folder whose name ends in {', '.join(SUFFIXES)}, the "
+                "format of its parts."
+            )
+        if self.compare:
+            raise InvalidInputError(
+                "--compare: not with --ray. Give the same command without --ray a part of the texts."
+            )
+        self.folder = open_folder(self.output)
+        self.names = find_files(self.files, self.file_format)
+        self.here = os.getcwd()
+        sources = [RaySource(name, self.file_format) for name in self.names]
+        self.shown = [source.shown for source in sources]
+        self.facts = [source.facts() for source in sources]
+        self.options = {**self.options, "window": self.window}
+
+    def run(self, read: Read, task: Task, engine: partial[Engine], *, ranked: bool = False) -> None:
+        """Do what is not done yet; arguments as in `Job.run`."""
+        with connected(cast(str, self.ray)) as ray:
+            found: RadixError | None = None
+            try:
+                self._run(ray, read, task, engine, ranked)
+            except KeyboardInterrupt:
+                note("stopped." + self._kept())
+                raise typer.Exit(130) from None
+            except Exception as error:
+                found = own_error(error)
+                if found is None:
+                    raise
+            if found is not None:
+                # not while that error is handled, or beside it: it holds Ray's workers
+                let_go()
+                if kept := self._kept():
+                    found.add_note(kept.strip())
+                raise found
+
+    def _run(self, ray: Any, read: Read, task: Task, engine: partial[Engine], ranked: bool) -> None:
+        began = time.perf_counter()
+        if self.restart:
+            self._remove()
+        manifest = Manifest.load(self.folder)
+        if manifest is not None:
+            manifest.check(self.folder, self.options, self.facts)
+            if self.folder.read(SUCCESS) is not None:
+                note(f"{self.folder.shown} was complete already.")
+                return
+        elif self.folder.names():
+            raise InvalidInputError(
+                f"--output {self.folder.shown}: the folder is not empty, and no job has begun there. Give another "
+                "name, or empty it."
+            )
+        resources = ray.cluster_resources()
+        device = engine.keywords["device"]
+        num_cpus, num_gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+        workers = divide(num_cpus, num_gpus, count=self.ray_workers, device=device)
+        data = self._data(ray, read, max(num_cpus // 2, 1))
+        keys = Keys(str(self.options["model"]), bool(engine.keywords["trust_remote_code"]), ranked)
+        if manifest is None:
+            manifest = self._survey(data, keys, workers.count)
+            manifest.save(self.folder)
+        parts_before = parts_done(self.folder)
+        self._work(ray, data, keys, manifest, parts_before, task, engine, workers)
+        self._finish(task, manifest, parts_before, workers, time.perf_counter() - began)
+
+    def _data(self, ray: Any, read: Read, num_readers: int) -> Any:
+        """All items, as `table_of` has them; read when they are asked for."""
+        data = ray.data.from_items(
+            [{"file": place} for place in range(len(self.names))], override_num_blocks=len(self.names)
+        )
+        data.context.target_max_block_size = BLOCK_BYTES
+        data.context.enable_progress_bars = False
+        data.context.raise_original_map_exception = True
+        arguments = {
+            "names": self.names,
+            "file_format": self.file_format,
+            "folder": self.here,
+            "read": read,
+        }
+        # a pool of its own: what is read from one large file is tokenized by all
+        readers = ray.data.TaskPoolStrategy(size=num_readers)
+        return data.map_batches(read_files, batch_size=1, batch_format="pyarrow", fn_kwargs=arguments, compute=readers)
+
+    def _survey(self, data: Any, keys: Keys, workers: int) -> Manifest:
+        """Count everything, end at bad lines, and cut into parts by a sample of the keys."""
+        rate = max(self.window / SAMPLES_A_PART, 1.0)
+        found = data.map_batches(
+            surveyed, batch_size=None, batch_format="pyarrow", fn_kwargs={"keys": keys, "rate": rate}
+        )
+        counts = [0] * len(self.names)
+        sample = Sample(rate)
+        kinds: set[str] = set()
+        num_bad = characters = 0
+        with nullcontext() if self.quiet else errors().status("reading and counting"):
+            for row in found.iter_rows():
+                counts[row["file"]] += row["count"]
+                num_bad += row["num_bad"]
+                characters += row["characters"]
+                if row["num_bad"] and not self.skip:
+                    raise bad_line_error(BadLine(row["bad_line"], row["bad_reason"], self.shown[row["file"]]))
+                kinds.update(row["kinds_of_ids"])
+                sample.add(zip(row["priorities"], row["keys"], strict=True))
+        total = sum(counts)
+        if not total:
+            raise InvalidInputError(f"{self._shown()}: not a single text in it.")
+        if num_bad == total:
+            raise InvalidInputError(f"{self._shown()}: every line was skipped.")
+        if len(kinds) > 1 and self.suffix == ".parquet":
+            raise InvalidInputError(
+                "column 'id' has values of several types (strings and integers), which Parquet cannot hold. Write "
+                ".jsonl."
+            )
+        # as a window of a local job, a part of long texts has fewer; and there is work for all workers to the end
+        size = min(self.window, max(-(-total // (PARTS_A_WORKER * workers)), MIN_PART))
+        num_parts = max(-(-total // size), -(-characters // MAX_CHARACTERS))
+        boundaries = choose_boundaries([key for _, key in sample.keys], num_parts)
+        return Manifest(self.options, self.facts, counts, boundaries, choose_stretches(counts))
+
+    def _work(
+        self,
+        ray: Any,
+        data: Any,
+        keys: Keys,
+        manifest: Manifest,
+        done: set[int],
+        task: Task,
+        engine: partial[Engine],
+        workers: Workers,
+    ) -> None:
+        # one part more: what is measured in the order of arrival
+        todo = [part for part in range(manifest.num_parts + 1) if part not in done]
+        if not todo:
+            return
+        size = min(max(len(todo) // (PARTS_A_WORKER * workers.count), 1), PARTS_A_GROUP)
+        groups = {part: place // size for place, part in enumerate(todo)}
+        arguments = {
+            "keys": keys,
+            "boundaries": manifest.boundaries,
+            "stretches": manifest.stretches,
+            "groups": groups,
+        }
+        settings = WorkerSettings(
+            self.folder,
+            self.suffix,
+            self.shown,
+            manifest.num_parts,
+            self.skip,
+            self.options.get("id_field") is not None,
+        )
+        count = min(workers.count, len(set(groups.values())))
+        answered = (
+            data.map_batches(assigned, batch_size=None, batch_format="pyarrow", fn_kwargs=arguments)
+            .groupby("group_of_parts", num_partitions=min(2 * len(set(groups.values())), MAX_BUCKETS))
+            .map_groups(
+                PartWorker,
+                batch_format="pyarrow",
+                fn_constructor_args=[engine, task, settings],
+                compute=ray.data.ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=2),
+                num_cpus=None if workers.num_gpus else workers.num_cpus,
+                num_gpus=workers.num_gpus,
+            )
+        )
+        answered.set_name(f"radix-mlp {self.options['command']}")
+        before = [stats for stats in load_stats(self.folder, done) if not stats.measured]
+        items = sum(stats.num_rows + stats.num_skipped for stats in before)
+        progress = JobProgress(
+            task.name, [], sum(stats.num_rows for stats in before), quiet=self.quiet, wanted=self.progress
+        )
+        progress.began_at = items / manifest.num_items
+        with progress:
+            for row in answered.iter_rows():
+                stats = PartStats(**row)
+                if not stats.measured:
+                    items += stats.num_rows + stats.num_skipped
+                    progress.add(stats, items / manifest.num_items)
+
+    def _finish(self, task: Task, manifest: Manifest, before: set[int], workers: Workers, seconds: float) -> None:
+        """Hold what was done against what was counted, list the bad lines, and say that all is there."""
+        done = parts_done(self.folder)
+        stats = load_stats(self.folder, done)
+        measured = next((found for found in stats if found.measured), None)
+        parts = [found for found in stats if not found.measured]
+        items = sum(found.num_rows + found.num_skipped for found in parts)
+        if items != manifest.num_items:
+            raise InvalidInputError(
+                f"{self.folder.shown}: {items:,} texts were done and {manifest.num_items:,} were counted: the files "
+                "have changed while they were read. Begin anew with --restart."
+            )
+        self._list_errors()
+        self.folder.write(SUCCESS, b"")
+        self.folder.remove_unfinished()
+        if not self.quiet:
+            show_ray_summary(parts, before, measured, workers, seconds, self.folder.shown)
+
+    def _list_errors(self) -> None:
+        """One file of the bad lines of all parts, and the first of them on the screen."""
+        names = [name for name in self.folder.names(JOB) if name.startswith("errors-")]
+        if not names:
+            return
+        shown = Skipped()
+
+        def lines() -> Iterator[bytes]:
+            for name in names:
+                content = self.folder.read(f"{JOB}/{name}") or b""
+                for line in content.splitlines():
+                    bad = json.loads(line)
+                    shown(str(BadLine(bad["line"], bad["error"], bad["file"])))
+                yield content
+
+        self.folder.write("_errors.jsonl", lines())
+
+    def _remove(self) -> None:
+        """What an earlier job has left, and nothing else."""
+        names = self.folder.names()
+        if names and not self.folder.names(JOB):
+            raise InvalidInputError(
+                f"--restart: {self.folder.shown} is not empty, and no job has begun there. Give another name, or "
+                "empty it."
+            )
+        self.folder.remove()
+
+    def _kept(self) -> str:
+        parts = [stats for stats in load_stats(self.folder, parts_done(self.folder)) if not stats.measured]
+        if not parts:
+            return ""
+        num_rows = sum(stats.num_rows for stats in parts)
+        return (
+            f" {num_rows:,} texts are done and kept in {len(parts):,} parts; the same command goes on with the others."
+        )
+
+    def _shown(self) -> str:
+        return self.shown[0] if len(self.shown) == 1 else f"{len(self.shown)} files"

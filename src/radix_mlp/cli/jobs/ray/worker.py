@@ -1,0 +1,177 @@
+"""What a worker of a Ray job does: parts of the items in, a file of answers a part out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from radix_mlp.cli.jobs.encode import Table, encoder_of
+from radix_mlp.cli.jobs.journal import State
+from radix_mlp.cli.jobs.progress import JobProgress
+from radix_mlp.cli.jobs.ray.files import JOB, Folder
+from radix_mlp.cli.jobs.ray.items import items_of
+from radix_mlp.cli.jobs.ray.manifest import PartStats, is_done, save_stats
+from radix_mlp.cli.jobs.record_windows import Window
+from radix_mlp.cli.jobs.stages import Stages, Task
+from radix_mlp.cli.jobs.three_stages import run_stages
+from radix_mlp.errors import RadixError
+
+if TYPE_CHECKING:
+    from radix_mlp.engine.engine import Engine
+
+__all__ = ["PartOutput", "PartWorker", "WorkerSettings", "errors_name", "part_name"]
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What all workers of a job have in common."""
+
+    folder: Folder
+    suffix: str
+    """The extension of the output decides the format."""
+    names: list[str]
+    """How the files of the input are shown."""
+    num_parts: int
+    """The part of this number is no part: its items are measured in the order of arrival, and not run."""
+    skip: bool
+    with_ids: bool
+
+
+class PartWorker:
+    """Runs parts; an actor of a Ray Dataset."""
+
+    def __init__(self, engine: Callable[[], Engine], task: Task, settings: WorkerSettings) -> None:
+        # what is raised here reaches the command as text alone, so it is raised with the first items
+        self.failure: RadixError | None = None
+        try:
+            self.engine = engine()
+        except RadixError as error:
+            self.failure = error
+        self.task = task
+        self.settings = settings
+
+    def __call__(self, table: Any) -> Any:
+        """Items of several parts (columns as in `table_of`, and `part`) -> statistics, a row a part."""
+        import pyarrow as pa
+
+        if self.failure is not None:
+            raise self.failure
+        settings = self.settings
+        output = PartOutput(settings.folder, settings.suffix)
+        stages = Stages(
+            self.task, self.engine, output, JobProgress("", [], quiet=True), skip=settings.skip, compare=False
+        )
+        stages.with_files, stages.with_ids = len(settings.names) > 1, settings.with_ids
+        run_stages(self._windows(table, stages, output), stages.prepare, stages.run, stages.write)
+        # none at all where a worker died after its last part
+        schema = pa.Table.from_pylist([asdict(PartStats(0))]).schema
+        return pa.Table.from_pylist([asdict(stats) for stats in output.written], schema)
+
+    def _windows(self, table: Any, stages: Stages, output: PartOutput) -> Iterator[Window]:
+        import pyarrow.compute as pc
+
+        settings = self.settings
+        for part in sorted(set(table["part"].to_pylist())):
+            # a worker before this one may have died between two parts
+            if is_done(settings.folder, part):
+                continue
+            rows = table.filter(pc.equal(table["part"], part)).drop_columns(["part", "group_of_parts"])
+            rows = rows.sort_by([("file", "ascending"), ("number", "ascending")])
+            window = Window(part, items_of(rows, settings.names), "")
+            if part < settings.num_parts:
+                yield window
+            else:
+                output.save(self._measure(window, stages))
+
+    def _measure(self, window: Window, stages: Stages) -> PartStats:
+        """Tokens and compact tokens of batches in the order of arrival."""
+        from radix_mlp.engine.batching.scheduler import arrival_order, cut_by_budget, lexicographic_order
+
+        sequences = [item.ids for item in stages.prepare(window).work.items]
+        order = arrival_order(sequences)
+        batches = cut_by_budget(sequences, order, lexicographic_order(sequences), self.engine.max_batch_tokens)
+        return PartStats(
+            window.number,
+            num_rows=len(sequences),
+            num_tokens=sum(batch.num_tokens for batch in batches),
+            num_compact=sum(batch.num_compact for batch in batches),
+            num_batches=len(batches),
+            process=os.getpid(),
+            measured=True,
+        )
+
+
+class PartOutput:
+    """Takes a part as a window; `state` has what was written of the part in hand."""
+
+    def __init__(self, folder: Folder, suffix: str) -> None:
+        self.folder = folder
+        self.suffix = suffix
+        self.state = State()
+        self.written: list[PartStats] = []
+
+    def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
+        """The answers, the bad lines, and then that the part is done."""
+        part = state.num_windows - 1
+        if table.num_rows:
+            self.folder.write(part_name(part, self.suffix), part_bytes(table, self.suffix))
+        if errors:
+            self.folder.write(f"{JOB}/{errors_name(part)}", b"".join(errors))
+        self.save(
+            PartStats(
+                part,
+                state.num_rows,
+                state.num_skipped,
+                state.num_tokens,
+                state.num_compact,
+                state.num_batches,
+                state.device_seconds,
+                os.getpid(),
+            )
+        )
+        # every part counts for itself
+        self.state = replace(State(), num_windows=state.num_windows)
+
+    def save(self, stats: PartStats) -> None:
+        save_stats(self.folder, stats)
+        self.written.append(stats)
+
+    def open(self) -> None:
+        pass
+
+    def finish(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+def part_bytes(table: Table, suffix: str) -> bytes:
+    """A whole file with the answers of a part."""
+    content = encoder_of(Path(f"part{suffix}")).encode(table, None)
+    if suffix != ".parquet":
+        return content
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = pa.ipc.open_stream(content).read_all()
+    for place, column in enumerate(found.schema):
+        if column.type == pa.null():
+            # an index that no row of this part has: the parts must be of one schema
+            found = found.set_column(place, column.name, found.column(place).cast(pa.int64()))
+    sink = pa.BufferOutputStream()
+    pq.write_table(found, sink)
+    written: bytes = sink.getvalue().to_pybytes()
+    return written
+
+
+def part_name(part: int, suffix: str) -> str:
+    """`part-000012.parquet`"""
+    return f"part-{part:06}{suffix}"
+
+
+def errors_name(part: int) -> str:
+    return f"errors-{part:06}.jsonl"

@@ -1,0 +1,194 @@
+"""Lines of files -> records, each with its line number, and bad lines, each with what is wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from radix_mlp.cli.jobs.formats import Source, open_sources, shorten
+from radix_mlp.errors import InvalidInputError
+
+__all__ = ["BadLine", "Record", "Row", "bad_line_error", "id_problem", "problem_of", "read_items", "read_records"]
+__all__ += ["skip_rejected", "without_rejected"]
+
+OnSkip = Callable[[str], None]
+"""Gets the message of each bad line that is skipped; None makes the first one an error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line whose fields are as they must be."""
+
+    file: str
+    line: int
+    fields: dict[str, Any]
+    id: str | int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One request: the wanted fields of a line, in the order in which they were asked for."""
+
+    line: int
+    values: tuple[str, ...]
+    file: str = ""
+    id: str | int | None = None
+    """What the line calls itself."""
+    group: str | tuple[str, int] | None = None
+    """Records of one group that stand together are kept together: a query, or the line that holds a list."""
+    index: int = 0
+    """Its place in the list of documents that the line holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class BadLine:
+    """A line that cannot be run."""
+
+    line: int
+    reason: str
+    file: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.reason}"
+
+
+AnyRecord = TypeVar("AnyRecord", bound=Record)
+Result = TypeVar("Result")
+
+
+def read_items(
+    sources: Iterable[Source],
+    fields: Sequence[str],
+    problem: Callable[[dict[str, Any]], str | None],
+    records: Callable[[Row], Iterator[Record]],
+    *,
+    also: Sequence[str] = (),
+    id_field: str | None = None,
+) -> Iterator[Record | BadLine]:
+    """The records of all lines in turn, read as they are asked for.
+
+    Args:
+        fields: what a table must have as columns; a text file has the first alone.
+        problem: tells what is wrong with a line's fields, or None.
+        records: what a good line holds.
+        also: columns that a Parquet file may have instead of the last of `fields`.
+        id_field: a field with the name of the line, a string or an integer.
+
+    Raises:
+        InvalidInputError: a missing column, or a file that cannot be read.
+    """
+    columns = fields if id_field is None else (id_field, *fields)
+    for source in sources:
+        if id_field is not None and source.format == "txt":
+            raise InvalidInputError(f"{source.shown}: a text file has no ids. Use JSON lines or CSV for --id-field.")
+        for number, found in source.rows(columns, also):
+            if isinstance(found, str):
+                yield BadLine(number, found, source.shown)
+                continue
+            wrong = problem(found) or (None if id_field is None else id_problem(found, id_field))
+            if wrong is not None:
+                yield BadLine(number, wrong, source.shown)
+            else:
+                yield from records(Row(source.shown, number, found, None if id_field is None else found[id_field]))
+
+
+def bad_line_error(bad: BadLine) -> InvalidInputError:
+    """What a bad line ends in unless such lines are skipped."""
+    return InvalidInputError(f"{bad}. Mend the line, or leave such lines out with --on-error skip.")
+
+
+def read_records(
+    name: str,
+    fields: tuple[str, ...],
+    *,
+    file_format: str | None = None,
+    on_skip: OnSkip | None = None,
+    may_be_empty: Container[str] = (),
+) -> list[Record]:
+    """Read the string fields `fields` of every line of one file, for commands that look at the file as a whole.
+
+    Args:
+        name: a path, or "-" for standard input; its extension tells the format (JSON lines for "-").
+        fields: fields of a JSON line or columns of a table; a text file has one field, the line.
+        file_format: one of `FORMATS`, in place of the extension.
+        on_skip: called for lines that are not valid instead of raising.
+        may_be_empty: fields whose empty string is valid.
+
+    Raises:
+        InvalidInputError: no such file, an unknown format, a missing column, a bad line (unless `on_skip`), or
+            no line at all; names file, line and value.
+    """
+    sources = open_sources([name], file_format)
+    records: list[Record] = []
+
+    def record(row: Row) -> Iterator[Record]:
+        yield Record(row.line, tuple(row.fields[field] for field in fields), row.file)
+
+    for item in read_items(sources, fields, lambda row: problem_of(row, fields, may_be_empty), record):
+        if isinstance(item, Record):
+            records.append(item)
+        elif on_skip is None:
+            raise bad_line_error(item)
+        else:
+            on_skip(str(item))
+    if not records:
+        raise InvalidInputError(f"{sources[0].shown}: not a single text in it.")
+    return records
+
+
+def skip_rejected(
+    name: str, records: list[AnyRecord], rejected: list[tuple[int, str]], on_skip: OnSkip | None
+) -> list[AnyRecord]:
+    """What remains without the records that the engine rejected; an error without `on_skip`."""
+    shown = "<stdin>" if name == "-" else name
+    messages = [f"{shown}:{records[index].line}: {reason}" for index, reason in rejected]
+    if on_skip is None:
+        raise InvalidInputError(f"{messages[0]}. Or leave such lines out with --on-error skip.")
+    for message in messages:
+        on_skip(message)
+    bad = {index for index, _ in rejected}
+    kept = [record for index, record in enumerate(records) if index not in bad]
+    if not kept:
+        raise InvalidInputError(f"{shown}: every line was skipped.")
+    return kept
+
+
+def without_rejected(
+    name: str, records: list[AnyRecord], on_skip: OnSkip | None, job: Callable[[list[AnyRecord]], Result]
+) -> tuple[list[AnyRecord], Result]:
+    """Run `job`; should it reject records (too long, no tokens), name their lines and run it without them."""
+    from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
+
+    while True:
+        try:
+            return records, job(records)
+        except RejectedItemsError as error:
+            records = skip_rejected(name, records, error.rejected, on_skip)
+
+
+def problem_of(row: dict[str, Any], fields: tuple[str, ...], may_be_empty: Container[str] = ()) -> str | None:
+    """What is wrong with the string fields of a line, if anything."""
+    for field in fields:
+        if field not in row:
+            names = ", ".join(map(repr, row)) or "none"
+            return f"no field {field!r}; its fields are {shorten(names)} (--field, or the like, says which to read)"
+        value = row[field]
+        if not isinstance(value, str):
+            return f"field {field!r} is not a string: {shorten(json.dumps(value, default=str))}"
+        if not value and field not in may_be_empty:
+            return f"field {field!r} is empty"
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            return f"field {field!r} is not valid UTF-8 at character {error.start}: {shorten(ascii(value))}"
+    return None
+
+
+def id_problem(row: dict[str, Any], field: str) -> str | None:
+    """What is wrong with the field that names a line, if anything."""
+    value = row.get(field)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return None if -(2**63) <= value < 2**63 else f"field {field!r} is an integer of more than 64 bits: {value}"
+    return problem_of(row, (field,))

@@ -1,0 +1,170 @@
+"""What becomes of one window: prepared, run, written; each step may work on another window than the rest."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from radix_mlp.cli.jobs.encode import Table
+from radix_mlp.cli.jobs.output import Output
+from radix_mlp.cli.jobs.progress import JobProgress
+from radix_mlp.cli.jobs.read import BadLine, Record, bad_line_error
+from radix_mlp.cli.jobs.record_windows import Window
+from radix_mlp.cli.show import Comparison, Skipped
+
+if TYPE_CHECKING:
+    from radix_mlp.engine.engine import Engine, JobStats
+
+__all__ = ["Stages", "Task", "refuse_bad_lines"]
+
+
+class Task(Protocol):
+    """What a job does with its records."""
+
+    name: str
+    """As in "embedding"."""
+    compared: str
+    """What `difference` is one of."""
+
+    def prepare(self, engine: Engine, records: list[Record]) -> Any:
+        """All that is done before the model runs, tokenization above all; in a thread of its own."""
+
+    def run(self, engine: Engine, prepared: Any, progress: Callable[[int, int], None]) -> Any:
+        """The answers of all records."""
+
+    def difference(self, answers: Any, others: Any) -> float:
+        """How far two runs over the same records, at least one, are apart."""
+
+    def table(self, window: Window, records: list[Record], answers: Any) -> tuple[list[int], dict[str, Any], Any]:
+        """Places in `records` in the order of the output, the columns in that order, and what .npy holds."""
+
+    def notes(self, engine: Engine) -> dict[str, str]:
+        """What the closing lines say besides."""
+
+
+@dataclass
+class Prepared:
+    """A window that can be run."""
+
+    window: Window
+    records: list[Record]
+    places: list[int]
+    """Of the records, among the items of the window."""
+    bad: dict[int, BadLine]
+    """Place -> what is not run."""
+    work: Any
+    other_work: Any
+    """The same for the model that is not folded."""
+    fraction: float | None
+    """Of the input, read up to the end of this window."""
+
+
+@dataclass
+class Answered:
+    """A window that can be written."""
+
+    prepared: Prepared
+    answers: Any
+    stats: JobStats
+
+
+class Stages:
+    """The three steps of a job, over windows."""
+
+    with_files = False
+    """Whether the answers say from which file they are."""
+    with_ids = False
+
+    def __init__(
+        self, task: Task, engine: Engine, output: Output, progress: JobProgress, *, skip: bool, compare: bool
+    ) -> None:
+        self.task = task
+        self.engine = engine
+        self.output = output
+        self.progress = progress
+        self.skip = skip
+        self.skipped = Skipped()
+        self.unfolded = engine.unfolded() if compare and engine.threshold != 0 else None
+        self.compared = None if self.unfolded is None else Comparison(0.0, 0.0, task.compared)
+        self.before = output.state.elapsed_seconds
+        self.began = time.perf_counter()
+
+    def prepare(self, window: Window) -> Prepared:
+        """Leave bad lines out, also those that turn out to be bad only now, or end with the first of them."""
+        from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
+
+        if not self.skip:
+            refuse_bad_lines(window)
+        fraction = self.progress.fraction_read()
+        bad = {place: item for place, item in enumerate(window.items) if isinstance(item, BadLine)}
+        while True:
+            places = [place for place in range(len(window.items)) if place not in bad]
+            records: list[Any] = [window.items[place] for place in places]
+            try:
+                work = self.task.prepare(self.engine, records)
+                other = None if self.unfolded is None else self.task.prepare(self.unfolded, records)
+                return Prepared(window, records, places, bad, work, other, fraction)
+            except RejectedItemsError as error:
+                for index, reason in error.rejected:
+                    bad[places[index]] = BadLine(records[index].line, reason, records[index].file)
+                if not self.skip:
+                    raise bad_line_error(bad[places[error.rejected[0][0]]]) from error
+
+    def run(self, prepared: Prepared) -> Answered:
+        """The model's part."""
+        show = self.progress.of_window(self.engine, prepared.fraction)
+        answers = self.task.run(self.engine, prepared.work, show)
+        stats = self.engine.stats
+        self.progress.add(stats, prepared.fraction)
+        if self.unfolded is not None and self.compared is not None and prepared.records:
+            others = self.task.run(self.unfolded, prepared.other_work, lambda done, total: None)
+            self.compared.seconds += self.unfolded.stats.seconds
+            self.compared.difference = max(self.compared.difference, self.task.difference(answers, others))
+        return Answered(prepared, answers, stats)
+
+    def write(self, answered: Answered) -> None:
+        """The answers, and the bad lines, and then how far the job is."""
+        prepared, stats, state = answered.prepared, answered.stats, self.output.state
+        window = prepared.window
+        order, columns, array = self.task.table(window, prepared.records, answered.answers)
+        chosen = [prepared.records[place] for place in order]
+        head: dict[str, Any] = {"file": [record.file for record in chosen]} if self.with_files else {}
+        head["line"] = [record.line for record in chosen]
+        if self.with_ids:
+            head["id"] = [record.id for record in chosen]
+        table = Table({**head, **columns}, array, prepared.places, len(window.items))
+        bad = [prepared.bad[place] for place in sorted(prepared.bad)]
+        errors = [_error_line(line) for line in bad]
+        self.output.commit(
+            table,
+            errors,
+            replace(
+                state,
+                num_windows=window.number + 1,
+                num_rows=state.num_rows + len(prepared.records),
+                num_skipped=state.num_skipped + len(bad),
+                digest=window.digest,
+                num_tokens=state.num_tokens + stats.num_tokens,
+                num_compact=state.num_compact + stats.num_compact,
+                num_batches=state.num_batches + stats.num_batches,
+                device_seconds=state.device_seconds + stats.seconds,
+                elapsed_seconds=self.before + time.perf_counter() - self.began,
+            ),
+        )
+        for line in bad:
+            self.skipped(str(line))
+
+
+def refuse_bad_lines(window: Window) -> None:
+    """Raise `InvalidInputError` for the first bad line of a window."""
+    for item in window.items:
+        if isinstance(item, BadLine):
+            raise bad_line_error(item)
+
+
+def _error_line(bad: BadLine) -> bytes:
+    entry = {"file": bad.file, "line": bad.line, "error": bad.reason}
+    return (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

@@ -1,0 +1,1 @@
+"""Which sequences share a batch, and in which order."""

@@ -1,0 +1,1 @@
+"""One batch: prepared, launched and collected."""

@@ -1,0 +1,123 @@
+"""Many texts in windows: the first are run while the rest is still being turned into token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from radix_mlp.engine.task import Call
+
+if TYPE_CHECKING:
+    from radix_mlp.engine.execution.job import Progress
+    from radix_mlp.engine.execution.loaded_model import Runner
+
+__all__ = ["answer_in_windows", "cut_by_text", "cut_into_windows"]
+
+Value = TypeVar("Value")
+
+FIRST_WINDOW = 32
+"""Texts that are ready soon, for a device that has nothing to do yet."""
+SMALL_WINDOWS = 3
+"""Windows that double and are run by themselves; after them, batches are filled up from the next window."""
+FEWEST = 256
+"""Calls of so many texts at most are tokenized at once: in windows they would share less."""
+LARGEST_WINDOW = 512
+GROWTH = 4
+"""A later window is longer by one part in so many: the device is then not done with one before the next is tokenized,
+if tokenizing takes up to four fifths of the model's time."""
+
+
+def answer_in_windows(
+    engine: Runner,
+    make_call: Callable[[Sequence[Any]], Call[Value]],
+    given: Sequence[Any],
+    progress: Progress | None = None,
+) -> Value:
+    """What `engine.answer(make_call(given))` returns, with the texts tokenized by a thread beside the model.
+
+    Texts are taken in the order of their characters, so that those which share a prefix are neighbours, as in the order
+    of token ids. Whatever is wrong with a text is told as if all had been tokenized at once.
+    """
+    windows = cut_by_text(given) if engine.always_folds else []
+    if len(windows) < 2:
+        return engine.answer(make_call(given), progress)
+
+    def call_of(texts: Sequence[Any]) -> Call[Value]:
+        engine.feeding.wait()
+        return make_call(texts)
+
+    with ThreadPoolExecutor(1, "radix-tokenize-ahead") as tokenizing:
+        calls = [tokenizing.submit(call_of, [given[place] for place in window]) for window in windows]
+        try:
+            answers = engine.answers_of(calls, len(given), progress)
+            values = [call.result().value(found) for call, found in zip(calls, answers, strict=True)]
+        except Exception as error:
+            if not _is_about_texts(calls, error):
+                raise
+            values = []
+        finally:
+            for call in calls:
+                call.cancel()
+    if not values:
+        # places in a message are those in the caller's list
+        return engine.answer(make_call(given), progress)
+    return _joined(values, windows, len(given))
+
+
+def cut_by_text(given: Sequence[Any]) -> list[Sequence[int]]:
+    """Places of the texts, or pairs of texts, in the order of their characters, cut into windows, a small one first.
+
+    Equal texts are never parted. Empty where there is something else among them than texts or pairs of texts.
+
+    >>> [len(window) for window in cut_by_text([f"text {place}" for place in range(1000)])]
+    [32, 64, 128, 160, 200, 250, 166]
+    """
+    if isinstance(given, str) or len(given) <= FEWEST or not _all_texts(given):
+        return []
+    order = sorted(range(len(given)), key=given.__getitem__)
+    return list(cut_into_windows(order, given))
+
+
+def cut_into_windows(order: Sequence[int], texts: Sequence[Any] | None = None) -> Iterator[Sequence[int]]:
+    """`order`, places of texts, in windows, small ones first; of `texts`, neighbours that are equal are not parted."""
+    start, size, number = 0, FIRST_WINDOW if len(order) > FEWEST else len(order), 1
+    while start < len(order):
+        stop = min(start + size, len(order))
+        while texts is not None and stop < len(order) and texts[order[stop]] == texts[order[stop - 1]]:
+            stop += 1
+        yield order[start:stop]
+        start, number = stop, number + 1
+        size = 2 * size if number <= SMALL_WINDOWS else min(size + size // GROWTH, LARGEST_WINDOW)
+
+
+def _all_texts(given: Sequence[Any]) -> bool:
+    if all(type(text) is str for text in given):
+        return True
+    return all(
+        type(pair) is tuple and len(pair) == 2 and type(pair[0]) is str and type(pair[1]) is str for pair in given
+    )
+
+
+def _is_about_texts(calls: Sequence[Future[Call[Any]]], error: Exception) -> bool:
+    """Whether tokenization raised, or a value was no number: messages about both count the texts of a window."""
+    from radix_mlp.errors import InferenceError
+
+    raised = [call.exception() for call in calls if call.done() and not call.cancelled()]
+    return any(one is not None for one in raised) or isinstance(error, InferenceError)
+
+
+def _joined(values: Sequence[Any], windows: Sequence[Sequence[int]], count: int) -> Any:
+    """One value in the caller's order, out of arrays or lists with a row a text."""
+    if isinstance(values[0], np.ndarray):
+        array = np.empty((count, *values[0].shape[1:]), values[0].dtype)
+        for window, value in zip(windows, values, strict=True):
+            array[window] = value
+        return array
+    rows: list[Any] = [None] * count
+    for window, value in zip(windows, values, strict=True):
+        for place, row in zip(window, value, strict=True):
+            rows[place] = row
+    return rows

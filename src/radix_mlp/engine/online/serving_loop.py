@@ -1,0 +1,325 @@
+"""The online engine's three threads: one forms and plans batches, one runs the model, one answers. No asyncio.
+
+At most `BATCHES_IN_FLIGHT` batches are between the first thread and the last, so that one is planned while the device
+computes another, and what arrives meanwhile can still join the batch after it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+import torch
+
+from radix_mlp.engine.batching.online_scheduler import OnlineScheduler, Waiting
+from radix_mlp.engine.execution.batch import (
+    FailedBatch,
+    LaunchedBatch,
+    PreparedBatch,
+    collect,
+    launch_or_halve,
+    prepare,
+)
+from radix_mlp.engine.execution.loaded_model import Runner
+from radix_mlp.engine.execution.step import plan_of
+from radix_mlp.engine.online.request import BatchReport, FrontStats, Ticket
+from radix_mlp.engine.task import Call, Item
+from radix_mlp.errors import EngineClosedError, EngineDeadError, InferenceError, RadixError
+
+__all__ = ["ServingLoop"]
+
+BATCHES_IN_FLIGHT = 2
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    owners: dict[Item, tuple[Ticket, int]]
+    """Whose item it is, and its place there."""
+    prepared: PreparedBatch | Sequence[Item]
+    """The items alone where planning failed: they are planned once more, in halves."""
+    oldest_seconds: float
+
+    @property
+    def num_compact(self) -> int:
+        """Unique tokens; 0 if it could not be planned."""
+        return self.prepared.step.plan.num_compact if isinstance(self.prepared, PreparedBatch) else 0
+
+
+class ServingLoop:
+    """Runs the calls that are submitted, until it is stopped or one of its threads dies."""
+
+    def __init__(
+        self,
+        engine: Runner,
+        scheduler: OnlineScheduler,
+        on_batch: Callable[[BatchReport], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.engine = engine
+        self.scheduler = scheduler
+        self.clock = clock
+        self.stats = FrontStats()
+        self.failure: BaseException | None = None
+        """What a thread died of."""
+        self._on_batch = on_batch
+        self._is_stopping = False
+        self._dropped: str | None = None
+        self._tickets: set[Ticket] = set()
+        self._expected: set[Ticket] = set()
+        self._changed = threading.Condition()
+        self._permits = threading.Semaphore(BATCHES_IN_FLIGHT)
+        self._under_way: set[_Batch] = set()
+        self._prepared: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._launched: SimpleQueue[tuple[_Batch, LaunchedBatch | FailedBatch | None] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=f"radix-{name}", daemon=True)
+            for name, work in (("plan", self._plan), ("model", self._run_model), ("answer", self._answer))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether calls are still answered."""
+        return self.failure is None and not self._is_stopping and all(thread.is_alive() for thread in self._threads)
+
+    @property
+    def pending_tokens(self) -> int:
+        """Unique tokens that wait or are being run."""
+        return self.scheduler.num_compact + sum(batch.num_compact for batch in list(self._under_way))
+
+    def check(self) -> None:
+        """Raise if calls are not answered any more."""
+        if self.failure is not None:
+            raise self._dead()
+        if self._is_stopping:
+            raise EngineClosedError("the engine is closed and takes no more requests.")
+
+    def expect(self, ticket: Ticket) -> None:
+        """A call is being tokenized: an idle device waits for it, until it is submitted or dropped."""
+        self._expected.add(ticket)
+
+    def submit(self, ticket: Ticket, call: Call[Any]) -> None:
+        """Let the items of a call wait for batches; its ticket is told in the end, whatever happens."""
+        now = self.clock()
+        order = ticket.start(call, now)
+        if not order:
+            ticket.finish_with_value(now)
+            self._forget(ticket)
+            return
+        with self._changed:
+            self._expected.discard(ticket)
+            self._changed.notify_all()
+            self.check()
+            if self._dropped is not None:
+                ticket.finish(EngineClosedError(self._dropped))
+            if ticket.is_finished:
+                return
+            self._tickets.add(ticket)
+            now = self.clock()
+            self.scheduler.add(
+                Waiting(call.items[place].ids, ticket, now, ticket.deadline, (call.items[place], ticket, place))
+                for place in order
+            )
+
+    def drop(self, ticket: Ticket, outcome: Exception) -> None:
+        """End a call early: what waits of it is not run, and what runs is not told."""
+        if ticket.finish(outcome):
+            self._forget(ticket)
+
+    def drop_all(self, reason: str) -> None:
+        """End all calls with `EngineClosedError`, those too whose texts are still being tokenized."""
+        with self._changed:
+            self._dropped = reason
+            tickets = list(self._tickets)
+        for ticket in tickets:
+            self.drop(ticket, EngineClosedError(reason))
+
+    def stop(self) -> None:
+        """End the threads, after the batches that are under way."""
+        with self._changed:
+            self._is_stopping = True
+            self._changed.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:
+            self._die(error)
+
+    def _die(self, error: BaseException) -> None:
+        """Nothing hangs on a thread that is gone: tell all calls, and end the other threads."""
+        logger.error("a thread of the engine has died; no more requests are answered", exc_info=error)
+        with self._changed:
+            self.failure = self.failure or error
+            tickets = list(self._tickets)
+            self._tickets.clear()
+            self._changed.notify_all()
+        for ticket in tickets:
+            ticket.finish(self._dead())
+        self._permits.release(BATCHES_IN_FLIGHT)
+        self._prepared.put(None)
+        self._launched.put(None)
+
+    def _dead(self) -> EngineDeadError:
+        error = EngineDeadError(
+            f"the engine has stopped because of {type(self.failure).__name__}: {self.failure}. Start a new one."
+        )
+        error.__cause__ = self.failure
+        return error
+
+    def _plan(self) -> None:
+        # the planner compiles once on a machine; no request waits for it
+        plan_of([np.zeros(1, np.int32)])
+        with self.engine.model_turn():
+            # whatever the model's forward is made of is made before the first request
+            if self.engine.batch_threshold == "auto":
+                _ = self.engine.costs
+        while True:
+            self._permits.acquire()
+            taken = self._take()
+            if not taken:
+                break
+            items = [waiting.payload[0] for waiting in taken]
+            owners = {item: (ticket, place) for item, ticket, place in (waiting.payload for waiting in taken)}
+            oldest = max(self.clock() - waiting.arrived for waiting in taken)
+            prepared: PreparedBatch | Sequence[Item] = items
+            try:
+                prepared = prepare(self.engine, items)
+            except Exception:
+                logger.exception("a batch could not be planned; its halves are tried")
+            batch = _Batch(owners, prepared, oldest)
+            self._under_way.add(batch)
+            self._prepared.put(batch)
+        self._prepared.put(None)
+
+    def _take(self) -> list[Waiting]:
+        """The next batch once it is due; nothing when the loop ends."""
+        with self._changed:
+            while self.failure is None:
+                seconds = self.scheduler.seconds_to_wait(self.clock())
+                if seconds and not self._expected:
+                    # nobody is kept waiting for others who may come
+                    seconds = 0.0
+                if seconds is None and self._is_stopping:
+                    return []
+                if seconds == 0 or (seconds is not None and self._is_stopping):
+                    now = self.clock()
+                    taken = self.scheduler.take(now)
+                    for waiting in taken:
+                        ticket = waiting.payload[1]
+                        ticket.started = now if ticket.started is None else ticket.started
+                    if taken:
+                        return taken
+                else:
+                    self._changed.wait(seconds)
+        return []
+
+    def _run_model(self) -> None:
+        while (batch := self._prepared.get()) is not None and self.failure is None:
+            if not all(ticket.is_finished for ticket, _ in batch.owners.values()):
+                for outcome in launch_or_halve(self.engine, batch.prepared, retry=True):
+                    self._launched.put((batch, outcome))
+                    if isinstance(outcome, FailedBatch):
+                        self._check_device()
+            self._launched.put((batch, None))
+        self._launched.put(None)
+
+    def _answer(self) -> None:
+        while (got := self._launched.get()) is not None and self.failure is None:
+            batch, outcome = got
+            if outcome is None:
+                self._under_way.discard(batch)
+                self._permits.release()
+            else:
+                self._tell(batch, outcome)
+
+    def _tell(self, batch: _Batch, outcome: LaunchedBatch | FailedBatch) -> None:
+        error: Exception | None = None
+        answers: list[Any] = []
+        if isinstance(outcome, FailedBatch):
+            error = outcome.error
+        else:
+            try:
+                answers = collect(outcome)
+            except Exception as caught:
+                error = caught
+        if error is not None:
+            answers = [error for _ in outcome.items]
+        owners = [batch.owners[item] for item in outcome.items]
+        report = self._report(batch, outcome, owners, error)
+        for ticket in {ticket for ticket, _ in owners}:
+            ticket.num_batches += 1
+            ticket.num_batch_tokens += report.num_tokens
+            ticket.num_batch_compact += report.num_compact
+        now = self.clock()
+        for (ticket, place), answer in zip(owners, answers, strict=True):
+            ticket.answer(place, _typed(answer) if isinstance(answer, Exception) else answer, now)
+            if ticket.is_finished:
+                self._forget(ticket)
+        if error is not None and not isinstance(outcome, FailedBatch):
+            self._check_device()
+
+    def _forget(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._tickets.discard(ticket)
+            self.scheduler.remove_call(ticket)
+            if ticket in self._expected:
+                self._expected.discard(ticket)
+                self._changed.notify_all()
+
+    def _report(
+        self,
+        batch: _Batch,
+        outcome: LaunchedBatch | FailedBatch,
+        owners: list[tuple[Ticket, int]],
+        error: Exception | None,
+    ) -> BatchReport:
+        launched = None if isinstance(outcome, FailedBatch) else outcome
+        report = BatchReport(
+            num_calls=len({ticket for ticket, _ in owners}),
+            num_requests=len(owners),
+            num_tokens=sum(len(item.ids) for item in outcome.items),
+            num_compact=launched.step.plan.num_compact if launched and error is None else 0,
+            folded=launched is not None and launched.step.folded,
+            plan_seconds=launched.prepare_seconds if launched else 0.0,
+            forward_seconds=time.perf_counter() - launched.began if launched else 0.0,
+            oldest_seconds=batch.oldest_seconds,
+            error=error,
+        )
+        if error is None:
+            self.stats.num_batches += 1
+            self.stats.num_requests += report.num_requests
+            self.stats.num_tokens += report.num_tokens
+            self.stats.num_compact += report.num_compact
+        if self._on_batch is not None:
+            try:
+                self._on_batch(report)
+            except Exception:
+                logger.exception("on_batch failed")
+        return report
+
+    def _check_device(self) -> None:
+        """Raise if CUDA is in a state in which nothing runs any more."""
+        device = self.engine.model.device
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
+def _typed(error: Exception) -> Exception:
+    """An error of this package for each call, with what was raised as its cause."""
+    if isinstance(error, RadixError):
+        return error
+    typed = InferenceError(f"the model failed on this request with {type(error).__name__}: {error}")
+    typed.__cause__ = error
+    return typed

@@ -1,0 +1,1 @@
+"""What an engine computes: embeddings, ranks, classes, scores."""

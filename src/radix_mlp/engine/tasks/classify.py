@@ -1,0 +1,120 @@
+"""Classification: the scores of a `ForSequenceClassification` model, straight from compact rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from radix_mlp.engine.batching.scheduler import Ids
+from radix_mlp.engine.execution.loaded_model import Runner
+from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.tokenization.token_ids import TextOrIds
+from radix_mlp.engine.tokenization.tokenize import num_characters, tokenize_inputs
+from radix_mlp.models.heads import classification_head, pad_token_of
+from radix_mlp.models.model_kind import require_kind
+from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.fold import copy_rows
+from radix_mlp.ops.send import send
+from radix_mlp.plan import RadixPlan
+
+__all__ = [
+    "Classification",
+    "Label",
+    "classified_rows",
+    "classify_call",
+    "label_names",
+    "label_scores",
+    "rows_to_classify",
+]
+
+
+class Label(NamedTuple):
+    """A label and its score."""
+
+    label: str
+    score: float
+
+
+@dataclass(frozen=True)
+class Classification(Task):
+    """All scores of a sequence's labels."""
+
+    engine: Runner
+    raw_scores: bool
+
+    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
+        return np.unique(rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.engine.model)))
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
+        scores = label_scores(self.engine, hidden, plan, items)
+        config = self.engine.model.config
+        several = config.problem_type == "multi_label_classification"
+        one = scores.shape[1] == 1 or config.problem_type == "regression"
+        if self.raw_scores or (one and not several):
+            return scores
+        return torch.sigmoid(scores) if several else torch.softmax(scores, -1)
+
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[list[Label]]:
+        names = label_names(self.engine.model)
+        scores = found.astype(np.float64)
+        orders = np.argsort(-scores, axis=1, kind="stable")
+        return [
+            [Label(names[place], float(row[place])) for place in order]
+            for row, order in zip(scores, orders, strict=True)
+        ]
+
+
+def classify_call(
+    engine: Runner,
+    tokenizer: Any,
+    inputs: Sequence[TextOrIds | tuple[str, str]],
+    *,
+    raw_scores: bool,
+    truncate: bool,
+) -> Call[list[list[Label]]]:
+    """What `Engine.classify` does before and after the model."""
+    require_kind(engine.model, ("classifier",), "classify")
+    sequences = tokenize_inputs(
+        tokenizer, inputs, max_length=engine.max_length, truncate=truncate, vocabulary=engine.vocabulary
+    )
+    task = Classification(engine, raw_scores)
+
+    def value(answers: list[list[Label]]) -> list[list[Label]]:
+        finite = [all(np.isfinite(label.score) for label in labels) for labels in answers]
+        engine.check_finite(np.asarray(finite, bool), "inputs")
+        return answers
+
+    return Call([Item(ids, task) for ids in sequences], value, "inputs", num_characters(inputs))
+
+
+def label_names(model: PreTrainedModel) -> list[str]:
+    """Names of a classifier's scores, in their order."""
+    names: dict[Any, Any] = model.config.id2label or {}
+    return [str(names[index]) for index in range(len(names))]
+
+
+def label_scores(engine: Runner, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
+    """What a classifier says of every sequence, `[S, L]`, float32 or wider."""
+    head = classification_head(engine.model, items[0].ids, checked=engine.checked_heads)
+    return head(classified_rows(hidden, plan.plan, [item.ids for item in items], pad_token_of(engine.model)))
+
+
+def classified_rows(hidden: Tensor, plan: RadixPlan, sequences: Sequence[Ids], pad_token: int) -> Tensor:
+    """Hidden states `[S, h]` of the tokens that transformers' classifiers read."""
+    return copy_rows(hidden, send(rows_to_classify(plan, sequences, pad_token), hidden.device))
+
+
+def rows_to_classify(plan: RadixPlan, sequences: Sequence[Ids], pad_token: int) -> Rows:
+    """Compact row `[S]` of every sequence's last token that is not `pad_token`."""
+    places = np.zeros(len(sequences), np.int64)
+    for index, sequence in enumerate(sequences):
+        present = np.flatnonzero(sequence != pad_token)
+        # transformers takes the first token where all are padding
+        places[index] = present[-1] if len(present) else 0
+    return plan.unfold_index[plan.cu_seq_lengths[:-1] + places].astype(np.int64)

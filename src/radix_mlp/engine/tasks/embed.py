@@ -1,0 +1,174 @@
+"""Embedding: one vector a text, or a token, straight from compact rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from radix_mlp.engine.execution.loaded_model import Runner
+from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.tokenization.token_ids import TextOrIds
+from radix_mlp.engine.tokenization.tokenize import (
+    RejectedItemsError,
+    num_characters,
+    prompt_length,
+    shown,
+    tokenize_texts,
+)
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.fold import copy_rows
+from radix_mlp.ops.send import send
+from radix_mlp.plan import RadixPlan
+
+__all__ = ["Embedding", "TokenEmbedding", "embed_call", "embed_tokens_call"]
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Embedding(Task):
+    """One vector a sequence; the tokens before an item's `start` are not pooled."""
+
+    engine: Runner
+    pooling: str | None
+    normalize: bool
+    dimensions: int | None
+
+    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
+        return self.engine.pooler(self.pooling).needed_rows(plan, _starts(items))
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
+        pooled = self.engine.pooler(self.pooling)(hidden, plan, _starts(items))
+        pooled = pooled[:, : self.dimensions].float()
+        return torch.nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
+
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[Vectors]:
+        rows: Vectors = found
+        return list(rows)
+
+
+@dataclass(frozen=True)
+class TokenEmbedding(Task):
+    """The hidden states of every token of a sequence."""
+
+    engine: Runner
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
+        rows = _rows_of(plan.plan)
+        return copy_rows(hidden, send(rows, hidden.device)).float()
+
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[Vectors]:
+        places = np.searchsorted(_rows_of(plan), plan.unfold_index)
+        return [
+            found[places[start:end]]
+            for start, end in zip(plan.cu_seq_lengths[:-1], plan.cu_seq_lengths[1:], strict=True)
+        ]
+
+
+def embed_call(
+    engine: Runner,
+    tokenizer: Any,
+    texts: Sequence[TextOrIds],
+    *,
+    prompt: str | None,
+    prompt_name: str | None,
+    normalize: bool,
+    dimensions: int | None,
+    pooling: str | None,
+    truncate: bool,
+) -> Call[Vectors]:
+    """What `Engine.embed` does before and after the model."""
+    pooler = engine.pooler(pooling)
+    width = pooler.width(engine.model)
+    dimensions = engine.folder.dimensions if dimensions is None else dimensions
+    if dimensions is not None and not (isinstance(dimensions, int | np.integer) and 1 <= dimensions <= width):
+        raise InvalidInputError(
+            f"dimensions={dimensions!r}: the model has {width}; give a whole number from 1 to that."
+        )
+    sequences, skips = _with_prompt(engine, tokenizer, texts, prompt, prompt_name, truncate, pooler.include_prompt)
+    task = Embedding(engine, pooling, normalize, dimensions)
+
+    def value(answers: list[Any]) -> Vectors:
+        vectors = np.stack(answers) if answers else np.empty((0, dimensions or width), np.float32)
+        engine.check_finite(np.asarray(np.isfinite(vectors).all(axis=1)), "texts")
+        return vectors
+
+    items = [Item(ids, task, skip) for ids, skip in zip(sequences, skips, strict=True)]
+    return Call(items, value, "texts", num_characters(texts))
+
+
+def embed_tokens_call(
+    engine: Runner,
+    tokenizer: Any,
+    texts: Sequence[TextOrIds],
+    *,
+    prompt: str | None,
+    prompt_name: str | None,
+    truncate: bool,
+) -> Call[list[Vectors]]:
+    """What `Engine.embed_tokens` does before and after the model."""
+    sequences, _ = _with_prompt(engine, tokenizer, texts, prompt, prompt_name, truncate, include_prompt=True)
+    task = TokenEmbedding(engine)
+
+    def value(answers: list[Any]) -> list[Vectors]:
+        engine.check_finite(np.asarray([np.isfinite(vectors).all() for vectors in answers], bool), "texts")
+        return answers
+
+    return Call([Item(ids, task) for ids in sequences], value, "texts", num_characters(texts))
+
+
+def _with_prompt(
+    engine: Runner,
+    tokenizer: Any,
+    texts: Sequence[TextOrIds],
+    prompt: str | None,
+    prompt_name: str | None,
+    truncate: bool,
+    include_prompt: bool,
+) -> tuple[list[NDArray[np.int32]], list[int]]:
+    """Ids of every text, and how many of them at its begin are not pooled."""
+    folder = engine.folder
+    is_ids = [not isinstance(text, str) for text in texts]
+    if any(is_ids) and (prompt or prompt_name):
+        raise InvalidInputError(
+            f"texts[{is_ids.index(True)}] is a list of token ids, before which no prompt can be put. Give the text, "
+            "or put the prompt's ids there yourself and leave prompt and prompt_name out."
+        )
+    prompt = folder.prompt(prompt, prompt_name)
+    sequences = tokenize_texts(
+        tokenizer,
+        texts,
+        prompt=prompt,
+        max_length=engine.max_length,
+        truncate=truncate,
+        lower_case=folder.lower_case,
+        vocabulary=engine.vocabulary,
+    )
+    skip = 0
+    if prompt and not include_prompt:
+        skip = prompt_length(tokenizer, prompt.lower() if folder.lower_case else prompt)
+    skips = [0 if given else skip for given in is_ids]
+    rejected = [
+        (index, f"{shown(texts[index])} has no tokens besides the prompt's, which this model does not pool")
+        for index, (sequence, first) in enumerate(zip(sequences, skips, strict=True))
+        if len(sequence) <= first
+    ]
+    if rejected:
+        raise RejectedItemsError("texts", rejected)
+    return sequences, skips
+
+
+def _starts(items: Sequence[Item]) -> NDArray[np.int64]:
+    return np.asarray([item.start for item in items], np.int64)
+
+
+def _rows_of(plan: RadixPlan) -> Rows:
+    """Compact rows of the plan's sequences, ascending."""
+    return np.unique(plan.unfold_index).astype(np.int64)

@@ -1,0 +1,213 @@
+"""Reranking: one relevance score for every (query, document), from the last token's hidden state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from radix_mlp.engine.execution.loaded_model import Runner
+from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.tasks.classify import label_names, label_scores, rows_to_classify
+from radix_mlp.engine.tasks.rerank_template import Template, choose_template, encode_pairs
+from radix_mlp.engine.tokenization.tokenize import check_pairs, encode, num_characters
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
+from radix_mlp.models.heads import output_head, pad_token_of
+from radix_mlp.models.model_kind import kind_of, require_kind
+from radix_mlp.models.sentence_transformers_folder import FolderSettings
+from radix_mlp.ops import last_token
+from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.plan import RadixPlan
+
+__all__ = ["Ranked", "Relevance", "check_top_n", "document_pairs", "ranked", "rerank_call"]
+
+ANSWERS = ("yes", "no")
+
+
+class Ranked(NamedTuple):
+    """A document and how relevant it is."""
+
+    # a record's fields come before the methods of a tuple
+    index: int  # type: ignore[assignment]
+    """Its place in the caller's list."""
+    score: float
+    document: str
+
+
+@dataclass(frozen=True)
+class Relevance(Task):
+    """One score a sequence, from the hidden state of one token."""
+
+    engine: Runner
+    tokens: tuple[int, ...]
+    """Of a causal model: the answer for relevant and, if there is one, for not relevant. Empty for a classifier."""
+    relevant: int
+    """Of a classifier: which of one or two labels means relevant."""
+    as_probability: bool
+
+    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
+        if self.tokens:
+            return np.unique(plan.last_rows).astype(np.int64)
+        return np.unique(rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.engine.model)))
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
+        if self.tokens:
+            head = output_head(self.engine.model, items[0].ids, self.tokens, checked=self.engine.checked_heads)
+            scores = head(last_token(hidden, plan))
+            score = scores[:, 0] if len(self.tokens) == 1 else scores[:, 0] - scores[:, 1]
+        else:
+            scores = label_scores(self.engine, hidden, plan, items)
+            score = scores[:, 0] if scores.shape[1] == 1 else scores[:, self.relevant] - scores[:, 1 - self.relevant]
+        return torch.sigmoid(score) if self.as_probability else score
+
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[float]:
+        scores: list[float] = found.astype(np.float64).tolist()
+        return scores
+
+
+def rerank_call(
+    engine: Runner,
+    tokenizer: Any,
+    pairs: Sequence[tuple[str, str]],
+    *,
+    instruction: str | None,
+    prompt_name: str | None,
+    template: str,
+    raw_scores: bool,
+    truncate: bool,
+    what: str = "pairs",
+) -> Call[NDArray[np.float64]]:
+    """What `Engine.rerank_pairs` does before and after the model."""
+    check_pairs(pairs, what, ("query", "document"))
+    chosen = _check_model(engine, tokenizer, template)
+    sequences = encode_pairs(
+        chosen,
+        pairs,
+        instruction=engine.folder.prompt(instruction, prompt_name, "instruction"),
+        max_length=engine.max_length,
+        truncate=truncate,
+        what=what,
+    )
+    # copies of a document tie, though a last bit may depend on a row's place in its batch
+    first: dict[tuple[str, str], int] = {}
+    same = [first.setdefault((query, document), index) for index, (query, document) in enumerate(pairs)]
+
+    def value(answers: list[float]) -> NDArray[np.float64]:
+        scores = np.asarray(answers, np.float64)
+        engine.check_finite(np.asarray(np.isfinite(scores)), what)
+        return scores[same]
+
+    items: list[Item] = []
+    if sequences:
+        task = _relevance(engine, tokenizer, as_probability=not raw_scores and _is_probability(engine))
+        items = [Item(ids, task) for ids in sequences]
+    return Call(items, value, what, num_characters(pairs))
+
+
+def document_pairs(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
+    """One query with each of its documents; `InvalidDtypeError` if they are no strings."""
+    if not isinstance(query, str):
+        raise InvalidDtypeError(f"query must be a string, not {query!r:.60}.")
+    if isinstance(documents, str):
+        raise InvalidDtypeError("documents must be a list of strings, not one string: write [document].")
+    return [(query, document) for document in documents]
+
+
+def check_top_n(top_n: int | None) -> None:
+    if top_n is not None and top_n < 1:
+        raise InvalidInputError(f"top_n={top_n}: must be at least 1, or None for all documents.")
+
+
+def ranked(documents: Sequence[str], scores: NDArray[np.float64], top_n: int | None = None) -> list[Ranked]:
+    """The best first, those with equal scores in the caller's order.
+
+    >>> [place.index for place in ranked(["a", "b", "c"], np.array([0.1, 0.7, 0.7]), top_n=2)]
+    [1, 2]
+    """
+    order = np.argsort(-scores, kind="stable")[:top_n]
+    return [Ranked(int(index), float(scores[index]), documents[index]) for index in order]
+
+
+def _check_model(engine: Runner, tokenizer: Any, template: str) -> Template:
+    require_kind(engine.model, ("causal", "classifier"), "rerank")
+    folder = engine.folder
+    if not folder.looked_up and template == "auto":
+        raise InvalidInputError(
+            f"model={folder.name!r}: without a network it cannot be told whether it has a modules.json that says how "
+            "it reads queries and documents. Give the downloaded folder, or say template=, as 'qwen3'."
+        )
+    if folder.is_sentence_transformers:
+        folder.check_transformer(("logits",))
+        if folder.lower_case:
+            raise folder.unsupported("it reads lower case only")
+    return choose_template(template, engine.model, tokenizer, folder)
+
+
+def _relevance(engine: Runner, tokenizer: Any, *, as_probability: bool) -> Relevance:
+    if kind_of(engine.model) == "causal":
+        return Relevance(engine, tuple(_answer_tokens(engine.folder, tokenizer)), 0, as_probability)
+    if engine.folder.modules:
+        raise engine.folder.unsupported(f"its scores go through {engine.folder.modules[0].kind}")
+    return Relevance(engine, (), _relevant_label(engine), as_probability)
+
+
+def _answer_tokens(folder: FolderSettings, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens for relevant and, if there is one, for not relevant."""
+    if folder.modules:
+        module = folder.modules[0]
+        if module.kind == "Pooling":
+            raise UnsupportedModelError(
+                f"model={Path(folder.name).name!r} is an embedder: it makes vectors, and does not score pairs. Embed "
+                "query and documents and rank by dot products, or use a reranker, as Qwen/Qwen3-Reranker-0.6B."
+            )
+        if module.kind != "LogitScore" or len(folder.modules) > 1:
+            raise folder.unsupported(f"its modules are {', '.join(module.kind for module in folder.modules)}")
+        found = (module.config.get("true_token_id"), module.config.get("false_token_id"))
+        return [int(token) for token in found if token is not None]
+    tokens: list[int] = []
+    for answer in ANSWERS:
+        [ids] = encode(tokenizer, [answer], add_special_tokens=False)
+        if len(ids) != 1:
+            raise UnsupportedModelError(
+                f"the tokenizer has no single token for {answer!r}, so this model does not answer as Qwen3-Reranker "
+                "does. Use a reranker ('tiny-reranker' is built in)."
+            )
+        tokens.append(int(ids[0]))
+    return tokens
+
+
+def _relevant_label(engine: Runner) -> int:
+    """Which of one or two labels means relevant: the one called yes, else the last."""
+    labels = label_names(engine.model)
+    if len(labels) > 2:
+        raise UnsupportedModelError(
+            f"{type(engine.model).__name__} has {len(labels)} labels ({', '.join(labels)}), and a reranker one or two. "
+            "Use classify."
+        )
+    lower = [label.lower() for label in labels]
+    return lower.index("yes") if "yes" in lower else len(lower) - 1
+
+
+def _is_probability(engine: Runner) -> bool:
+    """Whether the score is turned into a probability, which it is unless the model's files say otherwise."""
+    config = engine.model.config
+    if kind_of(engine.model) == "classifier" and config.num_labels == 2:
+        # a softmax over two labels; what a library does with each is no help
+        return True
+    name = engine.folder.activation
+    name = name or (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+    name = name or getattr(config, "sbert_ce_default_activation_function", None)
+    if name is None or name.endswith(".Sigmoid"):
+        return True
+    if name.endswith(".Identity"):
+        return False
+    raise UnsupportedModelError(
+        f"{engine.folder.name}: its activation {name} is not supported here. Ask for scores without: raw_scores=True."
+    )

@@ -1,0 +1,271 @@
+"""Text -> token ids, with the length limit enforced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from radix_mlp.engine.batching.scheduler import Ids
+from radix_mlp.engine.tokenization.fast_tokenizer import rust_ids
+from radix_mlp.engine.tokenization.token_ids import TextOrIds, as_ids, is_ids
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+
+__all__ = [
+    "RejectedItemsError",
+    "check_pairs",
+    "encode",
+    "num_characters",
+    "prompt_length",
+    "shown",
+    "tokenize_inputs",
+    "tokenize_texts",
+    "too_long",
+]
+
+TEXTS_A_CALL = 1000
+TOKENIZER_THREADS = 2
+"""One encodes, which happens outside of Python, while the other turns what it has into arrays."""
+
+_TURNS: WeakKeyDictionary[PreTrainedTokenizerBase, Lock] = WeakKeyDictionary()
+_NEW_TURN = Lock()
+
+
+class RejectedItemsError(InvalidInputError):
+    """Some items cannot be run: `rejected` holds (place in the caller's list, reason), in order."""
+
+    def __init__(self, kind: str, rejected: list[tuple[int, str]]) -> None:
+        self.rejected = rejected
+        index, reason = rejected[0]
+        more = f" ({len(rejected) - 1} more like it)" if len(rejected) > 1 else ""
+        super().__init__(f"{kind}[{index}]: {reason}{more}")
+
+
+def tokenize_texts(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[TextOrIds],
+    *,
+    prompt: str | None = None,
+    max_length: int | None = None,
+    truncate: bool = False,
+    lower_case: bool = False,
+    vocabulary: int | None = None,
+) -> list[Ids]:
+    """Ids of `prompt + text`, encoded as one string, with the special tokens that the tokenizer itself adds.
+
+    Token ids in place of a text are taken as they are.
+
+    Args:
+        max_length: longest allowed, in tokens; None has no limit.
+        truncate: cut longer texts to `max_length` as the tokenizer does (its own special tokens stay) instead
+            of refusing them.
+        lower_case: write everything in lower case first.
+        vocabulary: token ids that are given must be below.
+
+    Raises:
+        RejectedItemsError: texts without a single token, or longer than `max_length`.
+        InvalidDtypeError: something other than a list of strings (or lists of ids).
+        InvalidInputError: a token id that is not in the vocabulary.
+    """
+    if isinstance(texts, str):
+        raise InvalidDtypeError(f"texts must be a list of strings, not one string: write [{shown(texts)}].")
+
+    def encode_texts(places: list[int]) -> list[Ids]:
+        whole = [str(texts[place]) for place in places]
+        whole = [prompt + text for text in whole] if prompt else whole
+        whole = [text.lower() for text in whole] if lower_case else whole
+        rows = encode(tokenizer, whole)
+        if truncate and max_length is not None:
+            _truncate(tokenizer, rows, max_length, whole)
+        return rows
+
+    limit = max_length if truncate else None
+    rows = _texts_and_ids(texts, "texts", encode_texts, vocabulary, limit)
+    _check_lengths(rows, texts, max_length, "texts")
+    return rows
+
+
+def tokenize_inputs(
+    tokenizer: PreTrainedTokenizerBase,
+    inputs: Sequence[TextOrIds | tuple[str, str]],
+    *,
+    max_length: int | None = None,
+    truncate: bool = False,
+    vocabulary: int | None = None,
+) -> list[Ids]:
+    """Ids of texts and of pairs of texts, which the tokenizer joins in its own way; ids are taken as they are.
+
+    Args:
+        max_length: longest allowed, in tokens; None has no limit.
+        truncate: cut longer inputs as the tokenizer does (the longer text of a pair first) instead of refusing them.
+
+    Raises:
+        RejectedItemsError: inputs without a single token, or longer than `max_length`.
+        InvalidDtypeError: something other than a list of strings and pairs of strings.
+    """
+    if isinstance(inputs, str):
+        raise InvalidDtypeError(f"inputs must be a list, not one string: write [{shown(inputs)}].")
+    given = [index for index, value in enumerate(inputs) if is_ids(value)]
+    others = [index for index in range(len(inputs)) if index not in set(given)]
+    parts = {index: (value,) if isinstance(value := inputs[index], str) else value for index in others}
+    for index, part in parts.items():
+        if not isinstance(part, tuple | list) or (len(part) != 2 and not isinstance(inputs[index], str)):
+            raise InvalidDtypeError(f"inputs[{index}] must be a string or a pair of strings, not {shown(part)}.")
+    for place in (0, -1):
+        check_strings({index: part[place] for index, part in parts.items()}, "inputs")
+    rows: list[Ids] = [np.empty(0, np.int32)] * len(inputs)
+    for index in given:
+        rows[index] = _cut(as_ids(inputs[index], f"inputs[{index}]", vocabulary), max_length if truncate else None)
+    for count in (1, 2):
+        places = [index for index, part in parts.items() if len(part) == count]
+        columns = [[str(parts[index][place]) for index in places] for place in range(count)]
+        found = encode(tokenizer, *columns)
+        if truncate and max_length is not None:
+            _truncate(tokenizer, found, max_length, *columns)
+        for index, row in zip(places, found, strict=True):
+            rows[index] = row
+    _check_lengths(rows, inputs, max_length, "inputs")
+    return rows
+
+
+def _texts_and_ids(
+    texts: Sequence[TextOrIds],
+    name: str,
+    encode_texts: Callable[[list[int]], list[Ids]],
+    vocabulary: int | None,
+    limit: int | None = None,
+) -> list[Ids]:
+    """Ids of all: those given, and those of the texts, which `encode_texts` makes from their places."""
+    given = {index: as_ids(text, f"{name}[{index}]", vocabulary) for index, text in enumerate(texts) if is_ids(text)}
+    places = [index for index in range(len(texts)) if index not in given]
+    check_strings({place: texts[place] for place in places}, name)
+    rows = {index: _cut(row, limit) for index, row in given.items()}
+    rows.update(zip(places, encode_texts(places), strict=True))
+    return [rows[index] for index in range(len(texts))]
+
+
+def _cut(row: Ids, limit: int | None) -> Ids:
+    return row if limit is None else row[:limit]
+
+
+def num_characters(values: Sequence[Any]) -> int:
+    """Characters of all texts, also those in pairs."""
+    count = 0
+    for value in values:
+        if isinstance(value, str):
+            count += len(value)
+        elif type(value) is tuple and len(value) == 2 and type(value[0]) is str and type(value[1]) is str:
+            # the usual pair, without looking at it as a list of anything
+            count += len(value[0]) + len(value[1])
+        elif not is_ids(value):
+            count += num_characters(value)
+    return count
+
+
+def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
+    """How many tokens a prompt takes before a text, a special token at its end not counted."""
+    ids = encode(tokenizer, [prompt])[0]
+    return len(ids) - int(len(ids) > 0 and int(ids[-1]) in tokenizer.all_special_ids)
+
+
+def check_pairs(pairs: Sequence[Any], name: str, parts: tuple[str, str], *, ids: bool = False) -> None:
+    """Raise `InvalidDtypeError` for anything that is not a list of pairs of strings (or of `ids`, both of a pair)."""
+    if isinstance(pairs, str):
+        raise InvalidDtypeError(f"{name} must be a list of pairs, not one string: write [({shown(pairs)}, ...)].")
+    for index, pair in enumerate(pairs):
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise InvalidDtypeError(f"{name}[{index}] must be ({', '.join(parts)}), not {shown(pair)}.")
+    texts = {place: pair for place, pair in enumerate(pairs) if not (ids and is_ids(pair[0]) and is_ids(pair[1]))}
+    check_strings({place: first for place, (first, _) in texts.items()}, _plural(parts[0]))
+    check_strings({place: second for place, (_, second) in texts.items()}, _plural(parts[1]))
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: list[str],
+    others: list[str] | None = None,
+    **options: Any,
+) -> list[Ids]:
+    """Ids of every text, or of every text with the one in its place in `others`."""
+
+    def encode_part(start: int) -> list[Ids]:
+        part = slice(start, start + TEXTS_A_CALL)
+        found = rust_ids(tokenizer, texts[part], None if others is None else others[part], options)
+        if found is not None:
+            return found
+        second = {} if others is None else {"text_pair": others[part]}
+        encoded = tokenizer(
+            texts[part], return_attention_mask=False, return_token_type_ids=False, verbose=False, **second, **options
+        )
+        return [np.asarray(row, np.int32) for row in encoded["input_ids"]]
+
+    with _turn(tokenizer):
+        # the first part sets the tokenizer's truncation; after it, threads may share it
+        rows = encode_part(0) if texts else []
+        later = range(TEXTS_A_CALL, len(texts), TEXTS_A_CALL)
+        if later:
+            with ThreadPoolExecutor(TOKENIZER_THREADS if tokenizer.is_fast else 1, "radix-tokenize") as threads:
+                for found in threads.map(encode_part, later):
+                    rows.extend(found)
+    return rows
+
+
+def _turn(tokenizer: PreTrainedTokenizerBase) -> Lock:
+    """Held while texts are encoded: a tokenizer keeps how it cuts them, and calls in other threads may share it."""
+    with _NEW_TURN:
+        return _TURNS.setdefault(tokenizer, Lock())
+
+
+def _truncate(tokenizer: PreTrainedTokenizerBase, rows: list[Ids], max_length: int, *columns: list[str]) -> None:
+    """Encode what is too long once more, cut."""
+    places = [index for index, row in enumerate(rows) if len(row) > max_length]
+    cut_columns = [[column[index] for index in places] for column in columns]
+    cut = encode(tokenizer, *cut_columns, truncation=True, max_length=max_length) if places else []
+    for index, row in zip(places, cut, strict=True):
+        rows[index] = row
+
+
+def _check_lengths(rows: list[Ids], items: Sequence[Any], max_length: int | None, name: str) -> None:
+    rejected: list[tuple[int, str]] = []
+    for index, row in enumerate(rows):
+        if not len(row):
+            rejected.append((index, f"{shown(items[index])} has no tokens"))
+        elif max_length is not None and len(row) > max_length:
+            rejected.append((index, too_long(items[index], len(row), max_length)))
+    if rejected:
+        raise RejectedItemsError(name, rejected)
+
+
+def check_strings(texts: dict[int, Any], name: str) -> None:
+    """Raise for texts, by their places in the caller's list, that are not valid strings."""
+    for index, text in texts.items():
+        if not isinstance(text, str):
+            raise InvalidDtypeError(f"{name}[{index}] must be a string, not {shown(text)}.")
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            reason = f"{text[:40]!a} is not valid Unicode: {error.reason}"
+            raise RejectedItemsError(name, [(index, reason)]) from None
+
+
+def _plural(noun: str) -> str:
+    return f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+
+
+def too_long(item: object, length: int, max_length: int, with_what: str = "") -> str:
+    """Why an item is rejected that has more tokens than the limit."""
+    return (
+        f"{shown(item)} {with_what}has {length:,} tokens, more than the limit of {max_length:,}; shorten it, or allow "
+        "cutting with truncate (--truncate)"
+    )
+
+
+def shown(value: object) -> str:
+    """A value for an error message: one line, not long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

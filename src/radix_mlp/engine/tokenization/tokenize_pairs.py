@@ -1,0 +1,105 @@
+"""Contexts with their continuations -> token ids, cut into the two as lm-evaluation-harness does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from radix_mlp.engine.batching.scheduler import Ids
+from radix_mlp.engine.tokenization.token_ids import TextOrIds, as_ids
+from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, check_pairs, encode, shown, too_long
+from radix_mlp.errors import InvalidInputError
+
+__all__ = ["tokenize_pairs"]
+
+
+def tokenize_pairs(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[TextOrIds, TextOrIds]],
+    *,
+    max_length: int | None = None,
+    truncate: bool = False,
+    add_bos: bool = False,
+    vocabulary: int | None = None,
+) -> tuple[list[Ids], list[int]]:
+    """Ids of each `context + continuation`, and at which token the continuation starts; as lm-eval does it.
+
+    Spaces at the end of the context move to the continuation.  The two are encoded as one string, and the
+    continuation is what follows the first `len(encode(context))` tokens.  No special tokens are added unless
+    `add_bos` asks for a begin token, except that an empty context becomes the begin token (the end token
+    where there is none).
+
+    Args:
+        max_length: longest allowed, in tokens; None has no limit.
+        truncate: drop tokens from the left of a longer pair instead of refusing it. lm-eval keeps one token more, since
+            it leaves the last one, which predicts nothing, out of its count.
+        add_bos: start every context with the begin token, which Gemma and Llama models expect.
+
+    Raises:
+        RejectedItemsError: continuations without a single token, or pairs longer than `max_length`.
+        InvalidInputError: an empty context, and a tokenizer without a begin or end token.
+    """
+    check_pairs(pairs, "pairs", ("context", "continuation"), ids=True)
+    sequences: list[Ids] = []
+    starts: list[int] = []
+    rejected: list[tuple[int, str]] = []
+    for index, (head, tail) in enumerate(_heads_and_tails(tokenizer, pairs, vocabulary)):
+        if not len(tail):
+            rejected.append((index, f"the continuation {shown(pairs[index][1])} has no tokens of its own"))
+        if not len(head):
+            begin = _begin_token(tokenizer)
+            # a continuation that brings the begin token along is conditioned on its own
+            head, tail = (tail[:1], tail[1:]) if len(tail) > 1 and tail[0] == begin[0] else (begin, tail)
+        elif add_bos:
+            head = np.concatenate([_begin_token(tokenizer), head])
+        sequence = np.concatenate([head, tail])
+        start = len(head)
+        if max_length is not None and len(sequence) > max_length:
+            if not truncate or len(tail) >= max_length:
+                rejected.append((index, too_long(_whole(pairs[index]), len(sequence), max_length)))
+            sequence, start = sequence[-max_length:], start - (len(sequence) - max_length)
+        sequences.append(sequence)
+        starts.append(start)
+    if rejected:
+        raise RejectedItemsError("pairs", rejected)
+    return sequences, starts
+
+
+def _heads_and_tails(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[Any, Any]],
+    vocabulary: int | None,
+) -> Iterator[tuple[Ids, Ids]]:
+    texts = {index: pair for index, pair in enumerate(pairs) if isinstance(pair[0], str)}
+    contexts = [context.rstrip() for context, _ in texts.values()]
+    # a context is shared by several continuations: encode each once
+    distinct = list(dict.fromkeys(contexts))
+    context_rows = dict(zip(distinct, encode(tokenizer, distinct, add_special_tokens=False), strict=True))
+    wholes = [_whole(pair) for pair in texts.values()]
+    whole_rows = encode(tokenizer, wholes, add_special_tokens=False)
+    encoded = iter(zip(contexts, whole_rows, strict=True))
+    for index, pair in enumerate(pairs):
+        if index in texts:
+            context, row = next(encoded)
+            length = len(context_rows[context])
+            yield context_rows[context], row[length:]
+        else:
+            names = f"pairs[{index}][0]", f"pairs[{index}][1]"
+            yield as_ids(pair[0], names[0], vocabulary), as_ids(pair[1], names[1], vocabulary)
+
+
+def _whole(pair: tuple[Any, Any]) -> Any:
+    return pair[0] + pair[1] if isinstance(pair[0], str) else pair
+
+
+def _begin_token(tokenizer: PreTrainedTokenizerBase) -> Ids:
+    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
+        if token is not None:
+            return np.asarray([token], np.int32)
+    raise InvalidInputError(
+        "a context is empty or add_bos is set, and the tokenizer has neither a begin nor an end token to put "
+        "there. Give every continuation a context, and leave add_bos off."
+    )

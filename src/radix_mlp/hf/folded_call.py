@@ -1,0 +1,121 @@
+"""A call on compact rows: what goes in, and the outputs back in the caller's layout."""
+
+from __future__ import annotations
+
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.utils.generic import ModelOutput
+
+from radix_mlp.errors import NoCacheError, UnsupportedCallError
+from radix_mlp.hf.foldable_call import FoldableCall, selects_logits
+from radix_mlp.hf.forward import compact_arguments
+from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.fold import copy_rows
+
+__all__ = ["FoldedCache", "FoldedCall"]
+
+
+class FoldedCache:
+    """Stands where a key-value cache would be in the outputs of a folded call; any use of it is an error."""
+
+    def refuse(self) -> NoReturn:
+        """Raise the error that any use of this object ends in."""
+        raise NoCacheError(
+            "the call that returned this was folded, so it kept no key-value cache. Call the model with use_cache=True "
+            "to get one."
+        )
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # copying, pickling and the like look for special methods and must be able to miss them
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self.refuse()
+
+    def __repr__(self) -> str:
+        return "FoldedCache(none was kept: call the model with use_cache=True)"
+
+
+class CallerLayout:
+    """The way from compact rows back to the caller's `[B, T]`, or to the `[B, K]` that `logits_to_keep` asks for."""
+
+    def __init__(self, call: FoldableCall, plan: DevicePlan) -> None:
+        self._device = plan.unfold_index.device
+        rows = np.full(call.batch_shape[0] * call.batch_shape[1], -1, np.int64)
+        rows[call.token_index] = plan.plan.unfold_index
+        self.num_rows = plan.plan.num_rows
+        # [B, T], -1 where there is no token
+        self._rows = rows.reshape(call.batch_shape)
+
+    def keep(self, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        """Narrow the layout to the columns that transformers keeps; returns the rows the head has to run on."""
+        columns: Any = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep.cpu().numpy()
+        rows = self._rows[:, np.arange(self._rows.shape[1])[columns]]
+        unique, place = np.unique(rows[rows >= 0], return_inverse=True)
+        self._rows = np.full(rows.shape, -1, np.int64)
+        self._rows[rows >= 0] = place
+        # where only padding is asked for, the head gets a row for nothing
+        self.num_rows = max(len(unique), 1)
+        return torch.from_numpy(unique if len(unique) else np.zeros(1, np.int64)).to(self._device)
+
+    def unfold(self, x: torch.Tensor) -> torch.Tensor:
+        """`[1, M, ...]` -> `[B, T, ...]`, zero where there is no token; the gradient is summed in a fixed order."""
+        if tuple(x.shape[:2]) != (1, self.num_rows):
+            raise UnsupportedCallError(
+                f"an output has the shape {tuple(x.shape)} instead of (1, {self.num_rows}, ...), so it cannot be "
+                "unfolded. Call radix_mlp.disable(model) for this call."
+            )
+        index = torch.from_numpy(self._rows).to(x.device)
+        out = copy_rows(x[0], index.clamp(min=0).flatten()).view(*index.shape, *x.shape[2:])
+        if (self._rows < 0).any():
+            out = out.masked_fill((index < 0).view(*index.shape, *[1] * (x.ndim - 2)), 0)
+        return out
+
+
+class FoldedCall:
+    """A call while it runs on compact rows: the arguments that go in, and the outputs in the caller's layout."""
+
+    def __init__(
+        self, model: PreTrainedModel, caller_arguments: dict[str, Any], call: FoldableCall, plan: DevicePlan
+    ) -> None:
+        self.arguments = compact_arguments(model, plan)
+        self._model = model
+        self._caller_arguments = caller_arguments
+        self._layout = self._logits_layout = CallerLayout(call, plan)
+        if "output_hidden_states" in caller_arguments:
+            self.arguments["output_hidden_states"] = caller_arguments["output_hidden_states"]
+        if selects_logits(caller_arguments):
+            self._logits_layout = CallerLayout(call, plan)
+            self.arguments["logits_to_keep"] = self._logits_layout.keep(caller_arguments["logits_to_keep"])
+
+    @torch.compiler.disable
+    def unfold(self, outputs: ModelOutput) -> ModelOutput | tuple[Any, ...]:
+        """Every per-token field in the caller's layout, with the loss if there are labels."""
+        caller, model = self._caller_arguments, self._model
+        fields: dict[str, Any] = {}
+        for name, value in outputs.items():
+            if name == "logits":
+                fields[name] = self._logits_layout.unfold(value)
+            elif name == "last_hidden_state":
+                fields[name] = self._layout.unfold(value)
+            elif name == "hidden_states":
+                fields[name] = tuple(self._layout.unfold(hidden) for hidden in value)
+            else:
+                raise UnsupportedCallError(
+                    f"the output {name!r} of {type(outputs).__name__} has no known layout, so it cannot be unfolded. "
+                    "Call radix_mlp.disable(model) for this call."
+                )
+        if caller.get("use_cache") is None and getattr(model.config, "use_cache", False):
+            fields["past_key_values"] = FoldedCache()
+        if caller.get("labels") is not None:
+            fields["loss"] = model.loss_function(
+                logits=fields["logits"],
+                labels=caller["labels"],
+                vocab_size=fields["logits"].shape[-1],
+                **{name: caller[name] for name in ("num_items_in_batch", "shift_labels") if name in caller},
+            )
+        unfolded = type(outputs)(**fields)
+        wants_dict = caller.get("return_dict")
+        return unfolded if (model.config.return_dict if wants_dict is None else wants_dict) else unfolded.to_tuple()

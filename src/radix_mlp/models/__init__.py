@@ -1,0 +1,1 @@
+"""A name to a model: loading, kinds, poolers, heads."""

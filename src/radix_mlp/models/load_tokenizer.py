@@ -1,0 +1,141 @@
+"""A tokenizer's name -> the tokenizer, or an error that says what to do. No torch."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.models.bundled import SHIPPED_NAMES
+from radix_mlp.models.sentence_transformers_folder import read_folder
+from radix_mlp.models.tiny import TINY_NAMES, tiny_reranker_tokenizer, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["ADAPTER", "check_folder", "checkpoint_of", "load_tokenizer", "not_loaded", "tokenizer_of"]
+
+QWEN_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""How Qwen 2, 2.5 and 3 cut text into words before byte-pair encoding; a file of ranks does not say."""
+
+ADAPTER = "adapter_config.json"
+"""What PEFT writes beside an adapter's weights."""
+
+
+def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """A tokenizer by hub id, folder, `"small"`, `"tiny"`, or a `.tiktoken` file of ranks (taken as Qwen's)."""
+    name = str(name)
+    if name in SHIPPED_NAMES:
+        name = read_folder(name).checkpoint
+    if name in TINY_NAMES:
+        return tiny_reranker_tokenizer() if name == "tiny-reranker" else tiny_tokenizer()
+    if name.endswith(".tiktoken"):
+        return tokenizer_from_ranks(Path(name))
+    check_folder(name, "tokenizer", "tokenizer*")
+    # it imports torch
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise not_loaded("tokenizer", name, error) from error
+
+
+def tokenizer_of(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer that `Engine(model)` would use, without the model."""
+    return load_tokenizer(checkpoint_of(model), trust_remote_code=trust_remote_code)
+
+
+def checkpoint_of(model: str | Path) -> str:
+    """Folder or hub id of the transformer itself, which may lie in a folder of the model's."""
+    name = str(model)
+    return name if name in TINY_NAMES else read_folder(name).checkpoint
+
+
+def tokenizer_from_ranks(path: Path) -> PreTrainedTokenizerBase:
+    """A byte-pair tokenizer from a file with a base64 token and its rank a line, cut into words as Qwen does."""
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    ranks = _read_ranks(path)
+    letters = bytes_to_unicode()
+    written = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    merges: list[tuple[str, str]] = []
+    for token in sorted(ranks, key=ranks.__getitem__):
+        halves = [(token[:cut], token[cut:]) for cut in range(1, len(token))]
+        known = [(a, b) for a, b in halves if a in ranks and b in ranks]
+        known.sort(key=lambda pair: (ranks[pair[0]], ranks[pair[1]]))
+        merges.extend((written[a], written[b]) for a, b in known)
+    vocabulary = {written[token]: rank for token, rank in ranks.items()}
+    built = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=True))
+    built.normalizer = normalizers.NFC()
+    words = pre_tokenizers.Split(Regex(QWEN_SPLIT), behavior="isolated")
+    built.pre_tokenizer = pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    built.decoder = decoders.ByteLevel()
+    # the ids that follow the ranks, in this order
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    built.add_special_tokens(special)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=built, eos_token=special[2], pad_token=special[0], clean_up_tokenization_spaces=False
+    )
+
+
+def check_folder(name: str, argument: str, needed: str) -> None:
+    """Raise `InvalidInputError` if `name` is a folder without a file like `needed`, or can only be a folder."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not any(path.glob(needed)):
+            if (path / ADAPTER).is_file():
+                raise InvalidInputError(
+                    f"{argument}={name!r}: the folder holds an adapter ({ADAPTER}) without its model. Load both with "
+                    "PEFT and pass the model, or save both as one: merge_and_unload().save_pretrained(...), and the "
+                    "tokenizer beside it."
+                )
+            raise InvalidInputError(
+                f"{argument}={name!r}: the folder has no {needed}. Give the folder that save_pretrained wrote."
+            )
+    elif path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1 or path.is_file():
+        raise InvalidInputError(
+            f"{argument}={name!r}: no such folder. Give an existing folder, a hub id such as Qwen/Qwen3-0.6B, "
+            "or 'small'."
+        )
+
+
+def not_loaded(argument: str, name: str, error: Exception) -> InvalidInputError:
+    """The error to raise when transformers could not load `name`."""
+    if "trust_remote_code" in str(error):
+        advice = "It brings its own code: read it, then allow it with trust_remote_code (--trust-remote-code)."
+    elif Path(name).is_dir():
+        advice = "The folder's files could not be read as one that save_pretrained wrote."
+    else:
+        advice = (
+            "Without a network, give the folder of a downloaded model, or 'small'; for a gated one, log in with "
+            "`hf auth login`."
+        )
+    reason = " ".join(str(error).split())
+    reason = reason if len(reason) <= 200 else reason[:200] + " …"
+    return InvalidInputError(f"{argument}={name!r} could not be loaded. {advice} ({type(error).__name__}: {reason})")
+
+
+def _read_ranks(path: Path) -> dict[bytes, int]:
+    ranks: dict[bytes, int] = {}
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise InvalidInputError(f"tokenizer='{path}': {error.strerror}.") from error
+    for number, line in enumerate(lines, 1):
+        try:
+            token, rank = line.split()
+            ranks[base64.b64decode(token, validate=True)] = int(rank)
+        except (ValueError, binascii.Error):
+            raise InvalidInputError(f"{path}:{number}: {line[:40]!r} is not a base64 token and its rank.") from None
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise InvalidInputError(f"{path}: not a byte-level vocabulary: byte {missing[0]} has no rank.")
+    return ranks

@@ -1,0 +1,73 @@
+"""Which kind of model a checkpoint is: with an output head, with a classification head, or the bare trunk."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+
+from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+
+__all__ = ["KINDS", "Kind", "auto_class_of", "check_kind", "kind_of", "kind_of_checkpoint", "require_kind"]
+
+Kind = Literal["causal", "classifier", "trunk"]
+"""`causal` has logits over the vocabulary, `classifier` scores over labels, `trunk` hidden states alone."""
+KINDS: tuple[str, ...] = ("auto", *get_args(Kind))
+
+_CLASS_OF_KIND = {"causal": "ForCausalLM", "classifier": "ForSequenceClassification", "trunk": "Model"}
+
+
+def check_kind(kind: str) -> None:
+    """Raise `InvalidInputError` for a kind that is none."""
+    if kind not in KINDS:
+        raise InvalidInputError(f"kind={kind!r}: must be one of {', '.join(KINDS)}.")
+
+
+def kind_of_checkpoint(config: PreTrainedConfig, kind: str = "auto") -> Kind:
+    """What a checkpoint holds, by the class that its configuration names; `kind` other than auto overrules it."""
+    check_kind(kind)
+    if kind != "auto":
+        return kind  # type: ignore[return-value]
+    # a class without an output head would get a random one from AutoModelForCausalLM
+    classes = config.architectures or ["ForCausalLM"]
+    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
+        return "causal"
+    return "classifier" if any(name.endswith("ForSequenceClassification") for name in classes) else "trunk"
+
+
+def auto_class_of(kind: Kind) -> Any:
+    """The class of transformers that loads it."""
+    if kind == "causal":
+        return AutoModelForCausalLM
+    return AutoModelForSequenceClassification if kind == "classifier" else AutoModel
+
+
+def kind_of(model: PreTrainedModel) -> Kind:
+    """What a loaded model is.
+
+    Example:
+        >>> from radix_mlp.models.tiny import tiny_classifier, tiny_model
+        >>> kind_of(tiny_model()), kind_of(tiny_classifier()), kind_of(tiny_model().model)
+        ('causal', 'classifier', 'trunk')
+    """
+    if any("ForSequenceClassification" in cls.__name__ for cls in type(model).__mro__):
+        return "classifier"
+    return "trunk" if model.get_output_embeddings() is None else "causal"
+
+
+def require_kind(model: PreTrainedModel, wanted: tuple[Kind, ...], task: str) -> Kind:
+    """The model's kind; `UnsupportedModelError` if `task` cannot be done with it."""
+    kind = kind_of(model)
+    if kind not in wanted:
+        classes = " or ".join(_CLASS_OF_KIND[name] for name in wanted)
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot {task}: it has no head for that. Load a checkpoint saved from a "
+            f"{classes} class; if this one was and its config.json says otherwise, say so with kind={wanted[0]!r}."
+        )
+    return kind

@@ -1,0 +1,1 @@
+"""Attention on the tree: one operation, several ways to run it."""

@@ -1,0 +1,156 @@
+"""`tree_attention` as a torch custom op: schemas, fakes and autograd. Implementations are imported when they run."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.ops.attention.registry import IMPLS, AttentionCall, load_impl
+from radix_mlp.ops.device_plan import AttentionTree
+
+__all__ = ["attention_op"]
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_NOTHING = nullcontext()
+
+_LIBRARY = torch.library.Library("radix_mlp", "FRAGMENT")
+_LIBRARY.define(
+    "tree_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor[] tree, float scale, int? window, "
+    "float? softcap, str impl) -> (Tensor, Tensor)"
+)
+_LIBRARY.define(
+    "tree_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor out, Tensor lse, "
+    "Tensor[] tree, float scale, int? window, float? softcap, str impl) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def attention_op(call: AttentionCall, impl: str) -> Tensor:
+    """Run the custom op; shapes as in `tree_attention`, whose caller has checked the arguments."""
+    q, k, v, sinks, tree, *options = call
+    if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
+        _refuse_tangents(q, k, v, sinks)
+    if _nobody_watches(q, k, v, sinks):
+        with _without_autocast(q):
+            return load_impl(impl).forward(call)[0]
+    if not torch.compiler.is_compiling():
+        _refuse_transformations()
+    fields = [getattr(tree, field) for field in IMPLS[impl].fields]
+    return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, fields, *options, impl)[0]
+
+
+def _nobody_watches(*tensors: Tensor | None) -> bool:
+    """Whether the op's way through torch's dispatcher, 0.1 ms of Python, changes nothing: no gradient, no compiler, no
+    transformation, no mode and no kind of tensor that would have to see the op."""
+    if torch.compiler.is_compiling():
+        return False
+    for x in tensors:
+        if x is not None and (type(x) not in _PLAIN or (x.requires_grad and torch.is_grad_enabled())):
+            return False
+    return (
+        torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+    )
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """The op would drop them without a word."""
+    if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise UnsupportedCallError(
+            "tree_attention has no forward mode of differentiation: use backward, or impl='reference'"
+        )
+
+
+def _refuse_transformations() -> None:
+    """They fail deep inside torch, or ask for a batching rule."""
+    interpreter = torch._C._functorch.peek_interpreter_stack()
+    kinds = torch._C._functorch.TransformType
+    if interpreter is not None and interpreter.key() in (kinds.Grad, kinds.Jvp, kinds.Vmap):
+        raise UnsupportedCallError(
+            f"tree_attention does not run inside torch.func ({interpreter.key().name}): use autograd, "
+            "or impl='reference' (quadratic memory)"
+        )
+
+
+def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Implementations have dtypes of their own for what they compute, whatever the dtype of q, k and v."""
+    return torch.autocast(x.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else _NOTHING
+
+
+def _tree(fields: list[Tensor], impl: str) -> AttentionTree:
+    given = dict(zip(IMPLS[impl].fields, fields, strict=True))
+    return AttentionTree.from_end(given["end"], given["depth"])._replace(**given)
+
+
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, tree: list[Tensor], *options: Any
+) -> tuple[Tensor, Tensor]:
+    *settings, impl = options
+    with torch.no_grad(), _without_autocast(q):
+        return load_impl(impl).forward(AttentionCall(q, k, v, sinks, _tree(tree, impl), *settings))
+
+
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, sinks: Any, tree: Any, *options: Any) -> tuple[Tensor, Tensor]:
+    rows, heads, _ = q.shape
+    saves_lse = IMPLS[options[-1]].saves_lse
+    lse = q.new_empty((heads, rows) if saves_lse else (0,), dtype=torch.float32)
+    return q.new_empty((rows, heads, v.shape[2])), lse
+
+
+def _backward(
+    grad_out: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    tree: list[Tensor],
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *settings, impl = options
+    call = AttentionCall(q, k, v, sinks, _tree(tree, impl), *settings)
+    with torch.no_grad(), _without_autocast(q):
+        grad_q, grad_k, grad_v, grad_sinks = load_impl(impl).backward(grad_out, call, out, lse)
+    return grad_q, grad_k, grad_v, q.new_empty(0) if grad_sinks is None else grad_sinks
+
+
+def _backward_fake(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_sinks = q.new_empty(0) if sinks is None else sinks.new_empty(sinks.shape)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape), grad_sinks
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, sinks, tree, *ctx.options = inputs
+    ctx.save_for_backward(q, k, v, sinks, *output, *tree)
+
+
+def _autograd(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    q, k, v, sinks, out, lse, *tree = ctx.saved_tensors
+    grad_q, grad_k, grad_v, grad_sinks = torch.ops.radix_mlp.tree_attention_backward(
+        grad_out, q, k, v, sinks, out, lse, tree, *ctx.options
+    )
+    no_options = [None] * len(ctx.options)
+    return grad_q, grad_k, grad_v, None if sinks is None else grad_sinks, [None] * len(tree), *no_options
+
+
+def _no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
+    raise UnsupportedCallError(
+        "tree_attention has no second derivative: call backward without create_graph, "
+        "or use impl='reference' (quadratic memory)"
+    )
+
+
+_LIBRARY.impl("tree_attention", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("tree_attention_backward", _backward, "CompositeExplicitAutograd")
+torch.library.register_fake("radix_mlp::tree_attention", _forward_fake, lib=_LIBRARY)
+torch.library.register_fake("radix_mlp::tree_attention_backward", _backward_fake, lib=_LIBRARY)
+torch.library.register_autograd("radix_mlp::tree_attention", _autograd, setup_context=_save, lib=_LIBRARY)
+torch.library.register_autograd("radix_mlp::tree_attention_backward", _no_double_backward, lib=_LIBRARY)

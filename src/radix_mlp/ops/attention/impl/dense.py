@@ -1,0 +1,208 @@
+"""Tree attention in plain torch: one tile of queries at a time against the ranges of keys it can see.
+
+Any device and dtype.  Work is rows x visible keys, memory one tile's: never `[M, M]`, never `[N, ...]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from radix_mlp.ops.attention.dense_tiles import Tile, pack_tiles, unpack_tiles
+from radix_mlp.ops.attention.impl.padded_attention import attend, attend_backward, pack_heads, unpack_heads
+from radix_mlp.ops.attention.registry import AttentionCall
+from radix_mlp.ops.device_plan import AttentionTree
+
+__all__ = ["backward", "forward"]
+
+# rows of a packed tile (tokens times query heads a kv head): measured on a 2-core CPU, float32, D 64, the flash
+# kernel runs at 90 GFLOP/s with 128 rows, 100 with 256, 120 with 512, 130 with 768 and no more with 1024; but a tile
+# of T rows also computes T / 2 keys a row for nothing, so tiles grow with the keys before them
+MIN_PACKED_ROWS = 256
+MAX_PACKED_ROWS = 768
+# a path that starts at a root is plain causal attention, which skips half of the work: left whole from this length
+MIN_CAUSAL_ROWS = 64
+
+
+def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
+    """See `radix_mlp.ops.attention.registry.ImplModule`."""
+    q, k, v, sinks, tree, scale, window, softcap = call
+    heads, kv_heads, width = q.shape[1], k.shape[1], v.shape[2]
+    sinks = None if sinks is None else sinks.view(kv_heads, -1)
+    out = q.new_empty(q.shape[0], heads, width)
+    # the flash kernel of the CPU wants one head dimension
+    padded = F.pad(v, (0, q.shape[2] - width)) if width < q.shape[2] else v
+    rows = torch.arange(len(tree.end), device=q.device, dtype=torch.int32)
+    plain = softcap is None and sinks is None
+    for tile in _tiles(tree, heads // kv_heads, causal_below=(window or len(rows)) if plain else 0):
+        if plain and _is_causal(tile, window):
+            part = slice(tile.start, tile.stop)
+            out[part] = _causal(q[part], k[part], padded[part], scale)[..., :width]
+            continue
+        ranges, mask = _visible(tile, tree, rows, window, heads // kv_heads, _mask_dtype(q))
+        packed = attend(
+            pack_heads(q[tile.start : tile.stop], kv_heads),
+            _gather(k, ranges),
+            _gather(padded, ranges),
+            mask,
+            sinks,
+            scale=scale,
+            softcap=softcap,
+        )
+        out[tile.start : tile.stop] = unpack_heads(packed, heads)[..., :width]
+    return out, q.new_empty(0, dtype=torch.float32)
+
+
+def backward(
+    grad_out: Tensor, call: AttentionCall, out: Tensor, lse: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """See `radix_mlp.ops.attention.registry.ImplModule`. Tiles add to the gradients of k and v one after another."""
+    q, k, v, sinks, tree, scale, window, softcap = call
+    heads, kv_heads = q.shape[1], k.shape[1]
+    wide = _mask_dtype(q)
+    grad_q = q.new_empty(q.shape)
+    grad_k, grad_v = k.new_zeros(k.shape, dtype=wide), v.new_zeros(v.shape, dtype=wide)
+    by_kv_head = None if sinks is None else sinks.view(kv_heads, -1)
+    grad_sinks = q.new_zeros((kv_heads, heads // kv_heads), dtype=wide)
+    rows = torch.arange(len(tree.end), device=q.device, dtype=torch.int32)
+    for tile in _tiles(tree, heads // kv_heads):
+        ranges, mask = _visible(tile, tree, rows, window, heads // kv_heads, wide)
+        tile_q, tile_k, tile_v, tile_sinks = attend_backward(
+            pack_heads(grad_out[tile.start : tile.stop], kv_heads),
+            pack_heads(q[tile.start : tile.stop], kv_heads),
+            _gather(k, ranges),
+            _gather(v, ranges),
+            mask,
+            by_kv_head,
+            scale=scale,
+            softcap=softcap,
+        )
+        grad_q[tile.start : tile.stop] = unpack_heads(tile_q, heads)
+        _scatter_add(grad_k, tile_k, ranges)
+        _scatter_add(grad_v, tile_v, ranges)
+        if tile_sinks is not None:
+            grad_sinks += tile_sinks
+    flat_sinks = None if sinks is None else grad_sinks.view(-1).to(sinks.dtype)
+    return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), flat_sinks
+
+
+def _tiles(tree: AttentionTree, group: int, causal_below: int = 0) -> Iterator[Tile]:
+    """The tree's tiles, neighbours merged up to the size that runs best.
+
+    Paths from a root are left whole where all their depths are below `causal_below`.
+    """
+    packed = tree.host_tiles
+    if len(packed) == 0 and len(tree.end):
+        packed = torch.from_numpy(pack_tiles(tree.end.cpu().numpy(), tree.depth.cpu().numpy()))
+    last: Tile | None = None
+    for tile in unpack_tiles(packed.tolist()):
+        if last is not None:
+            low, high = min(last.min_depth, tile.min_depth), max(last.max_depth, tile.max_depth)
+            merged = Tile(last.start, tile.stop, low, high, last.ranges)
+            if _is_causal(merged, causal_below):
+                last = merged
+                continue
+            num_keys = sum(stop - start for start, stop, _ in last.ranges)
+            most_rows = min(max(MIN_PACKED_ROWS, num_keys // 2), MAX_PACKED_ROWS)
+            if (tile.stop - last.start) * group <= most_rows and not _is_causal(last, causal_below):
+                last = merged
+                continue
+            yield last
+        last = tile
+    if last is not None:
+        yield last
+
+
+def _is_causal(tile: Tile, depths: int | None) -> bool:
+    """Whether the tile is a path from a root, long enough to be run as one and within the window.
+
+    Depths grow by at most one a row, so they span as many values as there are rows only on a path.
+    """
+    length = tile.stop - tile.start
+    on_a_path = not tile.ranges and tile.max_depth - tile.min_depth == length - 1
+    return on_a_path and length >= MIN_CAUSAL_ROWS and (depths is None or tile.max_depth < depths)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Plain causal attention: `[T, Hq, D]`, `[T, Hkv, D]` -> `[T, Hq, D]`."""
+    rows, heads, _ = q.shape
+    kv_heads = k.shape[1]
+    grouped = q.unflatten(1, (kv_heads, -1)).permute(1, 2, 0, 3)
+    k, v = (x.transpose(0, 1)[:, None].expand(-1, heads // kv_heads, -1, -1) for x in (k, v))
+    out = F.scaled_dot_product_attention(grouped, k, v, is_causal=True, scale=scale)
+    return out.permute(2, 0, 1, 3).reshape(rows, heads, -1)
+
+
+def _visible(
+    tile: Tile, tree: AttentionTree, rows: Tensor, window: int | None, group: int, dtype: torch.dtype
+) -> tuple[list[tuple[int, int]], Tensor]:
+    """Ranges of the keys that rows of the tile see, and the mask `[T * G, K]` over those keys."""
+    if window is not None and tile.max_depth < window:
+        window = None
+    lowest = 0 if window is None else tile.min_depth - window + 1
+    ranges: list[tuple[int, int]] = []
+    # leading keys that every row sees
+    num_full, only_full = 0, window is None
+    for start, stop, signed_depth in [*tile.ranges, (tile.start, tile.stop, tile.min_depth)]:
+        depth = max(signed_depth, -1 - signed_depth)
+        # depths grow by at most one a row, so this drops only keys out of the window, in ranges with gaps too
+        start = start if stop == tile.stop else min(stop, start + max(0, lowest - depth))
+        only_full = only_full and signed_depth >= 0
+        in_full = max(0, min(stop - start, tile.min_depth - depth)) if only_full else 0
+        num_full += in_full
+        only_full = only_full and in_full == stop - start
+        if ranges and ranges[-1][1] == start:
+            ranges[-1] = (ranges[-1][0], stop)
+        elif start < stop:
+            ranges.append((start, stop))
+    return ranges, _mask(tile, tree, rows, ranges, num_full, window, group, dtype)
+
+
+def _mask(
+    tile: Tile,
+    tree: AttentionTree,
+    rows: Tensor,
+    ranges: list[tuple[int, int]],
+    num_full: int,
+    window: int | None,
+    group: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    keys, rest = [], num_full
+    for start, stop in ranges:
+        keys.append((min(stop, start + rest), stop))
+        rest -= keys[-1][0] - start
+    keys = [part for part in keys if part[0] < part[1]]
+    row = rows[tile.start : tile.stop, None]
+    key = _gather_rows(rows, keys)
+    hidden = key > row
+    hidden |= _gather_rows(tree.end, keys) <= row
+    if window is not None:
+        hidden |= tree.depth[tile.start : tile.stop, None] - _gather_rows(tree.depth, keys) >= window
+    mask = torch.zeros(len(row), group, num_full + len(key), device=row.device, dtype=dtype)
+    mask[:, :, num_full:].masked_fill_(hidden[:, None], -torch.inf)
+    return mask.view(len(row) * group, -1)
+
+
+def _gather_rows(x: Tensor, ranges: list[tuple[int, int]]) -> Tensor:
+    parts = [x[start:stop] for start, stop in ranges]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _gather(x: Tensor, ranges: list[tuple[int, int]]) -> Tensor:
+    """`[M, Hkv, D] -> [Hkv, K, D]`, without a copy where the keys are one range."""
+    return _gather_rows(x, ranges).transpose(0, 1)
+
+
+def _scatter_add(x: Tensor, tile: Tensor, ranges: list[tuple[int, int]]) -> None:
+    at = 0
+    for start, stop in ranges:
+        x[start:stop] += tile[:, at : at + stop - start].transpose(0, 1)
+        at += stop - start
+
+
+def _mask_dtype(q: Tensor) -> torch.dtype:
+    return torch.float32 if q.dtype in (torch.bfloat16, torch.float16) else q.dtype

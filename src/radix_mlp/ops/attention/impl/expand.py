@@ -1,0 +1,171 @@
+"""The paper's RadixMLP: unfold q, k and v to every token, attend sequence by sequence, fold the result.
+
+The baseline: nothing of attention is shared.  On CUDA, in half precision and without a soft cap or sinks, rows are
+copied by one fused kernel for q, k and v, and torch's FlashAttention runs over all `N` tokens as packed sequences;
+elsewhere every sequence goes through torch's scaled dot-product attention by itself.  It runs outside the custom op and
+does not compile into one graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from radix_mlp.ops.attention.impl.gathered_rows import Copies, gather_rows, sum_copies
+from radix_mlp.ops.attention.impl.padded_attention import attend, pack_heads, unpack_heads
+from radix_mlp.ops.attention.impl.torch_flash import Flash, InTreeFlash, why_not
+from radix_mlp.ops.attention.registry import AttentionCall
+from radix_mlp.ops.device_plan import AttentionTree
+from radix_mlp.ops.fold import copy_rows, first_rows
+
+__all__ = ["attend_packed", "attention"]
+
+
+def attention(call: AttentionCall) -> Tensor:
+    """`[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]`. Rows that pad the plan repeat token 0."""
+    q, k, v, sinks, tree, scale, window, softcap = call
+    if q.shape[0] == 0:
+        return _attend(q, k, v, sinks, scale=scale, window=window, softcap=softcap)
+    tree = _with_sequences(tree)
+    if q.is_cuda and why_not(q, v, sinks, softcap, scale) is None:
+        return attend_packed(q, k, v, tree, scale=scale, window=window, flash=InTreeFlash())
+    lengths = tree.host_cu_seq_lengths.diff().tolist()
+    sequences = zip(*(copy_rows(x, tree.unfold_index).split(lengths) for x in (q, k, v)), strict=True)
+    parts = [
+        _attend(one_q, one_k, one_v, sinks, scale=scale, window=window, softcap=softcap)
+        for one_q, one_k, one_v in sequences
+        if len(one_q)
+    ]
+    return first_rows(torch.cat(parts), tree.fold_index, tree.unfold_index)
+
+
+def attend_packed(
+    q: Tensor, k: Tensor, v: Tensor, tree: AttentionTree, *, scale: float, window: int | None, flash: Flash
+) -> Tensor:
+    """All sequences in one call of `flash`: `[M, Hq, D]`, `[M, Hkv, D]` twice -> `[M, Hq, D]`, differentiable once."""
+    out = _Packed.apply(
+        q, k, v, tree.fold_index, tree.unfold_index, tree.cu_seq_lengths, tree.end, tree.depth,
+        int(tree.host_cu_seq_lengths.diff().max()), {"scale": scale, "window": window}, flash,
+    )  # fmt: skip
+    return cast(Tensor, out)
+
+
+class _Packed(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        fold_index: Tensor,
+        unfold_index: Tensor,
+        cu_seq_lengths: Tensor,
+        end: Tensor,
+        depth: Tensor,
+        longest: int,
+        options: dict[str, Any],
+        flash: Flash,
+    ) -> Tensor:
+        unfolded = gather_rows((q, k, v), unfold_index)
+        cu = cu_seq_lengths.to(torch.int32)
+        out, lse = flash.forward(*_three(unfolded), cu, cu, longest, longest, **options)
+        ctx.save_for_backward(*unfolded, out, lse, cu, fold_index, unfold_index, end, depth)
+        ctx.rest = longest, options, flash
+        return gather_rows((out,), fold_index)[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_out: Tensor) -> tuple[Any, ...]:
+        q, k, v, out, lse, cu, fold_index, unfold_index, end, depth = ctx.saved_tensors
+        longest, options, flash = ctx.rest
+        # a row's gradient goes to its first occurrence, and zeros to the other tokens
+        token = torch.arange(unfold_index.shape[0], device=unfold_index.device)
+        first = torch.where(fold_index.index_select(0, unfold_index) == token, unfold_index, -1)
+        (spread,) = gather_rows((grad_out,), first)
+        grads = flash.backward(spread, q, k, v, out, lse, cu, cu, longest, longest, **options)
+        return *sum_copies(grads, _copies(unfold_index, cu, end, depth)), *[None] * 8
+
+
+def _copies(unfold_index: Tensor, cu_seq_lengths: Tensor, end: Tensor, depth: Tensor) -> Copies:
+    """Copies of every row: the sequences through row `j` are those whose last row is in `[j, end[j])`."""
+    starts, stops = cu_seq_lengths[:-1], cu_seq_lengths[1:]
+    last = torch.where(stops > starts, unfold_index.index_select(0, (stops - 1).clamp(min=0)), -1)
+    last, order = last.sort(stable=True)
+    row = torch.arange(end.shape[0], device=end.device)
+    first, past = (torch.searchsorted(last, edge, out_int32=True) for edge in (row, end.long()))
+    return Copies(first, past, starts.index_select(0, order), depth)
+
+
+def _three(tensors: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    q, k, v = tensors
+    return q, k, v
+
+
+def _attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """One sequence, by itself."""
+    if softcap is None and sinks is None and (window is None or window >= len(q)):
+        by_head = F.scaled_dot_product_attention(
+            q.transpose(0, 1)[None],
+            k.transpose(0, 1)[None],
+            v.transpose(0, 1)[None],
+            is_causal=True,
+            scale=scale,
+            enable_gqa=True,
+        )
+        return by_head[0].transpose(0, 1)
+    heads, kv_heads = q.shape[1], k.shape[1]
+    distance = torch.arange(len(q), device=q.device)[:, None] - torch.arange(len(q), device=q.device)
+    hidden = (distance < 0) | (distance >= (len(q) if window is None else window))
+    mask = torch.zeros(hidden.shape, device=q.device).masked_fill_(hidden, -torch.inf)
+    packed = attend(
+        pack_heads(q, kv_heads),
+        k.transpose(0, 1),
+        v.transpose(0, 1),
+        mask.repeat_interleave(heads // kv_heads, dim=0),
+        None if sinks is None else sinks.view(kv_heads, -1),
+        scale=scale,
+        softcap=softcap,
+    )
+    return unpack_heads(packed, heads)
+
+
+def _with_sequences(tree: AttentionTree) -> AttentionTree:
+    """A tree made from `end` alone gets the root paths of its leaves as sequences."""
+    if len(tree.unfold_index):
+        return tree
+    paths, cu = _leaf_paths(tree.end.cpu().numpy())
+    device = tree.end.device
+    return tree._replace(
+        fold_index=torch.from_numpy(np.unique(paths, return_index=True)[1]).to(device),
+        unfold_index=torch.from_numpy(paths).to(device),
+        cu_seq_lengths=torch.from_numpy(cu).to(device),
+        host_cu_seq_lengths=torch.from_numpy(cu),
+    )
+
+
+def _leaf_paths(end: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    paths: list[int] = []
+    cu: list[int] = [0]
+    path: list[tuple[int, int]] = []
+    for row, stop in enumerate(end.tolist()):
+        while path and path[-1][1] <= row:
+            path.pop()
+        path.append((row, stop))
+        if stop == row + 1:
+            paths.extend(ancestor for ancestor, _ in path)
+            cu.append(len(paths))
+    return np.asarray(paths, np.int64), np.asarray(cu, np.int64)

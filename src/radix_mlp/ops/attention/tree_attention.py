@@ -1,0 +1,123 @@
+"""`tree_attention`: causal attention on the rows of a folded batch."""
+
+from __future__ import annotations
+
+import math
+from importlib import import_module
+from typing import cast
+
+from torch import Tensor
+
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.ops.attention.custom_op import attention_op
+from radix_mlp.ops.attention.registry import COMPOSITES, AttentionCall, resolve_impl
+from radix_mlp.ops.device_plan import AttentionTree, DevicePlan
+from radix_mlp.plan.radix_plan import RadixPlan
+
+__all__ = ["tree_attention"]
+
+# kernels add it to depths in 32 bits; no path is as long
+_MAX_WINDOW = 2**30
+
+
+def tree_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    plan: RadixPlan | DevicePlan | AttentionTree,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+    impl: str = "auto",
+) -> Tensor:
+    """Attention in which every row sees its own left context: what it would see in its sequence alone.
+
+    Row `i` sees key `j` iff `j <= i < plan.end[j]` and, with a window, `depth[i] - depth[j] < window`.
+    Rows that only pad the plan give finite numbers that mean nothing.
+
+    Args:
+        q: `[M, Hq, D]`, any strides (the last dimension dense is faster).
+        k: `[M, Hkv, D]`, `Hq` a multiple of `Hkv`; query head `h` uses kv head `h // (Hq // Hkv)`.
+        v: `[M, Hkv, Dv]`.
+        plan: of the batch. An `AttentionTree` must lie on q's device; inside compiled code pass one.
+        scale: of the scores; `D ** -0.5` if None.
+        window: keys that a query sees at most, itself counted.
+        softcap: scores become `softcap * tanh(scores / softcap)`.
+        sinks: `[Hq]`, one logit a head that takes part in the softmax and has no value.
+        impl: `auto`, or a name of `available_impls`. A named one never falls back.
+
+    Returns:
+        `[M, Hq, Dv]` in q's dtype, contiguous. Differentiable once in q, k, v and sinks.
+
+    Raises:
+        InvalidInputError: shapes, devices or options do not fit together; InvalidDtypeError for dtypes.
+        UnsupportedImplError: `impl` is unknown here or cannot do what is asked.
+
+    >>> import torch
+    >>> from radix_mlp.plan import build_plan
+    >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+    >>> q, kv = torch.ones(4, 2, 8), torch.ones(4, 1, 8)
+    >>> tree_attention(q, kv, kv, plan).shape
+    torch.Size([4, 2, 8])
+    """
+    tree = _tree(plan, q, impl)
+    _check(q, k, v, tree, window, softcap, sinks)
+    scale = q.shape[2] ** -0.5 if scale is None else float(scale)
+    window = None if window is None else min(int(window), _MAX_WINDOW)
+    name = resolve_impl(impl, q.device.type, q.dtype, width=max(q.shape[2], v.shape[2]), scale=scale)
+    call = AttentionCall(q, k, v, sinks, tree, scale, window, softcap)
+    if name in COMPOSITES:
+        return cast(Tensor, import_module(COMPOSITES[name]).attention(call))
+    return attention_op(call, name)
+
+
+def _tree(plan: RadixPlan | DevicePlan | AttentionTree, q: Tensor, impl: str) -> AttentionTree:
+    if isinstance(plan, AttentionTree):
+        return plan
+    if isinstance(plan, DevicePlan):
+        return plan.tree_for(impl)
+    if isinstance(plan, RadixPlan):
+        return plan.to(q.device, tree=False).tree_for(impl)
+    raise InvalidDtypeError(f"plan is a {type(plan).__name__}: pass a RadixPlan, a DevicePlan or an AttentionTree")
+
+
+def _check(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    tree: AttentionTree,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> None:
+    if not q.dim() == k.dim() == v.dim() == 3:
+        raise InvalidInputError(
+            f"q, k, v have {q.dim()}, {k.dim()}, {v.dim()} dimensions, not 3: [M, H, D], without a batch dimension"
+        )
+    rows, heads, width = q.shape
+    if tree.end.shape[0] != rows:
+        raise InvalidInputError(f"q has {rows} rows, the plan {tree.end.shape[0]}: pass folded rows and their own plan")
+    if k.shape[0] != rows or v.shape[0] != rows:
+        raise InvalidInputError(f"k and v have {k.shape[0]} and {v.shape[0]} rows, q has {rows}")
+    if k.shape[2] != width:
+        raise InvalidInputError(f"k has head dimension {k.shape[2]}, q has {width}")
+    if k.shape[1] != v.shape[1] or 0 in (k.shape[1], heads) or heads % k.shape[1]:
+        raise InvalidInputError(
+            f"k and v have {k.shape[1]} and {v.shape[1]} heads: they must agree and divide q's {heads}"
+        )
+    if not q.dtype.is_floating_point or not q.dtype == k.dtype == v.dtype:
+        raise InvalidDtypeError(f"q, k, v are {q.dtype}, {k.dtype}, {v.dtype}: they must be one floating dtype")
+    if not q.device == k.device == v.device == tree.end.device:
+        raise InvalidInputError(
+            f"q, k, v and the plan are on {q.device}, {k.device}, {v.device} and {tree.end.device}: use one device"
+        )
+    if window is not None and (window < 1 or window != int(window)):
+        raise InvalidInputError(f"window={window}: a whole number of at least 1, or None for no window")
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise InvalidInputError(f"softcap={softcap}: above 0 and finite, or None for no soft cap")
+    if sinks is not None and (sinks.shape != (heads,) or sinks.device != q.device):
+        raise InvalidInputError(f"sinks is {tuple(sinks.shape)} on {sinks.device}: pass ({heads},) on {q.device}")
+    if sinks is not None and not sinks.dtype.is_floating_point:
+        raise InvalidDtypeError(f"sinks is {sinks.dtype}: pass a floating dtype")

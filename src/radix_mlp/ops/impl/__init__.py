@@ -1,1 +1,0 @@
-"""The ways to run tree attention, one module each; `radix_mlp.ops.registry` lists them."""

@@ -1,0 +1,95 @@
+"""What tells about the server: `/info`, `/health`, `/metrics`, and its documentation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import fastapi_offline
+from fastapi import APIRouter
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.responses import FileResponse, PlainTextResponse, Response
+
+import radix_mlp
+from radix_mlp.engine.online.dispatcher import num_tokenization_workers
+from radix_mlp.serve.api.common import ServiceOf
+from radix_mlp.serve.api.error_bodies import Info, TeiError
+from radix_mlp.serve.fleet.merged_metrics import METRICS_TYPE
+from radix_mlp.serve.http.errors import NoSuchRouteError, UnhealthyError
+from radix_mlp.serve.http.responses import json_answer
+
+__all__ = ["OPENAPI_PATH", "router"]
+
+router = APIRouter(tags=["server"])
+
+OPENAPI_PATH = "/api-doc/openapi.json"
+SWAGGER_FILES = Path(fastapi_offline.__file__).parent / "static"
+SWAGGER_NAMES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+
+
+@router.get("/info", responses={200: {"model": Info}})
+async def info(service: ServiceOf) -> Response:
+    """The model and the server's limits."""
+    model, settings = service.info, service.settings
+    return json_answer(
+        {
+            "model_id": settings.model_id,
+            "model_sha": model.sha,
+            "model_dtype": model.dtype,
+            "served_model_name": model.name,
+            "model_type": model.type_for_info(),
+            "max_concurrent_requests": settings.max_concurrent_requests,
+            "max_input_length": model.max_input_length,
+            "max_batch_tokens": settings.max_batch_tokens,
+            "max_batch_requests": None,
+            "max_client_batch_size": settings.max_client_batch_size,
+            "auto_truncate": settings.auto_truncate,
+            "tokenization_workers": settings.tokenization_workers or num_tokenization_workers(),
+            "version": radix_mlp.__version__,
+            "sha": None,
+            "docker_label": None,
+            "radix_mlp_threshold": settings.radix_mlp_threshold,
+            "device": model.device,
+            "dimensions": model.dimensions,
+            "tasks": model.tasks,
+        }
+    )
+
+
+@router.get("/ping", response_class=Response, responses={503: {"model": TeiError}})
+@router.get("/", response_class=Response, responses={503: {"model": TeiError}})
+@router.get("/health", response_class=Response, responses={503: {"model": TeiError}})
+async def health(service: ServiceOf) -> Response:
+    """200 with nothing in it while requests are answered."""
+    if not service.supervisor.is_healthy:
+        raise UnhealthyError("the engine does not run")
+    return Response()
+
+
+for path in ("/ping", "/", "/health"):
+    router.add_api_route(path, health, methods=["HEAD"], include_in_schema=False)
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(service: ServiceOf) -> Response:
+    """The server's numbers for Prometheus."""
+    return Response(service.metrics.exposition(), media_type=METRICS_TYPE)
+
+
+@router.get("/docs", include_in_schema=False)
+async def docs() -> Response:
+    """Swagger's page."""
+    return get_swagger_ui_html(
+        openapi_url="." + OPENAPI_PATH,
+        title="radix-mlp",
+        swagger_js_url="./docs/swagger-ui-bundle.js",
+        swagger_css_url="./docs/swagger-ui.css",
+        swagger_favicon_url="./docs/favicon.png",
+    )
+
+
+@router.get("/docs/{name}", include_in_schema=False)
+async def docs_file(name: str) -> Response:
+    """One of its files."""
+    if name not in SWAGGER_NAMES:
+        raise NoSuchRouteError(f"no such file: {name!r:.60}")
+    return FileResponse(SWAGGER_FILES / name, headers={"cache-control": "max-age=86400"})

@@ -19,7 +19,7 @@ from torch.testing._internal.distributed.multi_threaded_pg import (
     _uninstall_threaded_pg,
 )
 
-from radix_mlp.hf import tensor_parallel
+from radix_mlp.hf import sharding as tensor_parallel
 from radix_mlp.hf.proven_types import PROVEN_TYPES
 from radix_mlp.hf.sharding import TENSOR_PARALLEL_TYPES, why_not_sharded
 from radix_mlp.models.tiny import tiny_classifier, tiny_model

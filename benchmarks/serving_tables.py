@@ -9,7 +9,7 @@ from markdown_table import best, table
 from report import number
 from summaries import find, rows
 
-__all__ = ["energy", "energy_rows", "multi_gpu", "serve", "serve_short", "served"]
+__all__ = ["energy", "energy_rows", "multi_gpu", "serve", "served"]
 
 FOLDING = {"auto": "on", "off": "off", "0": "off: transformers, padded"}
 """Threshold of a server, and in between: nothing shared by the same kernels."""
@@ -38,25 +38,6 @@ def serve() -> str:
     heading = ["model", "load", "", "texts x in flight", "folding", "texts/s", "tokens/s", "p50 ms", "p90 ms"]
     heading += ["p99 ms", "compression", "joules a thousand texts", "on over off", "of the engine's own"]
     return table(heading, lines)
-
-
-def serve_short() -> str:
-    """For the README: the query first, 64 texts a request, 16 requests on their way."""
-    load = {"texts": 64, "in_flight": 16, "swap": False, "api": "tei", "workload": "synthetic"}
-    lines = []
-    for row in rows("serve", what="server", threshold="auto", **load):
-        without = find("serve", "texts/s", model=row["model"], threshold="off", **load)
-        lines.append(
-            [
-                f"Qwen3-{row['model'].upper()}",
-                number(without),
-                f"**{number(row['texts/s'])}**",
-                f"{row['texts/s'] / without:.2f}x" if without else "",
-                f"{number(row['p99'])} ms",
-                number(find("multi_gpu", "texts/s", what="2 by HTTP", model=row["model"])),
-            ]
-        )
-    return table(["shape", "folding off, texts/s", "folded", "over off", "p99", "folded, two GPUs"], lines)
 
 
 def multi_gpu() -> str:

@@ -18,7 +18,7 @@ from markdown_table import best, table
 from names import ATTENTION_METHODS, CASE_NAMES, CASES, CPU_BATCHES
 from registry import BENCHMARKS
 from report import number
-from serving_tables import energy, multi_gpu, serve, serve_short
+from serving_tables import energy, multi_gpu, serve
 from summaries import find, rows, source
 from targets import TARGETS
 
@@ -91,19 +91,6 @@ def attention_heads() -> str:
         if rows("attention", case=case, heads=16)
     ]
     return table(["`triton`, 16 query and 8 kv heads", "forward", "backward"], lines)
-
-
-def attention_short() -> str:
-    heading = ["prefix / suffix / sequences"]
-    heading += [f"{kind}: the paper's way" if i == 0 else name for kind in ("forward", "backward")
-                for i, name in enumerate(("expand", "gathered", "`triton`", "`fa4`"))]  # fmt: skip
-    lines = []
-    for case in (case for case in CASES if case not in ("deep", "random", "128/96/10", "0/256/64")):
-        cells: list[str] = []
-        for kind in ("forward", "backward"):
-            cells += [cell or "-" for cell in best([_attention(case, kind, each) for each in ATTENTION_METHODS])]
-        lines.append([CASE_NAMES.get(case, case.replace("/", " / ")), *cells])
-    return table(heading, lines)
 
 
 def kinds_of_planner() -> Iterator[tuple[str, float, float | None, float | None]]:
@@ -181,18 +168,6 @@ def training_name(row: dict[str, Any]) -> str:
     name = row["row"].replace("/", " / ")
     name = f"{row['shape']}, {name if name.startswith('pairs') else 'GRPO ' + name}"
     return name + (", checkpointed" if row.get("checkpointing") else "")
-
-
-def training_short() -> str:
-    """For the README: what is measured without compiling."""
-    lines = []
-    for row in rows("training", compiled=False):
-        times, kept = row["milliseconds"], row["kept_gib"]
-        cells = [number(times[side]) for side in ("trl", "packed")] + [f"**{number(times['folded'])}**"]
-        cells += [f"{times[side] / times['folded']:.2f}x" for side in ("trl", "packed")]
-        lines.append([training_name(row), *cells, f"{kept['folded'] / kept['packed']:.0%}"])
-    heading = ["prompt / answer / answers", "TRL's head", "packed", "folded", "over TRL's", "over packed"]
-    return table([*heading, "memory kept, of packed's"], lines)
 
 
 def training() -> str:
@@ -349,13 +324,10 @@ NEEDS: dict[str, tuple[Callable[[], str], str]] = {
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "targets": targets,
-    "attention-short": attention_short,
     "attention-heads": attention_heads,
     "forward-short": forward_tables.forward_short,
     "library-short": library_short,
     "planner-sentence": planner_sentence,
-    "serve-short": serve_short,
-    "training-short": training_short,
     "grid": measured(forward_tables.grid, 'radix-mlp bench forward_gpu --arguments "--grid"'),
     "energy": measured(energy, 'radix-mlp bench forward_gpu --arguments "--energy 3"'),
 }

@@ -118,6 +118,22 @@ def scaling() -> str:
     return fill((DOCS / "scaling.md").read_text(encoding="utf-8"))
 
 
+def home() -> str:
+    """`index.md`: the README as the site's first page."""
+    from site_pages import home_page
+
+    return home_page()
+
+
+def http() -> str:
+    """`http.md`: the routes of `openapi.json`."""
+    import json
+
+    from site_pages import http_page
+
+    return http_page(json.loads(openapi()))
+
+
 def small_model() -> str:
     """`small-model.md`: what the shipped model is and how good."""
     from small_model_page import small_model_page
@@ -131,12 +147,14 @@ QUICK: dict[str, Callable[[], str]] = {
     "benchmarks.md": benchmarks,
     "scaling.md": scaling,
     "../README.md": readme,
+    "index.md": home,
 }
 """File, from docs/ -> what writes it; add others here."""
 SWEEP: dict[str, Callable[[], str]] = {
     "openapi.json": openapi,
+    "http.md": http,
     "models.md": models,
-    "../src/radix_mlp/hf/proven.py": proven,
+    "../src/radix_mlp/hf/proven_types.py": proven,
 }
 """The same for those that run the sweep."""
 

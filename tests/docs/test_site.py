@@ -1,0 +1,42 @@
+"""The documentation site: its guides run, its pages are all in the menu, and its reference names everything public."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import radix_mlp
+import radix_mlp.engine
+import radix_mlp.ops
+import radix_mlp.train
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+REFERENCE = "\n".join(page.read_text(encoding="utf-8") for page in sorted((DOCS / "reference").glob("*.md")))
+
+
+@pytest.mark.parametrize("page", sorted((DOCS / "guide").glob("*.md")), ids=lambda page: page.stem)
+def test_the_code_of_a_guide_runs(page: Path) -> None:
+    blocks = re.findall(r"```python\n([\s\S]*?)```", page.read_text(encoding="utf-8"))
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(page), "exec"), names)
+
+
+@pytest.mark.parametrize(
+    "module", [radix_mlp, radix_mlp.ops, radix_mlp.train, radix_mlp.engine], ids=lambda module: module.__name__
+)
+def test_everything_public_is_in_the_reference(module: object) -> None:
+    documented = {line.rpartition(".")[2] for line in re.findall(r"^::: (\S+)", REFERENCE, re.MULTILINE)}
+    # the errors' page shows its module whole
+    documented.add("RadixError")
+    assert set(module.__all__) - documented == set()
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    listed = set(re.findall(r": (\S+\.md)$", menu, re.MULTILINE))
+    assert listed == {page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md")}

@@ -28,7 +28,7 @@ def compute_fold_and_scatter_torch(
         cu_seq_lengths: `[S + 1]` int32 or int64, same device.
         pad_multiple_of: round the number of rows up to a multiple; rows added have id, position and index 0.
         bound_checks: False skips the test of every id and position; a value outside `[0, 2**31)` is then taken
-            modulo `2**32`. Offsets are always checked.
+            modulo `2**32`. True also refuses offsets without the leading 0. Offsets are always checked.
 
     Returns:
         compact_input_ids `[M]`, compact_position_ids `[M]`, scatter_indices `[N]` (token -> row), fold_gather
@@ -59,7 +59,7 @@ def compute_fold_and_scatter_torch(
             )
     check_tokens = bound_checks is not False
     arrays = [_to_uint32(tensor, name, check_tokens or name == "cu_seq_lengths") for name, tensor in named]
-    folded = compute_fold_and_scatter(arrays[0], arrays[1], arrays[2], pad_multiple_of)
+    folded = compute_fold_and_scatter(arrays[0], arrays[1], arrays[2], pad_multiple_of, bound_checks)
     compact_ids, compact_positions, scatter, fold = (
         torch.from_numpy(array.view(np.int32)).to(input_ids.device) for array in folded
     )

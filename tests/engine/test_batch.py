@@ -104,7 +104,7 @@ def test_tasks_share_a_batch(threshold):
         embed_call(engine, tokenizer, TEXTS, **EMBED),
         embed_call(engine, tokenizer, TEXTS, **mean),
         embed_tokens_call(engine, tokenizer, TEXTS[:2], prompt=None, prompt_name=None, truncate=False),
-        score_call(engine, tokenizer, pairs, add_bos=False, truncate=False),
+        score_call(engine, tokenizer, pairs, add_bos=None, truncate=False),
         token_scores_call(engine, tokenizer, TEXTS, top=2, truncate=False),
     ]
     alone = [engine.answer(call) for call in calls]

@@ -7,6 +7,7 @@ import pytest
 NEEDS = {
     "test_sentence_transformers.py": ["sentence_transformers", "peft"],
     "test_lm_eval.py": ["lm_eval"],
+    "test_score_against_lm_eval.py": ["lm_eval"],
     "test_trl.py": ["trl", "peft"],
     "test_trl_options.py": ["trl", "peft"],
     "test_trainer.py": ["accelerate", "datasets", "peft"],

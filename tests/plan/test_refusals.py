@@ -130,3 +130,14 @@ def test_more_tokens_than_int32_can_number() -> None:
 
     with pytest.raises(InvalidInputError, match="input_ids must have fewer than 2\\*\\*31 tokens, got 2147483648"):
         check_size(2**31)
+
+
+def test_upstreams_own_expectations() -> None:
+    # `tests` of the paper's repository look for this wording and this refusal
+    none = np.empty(0, np.uint32)
+    with pytest.raises(ValueError, match="must have same length"):
+        compute_fold_and_scatter(np.zeros(3, np.uint32), np.zeros(2, np.uint32), np.array([0, 3], np.uint32))
+    with pytest.raises(ValueError, match="cu_seq_lengths must start with 0"):
+        compute_fold_and_scatter(none, none, none, bound_checks=True)
+    for bound_checks in (None, False):
+        assert [len(part) for part in compute_fold_and_scatter(none, none, none, bound_checks=bound_checks)] == [0] * 4

@@ -35,13 +35,13 @@ def score(
     on_error: o.OnErrorOption = "fail",
     window: o.WindowOption = DEFAULT_WINDOW,
     add_bos: Annotated[
-        bool,
+        bool | None,
         typer.Option(
-            "--add-bos",
-            help="Start every context with the begin token, as Gemma and Llama models expect.",
+            "--add-bos/--no-add-bos",
+            help="Start every context with the begin token, or with none; as the tokenizer does unless given.",
             rich_help_panel=o.INPUT,
         ),
-    ] = False,
+    ] = None,
     max_length: o.MaxLengthOption = None,
     truncate: o.TruncateOption = False,
     model: o.ModelOption,

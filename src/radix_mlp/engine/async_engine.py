@@ -160,7 +160,7 @@ class AsyncEngine(Front):
         self,
         pairs: Sequence[tuple[TextOrIds, TextOrIds]],
         *,
-        add_bos: bool = False,
+        add_bos: bool | None = None,
         truncate: bool = False,
         timeout: float | None = None,
     ) -> Answer[list[Score]]:

@@ -233,7 +233,7 @@ class Engine(Runner):
         self,
         pairs: Sequence[tuple[TextOrIds, TextOrIds]],
         *,
-        add_bos: bool = False,
+        add_bos: bool | None = None,
         truncate: bool = False,
         progress: Progress | None = None,
     ) -> list[Score]:
@@ -245,7 +245,8 @@ class Engine(Runner):
         Args:
             pairs: (context, continuation), texts or lists of token ids; an empty context stands for the begin (or
                 end) token.
-            add_bos: start every context with the begin token, which Gemma and Llama models expect.
+            add_bos: unless given, a text starts with what the tokenizer adds before it, as Gemma's and Llama's do; True
+                adds a begin token in any case, False none. A text that starts with one gets no second.
             truncate: drop tokens from the left of pairs longer than `max_length` instead of refusing them.
             progress: called as pairs are done.
 
@@ -266,7 +267,8 @@ class Engine(Runner):
     ) -> list[TokenScores]:
         """Log-probability of every token of every text after all tokens before it, and the `top` likeliest ones.
 
-        The first token has nothing before it, and None. Special tokens are the tokenizer's own.
+        The first token has nothing before it, and None. Special tokens are the tokenizer's own; a text that starts
+        with the begin token gets none, as in `score`.
 
         Args:
             texts: texts, or lists of token ids, which are taken as they are.

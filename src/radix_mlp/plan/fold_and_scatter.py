@@ -38,8 +38,8 @@ def compute_fold_and_scatter(
         position_ids: `[N]` uint32, their positions.
         cu_seq_lengths: `[S + 1]` uint32, offsets of the sequences: 0, ..., N.
         pad_multiple_of: round the number of rows up to a multiple; rows added have id, position and index 0.
-        bound_checks: kept for callers of upstream. Only checks of every token can be switched off, and of uint32
-            arrays there are none: offsets, dtypes, shapes and lengths are always checked.
+        bound_checks: True also refuses offsets without the leading 0, which an empty batch may otherwise leave out.
+            False changes nothing: offsets, dtypes, shapes and lengths are always checked.
 
     Returns:
         compact_input_ids `[M]`, compact_position_ids `[M]`, scatter_indices `[N]` (token -> row), fold_gather
@@ -66,7 +66,7 @@ def compute_fold_and_scatter(
     check_size(num_tokens)
     multiple = pad_multiple(pad_multiple_of, num_tokens)
     if len(cu) == 0:
-        if num_tokens:
+        if num_tokens or bound_checks:
             check_offsets_present(cu)
         # upstream takes an empty batch without the leading 0
         cu = np.zeros(1, np.uint32)

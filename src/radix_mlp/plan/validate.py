@@ -95,7 +95,8 @@ def check_same_length(input_ids: NDArray[Any], position_ids: NDArray[Any]) -> No
     """Raise unless every token has a position."""
     if len(input_ids) != len(position_ids):
         raise InvalidInputError(
-            "input_ids and position_ids must have the same length, "
+            # upstream's wording, which its tests look for
+            "input_ids and position_ids must have same length, "
             f"got {len(input_ids)} ids and {len(position_ids)} positions"
         )
 

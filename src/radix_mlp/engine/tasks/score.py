@@ -11,6 +11,7 @@ from torch import Tensor
 
 from radix_mlp.engine.execution.loaded_model import Runner
 from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.tokenization.begin_token import encode_once
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import num_characters, tokenize_texts
 from radix_mlp.engine.tokenization.tokenize_pairs import tokenize_pairs
@@ -87,7 +88,7 @@ class TokenScoring(Scoring):
 
 
 def score_call(
-    engine: Runner, tokenizer: Any, pairs: Sequence[tuple[TextOrIds, TextOrIds]], *, add_bos: bool, truncate: bool
+    engine: Runner, tokenizer: Any, pairs: Sequence[tuple[TextOrIds, TextOrIds]], *, add_bos: bool | None, truncate: bool
 ) -> Call[list[Score]]:
     """What `Engine.score` does before and after the model."""
     sequences, starts = tokenize_pairs(
@@ -119,7 +120,12 @@ def token_scores_call(
     if not 0 <= top <= vocabulary:
         raise InvalidInputError(f"top={top}: must be from 0 to {vocabulary}, the size of the model's vocabulary.")
     sequences = tokenize_texts(
-        tokenizer, texts, max_length=engine.max_length, truncate=truncate, vocabulary=engine.vocabulary
+        tokenizer,
+        texts,
+        max_length=engine.max_length,
+        truncate=truncate,
+        vocabulary=engine.vocabulary,
+        encoder=encode_once,
     )
     task = TokenScoring(engine, top)
 

@@ -32,6 +32,9 @@ TEXTS_A_CALL = 1000
 TOKENIZER_THREADS = 2
 """One encodes, which happens outside of Python, while the other turns what it has into arrays."""
 
+Encoder = Callable[..., list[Ids]]
+"""As `encode`: a tokenizer, texts and options -> ids of every text."""
+
 _TURNS: WeakKeyDictionary[PreTrainedTokenizerBase, Lock] = WeakKeyDictionary()
 _NEW_TURN = Lock()
 
@@ -55,6 +58,7 @@ def tokenize_texts(
     truncate: bool = False,
     lower_case: bool = False,
     vocabulary: int | None = None,
+    encoder: Encoder | None = None,
 ) -> list[Ids]:
     """Ids of `prompt + text`, encoded as one string, with the special tokens that the tokenizer itself adds.
 
@@ -66,6 +70,7 @@ def tokenize_texts(
             of refusing them.
         lower_case: write everything in lower case first.
         vocabulary: token ids that are given must be below.
+        encoder: turns texts into ids; `encode` unless given.
 
     Raises:
         RejectedItemsError: texts without a single token, or longer than `max_length`.
@@ -79,9 +84,10 @@ def tokenize_texts(
         whole = [str(texts[place]) for place in places]
         whole = [prompt + text for text in whole] if prompt else whole
         whole = [text.lower() for text in whole] if lower_case else whole
-        rows = encode(tokenizer, whole)
+        encode_all = encoder or encode
+        rows = encode_all(tokenizer, whole)
         if truncate and max_length is not None:
-            _truncate(tokenizer, rows, max_length, whole)
+            _truncate(tokenizer, rows, max_length, whole, encoder=encode_all)
         return rows
 
     limit = max_length if truncate else None
@@ -221,11 +227,17 @@ def _turn(tokenizer: PreTrainedTokenizerBase) -> Lock:
         return _TURNS.setdefault(tokenizer, Lock())
 
 
-def _truncate(tokenizer: PreTrainedTokenizerBase, rows: list[Ids], max_length: int, *columns: list[str]) -> None:
+def _truncate(
+    tokenizer: PreTrainedTokenizerBase,
+    rows: list[Ids],
+    max_length: int,
+    *columns: list[str],
+    encoder: Encoder | None = None,
+) -> None:
     """Encode what is too long once more, cut."""
     places = [index for index, row in enumerate(rows) if len(row) > max_length]
     cut_columns = [[column[index] for index in places] for column in columns]
-    cut = encode(tokenizer, *cut_columns, truncation=True, max_length=max_length) if places else []
+    cut = (encoder or encode)(tokenizer, *cut_columns, truncation=True, max_length=max_length) if places else []
     for index, row in zip(places, cut, strict=True):
         rows[index] = row
 

@@ -9,9 +9,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from radix_mlp.engine.batching.scheduler import Ids
+from radix_mlp.engine.tokenization.begin_token import begin_token, begins_with_token, tokens_before
 from radix_mlp.engine.tokenization.token_ids import TextOrIds, as_ids
 from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, check_pairs, encode, shown, too_long
-from radix_mlp.errors import InvalidInputError
 
 __all__ = ["tokenize_pairs"]
 
@@ -22,39 +22,43 @@ def tokenize_pairs(
     *,
     max_length: int | None = None,
     truncate: bool = False,
-    add_bos: bool = False,
+    add_bos: bool | None = None,
     vocabulary: int | None = None,
 ) -> tuple[list[Ids], list[int]]:
     """Ids of each `context + continuation`, and at which token the continuation starts; as lm-eval does it.
 
     Spaces at the end of the context move to the continuation.  The two are encoded as one string, and the
-    continuation is what follows the first `len(encode(context))` tokens.  No special tokens are added unless
-    `add_bos` asks for a begin token, except that an empty context becomes the begin token (the end token
-    where there is none).
+    continuation is what follows the first `len(encode(context))` tokens.  An empty context becomes the begin token
+    (the end token where there is none).  Tokens that the tokenizer adds after a text are left out: they would stand
+    between context and continuation.
 
     Args:
         max_length: longest allowed, in tokens; None has no limit.
         truncate: drop tokens from the left of a longer pair instead of refusing it. lm-eval keeps one token more, since
             it leaves the last one, which predicts nothing, out of its count.
-        add_bos: start every context with the begin token, which Gemma and Llama models expect.
+        add_bos: None starts a text with what the tokenizer adds before it, True with the begin token even where the
+            tokenizer adds none, False with nothing. A text that starts with the begin token already gets no second
+            one. Token ids get one only with True.
 
     Raises:
         RejectedItemsError: continuations without a single token, or pairs longer than `max_length`.
         InvalidInputError: an empty context, and a tokenizer without a begin or end token.
+
+    Example:
+        >>> from radix_mlp.models.tiny import tiny_tokenizer
+        >>> ids, starts = tokenize_pairs(tiny_tokenizer(), [("Hi ", "you")])
+        >>> bytes(ids[0].tolist()), starts
+        (b'Hi you', [2])
     """
     check_pairs(pairs, "pairs", ("context", "continuation"), ids=True)
+    before = tokens_before(tokenizer, add_bos) if len(pairs) else None
     sequences: list[Ids] = []
     starts: list[int] = []
     rejected: list[tuple[int, str]] = []
     for index, (head, tail) in enumerate(_heads_and_tails(tokenizer, pairs, vocabulary)):
         if not len(tail):
             rejected.append((index, f"the continuation {shown(pairs[index][1])} has no tokens of its own"))
-        if not len(head):
-            begin = _begin_token(tokenizer)
-            # a continuation that brings the begin token along is conditioned on its own
-            head, tail = (tail[:1], tail[1:]) if len(tail) > 1 and tail[0] == begin[0] else (begin, tail)
-        elif add_bos:
-            head = np.concatenate([_begin_token(tokenizer), head])
+        head, tail = _begun(tokenizer, pairs[index], head, tail, before, add_bos)
         sequence = np.concatenate([head, tail])
         start = len(head)
         if max_length is not None and len(sequence) > max_length:
@@ -66,6 +70,25 @@ def tokenize_pairs(
     if rejected:
         raise RejectedItemsError("pairs", rejected)
     return sequences, starts
+
+
+def _begun(
+    tokenizer: PreTrainedTokenizerBase, pair: tuple[Any, Any], head: Ids, tail: Ids, before: Any, add_bos: bool | None
+) -> tuple[Ids, Ids]:
+    """Context and continuation with something to start from."""
+    is_text = isinstance(pair[0], str)
+    if not len(pair[0]) or not len(head):
+        begin = begin_token(tokenizer)
+        if is_text and pair[0] and len(before):
+            # nothing but spaces, which are the continuation's
+            return before, tail
+        # a continuation that brings the begin token along is conditioned on its own
+        return (tail[:1], tail[1:]) if len(tail) > 1 and tail[0] == begin[0] else (begin, tail)
+    if is_text:
+        has_begin = not len(before) or begins_with_token(tokenizer, _whole(pair))
+    else:
+        has_begin = not add_bos or np.array_equal(head[: len(before)], before)
+    return (head, tail) if has_begin else (np.concatenate([before, head]), tail)
 
 
 def _heads_and_tails(
@@ -93,13 +116,3 @@ def _heads_and_tails(
 
 def _whole(pair: tuple[Any, Any]) -> Any:
     return pair[0] + pair[1] if isinstance(pair[0], str) else pair
-
-
-def _begin_token(tokenizer: PreTrainedTokenizerBase) -> Ids:
-    for token in (tokenizer.bos_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return np.asarray([token], np.int32)
-    raise InvalidInputError(
-        "a context is empty or add_bos is set, and the tokenizer has neither a begin nor an end token to put "
-        "there. Give every continuation a context, and leave add_bos off."
-    )

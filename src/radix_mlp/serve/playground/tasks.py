@@ -138,7 +138,7 @@ async def _score(service: Service, body: RunRequest) -> Outcome:
     }
 
     def call(tokenizer: Any) -> Call[Any]:
-        return score_call(service.engine, tokenizer, pairs, add_bos=False, truncate=False)
+        return score_call(service.engine, tokenizer, pairs, add_bos=None, truncate=False)
 
     return Outcome(answer, found, call)
 

@@ -72,8 +72,18 @@ def test_refusals(index: int) -> None:
 
 
 def test_devices_must_agree() -> None:
-    with pytest.raises(InvalidInputError, match="position_ids must be on the device of input_ids, cpu, got meta"):
+    with pytest.raises(InvalidInputError, match="position_ids must be on the same device as input_ids, cpu, got meta"):
         compute_fold_and_scatter_torch(IDS, POSITIONS.to("meta"), CU)
+
+
+def test_upstreams_own_expectations() -> None:
+    with pytest.raises(ValueError, match="must have same length"):
+        compute_fold_and_scatter_torch(IDS, POSITIONS[:-1], CU)
+    none = torch.empty(0, dtype=torch.int32)
+    with pytest.raises(ValueError, match="cu_seq_lengths must start with 0"):
+        compute_fold_and_scatter_torch(none, none, none, bound_checks=True)
+    found = compute_fold_and_scatter_torch(none, none, none, bound_checks=False)
+    assert [len(part) for part in found] == [0] * 4
 
 
 def test_bound_checks_can_skip_tokens_but_not_offsets() -> None:

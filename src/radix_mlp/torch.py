@@ -55,7 +55,7 @@ def compute_fold_and_scatter_torch(
             raise InvalidInputError(f"{name} must be 1-dimensional, got shape {tuple(tensor.shape)}")
         if tensor.device != input_ids.device:
             raise InvalidInputError(
-                f"{name} must be on the device of input_ids, {input_ids.device}, got {tensor.device}"
+                f"{name} must be on the same device as input_ids, {input_ids.device}, got {tensor.device}"
             )
     check_tokens = bound_checks is not False
     arrays = [_to_uint32(tensor, name, check_tokens or name == "cu_seq_lengths") for name, tensor in named]

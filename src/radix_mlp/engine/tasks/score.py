@@ -88,7 +88,12 @@ class TokenScoring(Scoring):
 
 
 def score_call(
-    engine: Runner, tokenizer: Any, pairs: Sequence[tuple[TextOrIds, TextOrIds]], *, add_bos: bool | None, truncate: bool
+    engine: Runner,
+    tokenizer: Any,
+    pairs: Sequence[tuple[TextOrIds, TextOrIds]],
+    *,
+    add_bos: bool | None,
+    truncate: bool,
 ) -> Call[list[Score]]:
     """What `Engine.score` does before and after the model."""
     sequences, starts = tokenize_pairs(

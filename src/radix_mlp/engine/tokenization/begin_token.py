@@ -30,9 +30,10 @@ def encode_once(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options:
     """
     rows: list[Ids] = [NO_TOKENS] * len(texts)
     has_begin = [begins_with_token(tokenizer, text) for text in texts]
-    for there, more in ((False, {}), (True, {"add_special_tokens": False})):
+    for there in (False, True):
         places = [index for index, found in enumerate(has_begin) if found is there]
-        encoded = encode(tokenizer, [texts[index] for index in places], **options, **more)
+        given = options | {"add_special_tokens": False} if there else options
+        encoded = encode(tokenizer, [texts[index] for index in places], **given)
         for index, row in zip(places, encoded, strict=True):
             rows[index] = row
     return rows
@@ -41,7 +42,7 @@ def encode_once(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options:
 def begins_with_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Whether a text starts with the begin token (the end token if there is none), written out."""
     token = _begin_id(tokenizer)
-    return token is not None and text.startswith(_decoded(tokenizer, token))
+    return token is not None and text.startswith(str(tokenizer.decode(token)))
 
 
 def begin_token(tokenizer: PreTrainedTokenizerBase) -> Ids:
@@ -91,8 +92,3 @@ def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
 def _begin_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
     token: int | None = tokenizer.bos_token_id
     return tokenizer.eos_token_id if token is None else token
-
-
-def _decoded(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
-    text: str = tokenizer.decode(token)
-    return text

@@ -11,7 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaMLP
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
-from radix_mlp.hf.attention_function import register, tree_mask
+from radix_mlp.hf.attention_function import register
+from radix_mlp.hf.tree_mask import TreeMask
 
 
 @pytest.mark.parametrize(
@@ -109,18 +110,18 @@ def test_attention_options_that_folding_does_not_know(model, sequences, name) ->
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     attend = ALL_ATTENTION_FUNCTIONS["radix"]
-    assert attend(function, heads, heads, heads, tree_mask(plan.tree), scaling=1.0)[0].shape == (
+    assert attend(function, heads, heads, heads, TreeMask.of(plan.tree, None), scaling=1.0)[0].shape == (
         1,
         heads.shape[2],
         2,
         8,
     )
     with pytest.raises(UnsupportedModelError, match=name):
-        attend(function, heads, heads, heads, tree_mask(plan.tree), scaling=1.0, **{name: torch.ones(1)})
+        attend(function, heads, heads, heads, TreeMask.of(plan.tree, None), scaling=1.0, **{name: torch.ones(1)})
     with pytest.raises(UnsupportedModelError, match="not causal"):
-        attend(function, heads, heads, heads, tree_mask(plan.tree), is_causal=False)
+        attend(function, heads, heads, heads, TreeMask.of(plan.tree, None), is_causal=False)
     with pytest.raises(UnsupportedCallError, match="dropout"):
-        attend(function, heads, heads, heads, tree_mask(plan.tree), dropout=0.1)
+        attend(function, heads, heads, heads, TreeMask.of(plan.tree, None), dropout=0.1)
     with pytest.raises(UnsupportedModelError, match="replaced the tree mask"):
         attend(function, heads, heads, heads, torch.zeros(1, 1, 3, 3), radix_tree=plan.tree)
 

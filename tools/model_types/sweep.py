@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf import disable, enable, last_call, why_unsupported
 from radix_mlp.hf.forward import compact_arguments
+from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.plan import RadixPlan, build_plan
 from tools.model_types.zoo import build_problem, tiny_input, tiny_model
 
@@ -125,7 +126,7 @@ def broken_mask_error(model: PreTrainedModel) -> float:
     end = torch.full_like(device_plan.tree.end, plan.num_rows)
     broken = type(device_plan.tree).from_end(end, device_plan.tree.depth)
     arguments = compact_arguments(model, device_plan)
-    arguments["attention_mask"] = torch.stack((broken.end, broken.depth))[None, None]
+    arguments["attention_mask"] = TreeMask.of(broken, arguments["attention_mask"].windows)
     if "radix_tree" in arguments:
         arguments["radix_tree"] = broken
     logits = model(**arguments).logits[0]

@@ -1,9 +1,8 @@
 """The attention function registered with transformers under the name `radix`.
 
-A folded call carries its tree in two ways.  The 4-D `attention_mask` is an int32 tensor `[1, 1, 2, M]` of
-`(end, depth)`: mask creation hands 4-D masks through untouched, every attention module receives it, and as a
-tensor it survives checkpointing, `detach` and compilation.  The keyword `radix_tree` brings the same tree with
-its block lists made once a batch; the few models that drop unknown keywords get them rebuilt from the mask.
+A folded call carries its tree in two ways.  The 4-D `attention_mask` is a `TreeMask`, which every attention module
+receives.  The keyword `radix_tree` brings the same tree with its block lists made once a batch; the few models that
+drop unknown keywords get them rebuilt from the mask.
 
 A call without such a mask is not folded and goes to the implementation the model had before (`sdpa` or `eager`).
 """
@@ -21,9 +20,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.tree_mask import TreeMask
+from radix_mlp.hf.windows import Windows, window_of
 from radix_mlp.ops import AttentionTree, tree_attention
 
-__all__ = ["FALLBACKS", "fallback_of", "impl_of", "is_tree_mask", "register", "tree_mask"]
+__all__ = ["FALLBACKS", "fallback_of", "impl_of", "register"]
 
 FALLBACKS = ("sdpa", "eager")
 """Implementations that calls which are not folded may run on."""
@@ -45,21 +46,6 @@ _HARMLESS_KWARGS = frozenset(
         "use_cache",
     }
 )
-
-
-def tree_mask(tree: AttentionTree) -> torch.Tensor:
-    """The tree as a 4-D attention mask: `[1, 1, 2, M]` int32 of `(end, depth)`."""
-    return torch.stack((tree.end, tree.depth))[None, None]
-
-
-def is_tree_mask(attention_mask: object) -> bool:
-    """Whether an attention mask is one made by `tree_mask`; ordinary masks are boolean or floating point."""
-    return (
-        isinstance(attention_mask, torch.Tensor)
-        and attention_mask.dtype == torch.int32
-        and attention_mask.ndim == 4
-        and tuple(attention_mask.shape[:3]) == (1, 1, 2)
-    )
 
 
 def register(impl: str, fallback: str) -> str:
@@ -103,9 +89,9 @@ def _radix_attention(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """`query [1, Hq, M, D]`, `key [1, Hkv, M, D]`, `value [1, Hkv, M, Dv]` -> `[1, M, Hq, Dv]`."""
-    if radix_tree is None and not is_tree_mask(attention_mask):
+    if radix_tree is None and not isinstance(attention_mask, TreeMask):
         return _fallback_function(module, fallback)(module, query, key, value, attention_mask, *args, **kwargs)
-    if attention_mask is None or not is_tree_mask(attention_mask):
+    if not isinstance(attention_mask, TreeMask):
         found = "none" if attention_mask is None else f"{attention_mask.dtype} {tuple(attention_mask.shape)}"
         raise UnsupportedModelError(
             f"{type(module).__name__} replaced the tree mask of a folded call by its own (got {found}), so its "
@@ -114,8 +100,8 @@ def _radix_attention(
     if args:
         raise UnsupportedModelError(f"{type(module).__name__} passes attention options by position; run it unfolded.")
     if radix_tree is None:
-        radix_tree = AttentionTree.from_end(attention_mask[0, 0, 0], attention_mask[0, 0, 1])
-    options = _read_options(module, kwargs)
+        radix_tree = attention_mask.tree()
+    options = _read_options(module, kwargs, attention_mask.windows)
     if torch.is_autocast_enabled(query.device.type):
         # as torch's own attention does: models may hand over queries and keys in float32 and values in half precision
         dtype = torch.get_autocast_dtype(query.device.type)
@@ -131,16 +117,10 @@ def _radix_attention(
     return out[None], None
 
 
-def _read_options(module: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, Any]:
+def _read_options(module: torch.nn.Module, kwargs: dict[str, Any], windows: Windows) -> dict[str, Any]:
     """The options of `tree_attention` out of what the model passes; anything unknown is an error."""
     given = {name: value for name, value in kwargs.items() if value is not None}
-    window = given.pop("sliding_window", None) if "sliding_window" in kwargs else _window_of(module)
-    if window is not None and type(module).__module__.startswith("transformers.") and not _has_window_masks(module):
-        raise UnsupportedModelError(
-            f"{type(module).__name__} is given sliding_window={window}, but its model makes no mask with a window: "
-            "transformers' eager and sdpa attention see all, flash attention does not. Set config.sliding_window = "
-            "None to see all, or run it unfolded (radix_mlp.disable(model))."
-        )
+    window = _read_window(module, given.pop("sliding_window", None), "sliding_window" in kwargs, windows)
     options = {
         "scale": given.pop("scaling", None),
         "window": window,
@@ -163,20 +143,24 @@ def _read_options(module: torch.nn.Module, kwargs: dict[str, Any]) -> dict[str, 
     return options
 
 
-def _window_of(module: torch.nn.Module) -> int | None:
-    """The window of a layer whose model puts it into the mask only and does not pass it to attention."""
-    if not _has_window_masks(module):
-        return None
-    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
-    layer_types = getattr(config, "layer_types", None)
-    if layer_types is not None and layer is not None and layer_types[layer] == "full_attention":
-        return None
-    window = getattr(config, "sliding_window", None)
-    return window if isinstance(window, int) and window > 0 else None
-
-
-def _has_window_masks(module: torch.nn.Module) -> bool:
-    return hasattr(sys.modules[type(module).__module__], "create_sliding_window_causal_mask")
+def _read_window(module: torch.nn.Module, passed: int | None, is_passed: bool, windows: Windows) -> int | None:
+    """The window of this layer, on which its module and the mask that transformers would make must agree."""
+    if windows is None:
+        if passed is not None and type(module).__module__.startswith("transformers."):
+            raise UnsupportedModelError(
+                f"{type(module).__name__} is given sliding_window={passed}, but its model makes no mask with a window: "
+                "transformers' eager and sdpa attention see all, flash attention does not. Set config.sliding_window "
+                "= None to see all, or run it unfolded (radix_mlp.disable(model))."
+            )
+        return passed
+    masked = window_of(windows, module)
+    if is_passed and passed != masked:
+        raise UnsupportedModelError(
+            f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__}) passes sliding_window={passed}, and "
+            f"the model's configuration makes a mask with the window {masked}: was config.sliding_window, "
+            "config.layer_types or config.use_sliding_window changed after loading? Load the model with them instead."
+        )
+    return masked
 
 
 def _fallback_function(module: torch.nn.Module, fallback: str) -> Callable[..., Any]:

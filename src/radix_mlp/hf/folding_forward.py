@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,21 +14,17 @@ from typing import Any, Literal, NoReturn
 import torch
 from transformers import PreTrainedModel
 
-from radix_mlp.errors import UnsupportedCallError
-from radix_mlp.hf.attention_function import is_tree_mask, register
+from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.attention_function import register
 from radix_mlp.hf.foldable_call import USES_CACHE, FoldableCall, read_call
 from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
-from radix_mlp.hf.forward import signature_of, takes_any_keyword
+from radix_mlp.hf.forward import signature_of
 from radix_mlp.hf.measured_costs import Costs, known_costs
-from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.threshold import should_fold
+from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.plan import RadixPlan, build_plan
 
-__all__ = ["STAY_UNFOLDED", "CallReport", "FoldingForward", "HeadForward", "Settings", "refuse_data_parallel"]
-
-# the keyword with which a head tells its trunk that this call runs unfolded
-STAY_UNFOLDED = "radix_stay_unfolded"
-
+__all__ = ["CallReport", "FoldingForward", "HeadForward", "Settings", "refuse_data_parallel"]
 
 @dataclass(frozen=True)
 class CallReport:
@@ -51,6 +48,8 @@ class Settings:
     """What an engine has measured on this machine, if one has."""
     knows_costs: bool = False
     warned: set[str] = field(default_factory=set)
+    unfolded_threads: set[int] = field(default_factory=set)
+    """Threads that are inside a call which runs unfolded, its trunk included."""
 
     def note_unfolded(self, reason: str) -> None:
         """Remember and tell why a call runs unfolded; an error where the caller asked to always fold."""
@@ -66,9 +65,15 @@ class Settings:
             self.warned.add(reason)
             warnings.warn(f"radix-mlp runs this call unfolded: {reason}.", UserWarning, stacklevel=_caller_level())
 
+    def note_failed(self, error: UnsupportedCallError | UnsupportedModelError) -> None:
+        """The same for a reason that came up only when the call was folded."""
+        if self.threshold != "auto" and self.threshold >= 1:
+            raise error
+        self.note_unfolded(str(error).rstrip("."))
+
     def __setstate__(self, state: dict[str, Any]) -> None:
         """A model loaded in another process needs the attention function there, too."""
-        self.__dict__.update(state)
+        self.__dict__.update(state, unfolded_threads=set())
         register(self.impl, self.fallback)
 
 
@@ -79,8 +84,6 @@ class FoldingForward:
         self.module = module
         self.settings = settings
         self.previous: Callable[..., Any] | None = module.__dict__.get("forward")
-        # whether keywords of ours reach the trunk
-        self.passes_keywords = takes_any_keyword(module)
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -96,15 +99,31 @@ class FoldingForward:
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Fold the call if that is exact and pays."""
         run = self._run
-        if kwargs.pop(STAY_UNFOLDED, False) or is_tree_mask(kwargs.get("attention_mask")):
+        if isinstance(kwargs.get("attention_mask"), TreeMask) or self._stays_unfolded():
             return run(*args, **kwargs)
         folded = self._fold(args, kwargs)
         if folded is not None:
-            return folded.unfold(run(**folded.arguments))
-        if self.passes_keywords and self.module is not decoder_of(self.module):
-            # a head that stays unfolded must not have its trunk fold behind its back
-            kwargs[STAY_UNFOLDED] = True
-        return run(*args, **kwargs)
+            try:
+                return folded.unfold(run(**folded.arguments))
+            except (UnsupportedCallError, UnsupportedModelError) as error:
+                self.settings.note_failed(error)
+        return self.run_unfolded(args, kwargs)
+
+    @torch.compiler.disable(recursive=False)
+    def run_unfolded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call as it would be without us: a head's trunk does not fold behind its back."""
+        threads, thread = self.settings.unfolded_threads, threading.get_ident()
+        if thread in threads:
+            return self._run(*args, **kwargs)
+        threads.add(thread)
+        try:
+            return self._run(*args, **kwargs)
+        finally:
+            threads.discard(thread)
+
+    @torch.compiler.disable
+    def _stays_unfolded(self) -> bool:
+        return threading.get_ident() in self.settings.unfolded_threads
 
     @property
     def _run(self) -> Callable[..., Any]:
@@ -124,7 +143,11 @@ class FoldingForward:
         if found is None:
             return None
         call, plan = found
-        return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device, tree=False))
+        try:
+            return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device, tree=False))
+        except UnsupportedModelError as error:
+            self.settings.note_failed(error)
+            return None
 
     def planned(
         self, arguments: dict[str, Any], also: Callable[[FoldableCall], str | None] = lambda call: None
@@ -136,7 +159,7 @@ class FoldingForward:
             also: one more look at the call: the reason why it cannot be folded, or None.
 
         Raises:
-            UnsupportedCallError: the call cannot be folded and the threshold is 1, or no layer would see the tree.
+            UnsupportedCallError: the call cannot be folded and the threshold is 1.
         """
         settings = self.settings
         if settings.threshold == 0:
@@ -155,12 +178,6 @@ class FoldingForward:
         settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact)
         if not fold:
             return None
-        attention = decoder_of(self.module).config._attn_implementation
-        if not attention.startswith("radix"):
-            raise UnsupportedCallError(
-                f"the attention implementation was set to {attention!r} after radix_mlp.enable, so no layer would see "
-                "the tree. Enable the model, or its trainer, again."
-            )
         return call, plan
 
 
@@ -172,12 +189,12 @@ class HeadForward(FoldingForward):
         reason = self._reason(args, kwargs)
         if reason is not None:
             self.settings.note_unfolded(reason)
-            kwargs[STAY_UNFOLDED] = True
+            return self.run_unfolded(args, kwargs)
         return self._run(*args, **kwargs)
 
     @torch.compiler.disable
     def _reason(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
-        if self.settings.threshold == 0 or not self.passes_keywords:
+        if self.settings.threshold == 0:
             return None
         arguments = self._named(args, kwargs)
         labels, mask = arguments.get("labels"), arguments.get("attention_mask")

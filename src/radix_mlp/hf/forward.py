@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from radix_mlp.errors import InvalidInputError
-from radix_mlp.hf.attention_function import impl_of, tree_mask
-from radix_mlp.hf.support import decoder_of
+from radix_mlp.errors import InvalidInputError, UnsupportedCallError
+from radix_mlp.hf.attention_function import impl_of
+from radix_mlp.hf.support import check_settings, decoder_of
+from radix_mlp.hf.tree_mask import TreeMask
+from radix_mlp.hf.windows import windows_of
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
 
@@ -19,11 +21,24 @@ __all__ = ["compact_arguments", "forward_compact", "signature_of", "takes_any_ke
 
 
 def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any]:
-    """The keyword arguments with which `model`'s forward runs on the rows of `plan`."""
-    tree = plan.tree_for(impl_of(decoder_of(model).config._attn_implementation))
+    """The keyword arguments with which `model`'s forward runs on the rows of `plan`.
+
+    Raises:
+        UnsupportedModelError: the configuration has been changed to one that does not fold.
+        UnsupportedCallError: the attention implementation has been changed, so no layer would see the tree.
+    """
+    trunk = decoder_of(model)
+    check_settings(trunk.config)
+    attention = trunk.config._attn_implementation
+    if not attention.startswith("radix"):
+        raise UnsupportedCallError(
+            f"the attention implementation was set to {attention!r} after radix_mlp.enable, so no layer would see the "
+            "tree. Enable the model, or its trainer, again."
+        )
+    tree = plan.tree_for(impl_of(attention))
     arguments: dict[str, Any] = {
         "input_ids": plan.compact_ids[None],
-        "attention_mask": tree_mask(tree),
+        "attention_mask": TreeMask.of(tree, windows_of(trunk)),
         "position_ids": plan.compact_positions[None],
         "use_cache": False,
         "return_dict": True,

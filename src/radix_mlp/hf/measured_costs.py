@@ -112,16 +112,18 @@ def known_costs(model: PreTrainedModel) -> Costs | None:
 
 def measure(model: PreTrainedModel) -> Costs | None:
     """Time an enabled model's modules both ways; None if that would take long."""
-    from radix_mlp.hf.folding_forward import STAY_UNFOLDED
+    from radix_mlp.hf.enable import folding_forward_of
 
     trunk = decoder_of(model)
+    forward = folding_forward_of(trunk)
+    assert forward is not None
     on_cuda = trunk.device.type == "cuda"
     embeddings: Any = trunk.get_input_embeddings()
     vocabulary = len(embeddings.weight)
 
     def padded(ids: np.ndarray) -> Any:
         given = torch.from_numpy(ids).to(trunk.device)
-        return trunk(given, attention_mask=torch.ones_like(given), use_cache=False, **{STAY_UNFOLDED: True})
+        return forward.run_unfolded((given,), {"attention_mask": torch.ones_like(given), "use_cache": False})
 
     def folded(ids: np.ndarray) -> Any:
         return forward_compact(model, build_plan(ids.reshape(-1), np.arange(len(ids) + 1) * ids.shape[1]))

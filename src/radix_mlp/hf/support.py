@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.adapters import PROVEN_TUNERS, opened, why_not_opened
 from radix_mlp.hf.proven_types import PROVEN_TYPES
 
-__all__ = ["decoder_of", "is_proven", "why_unsupported"]
+__all__ = ["check_settings", "decoder_of", "is_proven", "why_unsupported"]
 
 _FOLDABLE_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -53,6 +54,16 @@ def why_unsupported(model: torch.nn.Module) -> str | None:
         for reason in _module_reasons(name, module):
             return reason
     return None
+
+
+def check_settings(config: PreTrainedConfig) -> None:
+    """What is read off the configuration, once more for a call: it may have been changed since.
+
+    Raises:
+        UnsupportedModelError: with this configuration the model cannot be folded exactly.
+    """
+    for reason in _config_reasons(config):
+        raise UnsupportedModelError(reason)
 
 
 def is_proven(trunk: PreTrainedModel) -> bool:

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.enable import enable, folding_forward_of, install
 from radix_mlp.hf.foldable_call import FoldableCall
-from radix_mlp.hf.folding_forward import STAY_UNFOLDED, FoldingForward
+from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.hf.support import why_unsupported
 from radix_mlp.ops import label_edges
 from radix_mlp.train import PaddedLayout, TreeBatch, check_trainable, language_head, pretrained_of
@@ -60,12 +60,6 @@ class EdgeForward(FoldingForward):
         edges = label_edges(plan, _flat(labels)[call.token_index], ignore_index=IGNORE_INDEX)
         layout = PaddedLayout(call.batch_shape, torch.from_numpy(call.token_index))
         return TreeBatch(plan, edges, layout=layout)
-
-    def run_unfolded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The call as it would be without us, its trunk included."""
-        if self.passes_keywords:
-            kwargs = {**kwargs, STAY_UNFOLDED: True}
-        return self._run(*args, **kwargs)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as the trainer has it."""

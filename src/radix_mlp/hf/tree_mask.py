@@ -1,0 +1,92 @@
+"""What stands in the place of the 4-D attention mask in a folded call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.hf.windows import Windows
+from radix_mlp.ops import AttentionTree
+
+__all__ = ["TreeMask"]
+
+_KEPT_BY = frozenset(
+    {torch.Tensor.to, torch.Tensor.detach, torch.Tensor.clone, torch.Tensor.contiguous, torch.Tensor.cuda}
+)
+# what only looks at it, or keeps its memory alive; properties are read by `__get__`
+_LOOKS = frozenset(
+    {
+        "__get__",
+        "__hash__",
+        "__len__",
+        "__repr__",
+        "data_ptr",
+        "dim",
+        "element_size",
+        "get_device",
+        "is_complex",
+        "is_contiguous",
+        "is_floating_point",
+        "numel",
+        "record_stream",
+        "size",
+        "storage_offset",
+        "stride",
+    }
+)
+
+
+class TreeMask(torch.Tensor):
+    """The tree and the windows of a folded call: `[1, 1, 2, M]` int32 of `(end, depth)`.
+
+    transformers hands 4-D masks through untouched, every attention module receives it, and as a tensor it survives
+    checkpointing, `detach` and compilation. Attention of any other kind that takes it for a mask gets an error.
+
+    Example:
+        >>> from radix_mlp import build_plan
+        >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]).to("cpu")
+        >>> mask = TreeMask.of(plan.tree, windows=None)
+        >>> mask.shape
+        torch.Size([1, 1, 2, 4])
+    """
+
+    windows: Windows
+
+    @staticmethod
+    def of(tree: AttentionTree, windows: Windows) -> TreeMask:
+        """The mask of a tree under the windows that the model's own masks would have."""
+        return _marked(torch.stack((tree.end, tree.depth))[None, None], windows)
+
+    def tree(self) -> AttentionTree:
+        """The tree, its block lists made once more: for models that drop keywords they do not know."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return AttentionTree.from_end(self[0, 0, 0], self[0, 0, 1])
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Copies stay masks of trees; whatever would compute with one is an UnsupportedCallError."""
+        with torch._C.DisableTorchFunctionSubclass():
+            if func in _KEPT_BY:
+                return _marked(func(*args, **kwargs or {}), args[0].windows)
+            if func.__name__ in _LOOKS:
+                return func(*args, **kwargs or {})
+        raise UnsupportedCallError(
+            f"{func.__name__} was given the tree of a folded call in place of an attention mask: attention is not (or no "
+            "longer) radix-mlp's own, as when another thread calls disable during a call. Run it unfolded "
+            "(radix_mlp.disable(model))."
+        )
+
+
+def _marked(rows: torch.Tensor, windows: Windows) -> TreeMask:
+    mask = rows.as_subclass(TreeMask)
+    mask.windows = windows
+    return mask

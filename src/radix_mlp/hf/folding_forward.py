@@ -26,6 +26,7 @@ from radix_mlp.plan import RadixPlan, build_plan
 
 __all__ = ["CallReport", "FoldingForward", "HeadForward", "Settings", "refuse_data_parallel"]
 
+
 @dataclass(frozen=True)
 class CallReport:
     """What the last call of an enabled model did."""

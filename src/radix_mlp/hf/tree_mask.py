@@ -80,7 +80,7 @@ class TreeMask(torch.Tensor):
             if func.__name__ in _LOOKS:
                 return func(*args, **kwargs or {})
         raise UnsupportedCallError(
-            f"{func.__name__} was given the tree of a folded call in place of an attention mask: attention is not (or no "
+            f"{func.__name__} was given the tree of a folded call as an attention mask: this attention is not (or no "
             "longer) radix-mlp's own, as when another thread calls disable during a call. Run it unfolded "
             "(radix_mlp.disable(model))."
         )

@@ -35,7 +35,8 @@ def windows_of(trunk: PreTrainedModel) -> Windows:
         >>> windows_of(tiny_model().model)
         (None,)
     """
-    names = _names_in_forward(type(trunk))
+    model_class: Any = type(trunk)
+    names = _names_in_forward(model_class)
     if "create_sliding_window_causal_mask" not in names:
         return None
     config: Any = trunk.config
@@ -90,7 +91,7 @@ def _check_places(trunk: PreTrainedModel) -> None:
 
 
 @functools.cache
-def _names_in_forward(model_class: type[PreTrainedModel]) -> frozenset[str]:
+def _names_in_forward(model_class: Any) -> frozenset[str]:
     """What the forward of a class, or one that it overrides and may call, refers to by name."""
     forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in model_class.__mro__ if "forward" in vars(cls))
     codes = (code for forward in forwards for code in _codes(getattr(forward, "__code__", None)))

@@ -23,9 +23,9 @@ import pytest
 
 from radix_mlp import Engine
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.serve.fleet.gateway import Front, front_app
+from radix_mlp.serve.fleet.gateway import Gateway, gateway_app
 from radix_mlp.serve.fleet.merged_metrics import merged
-from radix_mlp.serve.fleet.replica_client import Upstream, UpstreamLostError, UpstreamRefusedError
+from radix_mlp.serve.fleet.replica_client import ReplicaClient, ReplicaLostError, ReplicaRefusedError
 from radix_mlp.serve.fleet.replicas import environments, num_replicas
 from radix_mlp.serve.settings import ServeSettings
 
@@ -99,12 +99,14 @@ async def hangs_up_midway(reader: asyncio.StreamReader, body: bytes, writer: asy
 
 
 @asynccontextmanager
-async def fronted(folder: Path, *answerers: Answerer, **settings: Any) -> AsyncIterator[tuple[Any, list[Fake], Front]]:
+async def fronted(
+    folder: Path, *answerers: Answerer, **settings: Any
+) -> AsyncIterator[tuple[Any, list[Fake], Gateway]]:
     """A client of a front, the replicas behind it, and the front."""
     fakes = [await Fake(folder / str(index), each).__aenter__() for index, each in enumerate(answerers)]
     replicas = [
         SimpleNamespace(
-            index=index, upstream=Upstream(fake.path), is_healthy=True, load=0, num_requests=0, num_starts=1
+            index=index, client=ReplicaClient(fake.path), is_healthy=True, load=0, num_requests=0, num_starts=1
         )
         for index, fake in enumerate(fakes)
     ]
@@ -116,13 +118,13 @@ async def fronted(folder: Path, *answerers: Answerer, **settings: Any) -> AsyncI
         def healthy(self) -> list[Any]:
             return [replica for replica in replicas if replica.is_healthy]
 
-    front = Front(Group())  # type: ignore[arg-type]
-    app = front_app(front, ServeSettings(model_id="tiny", **settings))
+    front = Gateway(Group())  # type: ignore[arg-type]
+    app = gateway_app(front, ServeSettings(model_id="tiny", **settings))
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with httpx.AsyncClient(transport=transport, base_url="http://server", timeout=60) as client:
         yield client, fakes, front
     for fake, replica in zip(fakes, replicas, strict=True):
-        replica.upstream.close()
+        await replica.client.close()
         await fake.__aexit__()
     # connections close in a turn of the loop
     await asyncio.sleep(0.01)
@@ -142,6 +144,7 @@ async def test_a_request_arrives_as_it_was_sent_and_the_answer_comes_back(tmp_pa
         assert (got.headers["x-request-id"], got.headers["x-replica"]) == ("one", "0")
         assert "date" not in got.headers
         line, *headers = fake.heads[0].split(b"\r\n")
+        headers = [header.lower() for header in headers]
         assert line == b"POST /embed?a=%20b&c HTTP/1.1"
         assert {b"x-request-id: one", b"accept: a/b", b"traceparent: 00-1-2-03"} <= set(headers)
         assert headers.count(b"content-length: 15") == 1
@@ -232,13 +235,13 @@ async def test_long_answers_and_those_of_no_told_length_are_streamed(tmp_path: P
         writer.write(b"6\r\nsecond\r\n0\r\n\r\n")
 
     async with Fake(tmp_path / "one", in_chunks) as fake:
-        upstream = Upstream(fake.path)
-        reply = await upstream.ask(b"GET / HTTP/1.1\r\n\r\n")
+        replica_client = ReplicaClient(fake.path)
+        reply = await replica_client.ask("GET", "/")
         chunks = reply.chunks()
         assert await anext(chunks) == b"first"
         seen.set()
         assert [chunk async for chunk in chunks] == [b"second"]
-        assert upstream.num_idle == 1
+        await replica_client.close()
     size = 40 << 20
     async with fronted(tmp_path, says(bytes(size))) as (client, _, _):
         got = await client.get("/info")
@@ -258,30 +261,37 @@ async def test_a_reader_that_is_slow_stops_the_sender(tmp_path: Path) -> None:
             sent += 1 << 20
 
     async with Fake(tmp_path / "one", much) as fake:
-        reply = await Upstream(fake.path).ask(b"GET / HTTP/1.1\r\n\r\n")
+        replica_client = ReplicaClient(fake.path)
+        reply = await replica_client.ask("GET", "/")
         await asyncio.sleep(0.3)
         assert sent < size // 4
         assert sum([len(chunk) async for chunk in reply.chunks()]) == size
+        await replica_client.close()
 
 
 @in_a_loop
-async def test_connections_that_were_closed_while_idle_are_made_anew(tmp_path: Path) -> None:
+async def test_connections_that_were_closed_while_idle_are_opened_again(tmp_path: Path) -> None:
     async def once(reader: asyncio.StreamReader, body: bytes, writer: asyncio.StreamWriter) -> None:
         writer.write(answer(b"x"))
         await writer.drain()
         writer.close()
 
     async with Fake(tmp_path / "one", once) as fake:
-        upstream = Upstream(fake.path)
+        replica_client = ReplicaClient(fake.path)
         for _ in range(3):
-            reply = await upstream.ask(b"GET / HTTP/1.1\r\n\r\n")
+            reply = await replica_client.ask("GET", "/")
             assert [chunk async for chunk in reply.chunks()] == [b"x"]
         assert fake.num_connections == 3
+        await replica_client.close()
     async with Fake(tmp_path / "two", hangs_up) as fake:
-        with pytest.raises(UpstreamLostError):
-            await Upstream(fake.path).ask(b"GET / HTTP/1.1\r\n\r\n")
-    with pytest.raises(UpstreamRefusedError, match="nowhere"):
-        await Upstream(tmp_path / "nowhere").ask(b"GET / HTTP/1.1\r\n\r\n")
+        replica_client = ReplicaClient(fake.path)
+        with pytest.raises(ReplicaLostError):
+            await replica_client.ask("GET", "/")
+        await replica_client.close()
+    replica_client = ReplicaClient(tmp_path / "nowhere")
+    with pytest.raises(ReplicaRefusedError, match="nowhere"):
+        await replica_client.ask("GET", "/")
+    await replica_client.close()
 
 
 @in_a_loop

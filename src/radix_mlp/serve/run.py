@@ -21,7 +21,7 @@ from starlette.types import ASGIApp
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.app import create_app
-from radix_mlp.serve.fleet.gateway import Front, front_app, metrics_app
+from radix_mlp.serve.fleet.gateway import Gateway, gateway_app, metrics_app
 from radix_mlp.serve.fleet.replicas import Replicas, num_replicas
 from radix_mlp.serve.http.logs import set_up_logs
 from radix_mlp.serve.http.protocol import LimitedHttp
@@ -52,7 +52,7 @@ def run(settings: ServeSettings, *, on_hang: Callable[[], Awaitable[None]] | Non
     try:
         count = 1 if settings.replicas == 1 else num_replicas(settings)
         if count > 1:
-            _run_front(settings, count, listener)
+            _run_replicas(settings, count, listener)
         else:
             _run_alone(settings, listener, on_hang or _start_over)
         logger.info("stopped")
@@ -80,16 +80,16 @@ def _run_alone(settings: ServeSettings, listener: socket.socket, on_hang: Callab
         _server(app, settings, lifespan="on").run(sockets=[listener])
 
 
-def _run_front(settings: ServeSettings, count: int, listener: socket.socket) -> None:
+def _run_replicas(settings: ServeSettings, count: int, listener: socket.socket) -> None:
     replicas = Replicas(settings, count)
-    front = Front(replicas)
-    server = _server(front_app(front, settings), settings, lifespan="off")
+    gateway = Gateway(replicas)
+    server = _server(gateway_app(gateway, settings), settings, lifespan="off")
 
     async def main() -> None:
         await replicas.start()
         if settings.prometheus_port is not None:
             address = replace(settings, port=settings.prometheus_port, uds_path=None)
-            metrics = _server(metrics_app(front), settings, lifespan="off")
+            metrics = _server(metrics_app(gateway), settings, lifespan="off")
             tasks.append(asyncio.create_task(metrics._serve([_listen(address)])))
         logger.info("serving %s by %d replicas at %s", settings.name, count, _address(listener))
         _warn_if_open(settings)

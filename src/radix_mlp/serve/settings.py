@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["POOLING_NAMES", "ServeSettings"]
+__all__ = ["POOLING_NAMES", "ServeSettings", "settings_from_line", "settings_to_line"]
 
 POOLING_NAMES = {"last-token": "last", "mean": "mean", "weighted-mean": "weighted_mean", "cls": "cls"}
 """Names on the command line -> the engine's."""
@@ -143,3 +144,18 @@ class ServeSettings:
 
 def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def settings_to_line(settings: ServeSettings) -> bytes:
+    """Settings as a replica reads them: one line of JSON.
+
+    >>> settings_from_line(settings_to_line(ServeSettings(model_id="tiny"))) == ServeSettings(model_id="tiny")
+    True
+    """
+    return json.dumps(asdict(settings)).encode() + b"\n"
+
+
+def settings_from_line(line: bytes) -> ServeSettings:
+    """The inverse of `settings_to_line`."""
+    fields: dict[str, Any] = json.loads(line)
+    return ServeSettings(**fields | {"cors_allow_origin": tuple(fields["cors_allow_origin"])})

@@ -1,4 +1,4 @@
-"""`front_app`: the one address of several replicas. It checks keys and sizes, and passes requests on."""
+"""`gateway_app`: the one address of several replicas. It checks keys and sizes, and passes requests on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from radix_mlp.serve.fleet.merged_metrics import METRICS_TYPE, merged
 from radix_mlp.serve.fleet.prefix_routing import PrefixRouter, routing_key
-from radix_mlp.serve.fleet.replica_client import Reply, UpstreamLostError, UpstreamRefusedError
+from radix_mlp.serve.fleet.replica_client import ReplicaLostError, ReplicaRefusedError, Reply
 from radix_mlp.serve.fleet.replicas import Replica, Replicas
 from radix_mlp.serve.http.errors import UnhealthyError
 from radix_mlp.serve.http.logs import request_id
@@ -20,7 +20,7 @@ from radix_mlp.serve.http.middleware import RequestLog, guarded
 from radix_mlp.serve.http.responses import error_answer, json_answer, style_of
 from radix_mlp.serve.settings import ServeSettings
 
-__all__ = ["HEALTH_PATHS", "MOST_LOST", "Front", "front_app", "metrics_app"]
+__all__ = ["HEALTH_PATHS", "MOST_LOST", "Gateway", "gateway_app", "metrics_app"]
 
 logger = logging.getLogger("radix_mlp.serve")
 
@@ -32,19 +32,18 @@ METRICS_SECONDS = 5.0
 NOT_PASSED_ON = frozenset(
     (
         *(b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),
-        *(b"expect", b"content-length", b"authorization", b"x-request-id"),
+        *(b"expect", b"host", b"content-length", b"authorization", b"x-request-id"),
     )
 )
 NOT_PASSED_BACK = frozenset((b"connection", b"keep-alive", b"transfer-encoding", b"date", b"x-request-id"))
-METRICS_HEAD = b"GET /metrics HTTP/1.1\r\nhost: replica\r\n\r\n"
 
 
-def front_app(front: Front, settings: ServeSettings) -> ASGIApp:
+def gateway_app(gateway: Gateway, settings: ServeSettings) -> ASGIApp:
     """The application at the public address: keys, origins and the size of bodies are checked here."""
-    return RequestLog(guarded(front, settings), metrics=front.metrics, with_times=not settings.disable_spans)
+    return RequestLog(guarded(gateway, settings), metrics=gateway.metrics, with_times=not settings.disable_spans)
 
 
-class FrontMetrics:
+class GatewayMetrics:
     """What no replica knows."""
 
     def __init__(self, replicas: Replicas) -> None:
@@ -78,12 +77,12 @@ def _num_requests(replica: Replica) -> float:
     return float(replica.num_requests)
 
 
-class Front:
+class Gateway:
     """Passes a request on to the replica that knows most of its prefix and is not overloaded."""
 
     def __init__(self, replicas: Replicas) -> None:
         self.replicas = replicas
-        self.metrics = FrontMetrics(replicas)
+        self.metrics = GatewayMetrics(replicas)
         self._router: PrefixRouter[int] = PrefixRouter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -104,7 +103,7 @@ class Front:
                 await error_answer(error, style_of(scope["path"]))(scope, receive, send)
 
     async def exposition(self) -> bytes:
-        """The numbers of all replicas and of the front."""
+        """The numbers of all replicas and of the gateway."""
         healthy = self.replicas.healthy
         pages = await asyncio.gather(*(_metrics_of(replica) for replica in healthy))
         found = {str(replica.index): page for replica, page in zip(healthy, pages, strict=True) if page}
@@ -138,7 +137,7 @@ class Front:
 
     async def _ask_replicas(self, scope: Scope, body: bytes, send: Send, kept: list[Reply]) -> None:
         """As `_pass_on`; an answer that waits while another replica is asked is `kept`."""
-        head = _head(scope, body)
+        target, headers = _target(scope), _headers(scope)
         key = routing_key(scope["path"], body) if body else None
         asked: set[int] = set()
         num_lost = 0
@@ -153,7 +152,7 @@ class Front:
             replica.load += work
             replica.num_requests += 1
             try:
-                reply = await replica.upstream.ask(head, body)
+                reply = await replica.client.ask(scope["method"], target, headers, body)
                 # all of our routes may be asked twice
                 if reply.status in (429, 503) and not kept and len(loads) > 1:
                     kept.append(reply)
@@ -163,12 +162,12 @@ class Front:
                 reply.headers.append((b"x-replica", b"%d" % replica.index))
                 await _send_back(reply, send)
                 return
-            except UpstreamLostError as error:
+            except ReplicaLostError as error:
                 if scope["state"].get("is_passed_on"):
                     # a part of the answer is with the client
                     raise
                 replica.is_healthy = False
-                num_lost += not isinstance(error, UpstreamRefusedError)
+                num_lost += not isinstance(error, ReplicaRefusedError)
                 self.metrics.passed_on_again.labels(why="lost").inc()
                 logger.warning("replica %d ended before it had answered a request: %s", replica.index, error)
             finally:
@@ -183,15 +182,15 @@ class Front:
         raise UnhealthyError("no replica takes requests at the moment")
 
 
-def _head(scope: Scope, body: bytes) -> bytes:
-    """Request line and headers for a replica."""
-    target = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
-    lines = [scope["method"].encode() + b" " + target + b" HTTP/1.1"]
-    lines += [name + b": " + value for name, value in scope["headers"] if name not in NOT_PASSED_ON]
-    lines.append(b"x-request-id: " + (request_id.get() or "").encode())
-    if body or scope["method"] not in ("GET", "HEAD"):
-        lines.append(b"content-length: %d" % len(body))
-    return b"\r\n".join([*lines, b"", b""])
+def _target(scope: Scope) -> str:
+    query = b"?" + scope["query_string"] if scope["query_string"] else b""
+    return (scope["raw_path"] + query).decode("latin-1")
+
+
+def _headers(scope: Scope) -> list[tuple[str, str]]:
+    passed_on = [(name, value) for name, value in scope["headers"] if name not in NOT_PASSED_ON]
+    passed_on.append((b"x-request-id", (request_id.get() or "").encode()))
+    return [(name.decode("latin-1"), value.decode("latin-1")) for name, value in passed_on]
 
 
 async def _send_back(reply: Reply, send: Send) -> None:
@@ -208,16 +207,16 @@ async def _send_back(reply: Reply, send: Send) -> None:
 async def _metrics_of(replica: Replica) -> str:
     try:
         async with asyncio.timeout(METRICS_SECONDS):
-            reply = await replica.upstream.ask(METRICS_HEAD)
+            reply = await replica.client.ask("GET", "/metrics")
             return b"".join([chunk async for chunk in reply.chunks()]).decode()
-    except (UpstreamLostError, TimeoutError):
+    except (ReplicaLostError, TimeoutError):
         return ""
 
 
-def metrics_app(front: Front) -> ASGIApp:
+def metrics_app(gateway: Gateway) -> ASGIApp:
     """The same numbers at an address of their own."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        await Response(await front.exposition(), media_type=METRICS_TYPE)(scope, receive, send)
+        await Response(await gateway.exposition(), media_type=METRICS_TYPE)(scope, receive, send)
 
     return app

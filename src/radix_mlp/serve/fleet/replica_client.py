@@ -1,235 +1,119 @@
-"""`Upstream`: requests over kept connections to a server that listens at a Unix socket."""
+"""`ReplicaClient`: HTTP to a server that listens at a Unix socket, over kept connections (aiohttp)."""
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
-from typing import Any
 
-import httptools
+import aiohttp
+from yarl import URL
 
-__all__ = ["Reply", "Upstream", "UpstreamLostError", "UpstreamRefusedError"]
+__all__ = ["ReplicaClient", "ReplicaLostError", "ReplicaRefusedError", "Reply"]
 
 WHOLE_BYTES = 16 << 20
-"""Answers up to this size are read to their end before a byte of them is handed on."""
+"""Answers up to this size are read to their end before a byte of them is passed on."""
 BUFFERED_BYTES = 1 << 20
-"""Of a longer answer, what waits for a client that reads slowly."""
+"""How much of a longer answer waits for a client that reads slowly."""
 IDLE_SECONDS = 30.0
-"""Connections unused for longer are not used again: the server closes them after 75."""
+"""Idle connections are closed after this time; the server closes them after 75 s."""
 
 Headers = list[tuple[bytes, bytes]]
 
 
-class UpstreamLostError(ConnectionError):
-    """The server closed the connection, or took none, before it had answered."""
+class ReplicaLostError(ConnectionError):
+    """The server closed the connection, or accepted none, before it had answered."""
 
 
-class UpstreamRefusedError(UpstreamLostError):
-    """The server takes no connection, so the request was not sent."""
+class ReplicaRefusedError(ReplicaLostError):
+    """The server accepts no connection, so the request was not sent."""
 
 
-class Upstream:
-    """A server at a Unix socket.
+class ReplicaClient:
+    """A server at a Unix socket. Make it and use it within one event loop.
 
     Args:
         path: the socket.
-
-    Example:
-        >>> Upstream(Path("/no/such/socket")).num_idle
-        0
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._idle: list[_Connection] = []
+        self._session: aiohttp.ClientSession | None = None
 
-    @property
-    def num_idle(self) -> int:
-        """Connections that wait for a request."""
-        return len(self._idle)
-
-    async def ask(self, head: bytes, body: bytes = b"") -> Reply:
-        """Send a request, and wait for the head of the answer, or for all of it where it is not too long.
+    async def ask(self, method: str, target: str, headers: Iterable[tuple[str, str]] = (), body: bytes = b"") -> Reply:
+        """Send a request and wait for the head of the answer, or for all of it where it is not too long.
 
         Args:
-            head: request line and headers, with the empty line after them; `content-length` is one if it has a body.
-            body: the request's.
+            method: `GET`, `POST`, ...
+            target: path and query, percent-encoded.
+            headers: sent as they are; aiohttp adds the host and the length of the body.
+            body: the request's body.
 
         Raises:
-            UpstreamRefusedError: the server takes no connection.
-            UpstreamLostError: the connection ended first.
+            ReplicaRefusedError: the server accepts no connection.
+            ReplicaLostError: the connection ended before the answer did.
         """
-        connection = self._taken()
-        if connection is not None:
-            try:
-                return await connection.ask(head, body)
-            except _StaleError:
-                # it was closed while nobody used it; the request did not arrive
-                pass
-        connection = await self._connected()
-        return await connection.ask(head, body)
-
-    def close(self) -> None:
-        """Close what is idle."""
-        while self._idle:
-            self._idle.pop().abort()
-
-    def _taken(self) -> _Connection | None:
-        now = asyncio.get_running_loop().time()
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.is_open and now - connection.used < IDLE_SECONDS:
-                return connection
-            connection.abort()
-        return None
-
-    async def _connected(self) -> _Connection:
-        loop = asyncio.get_running_loop()
+        url = URL(f"http://replica{target}", encoded=True)
+        data = None if method in ("GET", "HEAD") and not body else body
         try:
-            _, connection = await loop.create_unix_connection(lambda: _Connection(self._idle), str(self.path))
-        except OSError as error:
-            raise UpstreamRefusedError(f"{self.path}: {error.strerror or error}") from error
-        return connection
+            response = await self._open().request(method, url, headers=list(headers), data=data, allow_redirects=False)
+            length = response.content_length
+            whole = None if length is None or length > WHOLE_BYTES else await response.read()
+        except aiohttp.ClientConnectorError as error:
+            raise ReplicaRefusedError(f"{self.path}: {error.os_error.strerror or error}") from error
+        except aiohttp.ClientError as error:
+            raise _lost(error) from error
+        return Reply(response, whole)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    def _open(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                # the number of requests is limited by the server
+                connector=aiohttp.UnixConnector(str(self.path), limit=0, keepalive_timeout=IDLE_SECONDS),
+                timeout=aiohttp.ClientTimeout(total=None),
+                read_bufsize=BUFFERED_BYTES,
+                # bodies and headers are passed on unchanged
+                auto_decompress=False,
+                cookie_jar=aiohttp.DummyCookieJar(),
+                skip_auto_headers=("accept", "accept-encoding", "content-type", "user-agent"),
+            )
+        return self._session
 
 
 class Reply:
     """The answer to a request."""
 
-    def __init__(self, status: int, headers: Headers, connection: _Connection) -> None:
-        self.status = status
-        self.headers = headers
-        self._connection = connection
+    def __init__(self, response: aiohttp.ClientResponse, whole: bytes | None) -> None:
+        self.status = response.status
+        self.headers: Headers = [(name.lower(), value) for name, value in response.raw_headers]
+        self._response = response
+        self._whole = whole
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The body, in parts as they come: in one, unless it is long or its length is not told.
+        """The body: in one part, or in parts as they arrive where it is long or its length is unknown.
 
         Raises:
-            UpstreamLostError: the connection ended first.
+            ReplicaLostError: the connection ended first.
         """
-        while chunk := await self._connection.next_chunk():
-            yield chunk
+        if self._whole is not None:
+            if self._whole:
+                yield self._whole
+            return
+        try:
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+        except aiohttp.ClientError as error:
+            raise _lost(error) from error
 
     def abort(self) -> None:
-        """Do not read the rest."""
-        self._connection.end_of_interest()
+        """Drop what has not been read; after the end of the body this does nothing."""
+        self._response.close()
 
 
-class _StaleError(UpstreamLostError):
-    """A connection that was used before ended without a byte of an answer."""
-
-
-class _Connection(asyncio.Protocol):
-    """One request at a time; goes back to `idle` when its answer has been read."""
-
-    def __init__(self, idle: list[_Connection]) -> None:
-        self._idle = idle
-        self._transport: Any = None
-        self._changed = asyncio.Event()
-        self._num_requests = 0
-        self._parser: Any = None
-        self._is_done = True
-        self.is_open = False
-        self.used = 0.0
-
-    async def ask(self, head: bytes, body: bytes) -> Reply:
-        self._num_requests += 1
-        self._headers: Headers = []
-        self._chunks: list[bytes] = []
-        self._buffered = 0
-        self._has_head = self._has_answered = self._is_done = self._is_whole = False
-        self._has_no_body = head.startswith(b"HEAD ")
-        self._parser = httptools.HttpResponseParser(self)
-        self._changed.clear()
-        try:
-            self._transport.writelines((head, body) if body else (head,))
-            while not (self._is_done if self._is_whole else self._has_head):
-                if not self.is_open:
-                    raise self._lost()
-                await self._change()
-        except BaseException:
-            self.abort()
-            raise
-        return Reply(self._parser.get_status_code(), self._headers, self)
-
-    async def next_chunk(self) -> bytes:
-        """What has come of the body; nothing at its end."""
-        while not self._chunks and not self._is_done:
-            if not self.is_open:
-                raise self._lost()
-            await self._change()
-        found = self._chunks[0] if len(self._chunks) == 1 else b"".join(self._chunks)
-        self._chunks.clear()
-        if self._buffered > BUFFERED_BYTES and self.is_open:
-            self._transport.resume_reading()
-        self._buffered = 0
-        if not found:
-            self.end_of_interest()
-        return found
-
-    def end_of_interest(self) -> None:
-        """Keep the connection if all of the answer was read; a second call does nothing."""
-        if self._parser is None:
-            return
-        reusable = self._is_done and self.is_open and self._can_be_kept
-        self._parser = None
-        if reusable:
-            self.used = asyncio.get_running_loop().time()
-            self._idle.append(self)
-        else:
-            self.abort()
-
-    def abort(self) -> None:
-        self.is_open = False
-        if self._transport is not None:
-            self._transport.abort()
-
-    async def _change(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()
-
-    def _lost(self) -> UpstreamLostError:
-        stale = self._num_requests > 1 and not self._has_answered
-        return (_StaleError if stale else UpstreamLostError)("the connection ended before the answer did")
-
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-        self.is_open = True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.is_open = False
-        self._changed.set()
-
-    def data_received(self, data: bytes) -> None:
-        if self._parser is None or self._is_done:
-            # nothing was asked
-            self.abort()
-            return
-        self._has_answered = True
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.abort()
-        self._changed.set()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._headers.append((name.lower(), value))
-
-    def on_headers_complete(self) -> None:
-        self._has_head = True
-        # known here only: at the end of the message the parser is ready for another
-        self._can_be_kept = self._parser.should_keep_alive() and not self._has_no_body
-        length = dict(self._headers).get(b"content-length", b"")
-        self._is_whole = length.isdigit() and int(length) <= WHOLE_BYTES
-        if self._has_no_body:
-            self._is_done = True
-
-    def on_body(self, body: bytes) -> None:
-        self._chunks.append(body)
-        if not self._is_whole:
-            self._buffered += len(body)
-            if self._buffered > BUFFERED_BYTES:
-                self._transport.pause_reading()
-
-    def on_message_complete(self) -> None:
-        self._is_done = True
+def _lost(error: Exception) -> ReplicaLostError:
+    return ReplicaLostError(f"the connection ended before the answer did: {error}")

@@ -14,24 +14,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from radix_mlp.errors import EngineError, InvalidInputError
-from radix_mlp.serve.fleet.replica_client import Upstream, UpstreamLostError
-from radix_mlp.serve.replica_main import settings_to_line
-from radix_mlp.serve.settings import ServeSettings
+from radix_mlp.serve.fleet.replica_client import ReplicaClient, ReplicaLostError
+from radix_mlp.serve.settings import ServeSettings, settings_to_line
 
 __all__ = ["Replica", "Replicas", "environments", "num_replicas"]
 
 logger = logging.getLogger("radix_mlp.serve")
 
-HEALTH = b"GET /health HTTP/1.1\r\nhost: replica\r\n\r\n"
 LOOK_EVERY = 0.5
 """Seconds between two looks at a replica."""
 SLOW_SECONDS = 10.0
-"""A replica whose health is not told for so long gets no more requests until it is."""
+"""A replica that does not report its health for so long gets no requests until it does."""
 STABLE_SECONDS = 60.0
 """A replica that ends sooner is started again after a pause, each longer than the one before."""
 LONGEST_PAUSE = 30.0
 END_SECONDS = 10.0
-"""Beyond the time for requests, until a replica that was told to stop is killed."""
+"""Time beyond the shutdown timeout until a replica that was asked to stop is killed."""
 
 
 def num_replicas(settings: ServeSettings) -> int:
@@ -92,7 +90,7 @@ class Replica:
         self.index = index
         self.num_starts = 0
         self.process: asyncio.subprocess.Process | None = None
-        self.upstream = Upstream(folder / "none")
+        self.client = ReplicaClient(folder / "none")
         self.is_healthy = False
         self.load = 0
         """Bytes of requests that it has not answered yet."""
@@ -122,7 +120,7 @@ class Replica:
             stdout=asyncio.subprocess.PIPE,
             env=os.environ | self._environment,
         )
-        process, self.upstream = self.process, Upstream(path)
+        process, self.client = self.process, ReplicaClient(path)
         assert process.stdin is not None
         process.stdin.write(settings_to_line(settings))
         ended = asyncio.ensure_future(process.wait())
@@ -146,8 +144,8 @@ class Replica:
 
     async def _ask_health(self) -> bool:
         try:
-            reply = await self.upstream.ask(HEALTH)
-        except UpstreamLostError:
+            reply = await self.client.ask("GET", "/health")
+        except ReplicaLostError:
             return False
         async for _ in reply.chunks():
             pass
@@ -175,7 +173,7 @@ class Replica:
             finally:
                 ended.cancel()
             self.is_healthy = False
-            self.upstream.close()
+            await self.client.close()
             if time.monotonic() - started > STABLE_SECONDS:
                 pause = 1.0
             logger.error("replica %d has ended with code %s; starting it again", self.index, self.process.returncode)
@@ -211,6 +209,7 @@ class Replica:
                 asked.cancel()
 
     async def _kill(self) -> None:
+        await self.client.close()
         if self.process is not None and self.process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
@@ -219,7 +218,7 @@ class Replica:
     async def stop(self) -> None:
         """Let it answer what it has, and end it."""
         self.is_healthy = False
-        self.upstream.close()
+        await self.client.close()
         process = self.process
         if process is None or process.returncode is not None:
             return

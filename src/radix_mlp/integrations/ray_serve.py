@@ -1,13 +1,16 @@
-"""The server on Ray Serve: several replicas with an engine each, requests routed by their prefixes.
+"""The server on Ray Serve: each replica is an engine with the server's own application.
 
     serve run radix_mlp.integrations.ray_serve:app model_id=Qwen/Qwen3-Embedding-0.6B num_replicas=4
 
-`docs/ray-serve.md` has all arguments.
+Ray Serve routes, scales, updates and restarts replicas; `docs/ray-serve.md` has examples.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+import asyncio
+import logging
+import os
+from dataclasses import fields, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -15,190 +18,127 @@ import ray
 from pydantic import TypeAdapter, ValidationError
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.integrations.ray_serve_autoscaling import PendingTokensPolicy
-from radix_mlp.integrations.ray_serve_front import Front
-from radix_mlp.integrations.ray_serve_replica import EngineDeployment
-from radix_mlp.integrations.ray_serve_router import PrefixRequestRouter
+from radix_mlp.serve.http.errors import UnhealthyError
+from radix_mlp.serve.http.logs import set_up_logs
 from radix_mlp.serve.settings import ServeSettings
 
-__all__ = ["RayServeSettings", "app", "build_app"]
+__all__ = ["Replica", "app", "build_app"]
 
-FRONT_REQUESTS = 10_000
-"""More than a front ever has: the replicas' own limits count."""
-REPORT_SECONDS = 10
-"""Replicas tell their numbers so often."""
+logger = logging.getLogger("radix_mlp.serve")
+
 NOT_HERE = {
-    "hostname": "Serve's proxy listens; its options are http_options",
-    "port": "Serve's proxy listens; its options are http_options",
-    "uds_path": "Serve's proxy listens, and not at a socket in the file system",
-    "prometheus_port": "/metrics has the numbers of all replicas",
+    "hostname": "Serve's proxy listens; set http_options",
+    "port": "Serve's proxy listens; set http_options",
+    "uds_path": "Serve's proxy listens, and not at a Unix socket",
+    "prometheus_port": "each replica has its metrics at /metrics",
+    "replicas": "Serve starts the replicas; set num_replicas",
 }
 """Options of `radix-mlp serve` that have no meaning here."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RayServeSettings:
-    """How many replicas there are, and what each takes of the cluster.
-
-    Raises:
-        InvalidInputError: a value out of range.
-
-    Example:
-        >>> RayServeSettings(num_replicas=2, max_replicas=8).autoscales
-        True
-    """
-
-    num_replicas: int = 1
-    """Engines; the fewest if `max_replicas` is given."""
-    max_replicas: int | None = None
-    """Add replicas up to this number while there is work for them, and end them again."""
-    target_tokens: int | None = None
-    """Compact tokens that a replica should have to wait for and run; `max_batch_tokens` unless given."""
-    upscale_delay: float = 10.0
-    """Seconds for which more replicas must be wanted until they are started."""
-    downscale_delay: float = 300.0
-    look_back: float = 15.0
-    """Seconds over which the number of tokens is averaged."""
-    gpus_per_replica: float | None = None
-    """1 where the cluster has GPUs, unless given."""
-    cpus_per_replica: float = 1.0
-    num_fronts: int = 1
-    """Processes that read requests and pass them on; one takes some thousand small requests a second."""
-    cpus_per_front: float = 0.0
-    slack: float = 0.25
-    """Of `PrefixRouter`."""
-    affinity: float = 4.0
-    """Of `PrefixRouter`."""
-    max_surge_percent: int = 0
-    """In an update, start so many new replicas before old ones end; there must be GPUs for them."""
-    health_check_period: float = 5.0
-
-    def __post_init__(self) -> None:
-        for name in ("num_replicas", "num_fronts"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"{name} {getattr(self, name)}: must be at least 1.")
-        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
-            raise InvalidInputError(
-                f"max_replicas {self.max_replicas}: must be at least num_replicas, {self.num_replicas}."
-            )
-        if self.target_tokens is not None and self.target_tokens < 1:
-            raise InvalidInputError(f"target_tokens {self.target_tokens}: must be at least 1.")
-        for name, least in (("look_back", REPORT_SECONDS), ("health_check_period", 0)):
-            if not getattr(self, name) > least:
-                raise InvalidInputError(f"{name} {getattr(self, name)}: must be more than {least} seconds.")
-        least_zero = ("upscale_delay", "downscale_delay", "cpus_per_replica", "cpus_per_front", "slack", "affinity")
-        for name in (*least_zero, "gpus_per_replica"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise InvalidInputError(f"{name} {value}: must be at least 0.")
-        if not 0 <= self.max_surge_percent <= 100:
-            raise InvalidInputError(f"max_surge_percent {self.max_surge_percent}: must be from 0 to 100.")
-
-    @property
-    def autoscales(self) -> bool:
-        """Whether the number of replicas follows the work."""
-        return self.max_replicas is not None and self.max_replicas > self.num_replicas
-
-
 def app(args: dict[str, Any]) -> Application:
-    """The application from the arguments of `serve run` or of a config file: names of both settings classes.
+    """The application from the arguments of `serve run` or of a config file.
+
+    Args:
+        args: names and values of `ServeSettings`, and `num_replicas`. All other options of a deployment go into the
+            config file, under `deployments`.
 
     Raises:
-        InvalidInputError: an argument that there is not, or a wrong value.
+        InvalidInputError: an unknown argument, or a wrong value.
 
     Example:
         >>> app({"model_id": "tiny", "num_replicas": "2"}).__class__.__name__
         'Application'
     """
     given = dict(args)
-    for name, advice in NOT_HERE.items():
-        if name in given:
-            raise InvalidInputError(f"{name} {given[name]}: {advice}.")
-    known = {kind: {field.name for field in fields(kind)} for kind in (ServeSettings, RayServeSettings)}
-    every = set().union(*known.values()) - set(NOT_HERE)
-    for name in given:
-        if name not in every:
-            near = get_close_matches(name, every, 1)
-            raise InvalidInputError(
-                f"{name}: there is no such argument." + (f" Is it {near[0]} that you mean?" if near else "")
-            )
+    options = {}
+    if "num_replicas" in given:
+        count = given.pop("num_replicas")
+        options["num_replicas"] = count if count == "auto" else _parsed(int, count, "num_replicas")
+    known = {field.name for field in fields(ServeSettings)} - set(NOT_HERE)
+    for name, value in given.items():
+        if name in NOT_HERE:
+            raise InvalidInputError(f"{name} {value}: {NOT_HERE[name]}.")
+        if name not in known:
+            near = get_close_matches(name, [*known, "num_replicas"], 1)
+            raise InvalidInputError(f"{name}: unknown argument." + (f" Did you mean {near[0]}?" if near else ""))
     if "model_id" not in given:
         raise InvalidInputError("model_id is missing: give a hub id, a folder, or tiny.")
-    settings = _parsed(ServeSettings, {name: value for name, value in given.items() if name in known[ServeSettings]})
-    scale = _parsed(RayServeSettings, {name: value for name, value in given.items() if name in known[RayServeSettings]})
-    return build_app(settings, scale)
+    return build_app(_parsed(ServeSettings, given), **options)
 
 
-def build_app(settings: ServeSettings, scale: RayServeSettings | None = None) -> Application:
-    """The server as an application for `serve.run`; run once more under the same name, replicas are updated in turn.
+def build_app(settings: ServeSettings, **options: Any) -> Application:
+    """The server as an application for `serve.run`.
 
     Args:
-        settings: of the server; address and port are Serve's.
-        scale: replicas, and what each takes.
+        settings: of the server; the address is Serve's.
+        options: of the deployment, as `serve.deployment` takes them: `num_replicas`, `autoscaling_config`,
+            `ray_actor_options`, ... A replica takes one GPU where the cluster has GPUs, unless `ray_actor_options` says
+            otherwise.
+
+    Raises:
+        InvalidInputError: a wrong option.
 
     Example:
         >>> from ray import serve
-        >>> application = build_app(ServeSettings(model_id="tiny"), RayServeSettings(num_replicas=2))
+        >>> application = build_app(ServeSettings(model_id="tiny"), num_replicas=2)
         >>> serve.run(application, name="tiny")  # doctest: +SKIP
     """
-    scale = scale or RayServeSettings()
-    # who may ask is checked by the front
-    own = replace(settings, api_key=None, cors_allow_origin=())
-    engines = serve.deployment(
-        name="Engine",
-        **_number_of(scale, settings),
-        ray_actor_options={"num_cpus": scale.cpus_per_replica, "num_gpus": _gpus(settings, scale)},
-        # a request takes a place at least, so the engine's own limit comes first
-        max_ongoing_requests=settings.max_concurrent_requests,
-        max_queued_requests=settings.max_concurrent_requests,
-        request_router_config={
-            "request_router_class": PrefixRequestRouter,
-            "request_router_kwargs": {"slack": scale.slack, "affinity": scale.affinity},
-        },
-        health_check_period_s=scale.health_check_period,
-        graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=settings.shutdown_timeout + 5,
-        max_surge_percent=scale.max_surge_percent,
-    )(EngineDeployment)
-    front = serve.deployment(
-        name="Front",
-        num_replicas=scale.num_fronts,
-        ray_actor_options={"num_cpus": scale.cpus_per_front},
-        max_ongoing_requests=FRONT_REQUESTS,
-        graceful_shutdown_wait_loop_s=0.5,
-        graceful_shutdown_timeout_s=settings.shutdown_timeout + 10,
-        # a front is small, so a new one is there before an old one ends
-        max_surge_percent=100,
-    )(Front)
-    application: Application = front.bind(engines.bind(own), settings)
+    defaults: dict[str, Any] = {
+        "name": "Server",
+        "ray_actor_options": {"num_gpus": _num_gpus(settings)},
+        # a request has at least one text, so the server's own limit is reached first
+        "max_ongoing_requests": settings.max_concurrent_requests,
+        "graceful_shutdown_wait_loop_s": 0.5,
+        "graceful_shutdown_timeout_s": settings.shutdown_timeout + 5,
+    }
+    try:
+        deployment = serve.deployment(**{**defaults, **options})(serve.ingress()(Replica))
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"options of the deployment: {error}") from error
+    application: Application = deployment.bind(replace(settings, replicas=1))
     return application
 
 
-def _number_of(scale: RayServeSettings, settings: ServeSettings) -> dict[str, Any]:
-    if scale.max_replicas is None or not scale.autoscales:
-        return {"num_replicas": scale.num_replicas}
-    policy = AutoscalingPolicy(
-        policy_function=PendingTokensPolicy,
-        policy_kwargs={"target_tokens": scale.target_tokens or settings.max_batch_tokens},
-    )
-    return {
-        "autoscaling_config": AutoscalingConfig(
-            min_replicas=scale.num_replicas,
-            max_replicas=scale.max_replicas,
-            upscale_delay_s=scale.upscale_delay,
-            downscale_delay_s=scale.downscale_delay,
-            look_back_period_s=scale.look_back,
-            policy=policy,
-        )
-    }
+class Replica:
+    """An engine and the server's application, which Serve calls without another HTTP connection."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        # the process that builds the application needs no torch
+        from radix_mlp.serve.app import create_app
+        from radix_mlp.serve.load_engine import load_engine
+
+        set_up_logs(settings.log_level, as_json=settings.json_output)
+        engine, sha = load_engine(settings)
+        self._application = create_app(engine, settings, sha=sha)
+        self._supervisor = self._application.state.service.supervisor
+        self._supervisor.on_hang(_end_process)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Serve runs this application, its start and its end included."""
+        return self._application
+
+    async def check_health(self) -> None:
+        """Serve replaces the replica after three failures; an engine that restarts is healthy again before that.
+
+        Raises:
+            UnhealthyError: the engine does not run.
+        """
+        if not self._supervisor.is_healthy:
+            raise UnhealthyError("the engine does not run")
 
 
-def _gpus(settings: ServeSettings, scale: RayServeSettings) -> float:
-    if scale.gpus_per_replica is not None:
-        return scale.gpus_per_replica
+async def _end_process() -> None:
+    """Exit; Serve starts another replica. A hanging thread cannot be stopped by itself."""
+    logger.error("the engine hangs; ending this replica")
+    # lets answers that are being sent arrive
+    await asyncio.sleep(1)
+    os._exit(1)
+
+
+def _num_gpus(settings: ServeSettings) -> float:
     if settings.device is not None:
         return float(settings.device.startswith("cuda"))
     if ray.is_initialized():
@@ -209,12 +149,13 @@ def _gpus(settings: ServeSettings, scale: RayServeSettings) -> float:
     return float(torch.cuda.is_available())
 
 
-def _parsed(kind: type[Any], given: dict[str, Any]) -> Any:
-    """A settings object from values as they stand in a file or on a command line."""
+def _parsed(kind: type[Any], given: Any, name: str = "") -> Any:
+    """A value of a type from what a file or a command line holds."""
     try:
         return TypeAdapter(kind).validate_python(given)
     except ValidationError as error:
-        if isinstance(reason := error.errors()[0].get("ctx", {}).get("error"), InvalidInputError):
-            raise reason from None
         first = error.errors()[0]
-        raise InvalidInputError(f"{'.'.join(map(str, first['loc'][:1]))} {first['input']!r}: {first['msg']}.") from None
+        if isinstance(reason := first.get("ctx", {}).get("error"), InvalidInputError):
+            raise reason from None
+        what = ".".join(map(str, first["loc"][:1])) or name
+        raise InvalidInputError(f"{what} {first['input']!r}: {first['msg']}.") from None

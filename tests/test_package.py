@@ -14,7 +14,7 @@ import radix_mlp
 SOURCE = Path(radix_mlp.__file__).parent
 
 # a package may import from itself and from what stands before it
-LAYERS = ["errors", "plan", "ops", "hf", "engine", "train", "report", "serve", "integrations", "cli"]
+LAYERS = ["errors", "arguments", "plan", "ops", "hf", "engine", "train", "report", "serve", "integrations", "cli"]
 # beside each other, though one stands before the other
 APART = {"train": {"engine"}, "serve": {"train"}, "cli": {"train"}}
 OUTSIDE_LAYERS = {"torch", "testing", "__init__"}

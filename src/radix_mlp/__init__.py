@@ -5,6 +5,8 @@ Fold a batch of token sequences into its prefix tree and run a causal transforme
     plan = radix_mlp.build_plan(input_ids, cu_seq_lengths)      # NumPy in, index arrays out
     model = radix_mlp.enable(model)                             # a Hugging Face model that folds by itself
 
+Every error that the package raises is a `RadixError` (`radix_mlp.errors`).
+
 Names are imported when first used, so that planning does not load torch.
 """
 
@@ -15,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from radix_mlp.engine import AsyncEngine, Engine
+    from radix_mlp.errors import RadixError
     from radix_mlp.hf.enable import disable, enable, is_enabled, last_call
     from radix_mlp.hf.forward import forward_compact
     from radix_mlp.hf.support import why_unsupported
@@ -27,6 +30,7 @@ __version__ = "0.1.0"
 _HOME_OF_NAME = {
     "AsyncEngine": "engine",
     "Engine": "engine",
+    "RadixError": "errors",
     "RadixPlan": "plan",
     "build_plan": "plan",
     "compute_fold_and_scatter": "plan",
@@ -45,6 +49,7 @@ _HOME_OF_NAME = {
 __all__ = [
     "AsyncEngine",
     "Engine",
+    "RadixError",
     "RadixPlan",
     "build_plan",
     "compute_fold_and_scatter",

@@ -15,7 +15,7 @@ from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
 from radix_mlp.cli.settings import engine_of, pick
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.engine import Engine, Label
+    from radix_mlp.engine.engine import Engine, Labels
     from radix_mlp.engine.task import Call
 
 __all__ = ["classify"]
@@ -57,7 +57,8 @@ def classify(
     """Classify every text of a file, or score it with a reward model.
 
     The answer has line (its number in FILE), text, label (the one with the
-    highest score), score, and scores by label; a .npy file holds the scores
+    highest score), score, and scores by label (a list in the model's order where
+    labels share a name); a .npy file holds the scores
     alone, float64, a column a label in the model's order (a row of NaN for a line
     that was skipped). Scores are probabilities: over all labels together, or of
     each alone for a model of several labels a text. A reward model's single score
@@ -102,10 +103,8 @@ class Classification:
         """Scores `[n, labels]` in the model's order."""
         import numpy as np
 
-        answers: list[list[Label]] = engine.answer(prepared, progress)
-        by_label = [dict(answer) for answer in answers]
-        rows = [[scores[label] for label in self.labels] for scores in by_label]
-        return np.asarray(rows, np.float64).reshape(len(rows), len(self.labels))
+        answers: list[Labels] = engine.answer(prepared, progress)
+        return np.asarray([answer.scores for answer in answers]).reshape(len(answers), len(self.labels))
 
     def difference(self, answers: Any, others: Any) -> float:
         return float(abs(answers - others).max())
@@ -116,11 +115,17 @@ class Classification:
             "text": [record.values[0] for record in records],
             "label": [self.labels[place] for place in best.tolist()],
             "score": answers.max(1).tolist(),
-            "scores": [dict(zip(self.labels, row, strict=True)) for row in answers.tolist()],
+            "scores": [self._by_label(row) for row in answers.tolist()],
         }
         if records and len(records[0].values) > 1:
             columns["pair"] = [record.values[1] for record in records]
         return list(range(len(records))), columns, answers
+
+    def _by_label(self, scores: list[float]) -> Any:
+        """Scores by label; where labels share a name, which an object cannot hold, a list in the model's order."""
+        if len(set(self.labels)) == len(self.labels):
+            return dict(zip(self.labels, scores, strict=True))
+        return [{"label": label, "score": score} for label, score in zip(self.labels, scores, strict=True)]
 
     def notes(self, engine: Engine) -> dict[str, str]:
         return {}

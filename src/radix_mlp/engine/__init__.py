@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from radix_mlp.engine.async_engine import Answer, AsyncEngine, BatchReport, FrontStats
-    from radix_mlp.engine.engine import Engine, Label, Ranked, Score, TokenScores
+    from radix_mlp.engine.engine import Engine, Label, Labels, Ranked, Score, TokenScores
 
 _ONLINE = ("Answer", "AsyncEngine", "BatchReport", "FrontStats")
 
@@ -15,6 +15,7 @@ __all__ = [
     "Engine",
     "FrontStats",
     "Label",
+    "Labels",
     "Ranked",
     "Score",
     "TokenScores",

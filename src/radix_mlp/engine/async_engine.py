@@ -8,9 +8,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from radix_mlp.arguments import items_of
 from radix_mlp.engine.online.dispatcher import Front
 from radix_mlp.engine.online.request import Answer, BatchReport, FrontStats
-from radix_mlp.engine.tasks.classify import Label, classify_call
+from radix_mlp.engine.tasks.classify import Labels, classify_call
 from radix_mlp.engine.tasks.embed import embed_call, embed_tokens_call
 from radix_mlp.engine.tasks.rerank import document_pairs, rerank_call
 from radix_mlp.engine.tasks.score import Score, TokenScores, score_call, token_scores_call
@@ -74,7 +75,7 @@ class AsyncEngine(Front):
         return await self._answer(
             embed_call,
             timeout,
-            texts,
+            items_of(texts, "texts"),
             prompt=prompt,
             prompt_name=prompt_name,
             normalize=normalize,
@@ -94,7 +95,12 @@ class AsyncEngine(Front):
     ) -> Answer[list[NDArray[np.float32]]]:
         """`Engine.embed_tokens`: a `[tokens, hidden]` float32 array a text, neither pooled nor scaled."""
         return await self._answer(
-            embed_tokens_call, timeout, texts, prompt=prompt, prompt_name=prompt_name, truncate=truncate
+            embed_tokens_call,
+            timeout,
+            items_of(texts, "texts"),
+            prompt=prompt,
+            prompt_name=prompt_name,
+            truncate=truncate,
         )
 
     async def rerank(
@@ -113,7 +119,7 @@ class AsyncEngine(Front):
         return await self._answer(
             rerank_call,
             timeout,
-            document_pairs(query, documents),
+            document_pairs(query, items_of(documents, "documents")),
             instruction=instruction,
             prompt_name=prompt_name,
             template=template,
@@ -137,7 +143,7 @@ class AsyncEngine(Front):
         return await self._answer(
             rerank_call,
             timeout,
-            pairs,
+            items_of(pairs, "pairs"),
             instruction=instruction,
             prompt_name=prompt_name,
             template=template,
@@ -152,9 +158,11 @@ class AsyncEngine(Front):
         raw_scores: bool = False,
         truncate: bool = False,
         timeout: float | None = None,
-    ) -> Answer[list[list[Label]]]:
+    ) -> Answer[list[Labels]]:
         """`Engine.classify`: all `(label, score)` of every input, the highest score first."""
-        return await self._answer(classify_call, timeout, inputs, raw_scores=raw_scores, truncate=truncate)
+        return await self._answer(
+            classify_call, timeout, items_of(inputs, "inputs"), raw_scores=raw_scores, truncate=truncate
+        )
 
     async def score(
         self,
@@ -165,7 +173,7 @@ class AsyncEngine(Front):
         timeout: float | None = None,
     ) -> Answer[list[Score]]:
         """`Engine.score`: log-probability of every continuation after its context."""
-        return await self._answer(score_call, timeout, pairs, add_bos=add_bos, truncate=truncate)
+        return await self._answer(score_call, timeout, items_of(pairs, "pairs"), add_bos=add_bos, truncate=truncate)
 
     async def token_scores(
         self,
@@ -176,4 +184,4 @@ class AsyncEngine(Front):
         timeout: float | None = None,
     ) -> Answer[list[TokenScores]]:
         """`Engine.token_scores`: log-probability of every token of whole texts, and the `top` likeliest ones."""
-        return await self._answer(token_scores_call, timeout, texts, top=top, truncate=truncate)
+        return await self._answer(token_scores_call, timeout, items_of(texts, "texts"), top=top, truncate=truncate)

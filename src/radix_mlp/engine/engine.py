@@ -8,17 +8,18 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from radix_mlp.arguments import items_of
 from radix_mlp.engine.execution.job import JobStats, Progress
 from radix_mlp.engine.execution.loaded_model import Runner
 from radix_mlp.engine.execution.tokenize_ahead import answer_in_windows
 from radix_mlp.engine.task import Call
-from radix_mlp.engine.tasks.classify import Label, classify_call
+from radix_mlp.engine.tasks.classify import Label, Labels, classify_call
 from radix_mlp.engine.tasks.embed import embed_call, embed_tokens_call
 from radix_mlp.engine.tasks.rerank import Ranked, check_top_n, document_pairs, ranked, rerank_call
 from radix_mlp.engine.tasks.score import Score, TokenScores, score_call, token_scores_call
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 
-__all__ = ["Engine", "JobStats", "Label", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
+__all__ = ["Engine", "JobStats", "Label", "Labels", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
 
 Value = TypeVar("Value")
 
@@ -30,7 +31,7 @@ class Engine(Runner):
         model: a hub id, a folder (of transformers or sentence-transformers), a loaded transformers model (also in
             PEFT's class), `"small"` (an embedder that comes with the package), or `"tiny"` (also `"tiny-reranker"`,
             `"tiny-classifier"`).
-        tokenizer: needed with a loaded model; else the model's own.
+        tokenizer: needed with a loaded model; else the model's own. One that is handed in is copied.
         device: CUDA where there is one, else the CPU; a loaded model stays where it is.
         dtype: the checkpoint's own unless given, as `torch.float32` or `"float32"`.
         max_batch_tokens: budget of a batch, in compact tokens.
@@ -99,7 +100,7 @@ class Engine(Runner):
             pooling=pooling,
             truncate=truncate,
         )
-        return answer_in_windows(self, call, texts, progress)
+        return answer_in_windows(self, call, items_of(texts, "texts"), progress)
 
     def embed_tokens(
         self,
@@ -120,7 +121,7 @@ class Engine(Runner):
             [(2, 64), (3, 64)]
         """
         call = self._maker(embed_tokens_call, prompt=prompt, prompt_name=prompt_name, truncate=truncate)
-        return answer_in_windows(self, call, texts, progress)
+        return answer_in_windows(self, call, items_of(texts, "texts"), progress)
 
     def rerank(
         self,
@@ -169,8 +170,9 @@ class Engine(Runner):
             truncate=truncate,
             what="documents",
         )
-        scores = answer_in_windows(self, call, document_pairs(query, documents), progress)
-        return ranked(documents, scores, top_n)
+        given = items_of(documents, "documents")
+        scores = answer_in_windows(self, call, document_pairs(query, given), progress)
+        return ranked(given, scores, top_n)
 
     def rerank_pairs(
         self,
@@ -197,7 +199,7 @@ class Engine(Runner):
             raw_scores=raw_scores,
             truncate=truncate,
         )
-        return answer_in_windows(self, call, pairs, progress)
+        return answer_in_windows(self, call, items_of(pairs, "pairs"), progress)
 
     def classify(
         self,
@@ -206,10 +208,11 @@ class Engine(Runner):
         raw_scores: bool = False,
         truncate: bool = False,
         progress: Progress | None = None,
-    ) -> list[list[Label]]:
+    ) -> list[Labels]:
         """For every text, or pair of texts, all `(label, score)` of the model, the highest score first.
 
-        Scores are probabilities: over all labels together, or of each alone where the configuration says
+        Each answer's `.scores` are the scores in the model's order, `[L]` float64, which tell labels of equal names
+        apart. Scores are probabilities: over all labels together, or of each alone where the configuration says
         `multi_label_classification`. A single label (a reward model) and a regression have raw scores.
 
         Args:
@@ -227,7 +230,7 @@ class Engine(Runner):
             ['negative', 'positive', 'neutral']
         """
         call = self._maker(classify_call, raw_scores=raw_scores, truncate=truncate)
-        return answer_in_windows(self, call, inputs, progress)
+        return answer_in_windows(self, call, items_of(inputs, "inputs"), progress)
 
     def score(
         self,
@@ -255,7 +258,7 @@ class Engine(Runner):
             UnsupportedModelError: the model has no language-model head.
         """
         call = self._maker(score_call, add_bos=add_bos, truncate=truncate)
-        return answer_in_windows(self, call, pairs, progress)
+        return answer_in_windows(self, call, items_of(pairs, "pairs"), progress)
 
     def token_scores(
         self,
@@ -286,7 +289,7 @@ class Engine(Runner):
             (None, 2)
         """
         call = self._maker(token_scores_call, top=top, truncate=truncate)
-        return answer_in_windows(self, call, texts, progress)
+        return answer_in_windows(self, call, items_of(texts, "texts"), progress)
 
     def _maker(self, make_call: Callable[..., Call[Value]], **options: Any) -> Callable[[Sequence[Any]], Call[Value]]:
         """Texts -> the call of a task with these options."""

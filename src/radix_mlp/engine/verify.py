@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.engine.batching.scheduler import Batch, Ids, cut_by_padding, schedule
 from radix_mlp.engine.execution.step import hidden_of_one, padded_hidden, run_batch
+from radix_mlp.engine.tokenization.token_ids import rows_of_ids
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf import disable, enable
 from radix_mlp.hf.adapters import opened
@@ -106,6 +107,7 @@ def verify(
     """
     if against not in ("single", "padded"):
         raise InvalidInputError(f"against={against!r}: must be 'single' or 'padded'.")
+    sequences = rows_of_ids(sequences, "sequences")
     model = opened(model)
     result = Verification(BOUNDS[model.dtype] if bound is None else bound)
     disable(model)

@@ -175,8 +175,8 @@ class Classify(_OnBatches):
 
     def answers(self, rows: list[Row]) -> dict[str, Any]:
         inputs: list[Any] = [row if len(row) > 1 else row[0] for row in rows]
-        found = [dict(labels) for labels in self.engine.classify(inputs, **self.arguments)]
-        scores = np.array([[row[label] for label in self.labels] for row in found]).reshape(len(rows), len(self.labels))
+        found = self.engine.classify(inputs, **self.arguments)
+        scores = np.array([labels.scores for labels in found]).reshape(len(rows), len(self.labels))
         best = scores.argmax(1)
         return {
             "label": np.array([self.labels[place] for place in best], object),
@@ -292,6 +292,8 @@ def _rows(batch: Batch, columns: Sequence[str]) -> list[Any]:
     for column in columns:
         if column not in names:
             raise InvalidInputError(f"no column {column!r} in the batch; there are {', '.join(map(repr, names))}.")
+        if names.count(column) > 1:
+            raise InvalidInputError(f"the batch has {names.count(column)} columns {column!r}. Rename the others.")
     found: list[Any] = [batch[column] for column in columns]
     lists = [values.to_pylist() if isinstance(batch, pa.Table) else np.asarray(values).tolist() for values in found]
     return list(zip(*lists, strict=True))

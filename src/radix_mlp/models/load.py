@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,8 @@ def load(
     Args:
         model: a hub id, a folder, a loaded transformers model (also in PEFT's class), or `"tiny"`, `"tiny-reranker"`,
             `"tiny-classifier"`.
-        tokenizer: of a loaded model, which does not bring one; else the model's own unless given.
+        tokenizer: of a loaded model, which does not bring one; else the model's own unless given. One that is
+            handed in is copied.
         device: `"cuda"` where there is one, else `"cpu"`, unless given; a loaded model stays where it is.
         dtype: `torch.float32`, `"bfloat16"`, …; the checkpoint's own unless given.
         kind: load it as `"causal"`, `"classifier"` or `"trunk"`, whatever class its configuration names.
@@ -167,7 +169,8 @@ def _check_loaded(model: PreTrainedModel, kind: str) -> None:
 def _tokenizer(tokenizer: str | Path | PreTrainedTokenizerBase, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     if isinstance(tokenizer, str | Path):
         return load_tokenizer(tokenizer, trust_remote_code=trust_remote_code)
-    return tokenizer
+    # its owner may set how it cuts and pads, from another thread too, and we would change what it cuts
+    return copy.deepcopy(tokenizer)
 
 
 def _dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:

@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radix_mlp.errors import InvalidInputError
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan.radix_plan import RadixPlan
 
 __all__ = ["copy_rows", "first_rows", "fold", "segment_sum", "unfold"]
@@ -152,8 +153,11 @@ _register(
 
 
 def _on_device(plan: RadixPlan | DevicePlan, x: Tensor) -> DevicePlan:
+    check_tensors(x=x)
     if isinstance(plan, RadixPlan):
         plan = plan.to(x.device)
+    elif not isinstance(plan, DevicePlan):
+        raise InvalidDtypeError(f"plan is a {type(plan).__name__}: pass a RadixPlan or a DevicePlan")
     if plan.fold_index.device != x.device:
         raise InvalidInputError(f"x is on {x.device}, the plan on {plan.fold_index.device}: use plan.to(x.device)")
     return plan

@@ -12,10 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radix_mlp.errors import InvalidInputError
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.fold import copy_rows
 from radix_mlp.ops.send import send
+from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan.radix_plan import RadixPlan
 
 __all__ = ["cls", "last_token", "mean", "weighted_mean"]
@@ -115,8 +116,11 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def _checked(hidden: Tensor, plan: RadixPlan | DevicePlan) -> DevicePlan:
+    check_tensors(hidden=hidden)
     if isinstance(plan, RadixPlan):
         plan = plan.to(hidden.device)
+    elif not isinstance(plan, DevicePlan):
+        raise InvalidDtypeError(f"plan is a {type(plan).__name__}: pass a RadixPlan or a DevicePlan")
     if hidden.dim() != 2 or hidden.shape[0] != plan.plan.num_rows:
         raise InvalidInputError(f"hidden is {tuple(hidden.shape)}: pass [M, h] with M = {plan.plan.num_rows} rows")
     if hidden.device != plan.unfold_index.device:

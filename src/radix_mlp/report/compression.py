@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from radix_mlp.arguments import items_of
 from radix_mlp.engine.batching.scheduler import ORDERS, Batch, Ids, cut_by_budget, cut_by_count
+from radix_mlp.engine.tokenization.token_ids import rows_of_ids
 
 __all__ = ["BATCH_SIZES", "CompressionRow", "compression_table"]
 
@@ -36,6 +38,7 @@ def compression_table(
         >>> compression_table(texts, sizes=[2])[0].num_compact
         {'arrival': 8, 'length': 6, 'lexicographic': 6}
     """
+    sequences, sizes = rows_of_ids(sequences, "sequences"), items_of(sizes, "sizes")
     orders = {name: order(sequences) for name, order in ORDERS.items()}
     lexicographic = orders["lexicographic"]
     rows = [

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from radix_mlp.engine.batching.scheduler import Ids, common_prefix, lexicographic_order
+from radix_mlp.engine.tokenization.token_ids import rows_of_ids
 
 __all__ = ["SharedPiece", "TextTree", "text_tree"]
 
@@ -80,6 +81,7 @@ def text_tree(sequences: Sequence[Ids]) -> TextTree:
         >>> [(piece.start, piece.end, piece.num_texts, piece.saved) for piece in tree.roots[0].walk()]
         [(0, 1, 3, 2), (1, 2, 2, 1)]
     """
+    sequences = rows_of_ids(sequences, "sequences")
     ordered = [sequences[index] for index in lexicographic_order(sequences)]
     top = SharedPiece(0, 0, 0, len(ordered))
     open_pieces = [top]

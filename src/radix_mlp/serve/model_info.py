@@ -56,7 +56,8 @@ class ModelInfo:
         if self.type == "embedding":
             return {"embedding": {"pooling": _POOLING.get(self.pooling or "", self.pooling)}}
         id2label = {str(index): label for index, label in enumerate(self.labels)}
-        label2id = {label: index for index, label in enumerate(self.labels)}
+        # a name of several labels has no number
+        label2id = {label: index for index, label in enumerate(self.labels) if self.labels.count(label) == 1}
         return {self.type: {"id2label": id2label, "label2id": label2id}}
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from radix_mlp.engine.async_engine import Answer, AsyncEngine, TokenScores
 from radix_mlp.engine.engine import Engine
-from radix_mlp.engine.tasks.classify import Label
+from radix_mlp.engine.tasks.classify import Labels
 from radix_mlp.engine.tasks.score import Score
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.serve.checked_inputs import Inputs
@@ -188,7 +188,7 @@ class Service:
         left: bool = False,
         single: bool = False,
         name: str = "inputs",
-    ) -> Answer[list[list[Label]]]:
+    ) -> Answer[list[Labels]]:
         """The labels of every text or pair, the highest score first."""
         self.inputs.check_size(len(inputs))
         items, cut = await self.inputs.texts_or_pairs(inputs, truncate, max_tokens, left, name)

@@ -11,9 +11,11 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from radix_mlp.errors import InvalidInputError
+from radix_mlp.arguments import items_of, refuse_tables
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.head.edges import DeviceEdges, Edges, label_edges, tree_edges
+from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan import RadixPlan, build_plan
 
 __all__ = ["IGNORE_INDEX", "PaddedLayout", "TreeBatch"]
@@ -88,7 +90,7 @@ class TreeBatch:
         >>> batch.num_compact, batch.edges.num_predictions
         (4, 3)
         """
-        ids = [_ids(sequence) for sequence in input_ids]
+        ids = [_ids(sequence) for sequence in items_of(input_ids, "input_ids")]
         lengths = [len(sequence) for sequence in ids]
         if 0 in lengths:
             raise InvalidInputError(f"sequence {lengths.index(0)} is empty: leave it out of the batch")
@@ -100,7 +102,7 @@ class TreeBatch:
             ignore_index,
         )
         of_tokens = {n: torch.from_numpy(_packed(n, v, lengths)) for n, v in (tokens or {}).items()}
-        of_sequences = {n: torch.as_tensor(np.asarray(v)) for n, v in (sequences or {}).items()}
+        of_sequences = {n: _values(n, v) for n, v in (sequences or {}).items()}
         _check_sequences(of_sequences, len(ids))
         return cls(plan, edges, of_tokens, of_sequences)
 
@@ -131,9 +133,13 @@ class TreeBatch:
             InvalidInputError: shapes do not fit, the mask has holes or an empty row, or a label counts that padding
                 would predict or that stands on padding.
         """
+        check_tensors(
+            input_ids=input_ids, attention_mask=attention_mask, labels=labels, wanted=wanted, **(tokens or {})
+        )
         if input_ids.dim() != 2:
             raise InvalidInputError(f"input_ids is {tuple(input_ids.shape)}: pass [B, T]")
-        _check_sequences(sequences or {}, len(input_ids))
+        of_sequences = {name: _values(name, values) for name, values in (sequences or {}).items()}
+        _check_sequences(of_sequences, len(input_ids))
         shape = (input_ids.shape[0], input_ids.shape[1])
         present = (
             np.ones(shape, bool) if attention_mask is None else _same_shape("attention_mask", attention_mask, shape)
@@ -162,7 +168,7 @@ class TreeBatch:
             plan,
             _edges(plan, flat_labels, flat_wanted, ignore_index),
             {name: layout.pack(values) for name, values in (tokens or {}).items()},
-            dict(sequences or {}),
+            of_sequences,
             layout,
         )
 
@@ -207,9 +213,9 @@ class TreeBatch:
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> TreeBatch:
         """The batch of some of the sequences, folded anew. A padded layout is dropped."""
         plan, cu = self.plan, self.plan.cu_seq_lengths
-        if len(indices) == 0:
+        chosen = np.asarray(items_of(indices, "indices"))
+        if len(chosen) == 0:
             raise InvalidInputError("indices is empty: select at least one sequence")
-        chosen = np.asarray(indices)
         # a mask would be read as places 0 and 1
         if not np.issubdtype(chosen.dtype, np.integer) or chosen.min() < 0 or chosen.max() >= self.num_sequences:
             raise InvalidInputError(
@@ -278,8 +284,19 @@ def _ids(sequence: ArrayLike) -> NDArray[Any]:
     return array
 
 
+def _values(name: str, values: ArrayLike) -> Tensor:
+    """One value a sequence, as a tensor of its own."""
+    if isinstance(values, Tensor):
+        return values.clone()
+    refuse_tables(values, name)
+    try:
+        return torch.as_tensor(np.array(values if hasattr(values, "__array__") else items_of(values, name)))
+    except (TypeError, ValueError) as error:
+        raise InvalidDtypeError(f"{name} must hold one number a sequence: {error}") from error
+
+
 def _packed(name: str, values: Sequence[ArrayLike], lengths: list[int]) -> NDArray[Any]:
-    arrays = [v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for v in values]
+    arrays = [v.detach().cpu().numpy() if isinstance(v, Tensor) else np.asarray(v) for v in items_of(values, name)]
     if [array.shape for array in arrays] != [(length,) for length in lengths]:
         raise InvalidInputError(f"{name} does not stand beside input_ids: pass one value a token of every sequence")
     return _joined(arrays, np.float32)

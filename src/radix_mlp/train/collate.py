@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from radix_mlp.arguments import items_of
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.train.batch import IGNORE_INDEX, TreeBatch
 
@@ -39,7 +40,9 @@ class TreeCollator:
 
     def __call__(self, items: Sequence[Feature | Sequence[Feature]]) -> TreeBatch:
         """Fold the items of one batch."""
-        groups = [[item] if isinstance(item, Mapping) else list(item) for item in items]
+        groups = [
+            [item] if isinstance(item, Mapping) else items_of(item, "an item") for item in items_of(items, "items")
+        ]
         features = [feature for group in groups for feature in group]
         if not features:
             raise InvalidInputError("the batch is empty: a sampler must give at least one item")

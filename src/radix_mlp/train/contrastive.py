@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div, mse_loss
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops.tensors import check_tensors
 
 __all__ = ["info_nce", "kl_distillation", "margin_mse"]
 
@@ -36,6 +37,7 @@ def info_nce(
     >>> info_nce(torch.eye(2), torch.eye(2), temperature=1.0)
     tensor(0.3133)
     """
+    check_tensors(queries=queries, documents=documents, positives=positives, same=same)
     if queries.dim() != 2 or documents.dim() != 2 or queries.shape[1] != documents.shape[1]:
         raise InvalidInputError(
             f"queries is {tuple(queries.shape)} and documents {tuple(documents.shape)}: pass [Q, d] and [K, d]"
@@ -83,6 +85,7 @@ def kl_distillation(
         raise InvalidInputError(f"temperature={temperature}: must be above 0")
     student, teacher = scores / temperature, teacher_scores / temperature
     if mask is not None:
+        check_tensors(mask=mask)
         if mask.shape != scores.shape or not bool(mask.any(1).all()):
             raise InvalidInputError(f"mask is {tuple(mask.shape)}: pass {tuple(scores.shape)}, one candidate a row")
         # finite, so that nothing times infinity arises in the gradient
@@ -119,6 +122,7 @@ def margin_mse(
 
 
 def _check_scores(scores: Tensor, teacher_scores: Tensor) -> None:
+    check_tensors(scores=scores, teacher_scores=teacher_scores)
     if scores.shape != teacher_scores.shape or scores.numel() == 0:
         raise InvalidInputError(
             f"the student's scores are {tuple(scores.shape)}, the teacher's {tuple(teacher_scores.shape)}: they must "

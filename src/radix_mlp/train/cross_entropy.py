@@ -7,6 +7,7 @@ from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops.head.edges import tokens_to_edges
+from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.train.batch import TreeBatch
 
 __all__ = ["cross_entropy"]
@@ -39,6 +40,7 @@ def cross_entropy(
     >>> cross_entropy(torch.tensor([-1.0, -2.0, -3.0]), batch)
     tensor(1.7500)
     """
+    check_tensors(logprob=logprob, weights=weights)
     if logprob.shape != (batch.edges.num_edges,):
         raise InvalidInputError(f"logprob is {tuple(logprob.shape)}: the batch has {batch.edges.num_edges} edges")
     if weights is not None and weights.shape != (batch.num_tokens,):

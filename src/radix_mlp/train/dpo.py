@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops.tensors import check_tensors
 
 __all__ = ["DPO_LOSSES", "DPOLoss", "PairTerms", "dpo_loss"]
 
@@ -70,6 +71,8 @@ def dpo_loss(
     >>> dpo_loss(torch.tensor([-1.0]), torch.tensor([-2.0]), torch.tensor([-1.5]), torch.tensor([-1.5])).loss
     tensor(0.6444)
     """
+    check_tensors(chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
+    check_tensors(chosen_length=chosen_length, rejected_length=rejected_length)
     if (ref_chosen is None) != (ref_rejected is None):
         raise InvalidInputError("pass ref_chosen and ref_rejected both, or neither for the reference-free loss")
     beside = {"rejected": rejected, "ref_chosen": ref_chosen, "ref_rejected": ref_rejected}

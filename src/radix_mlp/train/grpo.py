@@ -9,6 +9,7 @@ from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops.head.edges import DeviceEdges, sequence_sums
+from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.train.batch import TreeBatch
 
 __all__ = ["GRPO_LOSSES", "GRPOLoss", "grpo_loss"]
@@ -75,6 +76,7 @@ def grpo_loss(
     >>> grpo_loss(logprobs, torch.tensor([1.0, -0.5]), batch).loss
     tensor(-0.2500)
     """
+    check_tensors(logprobs=logprobs, advantages=advantages, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
     edges = batch.device_edges(logprobs.device)
     if loss_type not in GRPO_LOSSES:
         raise InvalidInputError(f"loss_type is {loss_type!r}: pass one of {', '.join(GRPO_LOSSES)}")

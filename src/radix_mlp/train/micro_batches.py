@@ -10,6 +10,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch.utils.data import Sampler
 
+from radix_mlp.arguments import items_of
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.plan import build_plan
 from radix_mlp.train.batch import TreeBatch
@@ -23,7 +24,7 @@ def compact_size(sequences: Sequence[ArrayLike]) -> int:
     >>> compact_size([[5, 6, 7], [5, 6, 8]])
     4
     """
-    arrays = [np.asarray(sequence, np.int64) for sequence in sequences]
+    arrays = [np.asarray(sequence, np.int64) for sequence in items_of(sequences, "sequences")]
     ids = np.concatenate([*arrays, np.zeros(0, np.int64)])
     return build_plan(ids, np.cumsum([0, *map(len, arrays)])).num_compact
 
@@ -58,12 +59,13 @@ class GroupBatchSampler(Sampler[list[int]]):
     ) -> None:
         if max_batch_tokens < 1:
             raise InvalidInputError(f"max_batch_tokens={max_batch_tokens}: at least 1")
-        if groups is not None and len(groups) != len(sizes):
-            raise InvalidInputError(f"{len(groups)} groups and {len(sizes)} sizes: pass one size a group")
-        self.sizes = [int(size) for size in sizes]
+        self.sizes = [int(size) for size in items_of(sizes, "sizes")]
+        given = [[index] for index in range(len(self.sizes))] if groups is None else items_of(groups, "groups")
+        if len(given) != len(self.sizes):
+            raise InvalidInputError(f"{len(given)} groups and {len(self.sizes)} sizes: pass one size a group")
         if min(self.sizes, default=0) < 0:
             raise InvalidInputError(f"sizes has {min(self.sizes)}: pass compact tokens, as compact_size counts them")
-        self.groups = [[index] for index in range(len(sizes))] if groups is None else [list(group) for group in groups]
+        self.groups = [items_of(group, "a group") for group in given]
         self.max_batch_tokens = max_batch_tokens
         self.shuffle = shuffle
         self.seed = seed
@@ -138,7 +140,7 @@ def split_batch(batch: TreeBatch, max_batch_tokens: int, *, groups: ArrayLike | 
 
 def _on_cpu(groups: ArrayLike) -> NDArray[Any]:
     """Also where the batch, and so `batch.sequences["group"]`, has gone to a GPU."""
-    return groups.cpu().numpy() if isinstance(groups, torch.Tensor) else np.asarray(groups)
+    return np.asarray(items_of(groups.cpu() if isinstance(groups, torch.Tensor) else groups, "groups"))
 
 
 def _fill(order: list[int], sizes: list[int], budget: int) -> list[list[int]]:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,6 +17,7 @@ from radix_mlp.engine.execution.loaded_model import Runner
 from radix_mlp.engine.task import Call, Item, Rows, Task
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import num_characters, tokenize_inputs
+from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.models.heads import classification_head, pad_token_of
 from radix_mlp.models.model_kind import require_kind
 from radix_mlp.ops.device_plan import DevicePlan
@@ -26,6 +28,7 @@ from radix_mlp.plan import RadixPlan
 __all__ = [
     "Classification",
     "Label",
+    "Labels",
     "classified_rows",
     "classify_call",
     "label_names",
@@ -39,6 +42,18 @@ class Label(NamedTuple):
 
     label: str
     score: float
+
+
+class Labels(list[Label]):
+    """Every `(label, score)` of one input, the highest score first.
+
+    Names of labels need not be distinct: `scores` tells which score belongs to which label of the model.
+    """
+
+    def __init__(self, names: Sequence[str], scores: NDArray[np.float64]) -> None:
+        super().__init__(Label(names[place], float(scores[place])) for place in np.argsort(-scores, kind="stable"))
+        self.scores = scores
+        """`[L]` in the model's order."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +75,9 @@ class Classification(Task):
             return scores
         return torch.sigmoid(scores) if several else torch.softmax(scores, -1)
 
-    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[list[Label]]:
+    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[Labels]:
         names = label_names(self.engine.model)
-        scores = found.astype(np.float64)
-        orders = np.argsort(-scores, axis=1, kind="stable")
-        return [
-            [Label(names[place], float(row[place])) for place in order]
-            for row, order in zip(scores, orders, strict=True)
-        ]
+        return [Labels(names, row) for row in found.astype(np.float64)]
 
 
 def classify_call(
@@ -77,7 +87,7 @@ def classify_call(
     *,
     raw_scores: bool,
     truncate: bool,
-) -> Call[list[list[Label]]]:
+) -> Call[list[Labels]]:
     """What `Engine.classify` does before and after the model."""
     require_kind(engine.model, ("classifier",), "classify")
     sequences = tokenize_inputs(
@@ -85,8 +95,8 @@ def classify_call(
     )
     task = Classification(engine, raw_scores)
 
-    def value(answers: list[list[Label]]) -> list[list[Label]]:
-        finite = [all(np.isfinite(label.score) for label in labels) for labels in answers]
+    def value(answers: list[Labels]) -> list[Labels]:
+        finite = [np.isfinite(labels.scores).all() for labels in answers]
         engine.check_finite(np.asarray(finite, bool), "inputs")
         return answers
 
@@ -94,8 +104,17 @@ def classify_call(
 
 
 def label_names(model: PreTrainedModel) -> list[str]:
-    """Names of a classifier's scores, in their order."""
+    """Names of a classifier's scores, in their order; they need not be distinct.
+
+    Raises:
+        UnsupportedModelError: the configuration does not number them from 0.
+    """
     names: dict[Any, Any] = model.config.id2label or {}
+    if set(names) != set(range(len(names))):
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: id2label of its configuration has the numbers {', '.join(map(str, names))}, and "
+            f"scores are numbered from 0 to {len(names) - 1}. Number the labels so in config.json."
+        )
     return [str(names[index]) for index in range(len(names))]
 
 

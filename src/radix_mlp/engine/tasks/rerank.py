@@ -115,8 +115,6 @@ def document_pairs(query: str, documents: Sequence[str]) -> list[tuple[str, str]
     """One query with each of its documents; `InvalidDtypeError` if they are no strings."""
     if not isinstance(query, str):
         raise InvalidDtypeError(f"query must be a string, not {query!r:.60}.")
-    if isinstance(documents, str):
-        raise InvalidDtypeError("documents must be a list of strings, not one string: write [document].")
     return [(query, document) for document in documents]
 
 
@@ -192,6 +190,11 @@ def _relevant_label(engine: Runner) -> int:
             "Use classify."
         )
     lower = [label.lower() for label in labels]
+    if lower.count("yes") > 1:
+        raise UnsupportedModelError(
+            f"{type(engine.model).__name__} calls both of its labels yes: which one means relevant? Name them apart "
+            "(id2label of its configuration)."
+        )
     return lower.index("yes") if "yes" in lower else len(lower) - 1
 
 

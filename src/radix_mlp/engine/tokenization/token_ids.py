@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from radix_mlp.arguments import items_of
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 
-__all__ = ["TextOrIds", "as_ids", "is_ids"]
+__all__ = ["TextOrIds", "as_ids", "is_ids", "rows_of_ids"]
 
 TextOrIds = str | Sequence[int] | NDArray[np.integer[Any]]
 """A text, or token ids that are taken as they are."""
@@ -55,6 +56,15 @@ def as_ids(value: Any, name: str, vocabulary: int | None) -> Ids:
     if len(wrong_ids):
         raise InvalidInputError(f"{name} holds the token id {wrong_ids[0]}; this model has 0 to {limit - 1}.")
     return ids.astype(np.int32)
+
+
+def rows_of_ids(values: Sequence[Sequence[int] | Ids], name: str) -> list[Ids]:
+    """Each of some sequences as `[n]` int32; errors as in `items_of` and `as_ids`.
+
+    >>> rows_of_ids(iter([[72, 105]]), "sequences")
+    [array([ 72, 105], dtype=int32)]
+    """
+    return [as_ids(row, f"{name}[{index}]", None) for index, row in enumerate(items_of(values, name))]
 
 
 def _is_of_ids(kind: type) -> bool:

@@ -77,8 +77,6 @@ def tokenize_texts(
         InvalidDtypeError: something other than a list of strings (or lists of ids).
         InvalidInputError: a token id that is not in the vocabulary.
     """
-    if isinstance(texts, str):
-        raise InvalidDtypeError(f"texts must be a list of strings, not one string: write [{shown(texts)}].")
 
     def encode_texts(places: list[int]) -> list[Ids]:
         whole = [str(texts[place]) for place in places]
@@ -114,8 +112,6 @@ def tokenize_inputs(
         RejectedItemsError: inputs without a single token, or longer than `max_length`.
         InvalidDtypeError: something other than a list of strings and pairs of strings.
     """
-    if isinstance(inputs, str):
-        raise InvalidDtypeError(f"inputs must be a list, not one string: write [{shown(inputs)}].")
     given = [index for index, value in enumerate(inputs) if is_ids(value)]
     others = [index for index in range(len(inputs)) if index not in set(given)]
     parts = {index: (value,) if isinstance(value := inputs[index], str) else value for index in others}
@@ -181,8 +177,6 @@ def prompt_length(tokenizer: PreTrainedTokenizerBase, prompt: str) -> int:
 
 def check_pairs(pairs: Sequence[Any], name: str, parts: tuple[str, str], *, ids: bool = False) -> None:
     """Raise `InvalidDtypeError` for anything that is not a list of pairs of strings (or of `ids`, both of a pair)."""
-    if isinstance(pairs, str):
-        raise InvalidDtypeError(f"{name} must be a list of pairs, not one string: write [({shown(pairs)}, ...)].")
     for index, pair in enumerate(pairs):
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise InvalidDtypeError(f"{name}[{index}] must be ({', '.join(parts)}), not {shown(pair)}.")

@@ -12,6 +12,7 @@ from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.ops.attention.custom_op import attention_op
 from radix_mlp.ops.attention.registry import COMPOSITES, AttentionCall, resolve_impl
 from radix_mlp.ops.device_plan import AttentionTree, DevicePlan
+from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan.radix_plan import RadixPlan
 
 __all__ = ["tree_attention"]
@@ -62,6 +63,7 @@ def tree_attention(
     >>> tree_attention(q, kv, kv, plan).shape
     torch.Size([4, 2, 8])
     """
+    check_tensors(q=q, k=k, v=v, sinks=sinks)
     tree = _tree(plan, q, impl)
     _check(q, k, v, tree, window, softcap, sinks)
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)

@@ -58,12 +58,10 @@ async def classify(request: Request, body: ClassifyRequest, service: ServiceOf) 
         raise WrongModelError("model is not a classifier model")
     texts, single = as_list(body.input)
     answer = await service.classify(texts, max_tokens=body.truncate_prompt_tokens, single=single, name="input")
-    labels = service.info.labels
     data = []
     for index, found in enumerate(answer.value):
-        by_label = dict(found)
-        probs = [np.float32(by_label[label]) for label in labels]
-        data.append({"index": index, "label": found[0].label, "probs": probs, "num_classes": len(labels)})
+        probs = list(found.scores.astype(np.float32))
+        data.append({"index": index, "label": found[0].label, "probs": probs, "num_classes": len(probs)})
     body_ = {**head(service, "list", "classify"), "data": data, "usage": usage(answer)}
     return answered(request, service, answer, body_)
 
@@ -86,7 +84,7 @@ async def pooling(request: Request, body: PoolingRequest, service: ServiceOf) ->
         if not service.info.has_labels:
             raise WrongModelError("model is not a classifier model")
         answer = await service.classify(texts, max_tokens=body.truncate_prompt_tokens, name="input", single=single)
-        rows = [np.array([dict(found)[label] for label in service.info.labels], np.float32) for found in answer.value]
+        rows = [found.scores.astype(np.float32) for found in answer.value]
     data = [{"index": index, "object": "pooling", "data": row} for index, row in enumerate(rows)]
     return answered(request, service, answer, {**head(service, "list", "pool"), "data": data, "usage": usage(answer)})
 

@@ -188,7 +188,7 @@ def test_wrong_arguments_of_jobs():
         engine.embed(ONE_TEXT, dimensions=65)
     with pytest.raises(InvalidInputError, match=r"dimensions=2\.5"):
         engine.embed(ONE_TEXT, dimensions=2.5)
-    with pytest.raises(TypeError, match="list of strings"):
+    with pytest.raises(TypeError, match="texts must be a list, not one string"):
         engine.embed("a text")
     with pytest.raises(TypeError, match=r"texts\[1\] must be a string, not None"):
         engine.embed(["a", None])

@@ -253,7 +253,7 @@ def test_chat_templates_with_roles_of_their_own(model, tolerance):
     assert cut[0] == pytest.approx(
         oracle.relevance(model, TOKENIZER(f"{kept}<|im_end|>answer:")["input_ids"], YES, NO), abs=tolerance
     )
-    tokenizer.chat_template = "{% for message in messages %}{{ message.role }}{% endfor %}"
+    engine.tokenizer.chat_template = "{% for message in messages %}{{ message.role }}{% endfor %}"
     with pytest.raises(InvalidInputError, match="does not show the content"):
         engine.rerank_pairs(PAIRS, template="chat")
 

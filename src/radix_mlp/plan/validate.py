@@ -64,7 +64,7 @@ def _as_integers(value: ArrayLike, name: str) -> NDArray[Any]:
         raise InvalidDtypeError(
             f"{name} must be a flat list or array of integers, got {_describe(value)}: {error}"
         ) from error
-    if array.ndim == 0:
+    if array.ndim == 0 and not isinstance(value, np.ndarray):
         raise InvalidDtypeError(f"{name} must be a flat list or array of integers, got {_describe(value)}: pass a list")
     if array.dtype.kind not in "iu" and not (array.size == 0 and not isinstance(value, np.ndarray)):
         raise InvalidDtypeError(f"{name} must hold integers, got {array.dtype}: {_describe(value)}")

@@ -20,7 +20,6 @@ from registry import BENCHMARKS
 from report import number
 from serving_tables import energy, multi_gpu, serve
 from summaries import find, rows, source
-from targets import TARGETS
 
 __all__ = ["TABLES", "fill", "kinds_of_planner"]
 
@@ -42,19 +41,6 @@ def commands() -> str:
         for each in BENCHMARKS.values()
     ]
     return table(["name", "what it shows", "runs on", "in `--quick`"], lines)
-
-
-def targets() -> str:
-    parts = []
-    for where, each in TARGETS.items():
-        lines = []
-        for target in each:
-            goal = f"{'at most' if target.at_most else 'at least'} {target.shown(target.goal)}"
-            verdict = {True: "met", False: "**short**", None: "open"}[target.is_met]
-            why = f": {target.why}" if target.is_met is False and target.why else ""
-            lines.append([target.what, goal, target.shown(target.measured()), verdict + why])
-        parts.append(f"**{where}**\n\n" + table(["", "target", "measured", ""], lines))
-    return "\n\n".join(parts)
 
 
 def attention() -> str:
@@ -323,7 +309,6 @@ NEEDS: dict[str, tuple[Callable[[], str], str]] = {
 }
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
-    "targets": targets,
     "attention-heads": attention_heads,
     "forward-short": forward_tables.forward_short,
     "library-short": library_short,

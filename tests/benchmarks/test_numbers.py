@@ -15,7 +15,6 @@ import plots
 import registry
 import summaries
 import tables
-import targets
 import workloads
 
 ROOT = Path(__file__).parents[2]
@@ -92,13 +91,6 @@ def test_every_figure_shows_the_numbers_of_today(monkeypatch: pytest.MonkeyPatch
     assert not plots.stale("training", tmp_path)
 
 
-def test_a_target_is_met_or_not_or_open() -> None:
-    at_most, at_least = (targets.Target("t", 2.0, lambda: 3.0, at_most=side) for side in (True, False))
-    assert (at_most.is_met, at_least.is_met, targets.Target("t", 2.0, lambda: None).is_met) == (False, True, None)
-    short = [target for group in targets.TARGETS.values() for target in group if target.is_met is False]
-    assert [target.what for target in short if not target.why] == []
-
-
 def test_the_predicted_speed_up() -> None:
     # nothing shared but one token of 257 in 32 sequences
     assert forward_tables.possible_speed_up("qwen3-8b", 1, 256, 32) == pytest.approx(
@@ -134,9 +126,6 @@ def test_what_was_not_measured_says_how_to() -> None:
         assert figure.data() is None, name
         assert not plots.stale(name, Path("no-such-folder"))
     assert tables.TABLES["figure-energy"]().startswith("*Not measured yet*: energy of")
-    # those of a CPU are made of the rows that there are
-    groups = [group for where, group in targets.TARGETS.items() if "CPU" not in where]
-    assert {target.is_met for group in groups for target in group} == {None}
 
 
 def test_figures_and_tables_appear_with_their_numbers(results: Callable[..., None], tmp_path: Path) -> None:
@@ -162,9 +151,6 @@ def test_figures_and_tables_appear_with_their_numbers(results: Callable[..., Non
     # a batch of 32 sequences, the fastest folded side
     assert "| 0.6b, 2048 / 256 / 32 | 2,000 | **1,000** |" in tables.TABLES["energy"]()
     assert "**1.61x** | 95% |" in tables.TABLES["serve"]()
-    measured = {target.what: target.measured() for target in targets.TARGETS["Libraries and jobs on one H200"]}
-    assert measured["through HTTP, 0.6b, MS-MARCO-shaped: folding on over off"] == 1.6
-    assert measured["the same: texts a second, 0.6b"] == 4000
     data = plots.FIGURES["speed-up"].data()
     assert data is not None
     assert data["suffixes"]["1024"]["measured"]["0.6b"] == [(1, 3.0), (2048, 3.0)]

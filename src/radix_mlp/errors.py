@@ -13,7 +13,8 @@
         ├── EngineClosedError                    it is closed, or closing
         ├── EngineDeadError                      one of its threads has died; nothing runs any more
         └── InferenceError                       the model failed on this request
-            └── DeviceMemoryError                this request alone does not fit into the device's memory
+            ├── DeviceMemoryError                this request alone does not fit into the device's memory
+            └── NonFiniteAnswersError            the model's own answers to these items are NaN or infinite
 
 Every message names the argument or model, the offending value, and what to do instead.
 """
@@ -28,6 +29,7 @@ __all__ = [
     "InvalidDtypeError",
     "InvalidInputError",
     "NoCacheError",
+    "NonFiniteAnswersError",
     "OverloadedError",
     "RadixError",
     "UnsupportedCallError",
@@ -90,3 +92,17 @@ class InferenceError(EngineError):
 
 class DeviceMemoryError(InferenceError):
     """A request does not fit into the device's memory, not even in a batch of its own."""
+
+
+class NonFiniteAnswersError(InferenceError):
+    """The model's answers to some items are not finite, each run without the others.
+
+    `kind` is what the items are called; `rejected` holds (place in the caller's list, reason), in order.
+    """
+
+    def __init__(self, kind: str, rejected: list[tuple[int, str]]) -> None:
+        self.kind = kind
+        self.rejected = rejected
+        index, reason = rejected[0]
+        more = f" ({len(rejected) - 1} more like it)" if len(rejected) > 1 else ""
+        super().__init__(f"{kind}[{index}]: {reason}{more}")

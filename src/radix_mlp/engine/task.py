@@ -36,6 +36,13 @@ class Task:
         """Hidden states `[M, h]` of a batch -> tensors on the device, which are then copied to the host."""
         raise NotImplementedError
 
+    def has_nan(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> bool:
+        """Whether what `finish` gave, as NumPy arrays, has an answer that is not a number."""
+        if isinstance(found, Kept):
+            return bool(found.has_nan)
+        arrays = found if isinstance(found, tuple) else (found,)
+        return any(bool(np.isnan(array).any()) for array in arrays)
+
     def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[Any]:
         """What `finish` gave, as NumPy arrays -> one answer an item."""
         raise NotImplementedError
@@ -46,6 +53,8 @@ class Kept:
     """What `Task.finish` gives for tensors that are to stay on the device."""
 
     value: Any
+    has_nan: Tensor
+    """Whether something in it, or in what it was made of, is not a number: one bool."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ Tokenisation, truncation, chat templates, generation and arguments are those of 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -208,7 +209,22 @@ class RadixLM(HFLM):
                     if (texts := requests[index][0]) is not None:
                         self.cache_hook.add_partial("loglikelihood", texts, answers[index])
                 bar.update(len(indices))
+        _warn_of_nan(requests, answers, self._engine.model.dtype)
         return answers
+
+
+def _warn_of_nan(requests: Sequence[Request], answers: Sequence[Answer], dtype: torch.dtype) -> None:
+    """Name the requests whose log-likelihoods are not numbers; the harness passes them on without a word."""
+    places = [place for place, (logprob, _) in enumerate(answers) if np.isnan(logprob)]
+    if places:
+        text, _, continuation = requests[places[0]]
+        more = f" ({len(places) - 1} more like it)" if len(places) > 1 else ""
+        warnings.warn(
+            f"the log-likelihood of {text or continuation!r:.80} is not a number{more}. If {dtype} overflows, load the "
+            "model in float32 (dtype=float32).",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, encode, shown
-from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, NonFiniteAnswersError
 from radix_mlp.models.load_tokenizer import tokenizer_of
 
 __all__ = ["Classify", "Embed", "PrefixKey", "Rerank", "Score", "prefix_keys"]
@@ -73,7 +73,7 @@ class _OnBatches:
             try:
                 found = self.answers([rows[place] for place in kept])
                 break
-            except RejectedItemsError as error:
+            except (RejectedItemsError, NonFiniteAnswersError) as error:
                 bad |= {kept[index]: reason for index, reason in error.rejected}
         if bad:
             logger.warning("%d of %d rows left out, the first: %s", len(bad), len(rows), bad[min(bad)])

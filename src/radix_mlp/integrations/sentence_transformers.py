@@ -15,6 +15,7 @@ from __future__ import annotations
 import inspect
 import logging
 import sys
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
@@ -215,6 +216,7 @@ class _Call:
             return Call(items, lambda answers: None)
 
         places: list[NDArray[np.int64]] = []
+        nan_places: list[int] = []
         batches: list[Features] = []
         # one job, so that batches go on over the windows
         with (
@@ -229,11 +231,14 @@ class _Call:
                             raise found
                         places.append(order[np.asarray(indices)[part.places]])
                         batches.append(found.value)
+                        # the engine runs a text alone before it believes this
+                        nan_places += places[-1].tolist() if bool(found.has_nan) else []
                     bar.update(len(indices))
             finally:
                 for call in calls:
                     call.cancel()
         folding.stats = engine.stats
+        warn_of_nan([inputs[place] for place in sorted(nan_places)], engine.model.dtype)
         return gathered(places, batches)
 
     def _tokenize(self, texts: list[Any], prompt: str | None, options: dict[str, Any]) -> tuple[list[Ids], Features]:
@@ -249,6 +254,18 @@ class _Call:
             raise InvalidInputError(f"the input {empty[0]!r:.60} has no tokens: leave it out.")
         self.folding.tail.check_features(features)
         return sequences, passed_on(features)
+
+
+def warn_of_nan(inputs: Sequence[Any], dtype: torch.dtype) -> None:
+    """Name the inputs whose answers are not numbers; the library returns them without a word."""
+    if inputs:
+        more = f" ({len(inputs) - 1} more like it)" if len(inputs) > 1 else ""
+        warnings.warn(
+            f"the model's answer to the input {inputs[0]!r:.60} is not a number{more}. If {dtype} overflows, load the "
+            "model in float32.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def text_order(inputs: Sequence[Any]) -> NDArray[np.int64]:

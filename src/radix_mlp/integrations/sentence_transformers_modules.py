@@ -175,7 +175,7 @@ class FromTokens(Work):
         answers = []
         for features, lengths in _padded(hidden, plan, self.output):
             answers.append(_answer(self.run(features), lengths if self.wants_tokens else None))
-        return Kept(_joined(answers))
+        return Kept(_joined(answers), hidden.isnan().any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,7 +192,7 @@ class FromScores(Work):
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Kept:
         rows = copy_rows(hidden, send(self._rows(plan.plan, items), hidden.device))
-        return Kept({"scores": self.run(self._head(rows, items[0].ids))["scores"]})
+        return Kept({"scores": self.run(self._head(rows, items[0].ids))["scores"]}, rows.isnan().any())
 
     def _rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows:
         if kind_of(self.transformer) == "causal":

@@ -17,6 +17,10 @@ from radix_mlp.cli.show import Comparison, Skipped
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine, JobStats
+    from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
+    from radix_mlp.errors import NonFiniteAnswersError
+
+    Rejecting = RejectedItemsError | NonFiniteAnswersError
 
 __all__ = ["Stages", "Task", "refuse_bad_lines"]
 
@@ -94,12 +98,14 @@ class Stages:
 
     def prepare(self, window: Window) -> Prepared:
         """Leave bad lines out, also those that turn out to be bad only now, or end with the first of them."""
-        from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-
         if not self.skip:
             refuse_bad_lines(window)
-        fraction = self.progress.fraction_read()
         bad = {place: item for place, item in enumerate(window.items) if isinstance(item, BadLine)}
+        return self._without(window, bad, self.progress.fraction_read())
+
+    def _without(self, window: Window, bad: dict[int, BadLine], fraction: float | None) -> Prepared:
+        from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
+
         while True:
             places = [place for place in range(len(window.items)) if place not in bad]
             records: list[Any] = [window.items[place] for place in places]
@@ -108,21 +114,35 @@ class Stages:
                 other = None if self.unfolded is None else self.task.prepare(self.unfolded, records)
                 return Prepared(window, records, places, bad, work, other, fraction)
             except RejectedItemsError as error:
-                for index, reason in error.rejected:
-                    bad[places[index]] = BadLine(records[index].line, reason, records[index].file)
-                if not self.skip:
-                    raise bad_line_error(bad[places[error.rejected[0][0]]]) from error
+                self._add_bad(bad, error, places, records)
+
+    def _add_bad(self, bad: dict[int, BadLine], error: Rejecting, places: list[int], records: list[Record]) -> None:
+        """Note the lines of what the engine could not run, or end with the first of them."""
+        for index, reason in error.rejected:
+            bad[places[index]] = BadLine(records[index].line, reason, records[index].file)
+        if not self.skip:
+            raise bad_line_error(bad[places[error.rejected[0][0]]]) from error
 
     def run(self, prepared: Prepared) -> Answered:
-        """The model's part."""
+        """The model's part; once more without the lines whose answers are not finite."""
+        from radix_mlp.errors import NonFiniteAnswersError
+
+        while True:
+            try:
+                return self._run(prepared)
+            except NonFiniteAnswersError as error:
+                self._add_bad(prepared.bad, error, prepared.places, prepared.records)
+                prepared = self._without(prepared.window, prepared.bad, prepared.fraction)
+
+    def _run(self, prepared: Prepared) -> Answered:
         show = self.progress.of_window(self.engine, prepared.fraction)
         answers = self.task.run(self.engine, prepared.work, show)
         stats = self.engine.stats
-        self.progress.add(stats, prepared.fraction)
         if self.unfolded is not None and self.compared is not None and prepared.records:
             others = self.task.run(self.unfolded, prepared.other_work, lambda done, total: None)
             self.compared.seconds += self.unfolded.stats.seconds
             self.compared.difference = max(self.compared.difference, self.task.difference(answers, others))
+        self.progress.add(stats, prepared.fraction)
         return Answered(prepared, answers, stats)
 
     def write(self, answered: Answered) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from radix_mlp.engine.execution.step import PreparedStep, hidden_states, prepare_step
-from radix_mlp.engine.task import Item, Rows, Task, union_of_rows
+from radix_mlp.engine.task import Item, Kept, Rows, Task, union_of_rows
 from radix_mlp.errors import DeviceMemoryError, RadixError
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.send import send
@@ -28,7 +28,8 @@ from radix_mlp.plan import RadixPlan
 if TYPE_CHECKING:
     from radix_mlp.engine.execution.loaded_model import Runner
 
-__all__ = ["FailedBatch", "LaunchedBatch", "PreparedBatch", "collect", "fill", "launch", "launch_or_halve", "prepare"]
+__all__ = ["FailedBatch", "LaunchedBatch", "PreparedBatch", "collect", "fill", "has_nan", "launch"]
+__all__ += ["launch_or_halve", "prepare"]
 
 MAX_FAILURES = 64
 """Launches of parts of one batch that may fail before the rest of it is given up."""
@@ -163,6 +164,17 @@ def collect(launched: LaunchedBatch) -> list[Any]:
     return answers
 
 
+def has_nan(launched: LaunchedBatch) -> bool:
+    """Whether an answer of the batch is not a number; waits for the device. Not of tasks that ended with an error."""
+    if launched.done is not None:
+        launched.done.synchronize()
+    return any(
+        part.task.has_nan(_to_numpy(found), part.plan, [launched.items[place] for place in part.places])
+        for part, found in launched.parts
+        if not isinstance(found, Exception)
+    )
+
+
 def fill(answers: list[Any], places: list[int], launched: LaunchedBatch) -> None:
     """Put what `collect` gives into the places of the items; raises the first that is an error."""
     for place, answer in zip(places, collect(launched), strict=True):
@@ -238,6 +250,8 @@ def _to_host(found: Any) -> Any:
     """Tensors copied without waiting for them; valid once the batch's event has passed."""
     if isinstance(found, tuple):
         return tuple(_to_host(value) for value in found)
+    if isinstance(found, Kept):
+        return replace(found, has_nan=_to_host(found.has_nan))
     if not isinstance(found, Tensor) or not found.is_cuda:
         return found
     host = torch.empty(found.shape, dtype=found.dtype, pin_memory=True)

@@ -15,6 +15,7 @@ import torch
 from radix_mlp.engine.batching.scheduler import Order, cut_by_padding, iter_schedule, schedule
 from radix_mlp.engine.execution.batch import FailedBatch, LaunchedBatch, PreparedBatch, launch_or_halve, prepare
 from radix_mlp.engine.execution.device_priority import steps_within
+from radix_mlp.engine.execution.isolation import isolated
 from radix_mlp.engine.execution.step import plan_of
 from radix_mlp.engine.task import Item
 from radix_mlp.hf.threshold import folding_pays
@@ -66,6 +67,8 @@ def run_job(
 ) -> Iterator[Launched]:
     """Schedule and run all items; yields each batch with the places of its items, some batches behind the device.
 
+    A batch with an answer that is not a number runs again in parts, so that only the culprit's is.
+
     The calling thread runs the model; another one takes the windows and plans the batches to come.
 
     Args:
@@ -81,14 +84,17 @@ def run_job(
         plan_of([np.zeros(1, np.int32)]).to(engine.model.device)
     arriving = _Arriving(windows)
     done = 0
-    for places, launched in _behind(_launched(engine, arriving)):
-        stats.num_batches += 1
-        stats.num_tokens += launched.step.plan.num_tokens
-        stats.num_compact += launched.step.plan.num_compact
-        yield places, launched
-        done += len(places)
-        if progress is not None:
-            progress(done, count)
+    for batch in _behind(_launched(engine, arriving)):
+        for launched in isolated(engine, batch):
+            if isinstance(launched, FailedBatch):
+                raise launched.error
+            stats.num_batches += 1
+            stats.num_tokens += launched.step.plan.num_tokens
+            stats.num_compact += launched.step.plan.num_compact
+            yield [arriving.place_of[id(item)] for item in launched.items], launched
+            done += len(launched.items)
+            if progress is not None:
+                progress(done, count)
     stats.seconds = time.perf_counter() - arriving.began
     stats.decision = arriving.decision
 
@@ -152,7 +158,7 @@ class _Arriving:
             yield held
 
 
-def _launched(engine: Runner, arriving: _Arriving) -> Iterator[Launched]:
+def _launched(engine: Runner, arriving: _Arriving) -> Iterator[LaunchedBatch]:
     device = engine.model.device
     batches: Iterator[Planned] | None = None
     # plans are copied in the order of the model's work, on whatever stream the caller runs it
@@ -176,15 +182,15 @@ def _launched(engine: Runner, arriving: _Arriving) -> Iterator[Launched]:
                 for outcome in launch_or_halve(engine, batch):
                     if isinstance(outcome, FailedBatch):
                         raise outcome.error
-                    yield [arriving.place_of[id(item)] for item in outcome.items], outcome
+                    yield outcome
         finally:
             for future in planned:
                 future.cancel()
 
 
-def _behind(batches: Iterator[Launched]) -> Iterator[Launched]:
+def _behind(batches: Iterator[LaunchedBatch]) -> Iterator[LaunchedBatch]:
     """The same, each given out once so many more are launched: the device has work while the host reads answers."""
-    waiting: deque[Launched] = deque()
+    waiting: deque[LaunchedBatch] = deque()
     for batch in batches:
         waiting.append(batch)
         if len(waiting) > IN_FLIGHT:

@@ -21,7 +21,7 @@ from radix_mlp.engine.execution.device_priority import Feeding
 from radix_mlp.engine.execution.job import JobStats, Progress, Window, run_job
 from radix_mlp.engine.execution.tokenize_ahead import SMALL_WINDOWS
 from radix_mlp.engine.task import Call
-from radix_mlp.errors import InferenceError, InvalidInputError
+from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError
 from radix_mlp.hf import disable, enable, is_enabled
 from radix_mlp.hf.enable import state_of
 from radix_mlp.hf.fast_forward import FastForward
@@ -210,8 +210,6 @@ class Runner:
         # another thread's job may put its own in its place
         stats = self.stats = JobStats(num_requests=count)
         for places, launched in run_job(self, windows, count, stats, progress):
-            if launched.done is not None:
-                launched.done.synchronize()
             yield places, launched
 
     @property
@@ -227,9 +225,7 @@ class Runner:
         return self._poolers[pooling]
 
     def check_finite(self, finite: NDArray[np.bool_], kind: str) -> None:
-        """Raise `InferenceError` for the first of the answers that is not finite."""
+        """Raise `NonFiniteAnswersError` with all places of answers that are not finite."""
         if not finite.all():
-            raise InferenceError(
-                f"{kind}[{int((~finite).argmax())}]: the model's answer is not a number. If {self.model.dtype} "
-                "overflows, try dtype='float32'."
-            )
+            reason = f"the model's answer is not a number. If {self.model.dtype} overflows, try dtype='float32'."
+            raise NonFiniteAnswersError(kind, [(int(place), reason) for place in np.flatnonzero(~finite)])

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from radix_mlp.engine.task import Call
+from radix_mlp.errors import NonFiniteAnswersError
 
 if TYPE_CHECKING:
     from radix_mlp.engine.execution.job import Progress
@@ -53,18 +54,17 @@ def answer_in_windows(
         calls = [tokenizing.submit(call_of, [given[place] for place in window]) for window in windows]
         try:
             answers = engine.answers_of(calls, len(given), progress)
-            values = [call.result().value(found) for call, found in zip(calls, answers, strict=True)]
-        except Exception as error:
-            if not _is_about_texts(calls, error):
+        except Exception:
+            if not _has_failed(calls):
                 raise
-            values = []
+            answers = []
         finally:
             for call in calls:
                 call.cancel()
-    if not values:
+    if not answers:
         # places in a message are those in the caller's list
         return engine.answer(make_call(given), progress)
-    return _joined(values, windows, len(given))
+    return _joined(_values([call.result() for call in calls], answers, windows), windows, len(given))
 
 
 def cut_by_text(given: Sequence[Any]) -> list[Sequence[int]]:
@@ -101,12 +101,25 @@ def _all_texts(given: Sequence[Any]) -> bool:
     )
 
 
-def _is_about_texts(calls: Sequence[Future[Call[Any]]], error: Exception) -> bool:
-    """Whether tokenization raised, or a value was no number: messages about both count the texts of a window."""
-    from radix_mlp.errors import InferenceError
+def _has_failed(calls: Sequence[Future[Call[Any]]]) -> bool:
+    """Whether tokenization raised: its messages count the texts of a window."""
+    return any(call.exception() is not None for call in calls if call.done() and not call.cancelled())
 
-    raised = [call.exception() for call in calls if call.done() and not call.cancelled()]
-    return any(one is not None for one in raised) or isinstance(error, InferenceError)
+
+def _values(
+    calls: Sequence[Call[Value]], answers: Sequence[list[Any]], windows: Sequence[Sequence[int]]
+) -> list[Value]:
+    """The value of every window; all answers that are not finite are one error, by their places in the caller's list."""
+    values: list[Value] = []
+    rejected: list[tuple[int, str]] = []
+    for call, found, window in zip(calls, answers, windows, strict=True):
+        try:
+            values.append(call.value(found))
+        except NonFiniteAnswersError as error:
+            rejected += [(window[place], reason) for place, reason in error.rejected]
+    if rejected:
+        raise NonFiniteAnswersError(calls[0].what, sorted(rejected))
+    return values
 
 
 def _joined(values: Sequence[Any], windows: Sequence[Sequence[int]], count: int) -> Any:

@@ -26,6 +26,7 @@ from radix_mlp.engine.execution.batch import (
     launch_or_halve,
     prepare,
 )
+from radix_mlp.engine.execution.isolation import isolated
 from radix_mlp.engine.execution.loaded_model import Runner
 from radix_mlp.engine.execution.step import plan_of
 from radix_mlp.engine.online.request import BatchReport, FrontStats, Ticket
@@ -242,7 +243,9 @@ class ServingLoop:
                 self._under_way.discard(batch)
                 self._permits.release()
             else:
-                self._tell(batch, outcome)
+                parts = [outcome] if isinstance(outcome, FailedBatch) else isolated(self.engine, outcome, retry=True)
+                for part in parts:
+                    self._tell(batch, part)
 
     def _tell(self, batch: _Batch, outcome: LaunchedBatch | FailedBatch) -> None:
         error: Exception | None = None
@@ -267,7 +270,7 @@ class ServingLoop:
             ticket.answer(place, _typed(answer) if isinstance(answer, Exception) else answer, now)
             if ticket.is_finished:
                 self._forget(ticket)
-        if error is not None and not isinstance(outcome, FailedBatch):
+        if error is not None:
             self._check_device()
 
     def _forget(self, ticket: Ticket) -> None:

@@ -64,6 +64,10 @@ class Scoring(Task):
         rows = np.unique(np.concatenate(scored_rows(plan.plan, items)))
         return tuple(found for found in token_logprobs(hidden, head, plan, rows, top=self.top) if found is not None)
 
+    def has_nan(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> bool:
+        # rows that nobody asks for are NaN
+        return bool(np.isnan(found[0][np.concatenate(scored_rows(plan, items))]).any())
+
     def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[Any]:
         logprob, greedy = found[0].astype(np.float64), found[1]
         scores: list[Score] = []

@@ -18,7 +18,7 @@ from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import register
 from radix_mlp.hf.foldable_call import USES_CACHE, FoldableCall, read_call
 from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
-from radix_mlp.hf.forward import signature_of
+from radix_mlp.hf.forward import check_token_ids, signature_of
 from radix_mlp.hf.measured_costs import Costs, known_costs
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.hf.tree_mask import TreeMask
@@ -173,6 +173,7 @@ class FoldingForward:
             return None
         assert isinstance(call, FoldableCall)
         plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
+        check_token_ids(self.module, plan)
         if settings.threshold == "auto" and not settings.knows_costs:
             settings.costs, settings.knows_costs = known_costs(self.module), True
         fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold, settings.costs)

@@ -6,6 +6,7 @@ import functools
 import inspect
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedModel
 
@@ -17,7 +18,7 @@ from radix_mlp.hf.windows import windows_of
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["compact_arguments", "forward_compact", "signature_of", "takes_any_keyword"]
+__all__ = ["check_token_ids", "compact_arguments", "forward_compact", "signature_of", "takes_any_keyword"]
 
 
 def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any]:
@@ -66,13 +67,32 @@ def _signature(model_class: Any) -> inspect.Signature:
     return signature.replace(parameters=list(signature.parameters.values())[1:])
 
 
+def check_token_ids(model: PreTrainedModel, plan: RadixPlan) -> None:
+    """Raise `InvalidInputError` if the model has no embedding for a token id of the plan, before a device sees it.
+
+    On CUDA such an id is an assertion of the device, after which the process can use the device no more.
+    """
+    vocabulary = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    if vocabulary is None or not plan.num_compact:
+        return
+    if plan.compact_ids.min() >= 0 and plan.compact_ids.max() < vocabulary:
+        return
+    ids = plan.compact_ids[plan.unfold_index]
+    place = int(np.flatnonzero((ids < 0) | (ids >= vocabulary))[0])
+    sequence = int(np.searchsorted(plan.cu_seq_lengths, place, side="right")) - 1
+    raise InvalidInputError(
+        f"token {place - plan.cu_seq_lengths[sequence]} of sequence {sequence} has the id {ids[place]}; the model has "
+        f"embeddings for 0 to {vocabulary - 1}. Use the tokenizer that belongs to the model, or resize its embeddings."
+    )
+
+
 def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
     """Run the trunk of an enabled model on the compact rows: `[M, hidden]`, after the final norm.
 
     Pool it with `radix_mlp.ops.last_token(hidden, plan)` or spread it over all tokens with `radix_mlp.unfold`.
 
     Raises:
-        InvalidInputError: the model is not enabled.
+        InvalidInputError: the model is not enabled, or has no embedding for a token id of the plan.
 
     Example:
         >>> import radix_mlp
@@ -87,5 +107,6 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
     if not is_enabled(model):
         raise InvalidInputError("model is not enabled: call radix_mlp.enable(model) first.")
     trunk = decoder_of(model)
+    check_token_ids(trunk, plan)
     hidden: torch.Tensor = trunk(**compact_arguments(trunk, plan.to(trunk.device, tree=False))).last_hidden_state
     return hidden[0]

@@ -31,7 +31,8 @@ from radix_mlp.engine.batching.scheduler import lexicographic_order
 from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.execution.batch import fill
 from radix_mlp.engine.task import Item, Rows, Task
-from radix_mlp.engine.tasks.score import scored_rows
+from radix_mlp.engine.tasks.score import scored_rows, scored_vocabulary
+from radix_mlp.engine.tokenization.tokenize import unknown_id
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.models.heads import output_head
 from radix_mlp.ops.device_plan import DevicePlan
@@ -193,6 +194,9 @@ class RadixLM(HFLM):
                     f"{texts!r:.80}: {len(context)} tokens of context and {len(target)} of continuation; there must be "
                     f"some of both, and at most {self.max_length} of the continuation (max_length)."
                 )
+            ids = np.append(sequence, target[-1:]).astype(np.int32)
+            if (reason := unknown_id(texts or "a text", ids, scored_vocabulary(self._engine))) is not None:
+                raise InvalidInputError(f"{reason}. Leave the request out.")
         if not sequences:
             return []
         task = Continuations(self._engine)

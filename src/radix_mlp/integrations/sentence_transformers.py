@@ -32,6 +32,7 @@ from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.execution.tokenize_ahead import cut_into_windows
 from radix_mlp.engine.task import Call, Item
+from radix_mlp.engine.tokenization.tokenize import unknown_id
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf import disable as disable_transformer
 from radix_mlp.integrations.sentence_transformers_modules import Features, Tail, Work, gathered, passed_on, tail_of
@@ -252,6 +253,10 @@ class _Call:
         empty = [text for text, row in zip(texts, sequences, strict=True) if not len(row)]
         if empty:
             raise InvalidInputError(f"the input {empty[0]!r:.60} has no tokens: leave it out.")
+        for text, row in zip(texts, sequences, strict=True):
+            reason = unknown_id(text, row, self.folding.engine.vocabulary)
+            if reason is not None:
+                raise InvalidInputError(f"the input {reason}. Leave it out.")
         self.folding.tail.check_features(features)
         return sequences, passed_on(features)
 

@@ -160,6 +160,11 @@ def _hold_to_own_logits(model: PreTrainedModel, head: Callable[[Tensor], Tensor]
     finally:
         for module in training:
             module.training = True
+    if not own.isfinite().all() or not own.any():
+        raise UnsupportedModelError(
+            f"{type(model).__name__}: the model's own logits of a few tokens are all zero, or not finite in "
+            f"{model.dtype}, so its head cannot be checked. Look at the weights, or load the model in another dtype."
+        )
     off = float("inf")
     if ours.shape == own.shape:
         off = float((ours.float() - own.float()).abs().max() / own.float().abs().max())

@@ -209,8 +209,7 @@ class Runner:
         self._start_job()
         # another thread's job may put its own in its place
         stats = self.stats = JobStats(num_requests=count)
-        for places, launched in run_job(self, windows, count, stats, progress):
-            yield places, launched
+        yield from run_job(self, windows, count, stats, progress)
 
     @property
     def vocabulary(self) -> int:
@@ -227,5 +226,5 @@ class Runner:
     def check_finite(self, finite: NDArray[np.bool_], kind: str) -> None:
         """Raise `NonFiniteAnswersError` with all places of answers that are not finite."""
         if not finite.all():
-            reason = f"the model's answer is not a number. If {self.model.dtype} overflows, try dtype='float32'."
+            reason = f"the model's answer is not a number. If {self.model.dtype} overflows, try dtype='float32'"
             raise NonFiniteAnswersError(kind, [(int(place), reason) for place in np.flatnonzero(~finite)])

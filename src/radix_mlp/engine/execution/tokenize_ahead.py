@@ -109,7 +109,7 @@ def _has_failed(calls: Sequence[Future[Call[Any]]]) -> bool:
 def _values(
     calls: Sequence[Call[Value]], answers: Sequence[list[Any]], windows: Sequence[Sequence[int]]
 ) -> list[Value]:
-    """The value of every window; all answers that are not finite are one error, by their places in the caller's list."""
+    """The value of every window; all answers that are not finite make one error, by their places in the job."""
     values: list[Value] = []
     rejected: list[tuple[int, str]] = []
     for call, found, window in zip(calls, answers, windows, strict=True):

@@ -94,6 +94,7 @@ def rerank_call(
         max_length=engine.max_length,
         truncate=truncate,
         what=what,
+        vocabulary=engine.vocabulary,
     )
     # copies of a document tie, though a last bit may depend on a row's place in its batch
     first: dict[tuple[str, str], int] = {}

@@ -10,7 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.batching.scheduler import Ids
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, encode, shown, too_long
+from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, encode, shown, too_long, unknown_id
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.models.model_kind import kind_of
 from radix_mlp.models.sentence_transformers_folder import FolderSettings
@@ -72,6 +72,7 @@ def encode_pairs(
     max_length: int | None = None,
     truncate: bool = False,
     what: str = "pairs",
+    vocabulary: int | None = None,
 ) -> list[Ids]:
     """Ids of every (query, document).
 
@@ -79,9 +80,10 @@ def encode_pairs(
         max_length: longest allowed, in tokens; None has no limit.
         truncate: cut documents at their end instead of refusing pairs that are too long.
         what: how errors call the items.
+        vocabulary: token ids must be below.
 
     Raises:
-        RejectedItemsError: pairs that are too long, or whose query alone is.
+        RejectedItemsError: pairs that are too long, or whose query alone is, or with a token not in the vocabulary.
     """
     rows = template.encode(pairs, instruction)
     rejected: list[tuple[int, str]] = []
@@ -99,6 +101,8 @@ def encode_pairs(
                 f"in {max_length:,} tokens; shorten it"
             )
             rejected.append((index, reason))
+    unknown = [(index, unknown_id(pairs[index], row, vocabulary)) for index, row in enumerate(rows)]
+    rejected = sorted([*rejected, *((index, reason) for index, reason in unknown if reason is not None)])
     if rejected:
         raise RejectedItemsError(what, rejected)
     return rows

@@ -21,7 +21,8 @@ from radix_mlp.ops import token_logprobs
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["Score", "Scoring", "TokenScores", "TokenScoring", "score_call", "scored_rows", "token_scores_call"]
+__all__ = ["Score", "Scoring", "TokenScores", "TokenScoring", "score_call", "scored_rows"]
+__all__ += ["scored_vocabulary", "token_scores_call"]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def score_call(
         max_length=engine.max_length,
         truncate=truncate,
         add_bos=add_bos,
-        vocabulary=engine.vocabulary,
+        vocabulary=scored_vocabulary(engine),
     )
     if sequences:
         require_output_head(engine.model)
@@ -125,7 +126,7 @@ def token_scores_call(
 ) -> Call[list[TokenScores]]:
     """What `Engine.token_scores` does before and after the model."""
     require_output_head(engine.model)
-    vocabulary = engine.model.get_output_embeddings().weight.shape[0]
+    vocabulary = scored_vocabulary(engine)
     if not 0 <= top <= vocabulary:
         raise InvalidInputError(f"top={top}: must be from 0 to {vocabulary}, the size of the model's vocabulary.")
     sequences = tokenize_texts(
@@ -133,7 +134,7 @@ def token_scores_call(
         texts,
         max_length=engine.max_length,
         truncate=truncate,
-        vocabulary=engine.vocabulary,
+        vocabulary=vocabulary,
         encoder=encode_once,
     )
     task = TokenScoring(engine, top)
@@ -144,6 +145,13 @@ def token_scores_call(
         return answers
 
     return Call([Item(ids, task, 1) for ids in sequences], value, "texts", num_characters(texts))
+
+
+def scored_vocabulary(engine: Runner) -> int:
+    """Token ids that can be scored are below this: they have an embedding and a logit."""
+    head: Any = engine.model.get_output_embeddings()
+    num_logits = getattr(head, "out_features", None)
+    return engine.vocabulary if num_logits is None else min(engine.vocabulary, int(num_logits))
 
 
 def scored_rows(plan: RadixPlan, items: Sequence[Item]) -> list[Any]:

@@ -26,6 +26,7 @@ __all__ = [
     "tokenize_inputs",
     "tokenize_texts",
     "too_long",
+    "unknown_id",
 ]
 
 TEXTS_A_CALL = 1000
@@ -69,13 +70,14 @@ def tokenize_texts(
         truncate: cut longer texts to `max_length` as the tokenizer does (its own special tokens stay) instead
             of refusing them.
         lower_case: write everything in lower case first.
-        vocabulary: token ids that are given must be below.
+        vocabulary: token ids must be below.
         encoder: turns texts into ids; `encode` unless given.
 
     Raises:
-        RejectedItemsError: texts without a single token, or longer than `max_length`.
+        RejectedItemsError: texts without a single token, longer than `max_length`, or with a token that is not in the
+            vocabulary.
         InvalidDtypeError: something other than a list of strings (or lists of ids).
-        InvalidInputError: a token id that is not in the vocabulary.
+        InvalidInputError: a token id among those given that is not in the vocabulary.
     """
 
     def encode_texts(places: list[int]) -> list[Ids]:
@@ -90,7 +92,7 @@ def tokenize_texts(
 
     limit = max_length if truncate else None
     rows = _texts_and_ids(texts, "texts", encode_texts, vocabulary, limit)
-    _check_lengths(rows, texts, max_length, "texts")
+    _check_rows(rows, texts, max_length, vocabulary, "texts")
     return rows
 
 
@@ -131,7 +133,7 @@ def tokenize_inputs(
             _truncate(tokenizer, found, max_length, *columns)
         for index, row in zip(places, found, strict=True):
             rows[index] = row
-    _check_lengths(rows, inputs, max_length, "inputs")
+    _check_rows(rows, inputs, max_length, vocabulary, "inputs")
     return rows
 
 
@@ -236,13 +238,17 @@ def _truncate(
         rows[index] = row
 
 
-def _check_lengths(rows: list[Ids], items: Sequence[Any], max_length: int | None, name: str) -> None:
+def _check_rows(
+    rows: list[Ids], items: Sequence[Any], max_length: int | None, vocabulary: int | None, name: str
+) -> None:
     rejected: list[tuple[int, str]] = []
     for index, row in enumerate(rows):
         if not len(row):
             rejected.append((index, f"{shown(items[index])} has no tokens"))
         elif max_length is not None and len(row) > max_length:
             rejected.append((index, too_long(items[index], len(row), max_length)))
+        elif (reason := unknown_id(items[index], row, vocabulary)) is not None:
+            rejected.append((index, reason))
     if rejected:
         raise RejectedItemsError(name, rejected)
 
@@ -268,6 +274,20 @@ def too_long(item: object, length: int, max_length: int, with_what: str = "") ->
     return (
         f"{shown(item)} {with_what}has {length:,} tokens, more than the limit of {max_length:,}; shorten it, or allow "
         "cutting with truncate (--truncate)"
+    )
+
+
+def unknown_id(item: object, row: Ids, vocabulary: int | None) -> str | None:
+    """Why an item is rejected for which the tokenizer gives an id that the model has no embedding for, if so.
+
+    >>> unknown_id("a", np.array([3, 9], np.int32), 9)
+    "'a' has the token id 9, and this model has 0 to 8: the tokenizer has more tokens than the model's embedding"
+    """
+    if vocabulary is None or not len(row) or (largest := int(row.max())) < vocabulary:
+        return None
+    return (
+        f"{shown(item)} has the token id {largest}, and this model has 0 to {vocabulary - 1}: the tokenizer has more "
+        "tokens than the model's embedding"
     )
 
 

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.tokenization.begin_token import begin_token, begins_with_token, tokens_before
 from radix_mlp.engine.tokenization.token_ids import TextOrIds, as_ids
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, check_pairs, encode, shown, too_long
+from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, check_pairs, encode, shown, too_long, unknown_id
 
 __all__ = ["tokenize_pairs"]
 
@@ -41,7 +41,8 @@ def tokenize_pairs(
             one. Token ids get one only with True.
 
     Raises:
-        RejectedItemsError: continuations without a single token, or pairs longer than `max_length`.
+        RejectedItemsError: continuations without a single token, or pairs longer than `max_length` or with a token that
+            is not in the vocabulary.
         InvalidInputError: an empty context, and a tokenizer without a begin or end token.
 
     Example:
@@ -65,6 +66,8 @@ def tokenize_pairs(
             if not truncate or len(tail) >= max_length:
                 rejected.append((index, too_long(_whole(pairs[index]), len(sequence), max_length)))
             sequence, start = sequence[-max_length:], start - (len(sequence) - max_length)
+        if (reason := unknown_id(_whole(pairs[index]), sequence, vocabulary)) is not None:
+            rejected.append((index, reason))
         sequences.append(sequence)
         starts.append(start)
     if rejected:

@@ -21,6 +21,7 @@ from radix_mlp.errors import (
     EngineClosedError,
     EngineDeadError,
     InferenceError,
+    NonFiniteAnswersError,
     OverloadedError,
 )
 
@@ -182,7 +183,7 @@ def test_answers_that_are_no_numbers_fail_their_call(engine):
             return await asyncio.gather(front.embed(["a", "b!"]), front.embed(["c"]), return_exceptions=True)
 
     bad, good = run(main())
-    assert type(bad) is InferenceError
+    assert type(bad) is NonFiniteAnswersError
     assert "texts[1]: the model's answer is not a number" in str(bad)
     assert good.value.shape == (1, 64)
 

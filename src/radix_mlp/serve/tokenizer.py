@@ -13,9 +13,12 @@ import orjson
 
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.engine import Engine
+from radix_mlp.engine.tokenization.begin_token import encode_once
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
+from radix_mlp.engine.tokenization.tokenize import encode
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.http.limits import check_unicode, cut_characters
+from radix_mlp.serve.token_texts import PlacedTokens, TokenTexts, placed
 
 __all__ = ["Tokens"]
 
@@ -34,6 +37,7 @@ class Tokens:
         self._tokenizer: Any = copy.deepcopy(engine.tokenizer)
         self._folder = engine.folder
         self._max_length = max_length
+        self._texts = TokenTexts(self._tokenizer)
         self._thread = ThreadPoolExecutor(1, "radix-mlp-tokenizer")
 
     def close(self) -> None:
@@ -51,16 +55,23 @@ class Tokens:
             cut_characters(text, self._max_length, truncate=False, name="inputs")
         return await self._on_thread(self._tokenize, whole, add_special_tokens)
 
-    async def encode(self, items: Sequence[TextOrIds], *, add_special_tokens: bool = True) -> list[Ids]:
-        """Ids `[n]` of every text; ids as they are."""
+    async def encode(self, items: Sequence[TextOrIds], *, add_special_tokens: bool | None = None) -> list[Ids]:
+        """Ids `[n]` of every text; ids as they are.
+
+        Special tokens are those that the tokenizer adds; unless it is said whether, none to a text that starts with the
+        begin token.
+        """
         texts = [item for item in items if isinstance(item, str)]
         for text in texts:
             check_unicode(text, "inputs")
             cut_characters(text, self._max_length, truncate=False, name="inputs")
-        rows: list[list[int]] = []
+        rows: list[Ids] = []
         for start in range(0, len(texts), TEXTS_A_TURN):
             some = texts[start : start + TEXTS_A_TURN]
-            rows += await self._on_thread(self._ids, some, add_special_tokens=add_special_tokens)
+            if add_special_tokens is None:
+                rows += await self._on_thread(encode_once, self._tokenizer, some)
+            else:
+                rows += await self._on_thread(encode, self._tokenizer, some, add_special_tokens=add_special_tokens)
         encoded = iter(rows)
         return [np.asarray(next(encoded) if isinstance(item, str) else item, np.int32) for item in items]
 
@@ -76,9 +87,30 @@ class Tokens:
             lambda: [self._tokenizer.decode(row, skip_special_tokens=skip_special_tokens) for row in rows]
         )
 
-    async def texts_of(self, ids: Sequence[int]) -> list[str]:
-        """Each token alone as text."""
-        return await self._on_thread(lambda: [self._tokenizer.decode([token]) for token in ids])
+    async def names(self, ids: Sequence[int]) -> list[str]:
+        """What each token alone spells."""
+        return await self._on_thread(lambda: [self._texts.name(token) for token in ids])
+
+    async def placed(
+        self,
+        prompt: TextOrIds,
+        ids: Sequence[int],
+        more: Sequence[int],
+        *,
+        add_special_tokens: bool | None,
+        echo: bool,
+    ) -> PlacedTokens:
+        """A prompt's tokens `ids` and `more` after them in their text; without `echo`, those after it alone."""
+
+        def pieces() -> list[bytes]:
+            after = [self._texts.next(ids, token) for token in more]
+            if not echo:
+                return after
+            if isinstance(prompt, str):
+                return self._texts.of_text(prompt, add_special_tokens) + after
+            return self._texts.of_ids(ids) + after
+
+        return await self._on_thread(lambda: placed(pieces()))
 
     async def call(self, function: Callable[[Any], T]) -> T:
         """What a function of the tokenizer gives."""

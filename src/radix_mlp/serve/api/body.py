@@ -20,17 +20,40 @@ Model = Annotated[str | None, Field(description="The served model answers, whate
 TruncationDirection = Literal["left", "right", "Left", "Right"]
 
 
-class Body(BaseModel):
-    """A JSON object with these fields and no others; numbers are not taken for strings, nor strings for numbers."""
+def _with_null(schema: dict[str, Any]) -> None:
+    """Say in a JSON schema that the fields which may be left out may be null."""
+    about = {"title", "default", "description"}
+    for name, field in schema.get("properties", {}).items():
+        what = {key: value for key, value in field.items() if key not in about}
+        may_be_left_out = name not in schema.get("required", []) and what
+        if may_be_left_out and {"type": "null"} not in what.get("anyOf", []):
+            for key in what:
+                del field[key]
+            field["anyOf"] = [*what.get("anyOf", [what]), {"type": "null"}]
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+
+class Body(BaseModel):
+    """A JSON object with these fields and no others; numbers are not taken for strings, nor strings for numbers.
+
+    A field that may be left out may also be null, which clients send for what they were not given.
+
+    >>> class Request(Body):
+    ...     normalize: bool = True
+    >>> Request.model_validate({"normalize": None})
+    Request(normalize=True)
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra=_with_null)
 
     @model_validator(mode="before")
     @classmethod
-    def _check_number_of_fields(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > MOST_FIELDS:
+    def _without_nulls(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        if len(value) > MOST_FIELDS:
             raise PydanticCustomError("too_many_fields", "{count} fields", {"count": len(value)})
-        return value
+        left_out = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        return {name: item for name, item in value.items() if item is not None or name not in left_out}
 
 
 class Nothing(Body):

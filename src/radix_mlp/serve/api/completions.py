@@ -2,43 +2,48 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from radix_mlp.engine.async_engine import TokenScores
+from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.serve.api.openai_bodies import CompletionsRequest
+from radix_mlp.serve.token_texts import PlacedTokens
 from radix_mlp.serve.tokenizer import Tokens
 
 __all__ = ["completed"]
 
 
-async def completed(tokens: Tokens, scores: Sequence[TokenScores], body: CompletionsRequest) -> list[dict[str, Any]]:
+async def completed(
+    tokens: Tokens, prompts: Sequence[TextOrIds], scores: Sequence[TokenScores], body: CompletionsRequest
+) -> list[dict[str, Any]]:
     """One choice a prompt.
 
     With `max_tokens` 1, the last of each prompt's scores is of a token that stands for the next: what is likeliest
     there is what comes.
     """
-    distinct = {token for score in scores for row in score.top_ids for token in row or []}
-    distinct.update(itertools.chain.from_iterable(score.ids for score in scores))
-    known = sorted(distinct)
-    texts = dict(zip(known, await tokens.texts_of(known), strict=True))
-    return [
-        _choice(index, score, texts, body, whole=await _whole(tokens, score, body))
-        for index, score in enumerate(scores)
-    ]
-
-
-async def _whole(tokens: Tokens, score: TokenScores, body: CompletionsRequest) -> str:
-    """The answer's text, decoded together: a letter may be made of several tokens."""
-    ids, _, _ = _answered_tokens(score, body)
-    return (await tokens.decode([ids], skip_special_tokens=False))[0]
+    known = sorted({token for score in scores for row in score.top_ids for token in row or []})
+    names = dict(zip(known, await tokens.names(known), strict=True)) if body.logprobs else {}
+    choices = []
+    for index, (prompt, score) in enumerate(zip(prompts, scores, strict=True)):
+        num_prompt = len(score.ids) - (body.max_tokens or 0)
+        answer = _answered_tokens(score, body)
+        where = await tokens.placed(
+            prompt,
+            score.ids[:num_prompt],
+            answer[0][-1:] if body.max_tokens else [],
+            add_special_tokens=body.add_special_tokens,
+            echo=body.echo,
+        )
+        choices.append(_choice(index, answer, where, names, body))
+    return choices
 
 
 Places = list[dict[int, float] | None]
+Answered = tuple[list[int], list[float | None], Places]
 
 
-def _answered_tokens(score: TokenScores, body: CompletionsRequest) -> tuple[list[int], list[float | None], Places]:
+def _answered_tokens(score: TokenScores, body: CompletionsRequest) -> Answered:
     """Ids, log-probabilities, and the likeliest tokens with theirs, of what is answered."""
     ids, logprobs = list(score.ids), list(score.logprobs)
     tops: Places = [
@@ -53,32 +58,30 @@ def _answered_tokens(score: TokenScores, body: CompletionsRequest) -> tuple[list
 
 
 def _choice(
-    index: int, score: TokenScores, texts: dict[int, str], body: CompletionsRequest, *, whole: str
+    index: int, answer: Answered, where: PlacedTokens, names: dict[int, str], body: CompletionsRequest
 ) -> dict[str, Any]:
-    ids, logprobs, tops = _answered_tokens(score, body)
-    choice: dict[str, Any] = {"index": index, "text": whole, "logprobs": None, "finish_reason": "length"}
+    ids, logprobs, tops = answer
+    choice: dict[str, Any] = {"index": index, "text": where.text, "logprobs": None, "finish_reason": "length"}
     if body.logprobs is None:
         return choice
-    names = [texts[token] for token in ids]
-    offsets = itertools.accumulate((len(name) for name in names), initial=0)
-    places = zip(ids, logprobs, tops, strict=True)
+    places = zip(ids, where.names, logprobs, tops, strict=True)
     choice["logprobs"] = {
-        "tokens": names,
+        "tokens": where.names,
         "token_logprobs": logprobs,
-        "top_logprobs": [_likeliest(texts, *place, with_top=body.logprobs > 0) for place in places],
-        "text_offset": list(offsets)[:-1],
+        "top_logprobs": [_likeliest(names, *place) for place in places],
+        "text_offset": where.offsets,
     }
     return choice
 
 
 def _likeliest(
-    texts: dict[int, str], token: int, logprob: float | None, top: dict[int, float] | None, *, with_top: bool
+    names: dict[int, str], token: int, name: str, logprob: float | None, top: dict[int, float] | None
 ) -> dict[str, float] | None:
-    """The token itself and the likeliest one; parts of a letter look alike, so the second goes by its id then."""
+    """The token itself and, if asked for, the likeliest one, by its id where the two look alike."""
     if logprob is None:
         return None
-    found = {texts[token]: logprob}
+    found = {name: logprob}
     for other, value in (top or {}).items():
-        if with_top and other != token:
-            found[f"token_id:{other}" if texts[other] in found else texts[other]] = value
+        if names and other != token:
+            found[f"token_id:{other}" if names[other] in found else names[other]] = value
     return found

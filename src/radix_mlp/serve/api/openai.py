@@ -67,7 +67,7 @@ async def completions(request: Request, body: CompletionsRequest, service: Servi
     prompts, single = as_list(body.prompt)
     check_not_empty(prompts, "prompt")
     service.inputs.check_size(len(prompts))
-    rows = await service.tokens.encode(prompts)
+    rows = await service.tokens.encode(prompts, add_special_tokens=body.add_special_tokens)
     check_not_empty(rows, "prompt")
     limit = service.info.max_input_length
     for row in rows:
@@ -76,7 +76,7 @@ async def completions(request: Request, body: CompletionsRequest, service: Servi
     # one more token of any kind at the end, and the likeliest in its place is the next
     asked = [np.append(row, np.int32(0)) for row in rows] if body.max_tokens else rows
     answer = await service.token_scores(asked, single=single)
-    choices = await completed(service.tokens, answer.value, body)
+    choices = await completed(service.tokens, prompts, answer.value, body)
     num_tokens, num_added = sum(map(len, rows)), body.max_tokens * len(rows)
     used = {"prompt_tokens": num_tokens, "completion_tokens": num_added, "total_tokens": num_tokens + num_added}
     found = {**head(service, "text_completion", "cmpl"), "choices": choices, "usage": used}

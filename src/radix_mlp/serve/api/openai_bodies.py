@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from radix_mlp.serve.api.body import Body, ListOf, Model, TokenId
+from radix_mlp.serve.api.body import Body, ListOf, Model, Nothing, TokenId
 from radix_mlp.serve.api.long_lists import in_one_pass
 
 __all__ = ["CompletionsRequest", "EmbeddingsRequest", "Ignored", "MaxTokens", "TextsOrIds", "TextsOrOnlyIds"]
@@ -25,6 +25,8 @@ Ignored = Annotated[Any, Field(description="Accepted and without effect: clients
 MaxTokens = Annotated[
     int | None, Field(ge=-1, description="Cut texts at so many tokens, -1: at the model's limit, as vLLM has it.")
 ]
+NoPenalty = Annotated[Literal[0] | None, Field(description="0: the model's own logits.")]
+NotHere = Annotated[None, Field(description="Nothing else; clients send it as null.")]
 
 
 class EmbeddingsRequest(Body):
@@ -51,9 +53,23 @@ class CompletionsRequest(Body):
     logprobs: Annotated[
         Literal[0, 1] | None, Field(description="Log-probabilities of tokens (0), and of the likeliest in each place.")
     ] = None
+    add_special_tokens: Annotated[
+        bool | None,
+        Field(
+            description="Whether the tokenizer adds its special tokens to a text. Unless given: yes, but not to a text "
+            "that starts with the begin token."
+        ),
+    ] = None
     temperature: Annotated[Literal[0] | None, Field(description="0: nothing is drawn.")] = None
+    top_p: Annotated[Literal[1] | None, Field(description="1: no token is left out.")] = None
+    frequency_penalty: NoPenalty = None
+    presence_penalty: NoPenalty = None
+    logit_bias: Annotated[Nothing | None, Field(description="Empty: the model's own logits.")] = None
     seed: Ignored = None
     user: Ignored = None
     n: Literal[1] | None = None
     best_of: Literal[1] | None = None
+    stop: Annotated[ListOf[str] | None, Field(max_length=0, description="None: one token is added at most.")] = None
     stream: Literal[False] | None = None
+    stream_options: NotHere = None
+    suffix: NotHere = None

@@ -99,7 +99,7 @@ def test_cross_encoder_of_a_classifier(tmp_path, prompts):
     theirs = library.CrossEncoder(folder, device="cpu", **prompts)
     # before it is saved, the checkpoint is a plain one
     if not prompts:
-        close(Engine(folder, device="cpu").rerank_pairs(PAIRS), theirs.predict(PAIRS))
+        close(Engine(folder, device="cpu").rerank_pairs(PAIRS, template="pair"), theirs.predict(PAIRS))
     theirs.save_pretrained(str(tmp_path / "saved"))
     close(Engine(str(tmp_path / "saved"), device="cpu").rerank_pairs(PAIRS), theirs.predict(PAIRS))
 

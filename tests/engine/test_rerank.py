@@ -153,13 +153,13 @@ def test_truncated_pairs_keep_the_query_however_long_it_is():
     model = tiny_classifier(["relevant"], dtype=torch.float64)
     query, document = "a query longer than its document", "the root of it"
     engine = Engine(model, tokenizer=tiny_tokenizer(), max_length=len(query) + 4)
-    found = engine.rerank_pairs([(query, document), ("q", "d")], truncate=True)
+    found = engine.rerank_pairs([(query, document), ("q", "d")], template="pair", truncate=True)
     disable(model)
     expected = [oracle.label_scores(model, list(text.encode())) for text in (query + document[:4], "qd")]
     assert found == pytest.approx([float(logits.sigmoid()[0]) for logits in expected], abs=1e-10)
     engine.max_length = len(query)
     with pytest.raises(RejectedItemsError, match=r"pairs\[0\]: the query .* leaves no place"):
-        engine.rerank_pairs([(query, document), ("q", "d")], truncate=True)
+        engine.rerank_pairs([(query, document), ("q", "d")], template="pair", truncate=True)
 
 
 def test_a_query_that_leaves_no_place_is_refused_also_when_cutting(model):
@@ -211,7 +211,7 @@ def test_classifiers_rerank(labels, name):
 
 def test_the_configuration_can_ask_for_scores_as_they_are():
     model = tiny_classifier(["relevant"], dtype=torch.float64)
-    probabilities = Engine(model, tokenizer=tiny_tokenizer()).rerank_pairs(PAIRS)
+    probabilities = Engine(model, tokenizer=tiny_tokenizer()).rerank_pairs(PAIRS, template="pair")
     model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.linear.Identity"}
     raw = Engine(model, tokenizer=tiny_tokenizer()).rerank_pairs(PAIRS)
     assert 1 / (1 + np.exp(-raw)) == pytest.approx(probabilities, abs=1e-10)
@@ -222,13 +222,18 @@ def test_the_configuration_can_ask_for_scores_as_they_are():
     assert engine.rerank_pairs(PAIRS, raw_scores=True) == pytest.approx(raw)
 
 
-def test_a_converted_qwen3_reranker_is_known_by_its_name():
-    model = tiny_classifier(["relevant"])
-    by_pair = Engine(model, tokenizer=tiny_tokenizer()).rerank_pairs(PAIRS)
-    model.config.name_or_path = "someone/Qwen3-Reranker-0.6B-seq-cls"
+@pytest.mark.parametrize("labels", [["relevant"], ["no", "yes"]])
+@pytest.mark.parametrize("name", ["someone/Qwen3-Reranker-0.6B-seq-cls", "someone/model"])
+def test_a_template_is_not_guessed_from_a_name(labels, name):
+    model = tiny_classifier(labels)
+    model.config.name_or_path = name
     engine = Engine(model, tokenizer=tiny_tokenizer())
-    assert np.array_equal(engine.rerank_pairs(PAIRS), engine.rerank_pairs(PAIRS, template="qwen3"))
-    assert not np.allclose(engine.rerank_pairs(PAIRS), by_pair, atol=1e-3)
+    with pytest.raises(UnsupportedModelError, match=r"wants query and document is not known.*--template.*qwen3.*pair"):
+        engine.rerank_pairs(PAIRS)
+    # what sentence-transformers' CrossEncoder writes into config.json says how it was trained
+    model.config.sentence_transformers = {"activation_fn": "torch.nn.modules.activation.Sigmoid", "version": "5.0.0"}
+    assert np.array_equal(engine.rerank_pairs(PAIRS), engine.rerank_pairs(PAIRS, template="pair"))
+    assert not np.allclose(engine.rerank_pairs(PAIRS), engine.rerank_pairs(PAIRS, template="qwen3"), atol=1e-3)
 
 
 def test_chat_templates_with_roles_of_their_own(model, tolerance):

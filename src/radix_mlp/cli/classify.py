@@ -93,7 +93,8 @@ class Classification:
         self.labels: list[str] = []
 
     def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
-        from radix_mlp.engine.tasks.classify import classify_call, label_names
+        from radix_mlp.engine.tasks.classify import classify_call
+        from radix_mlp.models.labels import label_names
 
         self.labels = label_names(engine.model)
         inputs = [record.values if len(record.values) > 1 else record.values[0] for record in records]

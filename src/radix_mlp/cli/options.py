@@ -125,6 +125,11 @@ DtypeOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+TEMPLATE_HELP = (
+    "How a reranker reads query and document: qwen3 (the prompt of Qwen3-Reranker), chat (the tokenizer's chat "
+    "template), pair (as the tokenizer joins two texts); auto is what the model's files say, and an error where they "
+    "do not."
+)
 IMPL_HELP = (
     "The way to run attention on the tree: dense, triton, varlen, fa4, expand or reference; auto takes the one that it "
     "estimates to be the fastest here."

@@ -61,8 +61,7 @@ def rerank(
         str,
         typer.Option(
             metavar="NAME",
-            help="How the model reads query and document: qwen3 (the prompt of Qwen3-Reranker), chat (the tokenizer's "
-            "chat template), pair (as the tokenizer joins two texts); auto asks the model's files.",
+            help=o.TEMPLATE_HELP,
             rich_help_panel=o.MODEL,
         ),
     ] = "auto",

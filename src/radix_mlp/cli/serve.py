@@ -79,6 +79,9 @@ def serve(
             help="last-token, mean, weighted-mean or cls; the model's own unless given.",
         ),
     ] = None,
+    template: Annotated[
+        str, _option("--template", panel=o.MODEL, own=True, metavar="NAME", help=o.TEMPLATE_HELP)
+    ] = "auto",
     radix_mlp_threshold: Annotated[
         str,
         _option(

@@ -168,7 +168,7 @@ class Classify(_OnBatches):
         super().__init__(model, engine=engine, on_error=on_error, arguments=arguments)
         self.columns = (column,) if pair_column is None else (column, pair_column)
         self.outputs = ("label", "score", "scores")
-        from radix_mlp.engine.tasks.classify import label_names
+        from radix_mlp.models.labels import label_names
 
         self.labels = label_names(self.engine.model)
         """The model's labels."""

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, RadixError
 from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.support import decoder_of
+from radix_mlp.models.checkpoint_weights import check_weights
+from radix_mlp.models.labels import label_names
 from radix_mlp.models.load_tokenizer import ADAPTER, check_folder, load_tokenizer, not_loaded
 from radix_mlp.models.model_kind import auto_class_of, check_kind, kind_of, kind_of_checkpoint
+from radix_mlp.models.own_code import check_own_classes
 from radix_mlp.models.tiny import TINY_NAMES, tiny_by_name
 
 __all__ = ["check_max_length", "default_device", "load", "max_length_of"]
@@ -47,8 +50,9 @@ def load(
         trust_remote_code: run code that comes with the model.
 
     Raises:
-        InvalidInputError: there is no such model, device, dtype or kind, or the checkpoint lacks the weights of its
-            kind; the message says what to do.
+        InvalidInputError: there is no such model, device, dtype or kind; the checkpoint lacks weights, or holds some
+            that the model has no place for; it brings code of its own that is not trusted; or its files contradict
+            each other. The message says what to do.
         UnsupportedModelError: a PEFT model whose adapter is more than layers of the model, such as a learnt prompt.
     """
     dtype = _dtype(dtype)
@@ -141,6 +145,7 @@ def _load_model(name: str, dtype: torch.dtype | None, kind: str, trust_remote_co
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         loaded_as = kind_of_checkpoint(config, kind)
+        check_own_classes(name, _auto_map(config), loaded_as, chosen=kind != "auto", trusted=trust_remote_code)
         model, found = auto_class_of(loaded_as).from_pretrained(
             name, dtype=dtype or "auto", trust_remote_code=trust_remote_code, output_loading_info=True
         )
@@ -149,16 +154,18 @@ def _load_model(name: str, dtype: torch.dtype | None, kind: str, trust_remote_co
     except Exception as error:
         # weights cut short, sizes that do not fit, a configuration of wrong types: each library has its own
         raise not_loaded("model", name, error) from error
-    missing = sorted(found["missing_keys"])
-    if missing and loaded_as != "trunk":
-        # transformers makes them up with no more than a warning
-        shown = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
-        raise InvalidInputError(
-            f"model={name!r}: the checkpoint lacks {shown}, which a {type(model).__name__} needs. Load what it holds "
-            "with kind='trunk' (or 'causal', 'classifier')."
-        )
+    check_weights(name, model, found, config, loaded_as, chosen=kind != "auto")
+    check_own_classes(
+        name, _auto_map(config), loaded_as, chosen=kind != "auto", trusted=trust_remote_code, loaded=type(model)
+    )
+    if loaded_as == "classifier":
+        label_names(model)
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _auto_map(config: PreTrainedConfig) -> dict[str, str]:
+    return getattr(config, "auto_map", None) or {}
 
 
 def _check_loaded(model: PreTrainedModel, kind: str) -> None:

@@ -7,10 +7,12 @@ import binascii
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from radix_mlp.errors import InvalidInputError
+from radix_mlp.errors import InvalidInputError, RadixError
 from radix_mlp.models.bundled import SHIPPED_NAMES
-from radix_mlp.models.sentence_transformers_folder import read_folder
+from radix_mlp.models.own_code import check_own_tokenizer
+from radix_mlp.models.sentence_transformers_folder import read_folder, read_settings
 from radix_mlp.models.tiny import TINY_NAMES, tiny_reranker_tokenizer, tiny_tokenizer
+from radix_mlp.models.tokenizer_settings import check_special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,12 +25,18 @@ QWEN_SPLIT = (
 )
 """How Qwen 2, 2.5 and 3 cut text into words before byte-pair encoding; a file of ranks does not say."""
 
+SETTINGS = "tokenizer_config.json"
 ADAPTER = "adapter_config.json"
 """What PEFT writes beside an adapter's weights."""
 
 
 def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """A tokenizer by hub id, folder, `"small"`, `"tiny"`, or a `.tiktoken` file of ranks (taken as Qwen's)."""
+    """A tokenizer by hub id, folder, `"small"`, `"tiny"`, or a `.tiktoken` file of ranks (taken as Qwen's).
+
+    Raises:
+        InvalidInputError: there is no such tokenizer; its files cannot be read, or contradict each other; or it brings
+            code of its own that is not trusted.
+    """
     name = str(name)
     if name in SHIPPED_NAMES:
         name = read_folder(name).checkpoint
@@ -40,10 +48,21 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
     # it imports torch
     from transformers import AutoTokenizer
 
+    settings = read_settings(name, SETTINGS) or {}
+    check_own_tokenizer(name, settings, SETTINGS, trusted=trust_remote_code)
+    if "auto_map" not in settings:
+        # where older checkpoints name it
+        model_settings = read_settings(name, "config.json") or {}
+        check_own_tokenizer(name, model_settings, "config.json", trusted=trust_remote_code)
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError) as error:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (RadixError, MemoryError):
+        raise
+    except Exception as error:
+        # the parts of a tokenizer's files are read by different libraries, each with errors of its own
         raise not_loaded("tokenizer", name, error) from error
+    check_special_tokens(name, tokenizer, settings)
+    return tokenizer
 
 
 def tokenizer_of(model: str | Path, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:

@@ -75,10 +75,22 @@ class Pooler:
         return np.concatenate([rows[mode] for mode in self.modes]).astype(np.int64)
 
     def width(self, model: PreTrainedModel) -> int:
-        """`d`, without a run."""
-        pooled = len(self.modes) * int(model.config.get_text_config().hidden_size)
-        sizes = [layer.linear.out_features for layer in self.layers if isinstance(layer, Dense)]
-        return sizes[-1] if sizes else pooled
+        """`d`, without a run.
+
+        Raises:
+            InvalidInputError: a dense layer that takes vectors of another size than it gets.
+        """
+        width = len(self.modes) * int(model.config.get_text_config().hidden_size)
+        for layer in self.layers:
+            if isinstance(layer, Dense):
+                if layer.linear.in_features != width:
+                    raise InvalidInputError(
+                        f"{model.config.name_or_path}: its Dense module takes vectors of {layer.linear.in_features} "
+                        f"numbers (in_features in its config.json) and gets {width}. The modules belong to "
+                        "another transformer."
+                    )
+                width = layer.linear.out_features
+        return width
 
 
 def pooler_of(folder: FolderSettings, pooling: str | None = None) -> Pooler:
@@ -161,8 +173,9 @@ class Dense(nn.Module):
         activation = getattr(nn, name.rsplit(".", 1)[-1], None) if name.startswith("torch.nn.") else None
         if not (isinstance(activation, type) and issubclass(activation, nn.Module)):
             raise folder.unsupported(f"{module.path} has the activation {name}")
-        sizes = (config["in_features"], config["out_features"])
-        dense = cls(sizes, activation(), bias=config.get("bias", True), residual=bool(config.get("use_residual")))
+        rows, columns = (_size(folder, module, key) for key in ("in_features", "out_features"))
+        residual = bool(config.get("use_residual"))
+        dense = cls((rows, columns), activation(), bias=config.get("bias", True), residual=residual)
         try:
             dense.load_state_dict(_weights(folder.name, module.path))
         except RuntimeError as error:
@@ -170,16 +183,28 @@ class Dense(nn.Module):
         return dense.eval().requires_grad_(False)
 
 
-def _weights(name: str, path: str) -> dict[str, Tensor]:
-    found = find_file(name, f"{path}/model.safetensors")
-    if found is not None:
-        from safetensors.torch import load_file
+def _size(folder: FolderSettings, module: FolderModule, key: str) -> int:
+    size = module.config.get(key)
+    if not isinstance(size, int) or size < 1:
+        raise InvalidInputError(
+            f"{folder.name}/{module.path}/config.json: {key} is {size!r}, and a Dense module needs its size there."
+        )
+    return size
 
-        return load_file(found)
-    found = find_file(name, f"{path}/pytorch_model.bin")
+
+def _weights(name: str, path: str) -> dict[str, Tensor]:
+    found = find_file(name, f"{path}/model.safetensors") or find_file(name, f"{path}/pytorch_model.bin")
     if found is None:
         raise InvalidInputError(f"{name}/{path}: there is neither a model.safetensors nor a pytorch_model.bin.")
-    weights: dict[str, Tensor] = torch.load(found, map_location="cpu", weights_only=True)
+    try:
+        if found.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(found)
+        weights: dict[str, Tensor] = torch.load(found, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # cut short, or another format: each library has errors of its own
+        raise InvalidInputError(f"{found}: cannot be read ({type(error).__name__}: {error}). Copy it again.") from error
     return weights
 
 

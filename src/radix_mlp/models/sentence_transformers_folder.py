@@ -19,7 +19,7 @@ from huggingface_hub.file_download import _CACHED_NO_EXIST
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.models.bundled import shipped_folder
 
-__all__ = ["FolderModule", "FolderSettings", "find_file", "read_folder"]
+__all__ = ["FolderModule", "FolderSettings", "find_file", "read_folder", "read_settings"]
 
 # settings of the Transformer module that change nothing here, or are read below
 _KNOWN = {
@@ -44,6 +44,9 @@ _ARGUMENTS = ("model_args", "model_kwargs", "tokenizer_args", "processor_kwargs"
 _SETTINGS_FILES = tuple(
     f"sentence_{name}_config.json" for name in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta")
 )
+_PROMPTS_FILE = "config_sentence_transformers.json"
+_CONFIGURED = ("Pooling", "Dense", "LogitScore")
+"""Modules that do not work without their config.json; Normalize does."""
 
 
 @dataclass(frozen=True)
@@ -159,21 +162,18 @@ def read_folder(name: str) -> FolderSettings:
     name = shipped_folder(name)
     try:
         entries = _read_json(name, "modules.json")
-        settings = _read_json(name, "config_sentence_transformers.json") or {}
+        settings = _read_object(name, _PROMPTS_FILE)
     except _UnknownError:
         return FolderSettings(name, looked_up=False)
     if entries is None:
+        _check_plain(name, settings)
         return FolderSettings(name)
-    found = []
-    for entry in entries:
-        path = entry.get("path", "")
-        if Path(path).is_absolute() or ".." in Path(path).parts:
-            raise InvalidInputError(f"{name}/modules.json: the path {path!r} leads out of the folder.")
-        found.append((str(entry["type"]), path))
+    found = _modules(name, entries)
     module_type, transformer = found[0] if found else ("nothing", "")
     if not (module_type.startswith("sentence_transformers.") and module_type.endswith(".Transformer")):
         raise FolderSettings(name).unsupported(f"its first module is {module_type}, not a Transformer")
-    configs = (_read_json(name, _join(transformer, file)) for file in _SETTINGS_FILES)
+    settings = settings or {}
+    configs = (read_settings(name, _join(transformer, file)) for file in _SETTINGS_FILES)
     return FolderSettings(
         name,
         modules=tuple(_module(name, module_type, path) for module_type, path in found[1:]),
@@ -212,14 +212,71 @@ class _UnknownError(Exception):
     """Without a network, nobody knows whether there is such a file."""
 
 
+def read_settings(name: str, file: str) -> dict[str, Any] | None:
+    """The JSON object in a file of a folder or hub id; None if there is no such file, or no way to look.
+
+    Raises:
+        InvalidInputError: the file holds something else.
+    """
+    try:
+        return _read_object(name, file)
+    except _UnknownError:
+        return None
+
+
+def _modules(name: str, entries: Any) -> list[tuple[str, str]]:
+    """Type and path of every module that modules.json lists."""
+    if not isinstance(entries, list):
+        raise InvalidInputError(f"{name}/modules.json: a list of modules is needed, not {type(entries).__name__}.")
+    found = []
+    for place, entry in enumerate(entries):
+        for key in ("type", "path"):
+            if not (isinstance(entry, dict) and isinstance(entry.get(key), str)):
+                raise InvalidInputError(
+                    f"{name}/modules.json: module {place} has no {key!r}, or one that is no string."
+                )
+        path = entry["path"]
+        if Path(path).is_absolute() or ".." in Path(path).parts:
+            raise InvalidInputError(f"{name}/modules.json: the path {path!r} leads out of the folder.")
+        found.append((entry["type"], path))
+    return found
+
+
 def _module(name: str, module_type: str, path: str) -> FolderModule:
     # other packages' modules keep their whole name, and so are known to no task
     kind = module_type.rsplit(".", 1)[-1] if module_type.startswith("sentence_transformers.") else module_type
-    return FolderModule(kind, path, _read_json(name, _join(path, "config.json")) or {})
+    file = _join(path, "config.json")
+    config = read_settings(name, file)
+    if config is None and kind in _CONFIGURED:
+        raise InvalidInputError(
+            f"model={name!r}: {file} is missing, which says how its module {kind} works. Copy or download the folder "
+            "with all of its subfolders."
+        )
+    return FolderModule(kind, path, config or {})
+
+
+def _check_plain(name: str, settings: Any) -> None:
+    """Raise `InvalidInputError` for a sentence-transformers folder that has lost its modules.json."""
+    folder = Path(name).expanduser()
+    traces = [_PROMPTS_FILE] if settings is not None else []
+    if folder.is_dir():
+        traces += sorted(f"{path.parent.name}/{path.name}" for path in folder.glob("[0-9]*_*/config.json"))
+    if traces:
+        raise InvalidInputError(
+            f"model={name!r}: modules.json is missing, which says how its vectors or scores are made; the folder has "
+            f"{traces[0]}. Copy or download all of it, or remove {traces[0]} to use it as a plain checkpoint."
+        )
 
 
 def _join(path: str, file: str) -> str:
     return f"{path}/{file}" if path else file
+
+
+def _read_object(name: str, file: str) -> dict[str, Any] | None:
+    found = _read_json(name, file)
+    if found is not None and not isinstance(found, dict):
+        raise InvalidInputError(f"{name}/{file}: a JSON object is needed, not {type(found).__name__}.")
+    return found
 
 
 def _read_json(name: str, file: str) -> Any:

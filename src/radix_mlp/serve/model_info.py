@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from radix_mlp.engine.engine import Engine
-from radix_mlp.engine.tasks.classify import label_names
+from radix_mlp.engine.tasks.rerank_template import choose_template
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import kind_of
 from radix_mlp.models.pooler import pooler_of
 from radix_mlp.serve.http.errors import WrongModelError
@@ -41,6 +42,8 @@ class ModelInfo:
     pooling: str | None
     dimensions: int | None
     """Length of an embedding; None for other types."""
+    template: str | None
+    """How a reranker reads query and document: qwen3, chat or pair; None for other types."""
     vocab_size: int
     max_input_length: int
     tasks: list[str]
@@ -93,10 +96,22 @@ def model_info(engine: Engine, settings: ServeSettings, sha: str | None = None) 
         labels=label_names(engine.model) if has_labels else [],
         pooling=pooling,
         dimensions=dimensions,
+        template=_template(engine, kind, settings),
         vocab_size=int(engine.model.get_input_embeddings().get_parameter("weight").shape[0]),
         max_input_length=engine.max_length or settings.max_batch_tokens,
         tasks=_tasks(engine, kind, has_labels),
     )
+
+
+def _template(engine: Engine, kind: ModelType, settings: ServeSettings) -> str | None:
+    """The reranker's template, found out when the server starts: not at the first request, and never by a name."""
+    if kind == "reranker":
+        return choose_template(settings.template, engine.model, engine.tokenizer, engine.folder).name
+    if settings.template != "auto":
+        raise InvalidInputError(
+            f"--template {settings.template} is for rerankers, and {settings.model_id} is of the type {kind}."
+        )
+    return None
 
 
 def _tasks(engine: Engine, kind: ModelType, has_labels: bool) -> list[str]:
@@ -108,10 +123,12 @@ def _tasks(engine: Engine, kind: ModelType, has_labels: bool) -> list[str]:
 def model_type(engine: Engine, settings: ServeSettings) -> ModelType:
     """What the model serves as: a classifier with labels, a reranker, or else an embedding model."""
     called_reranker = "rerank" in f"{settings.model_id} {engine.model.config.name_or_path}".lower()
+    # a template is for nothing else
+    is_meant = called_reranker or settings.template != "auto"
     if kind_of(engine.model) == "classifier":
         count = len(label_names(engine.model))
-        return "reranker" if count == 1 or (count == 2 and called_reranker) else "classifier"
+        return "reranker" if count == 1 or (count == 2 and is_meant) else "classifier"
     modules = [module.kind for module in engine.folder.modules]
     if modules:
         return "reranker" if modules[0] == "LogitScore" else "embedding"
-    return "reranker" if called_reranker and kind_of(engine.model) == "causal" else "embedding"
+    return "reranker" if is_meant and kind_of(engine.model) == "causal" else "embedding"

@@ -74,7 +74,8 @@ def _run_alone(settings: ServeSettings, listener: socket.socket, on_hang: Callab
 
     app.state.service.supervisor.on_hang(end_and_start)
     info = app.state.service.info
-    logger.info("serving %s (%s, %s on %s) at %s", info.name, info.type, info.dtype, info.device, _address(listener))
+    served_as = info.type if info.template is None else f"{info.type} with the template {info.template}"
+    logger.info("serving %s (%s, %s on %s) at %s", info.name, served_as, info.dtype, info.device, _address(listener))
     _warn_if_open(settings)
     with _signals_that_only_stop_the_server():
         _server(app, settings, lifespan="on").run(sockets=[listener])

@@ -48,6 +48,7 @@ class Service:
         self.metrics.watch(lambda: self.supervisor.queue_depth, lambda: self.places.taken)
         self.started = int(time.time())
         self._pooling: Any = POOLING_NAMES[settings.pooling] if settings.pooling else None
+        self._template: Any = self.info.template or "auto"
 
     async def start(self) -> None:
         """Take requests from now on, after a first one that compiles what is compiled once."""
@@ -138,7 +139,13 @@ class Service:
 
         async def part(front: AsyncEngine, items: Sequence[str], timeout: float | None) -> Any:
             return await front.rerank(
-                query, items, instruction=instruction, raw_scores=raw_scores, truncate=cut, timeout=timeout
+                query,
+                items,
+                instruction=instruction,
+                template=self._template,
+                raw_scores=raw_scores,
+                truncate=cut,
+                timeout=timeout,
             )
 
         return await self._run("predict", part, documents, np.concatenate)
@@ -165,6 +172,7 @@ class Service:
                     query,
                     [items[index][1] for index in indices],
                     instruction=instruction,
+                    template=self._template,
                     truncate=cut,
                     timeout=timeout,
                 )
@@ -225,7 +233,7 @@ class Service:
         if self.info.type == "embedding":
             await front.embed(texts, prompt="", pooling=self._pooling, timeout=timeout)
         elif self.info.type == "reranker":
-            await front.rerank("warm-up", texts, timeout=timeout)
+            await front.rerank("warm-up", texts, template=self._template, timeout=timeout)
         else:
             await front.classify(texts, timeout=timeout)
 

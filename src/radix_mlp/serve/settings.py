@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from radix_mlp.engine.tasks.rerank_template import TEMPLATES
 from radix_mlp.errors import InvalidInputError
 
 __all__ = ["POOLING_NAMES", "ServeSettings", "settings_from_line", "settings_to_line"]
@@ -39,6 +40,7 @@ class ServeSettings:
     dtype: str = "auto"
     kind: Literal["auto", "causal", "classifier", "trunk"] = "auto"
     pooling: str | None = None
+    template: str = "auto"
     impl: str = "auto"
     radix_mlp_threshold: float | Literal["auto"] = "auto"
     replicas: int | Literal["auto"] = 1
@@ -87,6 +89,8 @@ class ServeSettings:
             raise InvalidInputError("--pooling splade: models of this kind are not causal and cannot be folded.")
         if self.pooling is not None and self.pooling not in POOLING_NAMES:
             raise InvalidInputError(f"--pooling {self.pooling}: must be one of {', '.join(POOLING_NAMES)}.")
+        if self.template not in TEMPLATES:
+            raise InvalidInputError(f"--template {self.template}: must be one of {', '.join(TEMPLATES)}.")
         if self.api_key == "":
             raise InvalidInputError("--api-key is empty, which would let everybody in. Give a key, or leave it out.")
         if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):

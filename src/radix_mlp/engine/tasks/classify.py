@@ -10,15 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.execution.loaded_model import Runner
 from radix_mlp.engine.task import Call, Item, Rows, Task
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import num_characters, tokenize_inputs
-from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.models.heads import classification_head, pad_token_of
+from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import require_kind
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.fold import copy_rows
@@ -31,7 +30,6 @@ __all__ = [
     "Labels",
     "classified_rows",
     "classify_call",
-    "label_names",
     "label_scores",
     "rows_to_classify",
 ]
@@ -101,21 +99,6 @@ def classify_call(
         return answers
 
     return Call([Item(ids, task) for ids in sequences], value, "inputs", num_characters(inputs))
-
-
-def label_names(model: PreTrainedModel) -> list[str]:
-    """Names of a classifier's scores, in their order; they need not be distinct.
-
-    Raises:
-        UnsupportedModelError: the configuration does not number them from 0.
-    """
-    names: dict[Any, Any] = model.config.id2label or {}
-    if set(names) != set(range(len(names))):
-        raise UnsupportedModelError(
-            f"{type(model).__name__}: id2label of its configuration has the numbers {', '.join(map(str, names))}, and "
-            f"scores are numbered from 0 to {len(names) - 1}. Number the labels so in config.json."
-        )
-    return [str(names[index]) for index in range(len(names))]
 
 
 def label_scores(engine: Runner, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:

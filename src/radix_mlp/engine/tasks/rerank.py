@@ -15,11 +15,12 @@ from transformers import PreTrainedTokenizerBase
 
 from radix_mlp.engine.execution.loaded_model import Runner
 from radix_mlp.engine.task import Call, Item, Rows, Task
-from radix_mlp.engine.tasks.classify import label_names, label_scores, rows_to_classify
+from radix_mlp.engine.tasks.classify import label_scores, rows_to_classify
 from radix_mlp.engine.tasks.rerank_template import Template, choose_template, encode_pairs
 from radix_mlp.engine.tokenization.tokenize import check_pairs, encode, num_characters
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.models.heads import output_head, pad_token_of
+from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import kind_of, require_kind
 from radix_mlp.models.sentence_transformers_folder import FolderSettings
 from radix_mlp.ops import last_token
@@ -135,7 +136,8 @@ def ranked(documents: Sequence[str], scores: NDArray[np.float64], top_n: int | N
 
 
 def _check_model(engine: Runner, tokenizer: Any, template: str) -> Template:
-    require_kind(engine.model, ("causal", "classifier"), "rerank")
+    if require_kind(engine.model, ("causal", "classifier"), "rerank") == "classifier":
+        _relevant_label(engine)
     folder = engine.folder
     if not folder.looked_up and template == "auto":
         raise InvalidInputError(

@@ -27,6 +27,8 @@ QWEN3_HEAD = (
 QWEN3_TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 QWEN3_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
+CROSS_ENCODER_KEYS = ("sentence_transformers", "sbert_ce_default_activation_function")
+
 # stands for the document while the rest of a chat template is looked at
 _MARK = "§document§"
 
@@ -48,9 +50,9 @@ def choose_template(
 ) -> Template:
     """The template by name, or the one that the model asks for.
 
-    Of "auto" this becomes: what a sentence-transformers folder says; "chat" where the tokenizer's chat template names
-    the roles query and document; "qwen3" for a causal Qwen3, and for a classifier made of one whose name says
-    reranker; "pair" for every other classifier.
+    Of "auto" this becomes: what sentence-transformers wrote into the files; "chat" where the tokenizer's chat template
+    names the roles query and document; "qwen3" for a causal Qwen3; "pair" for a classifier. A Qwen3 classifier without
+    such files may be a conversion of Qwen3-Reranker or not, so nothing is chosen for it.
 
     Raises:
         InvalidInputError: no such template, or a chat template that does not show query and document.
@@ -191,13 +193,21 @@ def _choice(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: 
     chat = tokenizer.chat_template
     if isinstance(chat, str) and all(re.search(f"['\"]{role}['\"]", chat) for role in ("query", "document")):
         return "chat"
-    classifier = kind_of(model) == "classifier"
     is_qwen3 = model.config.model_type == "qwen3"
-    if is_qwen3 and (not classifier or "rerank" in f"{folder.name} {model.config.name_or_path}".lower()):
-        return "qwen3"
-    if classifier:
+    if kind_of(model) == "causal":
+        if is_qwen3:
+            return "qwen3"
+    elif not is_qwen3 or _is_cross_encoder(model):
         return "pair"
+    name = folder.name or model.config.name_or_path
     raise UnsupportedModelError(
-        f"how {type(model).__name__} wants query and document is not known: it has no sentence-transformers files, and "
-        "its chat template has no roles query and document. Say so with template='qwen3' or 'pair' (--template)."
+        f"{f'model={name!r}: ' if name else ''}how {type(model).__name__} wants query and document is "
+        "not known: it has no sentence-transformers files, and its chat template has no roles query and document. Say "
+        "so with template= (--template): 'qwen3' for Qwen3-Reranker and its conversions, 'pair' for one trained on "
+        "pairs as the tokenizer joins them, 'chat' for the tokenizer's chat template."
     )
+
+
+def _is_cross_encoder(model: PreTrainedModel) -> bool:
+    """Whether config.json holds what sentence-transformers' CrossEncoder writes there."""
+    return any(getattr(model.config, name, None) for name in CROSS_ENCODER_KEYS)

@@ -113,6 +113,7 @@ class Info(BaseModel):
     radix_mlp_threshold: float | str
     device: str
     dimensions: int | None
+    template: Literal["qwen3", "chat", "pair"] | None
     tasks: list[Literal["embed", "rerank", "classify", "score"]]
 
 

@@ -50,6 +50,7 @@ async def info(service: ServiceOf) -> Response:
             "radix_mlp_threshold": settings.radix_mlp_threshold,
             "device": model.device,
             "dimensions": model.dimensions,
+            "template": model.template,
             "tasks": model.tasks,
         }
     )

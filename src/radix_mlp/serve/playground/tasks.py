@@ -63,7 +63,7 @@ async def _rerank(service: Service, body: RunRequest) -> Outcome:
             document_pairs(body.query, _cut(service, body.documents)),
             instruction=instruction,
             prompt_name=None,
-            template="auto",
+            template=service.info.template or "auto",
             raw_scores=False,
             truncate=service.settings.auto_truncate,
         )

@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.models.load_tokenizer import not_loaded
 from radix_mlp.models.model_kind import Kind
 
 __all__ = ["check_weights"]
@@ -36,7 +37,7 @@ def check_weights(
     *,
     chosen: bool,
 ) -> None:
-    """Raise `InvalidInputError` unless the checkpoint's weights are those of `model`.
+    """Raise `InvalidInputError` unless the checkpoint's weights are those of `model`, in name and shape.
 
     Left out may be what transformers' other classes for this configuration have and this one does not: the output
     head beside a trunk, say. A classification head is left out only on request.
@@ -48,6 +49,13 @@ def check_weights(
         kind: what the checkpoint was loaded as.
         chosen: whether the caller asked for that kind.
     """
+    other_shapes = sorted(found["mismatched_keys"])
+    if other_shapes:
+        key, has, asked = other_shapes[0]
+        more = f" ({len(other_shapes)} tensors in all)" if len(other_shapes) > 1 else ""
+        raise not_loaded(
+            "model", name, ValueError(f"{key} is {list(has)}, and config.json asks for {list(asked)}{more}")
+        )
     missing = sorted(map(str, found["missing_keys"]))
     unexpected = sorted(map(str, found["unexpected_keys"]))
     if missing:
@@ -64,13 +72,14 @@ def check_weights(
 def _missing_error(name: str, model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> InvalidInputError:
     trunk = set(model.base_model.state_dict()) if model.base_model is not model else None
     prefix = f"{model.base_model_prefix}."
+    renamed = [key for key in unexpected if key.endswith(tuple(f".{lost}" for lost in missing))]
     only_head = trunk is not None and not any(key.removeprefix(prefix) in trunk for key in missing)
     if only_head:
         advice = "Load what it holds with kind='trunk' (or 'causal', 'classifier')."
-    elif unexpected:
+    elif renamed:
         advice = (
-            f"It has {_listed(unexpected)}, which is nothing this model has: if these are the same weights under other "
-            "names, rename them as save_pretrained of that class writes them."
+            f"It has {_listed(renamed)}: if these are the same weights under other names, rename them as "
+            "save_pretrained of that class writes them."
         )
     else:
         advice = (

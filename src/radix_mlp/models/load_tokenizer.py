@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -132,6 +133,8 @@ def not_loaded(argument: str, name: str, error: Exception) -> InvalidInputError:
         advice = "It brings its own code: read it, then allow it with trust_remote_code (--trust-remote-code)."
     elif Path(name).is_dir():
         advice = "The folder's files could not be read as one that save_pretrained wrote."
+        broken = _broken_file(Path(name))
+        advice += f" {broken} is damaged or cut short: copy it again." if broken else ""
     else:
         advice = (
             "Without a network, give the folder of a downloaded model, or 'small'; for a gated one, log in with "
@@ -140,6 +143,23 @@ def not_loaded(argument: str, name: str, error: Exception) -> InvalidInputError:
     reason = " ".join(str(error).split())
     reason = reason if len(reason) <= 200 else reason[:200] + " …"
     return InvalidInputError(f"{argument}={name!r} could not be loaded. {advice} ({type(error).__name__}: {reason})")
+
+
+def _broken_file(folder: Path) -> str | None:
+    """The first of a folder's files that is no JSON, or no safetensors, by its name."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.iterdir()):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix == ".safetensors":
+                with safe_open(path, framework="np"):
+                    pass
+        except Exception:
+            # each library has errors of its own for a file that it cannot read
+            return path.name
+    return None
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:

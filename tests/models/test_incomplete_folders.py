@@ -12,7 +12,7 @@ from tests.models.sentence_transformers_folders import dense_config, write_folde
 from transformers import AutoModel, AutoTokenizer
 
 from radix_mlp import Engine
-from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
 from radix_mlp.models.load_tokenizer import load_tokenizer
 
 TEXT = "a radix"
@@ -140,7 +140,7 @@ def test_a_damaged_file_is_named(folders, tmp_path, file):
 @pytest.mark.parametrize("names", [{"1": "a", "2": "b"}, {"0": "a", "2": "b"}, {"0": "a", "1": "b", "5": "c"}])
 def test_labels_that_do_not_fit_the_scores(folders, tmp_path, names):
     folder = rewrite(folders["classifier"], tmp_path / "x", lambda weights: None, id2label=names)
-    with pytest.raises(InvalidInputError, match=r"config\.json"):
+    with pytest.raises(RadixError, match=r"config\.json"):
         Engine(folder)
 
 

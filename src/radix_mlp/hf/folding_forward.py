@@ -19,7 +19,6 @@ from radix_mlp.hf.attention_function import register
 from radix_mlp.hf.foldable_call import USES_CACHE, FoldableCall, read_call
 from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
 from radix_mlp.hf.forward import check_token_ids, signature_of
-from radix_mlp.hf.measured_costs import Costs, known_costs
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.plan import RadixPlan, build_plan
@@ -45,9 +44,6 @@ class Settings:
     impl: str
     fallback: str
     last_call: CallReport | None = None
-    costs: Costs | None = None
-    """What an engine has measured on this machine, if one has."""
-    knows_costs: bool = False
     warned: set[str] = field(default_factory=set)
     unfolded_threads: set[int] = field(default_factory=set)
     """Threads that are inside a call which runs unfolded, its trunk included."""
@@ -174,9 +170,7 @@ class FoldingForward:
         assert isinstance(call, FoldableCall)
         plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
         check_token_ids(self.module, plan)
-        if settings.threshold == "auto" and not settings.knows_costs:
-            settings.costs, settings.knows_costs = known_costs(self.module), True
-        fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold, settings.costs)
+        fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold)
         settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact)
         if not fold:
             return None

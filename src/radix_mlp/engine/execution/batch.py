@@ -94,8 +94,7 @@ def prepare(engine: Runner, items: Sequence[Item], threshold: float | Literal["a
         return union_of_rows(parts)
 
     threshold = engine.batch_threshold if threshold is None else threshold
-    costs = engine.costs if threshold == "auto" else None
-    step = prepare_step([item.ids for item in items], threshold, needed_rows, costs)
+    step = prepare_step([item.ids for item in items], threshold, needed_rows)
     parts = [Part(task, places, _part_of(step.plan, places)) for task, places in by_task.items()]
     if step.folded:
         engine.forward.prepare(step.plan)

@@ -131,7 +131,7 @@ class _Arriving:
         if threshold == "auto":
             folded = schedule(sequences, engine.max_batch_tokens)
             padded_rows = [len(batch) * len(sequences[batch[0]]) for batch in padded]
-            pays, self.decision = folding_pays([batch.num_compact for batch in folded], padded_rows, engine.costs)
+            pays, self.decision = folding_pays([batch.num_compact for batch in folded], padded_rows)
             if pays:
                 return iter([(batch.indices, threshold) for batch in folded])
         # longest first, instead of neighbours together

@@ -25,7 +25,6 @@ from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError
 from radix_mlp.hf import disable, enable, is_enabled
 from radix_mlp.hf.enable import state_of
 from radix_mlp.hf.fast_forward import FastForward
-from radix_mlp.hf.measured_costs import Costs, costs_of
 from radix_mlp.hf.support import decoder_of, is_proven
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.models.load import check_max_length, load, max_length_of
@@ -35,7 +34,6 @@ from radix_mlp.models.tiny import TINY_NAMES
 
 __all__ = ["Runner"]
 
-_UNKNOWN = object()
 Value = TypeVar("Value")
 
 
@@ -92,7 +90,6 @@ class Runner:
         self.feeding = Feeding()
         """Held while a batch is cut, planned or launched; those who tokenize ahead wait for it."""
         self._poolers: dict[str | None, Pooler] = {}
-        self._costs: Any = _UNKNOWN
         self._enabled_as: list[Any] | None = None
         self._model_lock = threading.RLock()
         self._prepare()
@@ -151,14 +148,6 @@ class Runner:
     def feeding_device(self) -> AbstractContextManager[None]:
         """`feeding`, but on a CPU, where to launch is to compute, nobody is kept waiting."""
         return nullcontext() if self.model.device.type == "cpu" else self.feeding
-
-    @property
-    def costs(self) -> Costs | None:
-        """What batches cost here folded and not, for `threshold="auto"` where no fused layers run; measured once."""
-        if self._costs is _UNKNOWN:
-            with self.model_turn():
-                self._costs = costs_of(self.model)
-        return self._costs
 
     @property
     def always_folds(self) -> bool:

@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.hf.forward import forward_compact
-from radix_mlp.hf.measured_costs import Costs
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.ops.send import send
@@ -102,13 +101,12 @@ def prepare_step(
     sequences: Sequence[Ids],
     threshold: float | Literal["auto"] = 1.0,
     needed_rows: NeededRows | None = None,
-    costs: Costs | None = None,
 ) -> PreparedStep:
-    """What `run_batch` does on the CPU: plan the batch, and decide whether to fold it, by `costs` where known."""
+    """What `run_batch` does on the CPU: plan the batch, and decide whether to fold it."""
     if threshold != 0:
         plan = plan_of(sequences)
         num_padded = len(sequences) * max(map(len, sequences))
-        if should_fold(plan, num_padded, threshold, costs)[0]:
+        if should_fold(plan, num_padded, threshold)[0]:
             return PreparedStep(sequences, plan, True, None if needed_rows is None else needed_rows(plan))
     return PreparedStep(sequences, unshared_plan(sequences), False, None)
 

@@ -184,8 +184,7 @@ class ServingLoop:
         plan_of([np.zeros(1, np.int32)])
         with self.engine.model_turn():
             # whatever the model's forward is made of is made before the first request
-            if self.engine.batch_threshold == "auto":
-                _ = self.engine.costs
+            _ = self.engine.batch_threshold
         while True:
             self._permits.acquire()
             taken = self._take()

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from radix_mlp.engine.batching.prefix_tree import RadixNode, RadixTree
-from radix_mlp.engine.batching.scheduler import PAIRS_PER_COMPACT_TOKEN, TOKENS_PER_COMPACT_TOKEN, Ids, causal_pairs
+from radix_mlp.engine.batching.scheduler import (
+    PAIRS_PER_COMPACT_TOKEN,
+    TOKENS_PER_COMPACT_TOKEN,
+    GroupOf,
+    Ids,
+    causal_pairs,
+)
 from radix_mlp.errors import InvalidInputError
 
 __all__ = ["ONLINE_ORDERS", "OnlineOrder", "OnlineScheduler", "Waiting"]
@@ -49,6 +55,7 @@ class OnlineScheduler:
         max_age: seconds after which a sequence is run in order of arrival, whatever it shares.
         order: `"prefix"`, or to compare with: `"arrival"` and `"shortest"` first.
         padded: batches will be padded instead of folded, so that is what the budget counts.
+        group_of: length of a sequence -> its group; a batch has sequences of one group. All have one unless given.
 
     Example:
         >>> import numpy as np
@@ -67,6 +74,7 @@ class OnlineScheduler:
         max_age: float = 1.0,
         order: OnlineOrder = "prefix",
         padded: bool = False,
+        group_of: GroupOf | None = None,
     ) -> None:
         if max_batch_tokens < 1:
             raise InvalidInputError(f"max_batch_tokens={max_batch_tokens}: must be at least 1.")
@@ -80,6 +88,7 @@ class OnlineScheduler:
         self.max_age = max_age
         self.order = order
         self.padded = padded
+        self.group_of = group_of
         self._tree: RadixTree[Waiting] = RadixTree()
         # dictionaries keep the order of arrival
         self._waiting: dict[Waiting, None] = {}
@@ -180,7 +189,13 @@ class _GrowingBatch:
 
     def fill(self, sequences: Iterable[Waiting]) -> bool:
         """Take sequences until one does not fit; tells whether all of them did."""
-        return all(self._take(waiting) for waiting in sequences if waiting not in self.sequences)
+        return all(
+            self._take(waiting) for waiting in sequences if waiting not in self.sequences and self._is_of_group(waiting)
+        )
+
+    def _is_of_group(self, waiting: Waiting) -> bool:
+        group_of = self.scheduler.group_of
+        return group_of is None or not self.sequences or group_of(self.longest) == group_of(len(waiting.ids))
 
     def _take(self, waiting: Waiting) -> bool:
         length = len(waiting.ids)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,7 @@ from radix_mlp.errors import InvalidInputError
 __all__ = [
     "ORDERS",
     "Batch",
+    "GroupOf",
     "Ids",
     "Order",
     "cut_by_budget",
@@ -22,12 +23,15 @@ __all__ = [
     "iter_schedule",
     "lexicographic_order",
     "schedule",
+    "split_by_group",
 ]
 
 Ids = NDArray[np.int32]
 """Token ids of one request, `[n]`."""
 Order = NDArray[np.int64]
 """Indices of requests, `[n]`."""
+GroupOf = Callable[[int], Hashable]
+"""Length of a request -> its group; requests of one batch are of one group."""
 
 TOKENS_PER_COMPACT_TOKEN = 64
 """A batch ends at this many times its budget in tokens, too: a million copies of a text stay plannable."""
@@ -73,10 +77,11 @@ ORDERS: dict[str, Callable[[Sequence[Ids]], Order]] = {
 }
 
 
-def schedule(sequences: Sequence[Ids], max_batch_tokens: int) -> list[Batch]:
+def schedule(sequences: Sequence[Ids], max_batch_tokens: int, group_of: GroupOf | None = None) -> list[Batch]:
     """Batches in lexicographic order, each of at most `max_batch_tokens` compact tokens.
 
-    A request longer than the budget gets a batch of its own.
+    A request longer than the budget gets a batch of its own. A batch has requests of one group, which `group_of` gives
+    by their lengths.
 
     Example:
         >>> import numpy as np
@@ -84,7 +89,14 @@ def schedule(sequences: Sequence[Ids], max_batch_tokens: int) -> list[Batch]:
         >>> [(batch.indices, batch.num_tokens, batch.num_compact) for batch in schedule(texts, 5)]
         [([0, 2], 6, 4), ([1], 2, 2)]
     """
-    return list(iter_schedule(sequences, max_batch_tokens))
+    if group_of is None:
+        return list(iter_schedule(sequences, max_batch_tokens))
+    batches: list[Batch] = []
+    for places in split_by_group(sequences, lexicographic_order(sequences), group_of).values():
+        rows = [sequences[place] for place in places]
+        cut = iter_schedule(rows, max_batch_tokens, np.arange(len(rows)))
+        batches += [replace(batch, indices=places[batch.indices].tolist()) for batch in cut]
+    return batches
 
 
 def iter_schedule(sequences: Sequence[Ids], max_batch_tokens: int, order: Order | None = None) -> Iterator[Batch]:
@@ -94,6 +106,19 @@ def iter_schedule(sequences: Sequence[Ids], max_batch_tokens: int, order: Order 
     """
     order = lexicographic_order(sequences) if order is None else order
     return _cut(sequences, order, order, max_batch_tokens)
+
+
+def split_by_group(sequences: Sequence[Ids], order: Order, group_of: GroupOf) -> dict[Hashable, Order]:
+    """The places of `order`, those of each group by itself; `group_of` gives it by a request's length.
+
+    >>> rows = [np.zeros(length, np.int32) for length in (1, 5, 2)]
+    >>> {group: places.tolist() for group, places in split_by_group(rows, np.arange(3), lambda n: n > 4).items()}
+    {False: [0, 2], True: [1]}
+    """
+    groups: dict[Hashable, list[int]] = {}
+    for place in order.tolist():
+        groups.setdefault(group_of(len(sequences[place])), []).append(place)
+    return {group: np.asarray(places, np.int64) for group, places in groups.items()}
 
 
 def cut_by_budget(
@@ -137,11 +162,16 @@ def cut_by_count(sequences: Sequence[Ids], order: Order, lexicographic: Order, s
     return [*batches, growing.take()] if growing.indices else batches
 
 
-def cut_by_padding(lengths: Sequence[int], max_batch_tokens: int) -> list[list[int]]:
-    """Longest first, each batch of at most `max_batch_tokens` tokens once padded: as models run unfolded."""
+def cut_by_padding(lengths: Sequence[int], max_batch_tokens: int, group_of: GroupOf | None = None) -> list[list[int]]:
+    """Longest first, each batch of at most `max_batch_tokens` tokens once padded: as models run unfolded.
+
+    Requests of different groups, which `group_of` gives by their lengths, are kept apart.
+    """
     batches: list[list[int]] = []
     for index in np.argsort([-length for length in lengths], kind="stable").tolist():
-        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= max_batch_tokens:
+        longest = lengths[batches[-1][0]] if batches else 0
+        together = batches and (group_of is None or group_of(longest) == group_of(lengths[index]))
+        if together and (len(batches[-1]) + 1) * longest <= max_batch_tokens:
             batches[-1].append(index)
         else:
             batches.append([index])

@@ -107,6 +107,7 @@ def launch(engine: Runner, prepared: PreparedBatch) -> LaunchedBatch:
     """Run the model on a batch, and the tasks on what it gives. An error of one task leaves the others alone."""
     began = time.perf_counter()
     with engine.model_turn(), engine.feeding_device(), torch.inference_mode():
+        engine.rope.reset()
         hidden, found = _run_current(engine, prepared)
         done = None
         if hidden.is_cuda:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 
-from radix_mlp.engine.batching.scheduler import Order, cut_by_padding, iter_schedule, schedule
+from radix_mlp.engine.batching.scheduler import (
+    Order,
+    cut_by_padding,
+    iter_schedule,
+    schedule,
+    split_by_group,
+)
 from radix_mlp.engine.execution.batch import FailedBatch, LaunchedBatch, PreparedBatch, launch_or_halve, prepare
 from radix_mlp.engine.execution.device_priority import steps_within
 from radix_mlp.engine.execution.isolation import isolated
@@ -127,9 +133,10 @@ class _Arriving:
         for window in self._windows:
             self.add([] if window is None else window[0])
         sequences = [item.ids for item in self.items]
-        padded = cut_by_padding([len(sequence) for sequence in sequences], engine.max_batch_tokens)
+        group_of = engine.rope.group
+        padded = cut_by_padding([len(sequence) for sequence in sequences], engine.max_batch_tokens, group_of)
         if threshold == "auto":
-            folded = schedule(sequences, engine.max_batch_tokens)
+            folded = schedule(sequences, engine.max_batch_tokens, group_of)
             padded_rows = [len(batch) * len(sequences[batch[0]]) for batch in padded]
             pays, self.decision = folding_pays([batch.num_compact for batch in folded], padded_rows)
             if pays:
@@ -138,24 +145,30 @@ class _Arriving:
         return iter([(places, 0.0) for places in padded])
 
     def _folded(self, engine: Runner) -> Iterator[list[int]]:
-        held: list[int] = []
+        # what is left of each group, to be filled up from the next window
+        held: dict[Hashable, list[int]] = {}
         for window in self._windows:
             if window is None:
-                if held:
-                    yield held
-                held = []
+                yield from held.values()
+                held = {}
                 continue
             first = self.add(window[0])
-            places = [*held, *(first + window[1]).tolist()]
-            held = []
-            sequences = [self.items[place].ids for place in places]
-            batches = iter_schedule(sequences, engine.max_batch_tokens, np.arange(len(places)))
-            for batch in steps_within(engine.feeding_device(), batches):
-                if held:
-                    yield held
-                held = [places[index] for index in batch.indices]
-        if held:
-            yield held
+            sequences = [item.ids for item in window[0]]
+            for group, order in split_by_group(sequences, window[1], engine.rope.group).items():
+                places = [*held.pop(group, []), *(first + order).tolist()]
+                yield from self._cut(engine, places, group, held)
+        yield from held.values()
+
+    def _cut(
+        self, engine: Runner, places: list[int], group: Hashable, held: dict[Hashable, list[int]]
+    ) -> Iterator[list[int]]:
+        """All batches but the last, which is held."""
+        sequences = [self.items[place].ids for place in places]
+        batches = iter_schedule(sequences, engine.max_batch_tokens, np.arange(len(places)))
+        for batch in steps_within(engine.feeding_device(), batches):
+            if group in held:
+                yield held[group]
+            held[group] = [places[index] for index in batch.indices]
 
 
 def _launched(engine: Runner, arriving: _Arriving) -> Iterator[LaunchedBatch]:

@@ -25,6 +25,7 @@ from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError
 from radix_mlp.hf import disable, enable, is_enabled
 from radix_mlp.hf.enable import state_of
 from radix_mlp.hf.fast_forward import FastForward
+from radix_mlp.hf.length_dependent_rope import LengthDependentRope
 from radix_mlp.hf.support import decoder_of, is_proven
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.models.load import check_max_length, load, max_length_of
@@ -83,6 +84,8 @@ class Runner:
         check_max_length(self.model, self.max_length)
         self.threshold: float | Literal["auto"] = threshold
         self.impl = impl
+        self.rope = LengthDependentRope(decoder_of(self.model))
+        """Which lengths may share a batch."""
         self.stats = JobStats()
         """Of the last job."""
         self.checked_heads: set[Any] = set()

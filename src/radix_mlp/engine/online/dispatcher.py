@@ -58,7 +58,12 @@ class Front:
         self.engine = engine
         self.max_concurrent_requests = max_concurrent_requests
         scheduler = OnlineScheduler(
-            engine.max_batch_tokens, max_wait=max_wait, max_age=max_age, order=order, padded=engine.threshold == 0
+            engine.max_batch_tokens,
+            max_wait=max_wait,
+            max_age=max_age,
+            order=order,
+            padded=engine.threshold == 0,
+            group_of=engine.rope.group,
         )
         # a tokenizer keeps how it cuts texts between calls, so two threads never share one
         self._tokenizers: SimpleQueue[Any] = SimpleQueue()

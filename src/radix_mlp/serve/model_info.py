@@ -39,6 +39,8 @@ class ModelInfo:
     has_labels: bool
     """Whether it is a classifier, be it one that serves as a reranker."""
     labels: list[str]
+    label_scores: Literal["probability", "log-odds", "number"]
+    """What a classifier's scores are: of one label they are log-odds, of a regression numbers of any size."""
     pooling: str | None
     dimensions: int | None
     """Length of an embedding; None for other types."""
@@ -94,6 +96,7 @@ def model_info(engine: Engine, settings: ServeSettings, sha: str | None = None) 
         type=kind,
         has_labels=has_labels,
         labels=label_names(engine.model) if has_labels else [],
+        label_scores=_label_scores(engine) if has_labels else "number",
         pooling=pooling,
         dimensions=dimensions,
         template=_template(engine, kind, settings),
@@ -112,6 +115,15 @@ def _template(engine: Engine, kind: ModelType, settings: ServeSettings) -> str |
             f"--template {settings.template} is for rerankers, and {settings.model_id} is of the type {kind}."
         )
     return None
+
+
+def _label_scores(engine: Engine) -> Literal["probability", "log-odds", "number"]:
+    problem = engine.model.config.problem_type
+    if problem == "multi_label_classification":
+        return "probability"
+    if len(label_names(engine.model)) == 1:
+        return "log-odds"
+    return "number" if problem == "regression" else "probability"
 
 
 def _tasks(engine: Engine, kind: ModelType, has_labels: bool) -> list[str]:

@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Annotated, Any
 
+import numpy as np
 from fastapi import Depends, Request
 from starlette.responses import Response
 
 from radix_mlp.engine.async_engine import Answer
+from radix_mlp.engine.tasks.classify import Labels
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.serve.api.error_bodies import OpenAIError, TeiError
 from radix_mlp.serve.http.responses import json_answer
+from radix_mlp.serve.model_info import ModelInfo
 from radix_mlp.serve.service import Service
 
-__all__ = ["OPENAI_ERRORS", "RERANK_ERRORS", "TEI_ERRORS", "ServiceOf", "answered", "as_list", "head", "usage"]
+__all__ = [
+    "OPENAI_ERRORS",
+    "RERANK_ERRORS",
+    "TEI_ERRORS",
+    "ServiceOf",
+    "answered",
+    "as_list",
+    "head",
+    "probabilities",
+    "usage",
+]
 
 _REASONS = {
     400: "Not JSON, or nothing in it",
@@ -92,6 +106,13 @@ def answered(request: Request, service: Service, answer: Answer[Any], body: Any)
     )
     request.state.log_fields["tokens"] = answer.num_tokens
     return json_answer(body, headers)
+
+
+def probabilities(found: Sequence[Labels], info: ModelInfo) -> list[Labels]:
+    """Scores of labels, with that of a label which has no others made a probability, as TEI and vLLM do."""
+    if info.label_scores != "log-odds":
+        return list(found)
+    return [Labels(info.labels, (1 + np.tanh(labels.scores / 2)) / 2) for labels in found]
 
 
 def head(service: Service, kind: str, prefix: str) -> dict[str, Any]:

@@ -11,10 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.responses import Response
 
-from radix_mlp.engine.tasks.classify import Label
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.api import tei_bodies as tei
-from radix_mlp.serve.api.common import RERANK_ERRORS, TEI_ERRORS, ServiceOf, answered, as_list
+from radix_mlp.serve.api.common import RERANK_ERRORS, TEI_ERRORS, ServiceOf, answered, as_list, probabilities
 from radix_mlp.serve.api.error_bodies import Prediction, Rank, Ranking, Token
 from radix_mlp.serve.api.rerank import rerank_other
 from radix_mlp.serve.api.rerank_bodies import RerankRequest, TeiOrOtherRerank
@@ -85,9 +84,8 @@ async def predict(request: Request, body: tei.PredictRequest, service: ServiceOf
         left=_left(body.truncation_direction),
         single=single,
     )
-    # one label has no others to be weighed against
-    alone = len(service.info.labels) == 1 and not body.raw_scores
-    found = [[_prediction(label, alone=alone) for label in labels] for labels in answer.value]
+    rows = answer.value if body.raw_scores else probabilities(answer.value, service.info)
+    found = [[{"score": np.float32(score), "label": label} for label, score in labels] for labels in rows]
     return answered(request, service, answer, found[0] if single else found)
 
 
@@ -183,8 +181,3 @@ def _text_or_pair(item: str | list[str]) -> str | tuple[str, str]:
     if len(item) == 2:
         return item[0], item[1]
     raise InvalidInputError(f"`inputs`: a text or a pair of texts, not {len(item)} texts.")
-
-
-def _prediction(label: Label, *, alone: bool) -> dict[str, Any]:
-    score = 1 / (1 + np.exp(-label.score)) if alone else label.score
-    return {"score": np.float32(score), "label": label.label}

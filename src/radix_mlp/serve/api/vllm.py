@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from starlette.responses import Response
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.serve.api.common import OPENAI_ERRORS, ServiceOf, answered, as_list, head, usage
+from radix_mlp.serve.api.common import OPENAI_ERRORS, ServiceOf, answered, as_list, head, probabilities, usage
 from radix_mlp.serve.api.error_bodies import Classes, Pooled, Scores
 from radix_mlp.serve.api.vllm_bodies import ClassifyRequest, GenerativeScoringRequest, PoolingRequest, ScoreRequest
 from radix_mlp.serve.http.errors import WrongBodyError, WrongModelError
@@ -56,10 +56,12 @@ async def classify(request: Request, body: ClassifyRequest, service: ServiceOf) 
     """The label of every text, and the probability of each label."""
     if not service.info.has_labels:
         raise WrongModelError("model is not a classifier model")
+    if service.info.label_scores == "number":
+        raise WrongModelError("model is a regression, which has no probabilities; /pooling gives its numbers")
     texts, single = as_list(body.input)
     answer = await service.classify(texts, max_tokens=body.truncate_prompt_tokens, single=single, name="input")
     data = []
-    for index, found in enumerate(answer.value):
+    for index, found in enumerate(probabilities(answer.value, service.info)):
         probs = list(found.scores.astype(np.float32))
         data.append({"index": index, "label": found[0].label, "probs": probs, "num_classes": len(probs)})
     body_ = {**head(service, "list", "classify"), "data": data, "usage": usage(answer)}
@@ -68,7 +70,7 @@ async def classify(request: Request, body: ClassifyRequest, service: ServiceOf) 
 
 @router.post("/pooling", responses={200: {"model": Pooled}})
 async def pooling(request: Request, body: PoolingRequest, service: ServiceOf) -> Response:
-    """A vector a token (the default) or a text, of length 1; or every label's score."""
+    """A vector a token (the default) or a text, of length 1; or every label's probability (a regression's numbers)."""
     texts, single = as_list(body.input)
     task = body.task or ("token_embed" if service.info.type == "embedding" else "classify")
     answer: Any
@@ -84,7 +86,7 @@ async def pooling(request: Request, body: PoolingRequest, service: ServiceOf) ->
         if not service.info.has_labels:
             raise WrongModelError("model is not a classifier model")
         answer = await service.classify(texts, max_tokens=body.truncate_prompt_tokens, name="input", single=single)
-        rows = [found.scores.astype(np.float32) for found in answer.value]
+        rows = [found.scores.astype(np.float32) for found in probabilities(answer.value, service.info)]
     data = [{"index": index, "object": "pooling", "data": row} for index, row in enumerate(rows)]
     return answered(request, service, answer, {**head(service, "list", "pool"), "data": data, "usage": usage(answer)})
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["FailedBatch", "LaunchedBatch", "PreparedBatch", "collect", "fill", "has_nan", "launch"]
 __all__ += ["launch_or_halve", "prepare"]
 
+OUT_OF_MEMORY = ("DefaultCPUAllocator: ", "MPS backend out of memory")
+"""In messages of torch's own, which are plain RuntimeErrors."""
 MAX_FAILURES = 64
 """Launches of parts of one batch that may fail before the rest of it is given up."""
 
@@ -199,7 +201,7 @@ def launch_or_halve(
         try:
             launched = launch(engine, part if isinstance(part, PreparedBatch) else prepare(engine, part))
         except Exception as caught:
-            out_of_memory = isinstance(caught, torch.OutOfMemoryError)
+            out_of_memory = is_out_of_memory(caught)
             if not (retry or out_of_memory):
                 raise
             # the traceback holds the tensors of the launch that failed
@@ -215,6 +217,17 @@ def launch_or_halve(
             waiting += [items[middle:], items[:middle]]
         else:
             yield FailedBatch(items, _too_large(engine, items[0], error) if out_of_memory else error)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on whatever device: only CUDA has an exception of its own for it.
+
+    >>> is_out_of_memory(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes."))
+    True
+    """
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
 def _too_large(engine: Runner, item: Item, cause: Exception) -> DeviceMemoryError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -19,11 +18,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from radix_mlp.engine.execution.batch import LaunchedBatch, fill
 from radix_mlp.engine.execution.device_priority import Feeding
 from radix_mlp.engine.execution.job import JobStats, Progress, Window, run_job
+from radix_mlp.engine.execution.model_lock import lock_of
 from radix_mlp.engine.execution.tokenize_ahead import SMALL_WINDOWS
 from radix_mlp.engine.task import Call
 from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError
-from radix_mlp.hf import disable, enable, is_enabled
-from radix_mlp.hf.enable import state_of
+from radix_mlp.hf import disable, enable
+from radix_mlp.hf.enable import folding_forward_of, state_of
 from radix_mlp.hf.fast_forward import FastForward
 from radix_mlp.hf.length_dependent_rope import LengthDependentRope
 from radix_mlp.hf.support import decoder_of, is_proven
@@ -94,7 +94,7 @@ class Runner:
         """Held while a batch is cut, planned or launched; those who tokenize ahead wait for it."""
         self._poolers: dict[str | None, Pooler] = {}
         self._enabled_as: list[Any] | None = None
-        self._model_lock = threading.RLock()
+        self._model_lock = lock_of(self.model)
         self._prepare()
 
     def unfolded(self) -> Self:
@@ -135,6 +135,17 @@ class Runner:
             proven = is_proven(decoder_of(self.model))
             self._enabled_as = [self.impl, *state_of(self.model)] if proven else None
 
+    def _is_prepared(self) -> bool:
+        """Whether the model is as this engine wants it; another one may have had it."""
+        enabled = folding_forward_of(self.model)
+        if self.threshold == 0 or enabled is None:
+            return (enabled is None) == (self.threshold == 0)
+        return enabled.settings.impl == self.impl
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Held for a job, by the thread that runs it; `EngineDeadError` in a process forked from the midst of one."""
+        return self._model_lock.inside()
+
     def _start_job(self) -> None:
         # another thread may be in the middle of a batch
         with self._model_lock, self.feeding_device():
@@ -144,7 +155,7 @@ class Runner:
     def model_turn(self) -> Iterator[None]:
         """The model to oneself, enabled as this engine wants it, for one batch."""
         with self._model_lock:
-            if is_enabled(self.model) == (self.threshold == 0):
+            if not self._is_prepared():
                 self._prepare()
             yield
 
@@ -198,10 +209,11 @@ class Runner:
         self, windows: Iterable[Window | None], count: int, progress: Progress | None = None
     ) -> Iterator[tuple[list[int], LaunchedBatch]]:
         """As `run_calls`, of items with an order in which those that share are neighbours; None: no more for now."""
-        self._start_job()
-        # another thread's job may put its own in its place
-        stats = self.stats = JobStats(num_requests=count)
-        yield from run_job(self, windows, count, stats, progress)
+        with self.inside():
+            self._start_job()
+            # another thread's job may put its own in its place
+            stats = self.stats = JobStats(num_requests=count)
+            yield from run_job(self, windows, count, stats, progress)
 
     @property
     def vocabulary(self) -> int:

@@ -42,6 +42,13 @@ def answer_in_windows(
     Texts are taken in the order of their characters, so that those which share a prefix are neighbours, as in the order
     of token ids. Whatever is wrong with a text is told as if all had been tokenized at once.
     """
+    with engine.inside():
+        return _answer_in_windows(engine, make_call, given, progress)
+
+
+def _answer_in_windows(
+    engine: Runner, make_call: Callable[[Sequence[Any]], Call[Value]], given: Sequence[Any], progress: Progress | None
+) -> Value:
     windows = cut_by_text(given) if engine.always_folds else []
     if len(windows) < 2:
         return engine.answer(make_call(given), progress)

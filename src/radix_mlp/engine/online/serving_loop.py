@@ -103,6 +103,8 @@ class ServingLoop:
             raise self._dead()
         if self._is_stopping:
             raise EngineClosedError("the engine is closed and takes no more requests.")
+        if not all(thread.is_alive() for thread in self._threads):
+            raise EngineDeadError("the engine's threads are not in this process, which was forked. Start a new one.")
 
     def expect(self, ticket: Ticket) -> None:
         """A call is being tokenized: an idle device waits for it, until it is submitted or dropped."""

@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from tests.cli.commands import LIMIT, PAIRS, TEXTS, jsonl, run
 from tests.models.sentence_transformers_folders import dense_config, write_folder
+from tokenizers.processors import TemplateProcessing
 
 import radix_mlp
 from radix_mlp import Engine
+from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 COMMANDS = ("demo", "embed", "rerank", "classify", "score", "explain", "verify")
 
@@ -127,6 +129,28 @@ def test_score_to_every_format(tmp_path, pairs, suffix):
     assert [row["logprob"] for row in rows] == pytest.approx(expected, abs=1e-4)
     assert [row["is_greedy"] for row in rows] == [score.is_greedy for score in scores]
     assert [len(row["token_logprobs"]) for row in rows] == [len(pair[1]) for pair in PAIRS]
+
+
+def test_score_begins_as_the_tokenizer_does_unless_told(tmp_path, pairs):
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|bos|> $A", pair="<|bos|> $A $B", special_tokens=[("<|bos|>", 257)]
+    )
+    folder = tmp_path / "model"
+    tiny_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    begun = [("<|bos|>" + context, continuation) for context, continuation in PAIRS]
+    plain = Engine("tiny").score(PAIRS)
+    for options, expected in (
+        ([], Engine("tiny").score(begun)),
+        (["--add-bos"], Engine("tiny").score(begun)),
+        (["--no-add-bos"], plain),
+    ):
+        result = run("score", pairs, "-m", str(folder), *options)
+        assert result.exit_code == 0, result.output
+        found = [json.loads(line)["logprob"] for line in result.stdout.splitlines()]
+        assert found == pytest.approx([score.logprob for score in expected], abs=1e-4)
+    assert any(abs(a.logprob - b.logprob) > 0.1 for a, b in zip(plain, Engine("tiny").score(begun), strict=True))
 
 
 @pytest.mark.parametrize("command", ["embed", "score"])

@@ -75,7 +75,10 @@ def _missing_error(name: str, model: PreTrainedModel, missing: list[str], unexpe
     renamed = [key for key in unexpected if key.endswith(tuple(f".{lost}" for lost in missing))]
     only_head = trunk is not None and not any(key.removeprefix(prefix) in trunk for key in missing)
     if only_head:
-        advice = "Load what it holds with kind='trunk' (or 'causal', 'classifier')."
+        advice = (
+            "Load what it holds with kind='trunk' (or 'causal', 'classifier'); an output head that is the embedding "
+            "table needs tie_word_embeddings in config.json."
+        )
     elif renamed:
         advice = (
             f"It has {_listed(renamed)}: if these are the same weights under other names, rename them as "

@@ -57,12 +57,14 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
         check_own_tokenizer(name, model_settings, "config.json", trusted=trust_remote_code)
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+        check_special_tokens(name, tokenizer, settings)
     except (RadixError, MemoryError):
         raise
-    except Exception as error:
+    except BaseException as error:
         # the parts of a tokenizer's files are read by different libraries, each with errors of its own
-        raise not_loaded("tokenizer", name, error) from error
-    check_special_tokens(name, tokenizer, settings)
+        if isinstance(error, Exception) or _is_panic(error):
+            raise not_loaded("tokenizer", name, error) from error
+        raise
     return tokenizer
 
 
@@ -127,14 +129,17 @@ def check_folder(name: str, argument: str, needed: str) -> None:
         )
 
 
-def not_loaded(argument: str, name: str, error: Exception) -> InvalidInputError:
+def not_loaded(argument: str, name: str, error: BaseException) -> InvalidInputError:
     """The error to raise when transformers could not load `name`."""
     if "trust_remote_code" in str(error):
         advice = "It brings its own code: read it, then allow it with trust_remote_code (--trust-remote-code)."
     elif Path(name).is_dir():
         advice = "The folder's files could not be read as one that save_pretrained wrote."
         broken = _broken_file(Path(name))
-        advice += f" {broken} is damaged or cut short: copy it again." if broken else ""
+        if broken:
+            advice += f" {broken} is damaged or incomplete: copy it again."
+        elif argument == "tokenizer" and not (Path(name) / "tokenizer.json").is_file():
+            advice += " There is no tokenizer.json."
     else:
         advice = (
             "Without a network, give the folder of a downloaded model, or 'small'; for a gated one, log in with "
@@ -145,20 +150,30 @@ def not_loaded(argument: str, name: str, error: Exception) -> InvalidInputError:
     return InvalidInputError(f"{argument}={name!r} could not be loaded. {advice} ({type(error).__name__}: {reason})")
 
 
+def _is_panic(error: BaseException) -> bool:
+    """Whether Rust code ended in a panic, which is no Exception: a tokenizer whose parts do not fit together."""
+    return type(error).__name__ == "PanicException"
+
+
 def _broken_file(folder: Path) -> str | None:
-    """The first of a folder's files that is no JSON, or no safetensors, by its name."""
+    """The first of a folder's files that is no JSON, no safetensors or no tokenizer, by its name."""
     from safetensors import safe_open
+    from tokenizers import Tokenizer
 
     for path in sorted(folder.iterdir()):
         try:
-            if path.suffix == ".json":
+            if path.name == "tokenizer.json":
+                Tokenizer.from_file(str(path)).encode("a")
+            elif path.suffix == ".json":
                 json.loads(path.read_text(encoding="utf-8"))
             elif path.suffix == ".safetensors":
                 with safe_open(path, framework="np"):
                     pass
-        except Exception:
+        except BaseException as error:
             # each library has errors of its own for a file that it cannot read
-            return path.name
+            if isinstance(error, Exception) or _is_panic(error):
+                return path.name
+            raise
     return None
 
 

@@ -171,6 +171,10 @@ def _answer_tokens(folder: FolderSettings, tokenizer: PreTrainedTokenizerBase) -
         if module.kind != "LogitScore" or len(folder.modules) > 1:
             raise folder.unsupported(f"its modules are {', '.join(module.kind for module in folder.modules)}")
         found = (module.config.get("true_token_id"), module.config.get("false_token_id"))
+        if found[0] is None:
+            raise InvalidInputError(
+                f"{folder.name}/{module.path}/config.json: true_token_id is missing, the token that means relevant."
+            )
         return [int(token) for token in found if token is not None]
     tokens: list[int] = []
     for answer in ANSWERS:

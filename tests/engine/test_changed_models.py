@@ -55,15 +55,11 @@ def adapted(model):
     get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
 
 
-def hooked(model):
-    model.model.layers[1].mlp.register_forward_hook(lambda module, given, found: 2 * found)
-
-
 def other_layer(model):
     model.model.layers[0].mlp = tiny_model(seed=1, dtype=torch.float64).model.layers[0].mlp
 
 
-@pytest.mark.parametrize("change", [disabled, enabled_otherwise, other_attention, adapted, hooked, other_layer])
+@pytest.mark.parametrize("change", [disabled, enabled_otherwise, other_attention, adapted, other_layer])
 def test_changes_are_seen(engine, change):
     before = engine.embed(TEXTS)
     change(engine.model)
@@ -72,8 +68,26 @@ def test_changes_are_seen(engine, change):
     engine.embed(TEXTS)
     assert engine.enabled == 1
     assert np.allclose(found, vectors_of(engine.model), atol=1e-6)
-    changes_answers = change in (adapted, hooked, other_layer)
+    changes_answers = change in (adapted, other_layer)
     assert np.allclose(found, before, atol=1e-6) != changes_answers
+
+
+def doubled(module, given, found):
+    return 2 * found
+
+
+def test_hooks_run_unfolded_or_are_refused(engine):
+    engine.embed(TEXTS)
+    hook = engine.model.model.layers[1].mlp.register_forward_hook(doubled)
+    with pytest.raises(UnsupportedModelError, match="the hook doubled"):
+        engine.embed(TEXTS)
+    engine.threshold = "auto"
+    with pytest.warns(UserWarning, match="the hook doubled"):
+        found = engine.embed(TEXTS)
+    assert np.allclose(found, vectors_of(engine.model), atol=1e-6)
+    hook.remove()
+    engine.embed(TEXTS)
+    assert engine.stats.num_compact < engine.stats.num_tokens
 
 
 def both_directions(model):
@@ -116,12 +130,12 @@ class MixingMLP(torch.nn.Module):
         return self.inner(x + x.roll(1, dims=-2) if self.mixes else x)
 
 
-def test_models_of_somebodys_own_are_tried_by_every_job(engine):
+def test_models_of_somebodys_own_are_tried_whenever_their_state_changes(engine):
     layer = engine.model.model.layers[0]
     layer.mlp = MixingMLP(layer.mlp)
     first = engine.embed(TEXTS)
     assert np.array_equal(engine.embed(TEXTS), first)
-    assert engine.enabled == 2
+    assert engine.enabled == 1
     layer.mlp.mixes = True
     with pytest.raises(UnsupportedModelError, match="trial fold"):
         engine.embed(TEXTS)

@@ -167,15 +167,12 @@ def test_a_head_that_does_more_is_refused_until_it_is_given(sequences) -> None:
 def test_a_forward_put_on_the_head_is_not_left_out(sequences) -> None:
     model = radix_mlp.enable(tiny_model("llama"))
     batch = TreeBatch.from_sequences(sequences)
-    before = tree_logprobs(model, batch).logprob
+    tree_logprobs(model, batch)
     own = model.lm_head.forward
-    # as accelerate wraps layers, after the head was looked at
+    # after the head was looked at
     model.lm_head.forward = lambda hidden: own(hidden).roll(1, -1)
-    found = tree_logprobs(model, batch).logprob
-    logits = model(sequences[0][None]).logits[0].log_softmax(-1)
-    first = batch.edges.token_edge[1 : len(sequences[0])]
-    torch.testing.assert_close(found[first], logits[:-1].gather(1, sequences[0][1:, None])[:, 0])
-    assert not torch.allclose(found, before)
+    with pytest.raises(UnsupportedCallError, match="the forward of lm_head was replaced"):
+        tree_logprobs(model, batch)
 
 
 def test_adapters_on_the_head_are_not_left_out(sequences) -> None:

@@ -20,6 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.attention_count import note_tree_seen_by
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.hf.windows import Windows, window_of
 from radix_mlp.ops import AttentionTree, tree_attention
@@ -97,6 +98,7 @@ def _radix_attention(
             f"{type(module).__name__} replaced the tree mask of a folded call by its own (got {found}), so its "
             "attention is not plain causal attention. Call radix_mlp.disable(model) and run it unfolded."
         )
+    note_tree_seen_by(module)
     if args:
         raise UnsupportedModelError(f"{type(module).__name__} passes attention options by position; run it unfolded.")
     if radix_tree is None:

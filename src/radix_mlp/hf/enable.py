@@ -12,9 +12,8 @@ from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedMo
 from radix_mlp.hf.adapters import pretrained_in
 from radix_mlp.hf.attention_function import FALLBACKS, fallback_of, register
 from radix_mlp.hf.folding_forward import CallReport, FoldingForward, HeadForward, Settings, refuse_data_parallel
-from radix_mlp.hf.fused.layers import fingerprint
-from radix_mlp.hf.probe import probe
-from radix_mlp.hf.support import decoder_of, is_proven, why_unsupported
+from radix_mlp.hf.fingerprint import fingerprint
+from radix_mlp.hf.support import decoder_of, why_unsupported
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.ops.attention.registry import COMPOSITES, IMPLS
 
@@ -74,12 +73,14 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
     install(FoldingForward(trunk, settings))
     if inner is not trunk:
         install(FoldingForward(inner, settings) if _is_causal_lm(inner) else HeadForward(inner, settings))
-    if not is_proven(trunk):
-        try:
-            probe(trunk)
-        except UnsupportedModelError:
+    for module in (trunk, inner):
+        forward = folding_forward_of(module)
+        if forward is None or isinstance(forward, HeadForward):
+            continue
+        reason = forward.examination.reason_to_refuse()
+        if reason is not None:
             disable(model)
-            raise
+            raise UnsupportedModelError(f"{reason}.")
     return model
 
 
@@ -92,12 +93,14 @@ def disable(model: AnyModel) -> AnyModel:
             continue
         state = module.__dict__
         del state["_radix"], state["_replicate_for_data_parallel"]
-        # somebody's wrapper around ours stays, and ours then only passes calls on
         is_outermost = state.get("forward") is enabled
         if is_outermost:
             del state["forward"]
             if enabled.previous is not None:
                 state["forward"] = enabled.previous
+        else:
+            # somebody's wrapper around ours stays, and ours then only passes calls on
+            state["_radix_within"] = enabled
         enabled.settings.threshold = 0
         _set_attention(inner, enabled.settings.fallback)
     return model
@@ -109,11 +112,8 @@ def is_enabled(model: torch.nn.Module) -> bool:
 
 
 def state_of(model: torch.nn.Module) -> list[Any]:
-    """What `enable` looks at and what it sets: while this stays equal, it would find and do the same once more.
-
-    That is so for proven types only; of others a trial fold tells, which this cannot stand for.
-    """
-    found: list[Any] = [fingerprint(model)]
+    """What `enable` looks at and what it sets: while this stays equal, it would find and do the same once more."""
+    found: list[Any] = [fingerprint(model, addresses=True)]
     inner = _pretrained(model)
     for module in (inner, decoder_of(inner)):
         forward = folding_forward_of(module)
@@ -168,7 +168,14 @@ def _is_causal_lm(model: PreTrainedModel) -> bool:
 def install(forward: FoldingForward) -> None:
     """Make this the forward of its module: `disable` removes it and brings back `forward.previous`."""
     # in the instance's dictionary, past torch's __setattr__: class, parameters and state_dict stay as they are
-    forward.module.__dict__.update(_radix=forward, forward=forward, _replicate_for_data_parallel=refuse_data_parallel)
+    state = forward.module.__dict__
+    within = state.get("_radix_within")
+    if within is not None and "forward" in state:
+        # a wrapper of somebody's keeps standing around us, and sees its caller's layout
+        within.successor, forward.previous = forward, within.previous
+    else:
+        state["forward"] = forward
+    state.update(_radix=forward, _replicate_for_data_parallel=refuse_data_parallel)
 
 
 def folding_forward_of(module: PreTrainedModel) -> FoldingForward | None:

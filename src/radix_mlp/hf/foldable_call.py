@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-__all__ = ["USES_CACHE", "FoldableCall", "read_call", "reason_of_modules", "selects_logits"]
+__all__ = ["USES_CACHE", "FoldableCall", "read_call", "selects_logits"]
 
 USES_CACHE = "a key-value cache is used"
 
@@ -33,9 +33,6 @@ _HARMLESS_ARGUMENTS = {
 }
 
 _INTEGERS = (torch.int32, torch.int64)
-
-# transformers' and torch's own hooks that take rows as they come
-_HARMLESS_HOOKS = ("transformers.utils.output_capturing", "transformers.modeling_utils", "torch.", "accelerate.")
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class FoldableCall:
 def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableCall | str:
     """Read the arguments of a forward call; a string is the reason why this call cannot be folded."""
     given = {name: value for name, value in arguments.items() if value is not None}
-    reason = _reason_of_arguments(model, given) or reason_of_modules(model)
+    reason = _reason_of_arguments(model, given)
     if reason is not None:
         return reason
     input_ids: torch.Tensor = given["input_ids"]
@@ -137,36 +134,6 @@ def selects_logits(arguments: Mapping[str, Any]) -> bool:
     """Whether `logits_to_keep` asks for some columns only; 0 and None stand for all."""
     kept = arguments.get("logits_to_keep")
     return isinstance(kept, torch.Tensor) or bool(kept)
-
-
-def reason_of_modules(model: PreTrainedModel) -> str | None:
-    """What in the model itself makes a token's row depend on more than its left context, or shows rows to others."""
-    for name, module in model.named_modules():
-        if module.training and (random := _randomness(module)):
-            return f"{name}{random} is above 0 in training: copies of a token would share one random draw"
-        if module is model:
-            # hooks of the module that was called see the caller's layout
-            continue
-        for hook in (hook for hooks in _hooks_of(module) for hook in hooks.values()):
-            function = getattr(hook, "func", hook)
-            if not (getattr(function, "__module__", None) or "").startswith(_HARMLESS_HOOKS):
-                shown = getattr(function, "__name__", function)
-                return f"{name} has the hook {shown}, which would see compact rows"
-    return None
-
-
-def _hooks_of(module: torch.nn.Module) -> tuple[Mapping[int, Any], ...]:
-    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
-
-
-def _randomness(module: torch.nn.Module) -> str | None:
-    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
-        return ".p" if module.p > 0 else None
-    for name, value in vars(module).items():
-        is_random = ("drop" in name or "jitter" in name) and "layerdrop" not in name
-        if is_random and isinstance(value, float) and value > 0:
-            return f".{name}"
-    return None
 
 
 def _reason_of_labels(given: Mapping[str, Any], call: FoldableCall) -> str | None:

@@ -15,10 +15,13 @@ import torch
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.attention_count import every_layer_sees_the_tree
 from radix_mlp.hf.attention_function import register
+from radix_mlp.hf.examination import Examination
 from radix_mlp.hf.foldable_call import USES_CACHE, FoldableCall, read_call
 from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
 from radix_mlp.hf.forward import check_token_ids, signature_of
+from radix_mlp.hf.origin import is_stock
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.plan import RadixPlan, build_plan
@@ -81,6 +84,9 @@ class FoldingForward:
         self.module = module
         self.settings = settings
         self.previous: Callable[..., Any] | None = module.__dict__.get("forward")
+        self.examination = Examination(self)
+        # of a later `enable`, where this one stays inside of a wrapper that somebody put around it
+        self.successor: FoldingForward | None = None
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -89,6 +95,8 @@ class FoldingForward:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a call of the module."""
+        if self.successor is not None:
+            return self.successor(*args, **kwargs)
         # accelerate's unwrap_model(keep_fp32_wrapper=False) makes this object a method of the module
         is_method = len(args) > 0 and args[0] is self.module
         return self.call(*(args[1:] if is_method else args), **kwargs)
@@ -101,7 +109,7 @@ class FoldingForward:
         folded = self._fold(args, kwargs)
         if folded is not None:
             try:
-                return folded.unfold(run(**folded.arguments))
+                return self._run_compact(folded)
             except (UnsupportedCallError, UnsupportedModelError) as error:
                 self.settings.note_failed(error)
         return self.run_unfolded(args, kwargs)
@@ -121,6 +129,27 @@ class FoldingForward:
     @torch.compiler.disable
     def _stays_unfolded(self) -> bool:
         return threading.get_ident() in self.settings.unfolded_threads
+
+    def run_folded(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        """A call that is folded, whatever that spares and whatever stands in the way."""
+        arguments = {"input_ids": input_ids, "attention_mask": attention_mask}
+        call = read_call(self.module, arguments)
+        if isinstance(call, str):
+            raise UnsupportedCallError(call)
+        plan = build_plan(call.input_ids, call.cu_seq_lengths).to(input_ids.device, tree=False)
+        return self._run_compact(FoldedCall(self.module, arguments, call, plan))
+
+    def run_alone(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Any:
+        """A call that runs as without us, its trunk included."""
+        arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False, "return_dict": True}
+        return self.run_unfolded((), arguments)
+
+    def _run_compact(self, folded: FoldedCall) -> Any:
+        if torch.compiler.is_compiling():
+            return folded.unfold(self._run(**folded.arguments))
+        with every_layer_sees_the_tree(self.module, self.examination.num_attention_layers):
+            outputs = self._run(**folded.arguments)
+        return folded.unfold(outputs)
 
     @property
     def _run(self) -> Callable[..., Any]:
@@ -163,7 +192,7 @@ class FoldingForward:
             settings.last_call = CallReport(False, "threshold is 0")
             return None
         call = read_call(self.module, arguments)
-        reason = call if isinstance(call, str) else also(call)
+        reason = call if isinstance(call, str) else self.examination.reason() or also(call)
         if reason is not None:
             settings.note_unfolded(reason)
             return None
@@ -202,7 +231,7 @@ class HeadForward(FoldingForward):
 
 def _reason_of_own_loss(module: PreTrainedModel, arguments: dict[str, Any]) -> str | None:
     """Labels given to somebody's own class: a folded call would make transformers' loss of them."""
-    if arguments.get("labels") is None or type(module).forward.__module__.startswith("transformers."):
+    if arguments.get("labels") is None or is_stock(type(module)):
         return None
     return (
         f"{type(module).__name__} has a forward of its own, which may make another loss of labels than transformers "

@@ -11,6 +11,8 @@ import torch
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError
+from radix_mlp.hf.added_code import reason_of_called_module
+from radix_mlp.hf.attention_count import every_layer_sees_the_tree
 from radix_mlp.hf.attention_function import impl_of
 from radix_mlp.hf.support import check_settings, decoder_of
 from radix_mlp.hf.tree_mask import TreeMask
@@ -18,7 +20,14 @@ from radix_mlp.hf.windows import windows_of
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["check_token_ids", "compact_arguments", "forward_compact", "signature_of", "takes_any_keyword"]
+__all__ = [
+    "check_token_ids",
+    "compact_arguments",
+    "forward_compact",
+    "signature_of",
+    "takes_any_keyword",
+    "why_not_compact",
+]
 
 
 def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any]:
@@ -93,6 +102,7 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
 
     Raises:
         InvalidInputError: the model is not enabled, or has no embedding for a token id of the plan.
+        UnsupportedCallError: something was put into the model since (a hook, a forward) that would see compact rows.
 
     Example:
         >>> import radix_mlp
@@ -102,11 +112,42 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
         >>> forward_compact(model, plan).shape[0]
         4
     """
-    from radix_mlp.hf.enable import is_enabled
-
-    if not is_enabled(model):
-        raise InvalidInputError("model is not enabled: call radix_mlp.enable(model) first.")
     trunk = decoder_of(model)
+    reason = why_not_compact(model)
+    if reason is not None:
+        raise UnsupportedCallError(
+            f"the model cannot run on compact rows: {reason}. Undo that, or run the model unfolded "
+            "(radix_mlp.disable(model))."
+        )
     check_token_ids(trunk, plan)
-    hidden: torch.Tensor = trunk(**compact_arguments(trunk, plan.to(trunk.device, tree=False))).last_hidden_state
+    examination = vars(trunk)["_radix"].examination
+    with every_layer_sees_the_tree(trunk, examination.num_attention_layers):
+        hidden: torch.Tensor = trunk(**compact_arguments(trunk, plan.to(trunk.device, tree=False))).last_hidden_state
     return hidden[0]
+
+
+def why_not_compact(model: PreTrainedModel) -> str | None:
+    """Why the trunk of an enabled model must not run on compact rows now, or None: what `forward_compact` raises for.
+
+    Looks at hooks (those of torch on all modules, too), replaced forwards, exchanged modules and `is_causal`; costs a
+    comparison of fingerprints unless something has changed.
+
+    Raises:
+        InvalidInputError: the model is not enabled.
+
+    Example:
+        >>> import radix_mlp
+        >>> from radix_mlp.models.tiny import tiny_model
+        >>> model = radix_mlp.enable(tiny_model())
+        >>> why_not_compact(model)
+        >>> def look(module, given, found): ...
+        >>> hook = model.model.layers[0].register_forward_hook(look)
+        >>> why_not_compact(model)
+        'layers.0 has the hook look, which would see compact rows'
+    """
+    trunk = decoder_of(model)
+    forward = vars(trunk).get("_radix")
+    if forward is None:
+        raise InvalidInputError("model is not enabled: call radix_mlp.enable(model) first.")
+    reason: str | None = forward.examination.reason() or reason_of_called_module(trunk)
+    return reason

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
-from radix_mlp.hf.adapters import PROVEN_TUNERS, opened, why_not_opened
+from radix_mlp.hf.adapters import opened, why_not_opened
+from radix_mlp.hf.origin import is_stock
 from radix_mlp.hf.proven_types import PROVEN_TYPES
 
 __all__ = ["check_settings", "decoder_of", "is_proven", "why_unsupported"]
@@ -66,13 +67,10 @@ def check_settings(config: PreTrainedConfig) -> None:
         raise UnsupportedModelError(reason)
 
 
-def is_proven(trunk: PreTrainedModel) -> bool:
-    """Whether the sweep has shown this type to fold exactly, and all its code is that of transformers."""
-    transformers = ("transformers.models.", "transformers.activations", "transformers.pytorch_utils")
-    tuners = (f"peft.tuners.{name}." for name in PROVEN_TUNERS)
-    stock = (*transformers, "torch.", "peft.utils.", "peft.tuners._", *tuners, "radix_mlp.")
-    own_code = (type(module).__module__ for module in trunk.modules())
-    return trunk.config.model_type in PROVEN_TYPES and all(name.startswith(stock) for name in own_code)
+def is_proven(model: PreTrainedModel) -> bool:
+    """Whether the sweep has shown this type to fold exactly, and all its classes are those that it has seen."""
+    is_known = model.config.model_type in PROVEN_TYPES or decoder_of(model).config.model_type in PROVEN_TYPES
+    return is_known and all(is_stock(type(module)) for module in model.modules())
 
 
 def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.adapters import opened
-from radix_mlp.hf.foldable_call import reason_of_modules
+from radix_mlp.hf.added_code import reason_of_added_code
+from radix_mlp.hf.examination import reason_of_randomness
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, edge_logprobs
 from radix_mlp.ops.head.edges import DeviceEdges, Edges
@@ -50,7 +51,11 @@ def check_trainable(model: PreTrainedModel) -> None:
     Dropout and router jitter draw once for all copies of a token, forward hooks see folded rows, and balancing losses
     of experts count unique tokens.
     """
-    reason = reason_of_modules(model)
+    forward = vars(model).get("_radix")
+    if forward is None:
+        reason = reason_of_randomness(model) or reason_of_added_code(model)
+    else:
+        reason = forward.examination.reason()
     if reason is None and getattr(model.config.get_text_config(), "output_router_logits", False):
         reason = "config.output_router_logits is on: the balancing loss of experts would count unique tokens"
     if reason is not None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from radix_mlp.engine.tokenization.control_tokens import check_control_tokens, keep_as_text
+from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,12 +23,19 @@ from radix_mlp.engine.execution.job import JobStats, Progress, Window, run_job
 from radix_mlp.engine.execution.model_lock import lock_of
 from radix_mlp.engine.execution.tokenize_ahead import SMALL_WINDOWS
 from radix_mlp.engine.task import Call
+<<<<<<< HEAD
 from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError
 from radix_mlp.hf import disable, enable
 from radix_mlp.hf.enable import folding_forward_of, state_of
+=======
+from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, UnsupportedModelError
+from radix_mlp.hf import disable, enable, is_enabled
+from radix_mlp.hf.enable import state_of
+>>>>>>> 5d90f6d (One fingerprint of a model, compared at each folded call: hooks, replaced forwards and exchanged modules are seen; a trial with two beginnings)
 from radix_mlp.hf.fast_forward import FastForward
+from radix_mlp.hf.forward import why_not_compact
 from radix_mlp.hf.length_dependent_rope import LengthDependentRope
-from radix_mlp.hf.support import decoder_of, is_proven
+from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.models.load import check_max_length, load, max_length_of
 from radix_mlp.models.pooler import Pooler, pooler_of
@@ -94,7 +103,12 @@ class Runner:
         """Held while a batch is cut, planned or launched; those who tokenize ahead wait for it."""
         self._poolers: dict[str | None, Pooler] = {}
         self._enabled_as: list[Any] | None = None
+<<<<<<< HEAD
         self._model_lock = lock_of(self.model)
+=======
+        self._reason_unfolded: str | None = None
+        self._model_lock = threading.RLock()
+>>>>>>> 5d90f6d (One fingerprint of a model, compared at each folded call: hooks, replaced forwards and exchanged modules are seen; a trial with two beginnings)
         self._prepare()
 
     def unfolded(self) -> Self:
@@ -109,6 +123,8 @@ class Runner:
     @property
     def batch_threshold(self) -> float | Literal["auto"]:
         """Whether a batch is folded: always where packed rows run anyway, to which padding could only add."""
+        if self._reason_unfolded is not None:
+            return 0
         if self.threshold != "auto":
             return self.threshold
         # what is made of the model is held to its modules, for which it has to be enabled
@@ -131,9 +147,18 @@ class Runner:
             # a direct call of the model then runs unfolded; folded batches go through forward_compact
             enable(self.model, impl=self.impl, threshold=0)
             self.forward.reconsider()
-            # others are tried by every job
-            proven = is_proven(decoder_of(self.model))
-            self._enabled_as = [self.impl, *state_of(self.model)] if proven else None
+            self._reason_unfolded = self._why_unfolded()
+            self._enabled_as = [self.impl, *state_of(self.model)]
+
+    def _why_unfolded(self) -> str | None:
+        """Why batches run unfolded although folding was asked for, if something was put into the model."""
+        reason = why_not_compact(self.model)
+        if reason is None:
+            return None
+        if self.threshold != "auto" and self.threshold >= 1:
+            raise UnsupportedModelError(f"{reason}. Undo that, or make the engine with threshold='auto' or 0.")
+        warnings.warn(f"radix-mlp runs this model unfolded: {reason}.", UserWarning, stacklevel=2)
+        return reason
 
     def _is_prepared(self) -> bool:
         """Whether the model is as this engine wants it; another one may have had it."""

@@ -13,7 +13,8 @@ from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
-from radix_mlp.hf.fused.layers import DecoderLayer, fingerprint, join_layers, why_not_fused
+from radix_mlp.hf.fingerprint import fingerprint
+from radix_mlp.hf.fused.layers import DecoderLayer, join_layers, why_not_fused
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops import AttentionTree, tree_attention
 from radix_mlp.ops.cuda_device import on_device
@@ -47,13 +48,13 @@ class FusedDecoder:
         self.impl = impl
         with on_device(trunk.device):
             self.layers = join_layers(trunk)
-        self._made_of = fingerprint(trunk)
+        self._made_of = fingerprint(trunk, addresses=True)
         self.epsilon: float = trunk.config.rms_norm_eps
         self.head_dim: int = trunk.layers[0].self_attn.head_dim
 
     def is_current(self) -> bool:
         """Whether the model still has the modules and parameters that this was made from."""
-        return fingerprint(self.trunk) == self._made_of
+        return fingerprint(self.trunk, addresses=True) == self._made_of
 
     @torch.inference_mode()
     def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None = None) -> Tensor:

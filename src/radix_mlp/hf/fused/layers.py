@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.hf.sharding import SummedLinear
 
-__all__ = ["DecoderLayer", "fingerprint", "join_layers", "why_not_fused"]
+__all__ = ["DecoderLayer", "join_layers", "why_not_fused"]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are: norm, attention, sum, norm, gated MLP, sum."""
@@ -109,19 +109,6 @@ def why_not_fused(trunk: PreTrainedModel) -> str | None:
 def join_layers(trunk: PreTrainedModel) -> list[DecoderLayer]:
     """Join the projections of every layer; the caller has asked `why_not_fused`."""
     return [_join(trunk, layer) for layer in _layers(trunk)]
-
-
-def fingerprint(model: nn.Module) -> list[tuple[Any, ...]]:
-    """What changes when `.to()`, PEFT, hooks or a caller replace a part of the model; a job compares it."""
-    found: list[tuple[Any, ...]] = []
-    modules = [model]
-    while modules:
-        module = modules.pop()
-        state = module.__dict__
-        addresses = [parameter.data_ptr() for parameter in state["_parameters"].values() if parameter is not None]
-        found.append((type(module), _is_changed(module), state.get("is_causal"), *addresses))
-        modules.extend(child for child in state["_modules"].values() if child is not None)
-    return found
 
 
 def _join(trunk: PreTrainedModel, layer: Any) -> DecoderLayer:

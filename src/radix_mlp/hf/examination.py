@@ -1,0 +1,82 @@
+"""Whether folding a module is exact as the module is now: examined once, and again when its fingerprint changes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from radix_mlp.hf.added_code import reason_of_added_code
+from radix_mlp.hf.fingerprint import Fingerprint, fingerprint
+from radix_mlp.hf.support import is_proven, why_unsupported
+from radix_mlp.hf.trial import Tried, trial
+
+__all__ = ["Examination", "reason_of_randomness"]
+
+
+class Examination:
+    """Of one enabled module. Comparing fingerprints is all that most calls cost."""
+
+    def __init__(self, tried: Tried) -> None:
+        self._tried = tried
+        self._reason: str | None = None
+        self._made_for: Fingerprint | None = None
+        self.num_attention_layers = 0
+        """Layers that have to see the tree of a folded call."""
+
+    def reason(self) -> str | None:
+        """Why calls of the module cannot be folded now; None if they can."""
+        module = self._tried.module
+        now = fingerprint(module)
+        if now.training and (reason := reason_of_randomness(module)) is not None:
+            return reason
+        if now != self._made_for:
+            self.num_attention_layers = now.num_attention_layers
+            self._reason = _examine(self._tried)
+            # a trial may have made what the module makes at its first call
+            self._made_for = fingerprint(module)
+        return self._reason
+
+    def reason_to_refuse(self) -> str | None:
+        """Why calls cannot be folded in evaluation mode, whatever hooks are removed; None if they can."""
+        module = self._tried.module
+        if reason_of_added_code(module) is not None:
+            return None
+        training = [part for part in module.modules() if part.training]
+        module.eval()
+        try:
+            return self.reason()
+        finally:
+            for part in training:
+                part.training = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy of the module is examined by itself."""
+        return {"_tried": self._tried, "_reason": None, "_made_for": None, "num_attention_layers": 0}
+
+
+def _examine(tried: Tried) -> str | None:
+    module: PreTrainedModel = tried.module
+    reason = reason_of_added_code(module) or why_unsupported(module)
+    if reason is None and not is_proven(module):
+        reason = trial(tried)
+    return None if reason is None else reason.rstrip(".")
+
+
+def reason_of_randomness(model: torch.nn.Module) -> str | None:
+    """What in training would draw once for all copies of a token."""
+    for name, module in model.named_modules():
+        if module.training and (random := _randomness(module)):
+            return f"{name}{random} is above 0 in training: copies of a token would share one random draw"
+    return None
+
+
+def _randomness(module: torch.nn.Module) -> str | None:
+    if isinstance(module, torch.nn.modules.dropout._DropoutNd):
+        return ".p" if module.p > 0 else None
+    for name, value in vars(module).items():
+        is_random = ("drop" in name or "jitter" in name) and "layerdrop" not in name
+        if is_random and isinstance(value, float) and value > 0:
+            return f".{name}"
+    return None

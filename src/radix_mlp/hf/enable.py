@@ -11,8 +11,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.adapters import pretrained_in
 from radix_mlp.hf.attention_function import FALLBACKS, fallback_of, register
-from radix_mlp.hf.folding_forward import CallReport, FoldingForward, HeadForward, Settings, refuse_data_parallel
 from radix_mlp.hf.fingerprint import fingerprint
+from radix_mlp.hf.folding_forward import CallReport, FoldingForward, HeadForward, Settings, refuse_data_parallel
 from radix_mlp.hf.support import decoder_of, why_unsupported
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.ops.attention.registry import COMPOSITES, IMPLS

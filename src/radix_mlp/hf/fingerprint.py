@@ -93,7 +93,9 @@ def fingerprint(model: torch.nn.Module, *, addresses: bool = False) -> Fingerpri
             changes += [weight.data_ptr() for weight in state["_parameters"].values() if weight is not None]
         if not is_stock(kind):
             changes.append(state_of_module(module))
-    return Fingerprint(kinds, changes, _shared_code(kinds), training=training, num_attention_layers=num_attention_layers)
+    return Fingerprint(
+        kinds, changes, _shared_code(kinds), training=training, num_attention_layers=num_attention_layers
+    )
 
 
 def hooks_of(module: torch.nn.Module) -> list[Any]:

@@ -25,10 +25,50 @@ _STOCK_CLASSES = re.compile(
 )
 # modules of torch that give each row what they would give it alone
 _ROW_BY_ROW = frozenset(
-    """Linear Identity Bilinear LazyLinear NonDynamicallyQuantizableLinear Embedding LayerNorm RMSNorm Dropout Dropout1d
-    AlphaDropout FeatureAlphaDropout ModuleList ModuleDict ParameterList ParameterDict Sequential Module Threshold ReLU
-    RReLU Hardtanh ReLU6 Sigmoid Hardsigmoid Tanh SiLU Mish Hardswish ELU CELU SELU GELU Hardshrink LeakyReLU LogSigmoid
-    Softplus Softshrink PReLU Softsign Tanhshrink _DropoutNd""".split()
+    [
+        "Linear",
+        "Identity",
+        "Bilinear",
+        "LazyLinear",
+        "NonDynamicallyQuantizableLinear",
+        "Embedding",
+        "LayerNorm",
+        "RMSNorm",
+        "Dropout",
+        "Dropout1d",
+        "AlphaDropout",
+        "FeatureAlphaDropout",
+        "ModuleList",
+        "ModuleDict",
+        "ParameterList",
+        "ParameterDict",
+        "Sequential",
+        "Module",
+        "Threshold",
+        "ReLU",
+        "RReLU",
+        "Hardtanh",
+        "ReLU6",
+        "Sigmoid",
+        "Hardsigmoid",
+        "Tanh",
+        "SiLU",
+        "Mish",
+        "Hardswish",
+        "ELU",
+        "CELU",
+        "SELU",
+        "GELU",
+        "Hardshrink",
+        "LeakyReLU",
+        "LogSigmoid",
+        "Softplus",
+        "Softshrink",
+        "PReLU",
+        "Softsign",
+        "Tanhshrink",
+        "_DropoutNd",
+    ]
 )
 
 

@@ -70,6 +70,7 @@ _ROW_BY_ROW = frozenset(
         "_DropoutNd",
     ]
 )
+_KNOWN_CLASSES: dict[type, bool] = {}
 
 
 def name_of(function: Any) -> str:
@@ -91,10 +92,12 @@ def foreign_function(function: Any, *also: str) -> Any:
     return next((part for part, origin in _parts(function) if not f"{origin}.".startswith(known)), None)
 
 
-@functools.cache
 def is_stock(kind: type) -> bool:
     """Whether a class of modules, and all that it inherits from, is one that folding is known to leave exact."""
-    return all(_is_stock_itself(base) for base in kind.__mro__)
+    known = _KNOWN_CLASSES.get(kind)
+    if known is None:
+        known = _KNOWN_CLASSES[kind] = all(_is_stock_itself(base) for base in kind.__mro__)
+    return known
 
 
 def methods_of(kind: type) -> Iterator[tuple[str, Any]]:

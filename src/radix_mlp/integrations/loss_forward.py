@@ -10,8 +10,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from radix_mlp.hf.foldable_call import selects_logits
 from radix_mlp.hf.folding_forward import FoldingForward
+from radix_mlp.hf.origin import foreign_function, is_stock
 from radix_mlp.integrations.edge_forward import EdgeForward
-from radix_mlp.train import cross_entropy, tree_logprobs
+from radix_mlp.train import cross_entropy, head_logprobs, tree_hidden
 
 __all__ = ["LossForward", "has_usual_loss"]
 
@@ -37,7 +38,8 @@ class LossForward(EdgeForward):
         if batch is None:
             return self.run_unfolded(args, kwargs)
         with self.autocast():
-            logprob = tree_logprobs(self.module, batch).logprob
+            hidden = tree_hidden(self.module, batch.plan)
+            logprob = head_logprobs(self.module, hidden, batch.edges).logprob
         loss = cross_entropy(logprob, batch, num_items_in_batch=arguments.get("num_items_in_batch"))
         outputs = CausalLMOutputWithPast(loss=loss)
         wants_dict = arguments.get("return_dict")
@@ -45,6 +47,7 @@ class LossForward(EdgeForward):
 
 
 def has_usual_loss(model: PreTrainedModel) -> bool:
-    """Whether what the model makes of labels is the mean over next tokens, as far as its class and settings tell."""
-    is_stock = type(model).forward.__module__.startswith("transformers.")
-    return is_stock and model.get_output_embeddings() is not None and model.loss_function is ForCausalLMLoss
+    """Whether what the model makes of labels is the mean over next tokens, as far as its code and settings tell."""
+    # a forward around ours reads logits, perhaps
+    is_own = not is_stock(type(model)) or foreign_function(vars(model).get("forward")) is not None
+    return not is_own and model.get_output_embeddings() is not None and model.loss_function is ForCausalLMLoss

@@ -21,7 +21,7 @@ from radix_mlp.ops.head.logprobs import MAX_LOGITS
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 from radix_mlp.train.batch import TreeBatch
-from radix_mlp.train.model import check_trainable, head_logprobs, language_head, pretrained_of
+from radix_mlp.train.model import check_not_wrapped, check_trainable, head_logprobs, language_head, pretrained_of
 
 __all__ = ["sequence_logprobs", "tree_embeddings", "tree_hidden", "tree_logprobs", "tree_scores"]
 
@@ -73,6 +73,7 @@ def tree_logprobs(
     >>> tree_logprobs(model, batch).logprob.shape
     torch.Size([3])
     """
+    check_not_wrapped(model)
     hidden = tree_hidden(model, batch.plan)
     options: dict[str, Any] = {
         "temperature": temperature,
@@ -127,6 +128,7 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
         InvalidInputError: tokens are not two ids of the vocabulary.
     """
     inner = pretrained_of(model)
+    check_not_wrapped(model)
     hidden = tree_hidden(model, batch.plan)
     if tokens is None:
         layer = getattr(inner, "score", None)

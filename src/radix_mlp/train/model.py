@@ -13,14 +13,14 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.adapters import opened
-from radix_mlp.hf.added_code import reason_of_added_code
+from radix_mlp.hf.added_code import reason_of_added_code, reason_of_called_module
 from radix_mlp.hf.examination import reason_of_randomness
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, edge_logprobs
 from radix_mlp.ops.head.edges import DeviceEdges, Edges
 from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear
 
-__all__ = ["check_trainable", "head_logprobs", "language_head", "pretrained_of"]
+__all__ = ["check_not_wrapped", "check_trainable", "head_logprobs", "language_head", "pretrained_of"]
 
 PROBE_TOKENS = 8
 # models whose head was held to their own logits: a fact about the model, not about a batch
@@ -60,6 +60,20 @@ def check_trainable(model: PreTrainedModel) -> None:
         reason = "config.output_router_logits is on: the balancing loss of experts would count unique tokens"
     if reason is not None:
         raise UnsupportedCallError(f"{reason}. Switch it off, or train this model unfolded (radix_mlp.disable(model)).")
+
+
+def check_not_wrapped(model: torch.nn.Module) -> None:
+    """Raise `UnsupportedCallError` if hooks or a forward around the model's own change what it makes of hidden states.
+
+    Functions that call its trunk and its head, and not the model, would leave them out.
+    """
+    inner = pretrained_of(model)
+    reason = reason_of_called_module(inner)
+    if reason is not None:
+        raise UnsupportedCallError(
+            f"{reason.removesuffix(', which would see compact rows')}, which is not called here. Remove it, or call "
+            "the model itself."
+        )
 
 
 def language_head(model: torch.nn.Module, *, check: bool = True) -> LinearHead | Callable[[Tensor], Tensor]:

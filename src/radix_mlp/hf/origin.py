@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import FunctionType
 from typing import Any
 
@@ -105,7 +105,7 @@ def methods_of(kind: type) -> Iterator[tuple[str, Any]]:
     for base in kind.__mro__:
         if base is object:
             continue
-        methods = vars(base)
+        methods: Mapping[str, Any] = vars(base)
         if base.__module__.startswith("torch."):
             methods = {name: methods[name] for name in ("forward", "__call__", "_call_impl") if name in methods}
         for name, method in methods.items():

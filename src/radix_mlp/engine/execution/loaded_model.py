@@ -23,15 +23,7 @@ from radix_mlp.engine.execution.job import JobStats, Progress, Window, run_job
 from radix_mlp.engine.execution.model_lock import lock_of
 from radix_mlp.engine.execution.tokenize_ahead import SMALL_WINDOWS
 from radix_mlp.engine.task import Call
-<<<<<<< HEAD
-from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError
-from radix_mlp.hf import disable, enable
-from radix_mlp.hf.enable import folding_forward_of, state_of
-=======
-from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, UnsupportedModelError
-from radix_mlp.hf import disable, enable, is_enabled
-from radix_mlp.hf.enable import state_of
->>>>>>> 5d90f6d (One fingerprint of a model, compared at each folded call: hooks, replaced forwards and exchanged modules are seen; a trial with two beginnings)
+import warnings
 from radix_mlp.hf.fast_forward import FastForward
 from radix_mlp.hf.forward import why_not_compact
 from radix_mlp.hf.length_dependent_rope import LengthDependentRope
@@ -103,12 +95,9 @@ class Runner:
         """Held while a batch is cut, planned or launched; those who tokenize ahead wait for it."""
         self._poolers: dict[str | None, Pooler] = {}
         self._enabled_as: list[Any] | None = None
-<<<<<<< HEAD
-        self._model_lock = lock_of(self.model)
-=======
-        self._reason_unfolded: str | None = None
-        self._model_lock = threading.RLock()
->>>>>>> 5d90f6d (One fingerprint of a model, compared at each folded call: hooks, replaced forwards and exchanged modules are seen; a trial with two beginnings)
+from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, UnsupportedModelError
+from radix_mlp.hf import disable, enable
+from radix_mlp.hf.enable import folding_forward_of, state_of
         self._prepare()
 
     def unfolded(self) -> Self:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from radix_mlp.engine.tokenization.control_tokens import check_control_tokens, keep_as_text
-from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -23,7 +22,9 @@ from radix_mlp.engine.execution.job import JobStats, Progress, Window, run_job
 from radix_mlp.engine.execution.model_lock import lock_of
 from radix_mlp.engine.execution.tokenize_ahead import SMALL_WINDOWS
 from radix_mlp.engine.task import Call
-import warnings
+from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, UnsupportedModelError
+from radix_mlp.hf import disable, enable
+from radix_mlp.hf.enable import folding_forward_of, state_of
 from radix_mlp.hf.fast_forward import FastForward
 from radix_mlp.hf.forward import why_not_compact
 from radix_mlp.hf.length_dependent_rope import LengthDependentRope
@@ -95,9 +96,8 @@ class Runner:
         """Held while a batch is cut, planned or launched; those who tokenize ahead wait for it."""
         self._poolers: dict[str | None, Pooler] = {}
         self._enabled_as: list[Any] | None = None
-from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, UnsupportedModelError
-from radix_mlp.hf import disable, enable
-from radix_mlp.hf.enable import folding_forward_of, state_of
+        self._reason_unfolded: str | None = None
+        self._model_lock = lock_of(self.model)
         self._prepare()
 
     def unfolded(self) -> Self:

@@ -26,6 +26,7 @@ def poisoned(model):
     if head is not None:
         # not tied: a head with such a row makes every text NaN
         head.weight = torch.nn.Parameter(head.weight.detach().clone())
+        model.config.tie_word_embeddings = False
     with torch.no_grad():
         model.get_input_embeddings().weight[ord(POISON)] = float("inf")
     return model

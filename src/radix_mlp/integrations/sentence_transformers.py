@@ -43,6 +43,8 @@ AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 
 TEXTS_A_CALL = 32
 """Texts tokenised at a time, some milliseconds of Python: so long may planning and launching have to wait."""
+NAMED = 5
+"""Inputs that a warning names."""
 ALL = sys.maxsize
 """As `batch_size`: the library hands over all texts at once, and the engine cuts batches by tokens."""
 
@@ -264,9 +266,10 @@ class _Call:
 def warn_of_nan(inputs: Sequence[Any], dtype: torch.dtype) -> None:
     """Name the inputs whose answers are not numbers; the library returns them without a word."""
     if inputs:
-        more = f" ({len(inputs) - 1} more like it)" if len(inputs) > 1 else ""
+        named = ", ".join(f"{value!r:.60}" for value in inputs[:NAMED])
+        more = f" and {len(inputs) - NAMED} more" if len(inputs) > NAMED else ""
         warnings.warn(
-            f"the model's answer to the input {inputs[0]!r:.60} is not a number{more}. If {dtype} overflows, load the "
+            f"the model's answer to the input {named}{more} is not a number. If {dtype} overflows, load the "
             "model in float32.",
             UserWarning,
             stacklevel=2,

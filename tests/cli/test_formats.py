@@ -11,7 +11,8 @@ import pytest
 from tests.cli.commands import jsonl, run
 
 from radix_mlp import Engine
-from radix_mlp.cli.jobs.formats import Source, open_sources
+from radix_mlp.cli.jobs.input.find import open_sources
+from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.cli.jobs.read import read_records
 from radix_mlp.errors import InvalidInputError
 
@@ -29,7 +30,7 @@ def test_parquet(tmp_path):
 
 
 def test_files_that_are_not_what_they_say(tmp_path):
-    for name, message in (("a.parquet", "not readable as Parquet"), ("a.jsonl.gz", "Not a gzipped file")):
+    for name, message in (("a.parquet", "not readable as Parquet"), ("a.jsonl.gz", "neither gzip nor zstd")):
         (tmp_path / name).write_bytes(b"something else")
         with pytest.raises(InvalidInputError, match=message):
             read_records(str(tmp_path / name), ("text",))
@@ -44,7 +45,7 @@ def test_compressed_lines_and_how_far_they_are_read(tmp_path):
     for name in ("a.jsonl", "a.jsonl.gz"):
         source = Source(str(tmp_path / name))
         rows = source.rows(("text",))
-        assert next(rows) == (1, {"text": "naive 0"})
+        assert next(rows) == (1, {"text": "naive 0"}, 1)
         assert 0 < source.position < source.size or name.endswith("gz")
         assert len(list(rows)) == 4999
         assert source.position == source.size

@@ -56,7 +56,7 @@ def test_files_are_found(tmp_path, place):
     assert names("in/*.jsonl") == ["a.jsonl", "b.jsonl"]
     assert names("in/b.jsonl", "in/a.jsonl") == ["b.jsonl", "a.jsonl"]
     source = RaySource(f"{place}/in/a.jsonl")
-    assert list(source.rows(["text"])) == [(1, {"text": "naïve"})]
+    assert list(source.rows(["text"])) == [(1, {"text": "naïve"}, 1)]
     shown, size, changed = source.facts()
     assert (shown, size, bool(changed)) == (f"{place}/in/a.jsonl", 19, True)
     for pattern, message in (("in/none.jsonl", "no such file"), ("in/*.txt", "fits it"), ("in/deep/d", "no such file")):

@@ -33,6 +33,7 @@ def classify(
     ] = None,
     id_field: o.IdFieldOption = None,
     file_format: o.FormatOption = None,
+    delimiter: o.DelimiterOption = None,
     on_error: o.OnErrorOption = "fail",
     window: o.WindowOption = DEFAULT_WINDOW,
     max_length: o.MaxLengthOption = None,

@@ -32,6 +32,7 @@ def embed(
     prompt: o.PromptOption = None,
     prompt_name: o.PromptNameOption = None,
     file_format: o.FormatOption = None,
+    delimiter: o.DelimiterOption = None,
     on_error: o.OnErrorOption = "fail",
     window: o.WindowOption = DEFAULT_WINDOW,
     max_length: o.MaxLengthOption = None,

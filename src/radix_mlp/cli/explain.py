@@ -47,6 +47,7 @@ def explain(
     ] = None,
     prompt: o.PromptOption = None,
     file_format: o.FormatOption = None,
+    delimiter: o.DelimiterOption = None,
     on_error: o.OnErrorOption = "fail",
     shape: Annotated[
         str,
@@ -84,7 +85,9 @@ def explain(
     check_output(png, [file], option="--png")
     skipped = Skipped()
     on_skip = skipped if o.skips(on_error) else None
-    records = read_records(file, tuple(field or ["text"]), file_format=file_format, on_skip=on_skip)
+    records = read_records(
+        file, tuple(field or ["text"]), file_format=file_format, delimiter=delimiter, on_skip=on_skip
+    )
 
     # transformers takes seconds to import: only once the input is read
     from radix_mlp.engine.tokenization.tokenize import tokenize_texts

@@ -21,27 +21,56 @@ FileArgument = Annotated[
     str,
     typer.Argument(
         metavar="FILE",
-        help="A .jsonl, .txt (a text a line), .csv, .tsv or .parquet file (.jsonl.gz and so on too), or - for standard "
-        "input.",
+        help="A .jsonl, .json (an array), .txt (a text a line), .csv, .tsv or .parquet file, also as .gz or .zst, a "
+        "folder of such files, or - for standard input.",
     ),
 ]
 FilesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="FILE...",
-        help="Files .jsonl, .txt (a text a line), .csv, .tsv or .parquet (.jsonl.gz and so on too), patterns as "
-        "'part-*.jsonl', or - for standard input; taken as one, in this order.",
+        help="Files .jsonl, .json (an array), .txt (a text a line), .csv, .tsv or .parquet, also as .gz or .zst, "
+        "folders of such files, patterns as 'part-*.jsonl', or - for standard input; taken as one, in this order.",
     ),
 ]
 FieldOption = Annotated[
-    str, typer.Option("--field", help="Field of a JSON line, or CSV column, with the text.", rich_help_panel=INPUT)
+    str,
+    typer.Option(
+        "--field",
+        help="Field of a JSON line, or column of a table, with the text; data.text is the field text of the object "
+        "data, unless there is one with just this name.",
+        rich_help_panel=INPUT,
+    ),
 ]
 FormatOption = Annotated[
     str | None,
     typer.Option(
         "--format",
         metavar="NAME",
-        help="jsonl, txt, csv, tsv or parquet, where the extension does not tell; standard input is taken for jsonl.",
+        help="jsonl, json, txt, csv, tsv or parquet, where the extension does not tell; standard input is taken for "
+        "jsonl.",
+        rich_help_panel=INPUT,
+    ),
+]
+
+
+def _delimiter(given: str | None) -> str | None:
+    if given is None:
+        return None
+    delimiter = {"\\t": "\t", "tab": "\t"}.get(given, given)
+    if len(delimiter) != 1 or delimiter in '"\r\n\0' or "\ud800" <= delimiter <= "\udfff":
+        raise InvalidInputError(f"--delimiter {given!a}: must be one character, as ';', or tab.")
+    return delimiter
+
+
+DelimiterOption = Annotated[
+    str | None,
+    typer.Option(
+        "--delimiter",
+        metavar="CHARACTER",
+        callback=_delimiter,
+        help="What separates the columns of a CSV or TSV file (tab for a tab); unless given, a comma or a tab by the "
+        "extension, or what the header has instead, which is reported.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -202,8 +231,8 @@ RayOption = Annotated[
         "--ray",
         metavar="[ADDRESS]",
         help="Run on a Ray cluster: HOST:PORT, local (a new one on this machine), or nothing for the one that "
-        "RAY_ADDRESS names or that runs here, else a new one. FILE may then be folders and addresses as s3://..., and "
-        "the output is a folder of parts.",
+        "RAY_ADDRESS names or that runs here, else a new one. FILE may then be addresses as s3://..., too, and the "
+        "output is a folder of parts.",
         rich_help_panel=RAY,
     ),
 ]

@@ -33,7 +33,10 @@ def rerank(
         str, typer.Option(help="Field or column with the query.", rich_help_panel=o.INPUT)
     ] = "query",
     documents_field: Annotated[
-        str, typer.Option(help="Field of a JSON line with the list of documents.", rich_help_panel=o.INPUT)
+        str,
+        typer.Option(
+            help="Field or column with the list of documents (in a CSV cell, as JSON).", rich_help_panel=o.INPUT
+        ),
     ] = "documents",
     document_field: Annotated[
         str, typer.Option(help="Field or column with one document, where there is no list.", rich_help_panel=o.INPUT)
@@ -48,6 +51,7 @@ def rerank(
     prompt_name: o.PromptNameOption = None,
     id_field: o.IdFieldOption = None,
     file_format: o.FormatOption = None,
+    delimiter: o.DelimiterOption = None,
     on_error: o.OnErrorOption = "fail",
     window: o.WindowOption = DEFAULT_WINDOW,
     max_length: o.MaxLengthOption = None,

@@ -32,6 +32,7 @@ def score(
     ] = "continuation",
     id_field: o.IdFieldOption = None,
     file_format: o.FormatOption = None,
+    delimiter: o.DelimiterOption = None,
     on_error: o.OnErrorOption = "fail",
     window: o.WindowOption = DEFAULT_WINDOW,
     add_bos: Annotated[

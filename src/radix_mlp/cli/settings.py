@@ -18,7 +18,7 @@ __all__ = ["Given", "JobSettings", "engine_of", "make_engine", "pick", "settings
 Given = Mapping[str, Any]
 """All parameters of a command by their names, as `locals()` has them where it begins."""
 
-DECIDING = ("model", "dtype", "id_field", "max_length", "truncate")
+DECIDING = ("model", "dtype", "id_field", "delimiter", "max_length", "truncate")
 """What decides the answers of every command."""
 OF_THE_ENGINE = ("device", "dtype", "max_batch_tokens", "max_length", "impl", "kind", "trust_remote_code")
 
@@ -29,6 +29,7 @@ class JobSettings:
 
     files: Sequence[str]
     file_format: str | None
+    delimiter: str | None
     on_error: str
     window: int
     output: str | None

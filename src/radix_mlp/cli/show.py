@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from radix_mlp.cli.jobs.journal import State
     from radix_mlp.report.tree_text import TreeLine
 
-__all__ = ["Comparison", "Skipped", "errors", "note", "progress_bar", "show_summary", "tree_table"]
+__all__ = ["Comparison", "Skipped", "errors", "note", "progress_bar", "show_summary", "skipped_of"]
+__all__ += ["tree_table"]
 
 MAX_SKIPPED_SHOWN = 10
 
@@ -89,7 +90,7 @@ def show_summary(
     batches = "batch" if state.num_batches == 1 else "batches"
     table.add_row("texts", f"{state.num_rows:,}", f"in {state.num_batches:,} {batches}")
     if state.num_skipped:
-        table.add_row("skipped", f"{state.num_skipped:,}", "bad lines")
+        table.add_row("skipped", f"{state.num_skipped:,}", skipped_of(state.num_skipped, state.num_skipped_lines))
     table.add_row("tokens", f"{state.num_tokens:,}", "")
     table.add_row(
         "compact tokens", f"{state.num_compact:,}", f"compression {_ratio(state.num_compact, state.num_tokens, 1):.3f}"
@@ -108,6 +109,15 @@ def show_summary(
         )
         table.add_row("largest difference", f"{compared.difference:.1e}", f"of {compared.of}")
     errors().print(table)
+
+
+def skipped_of(count: int, num_lines: int) -> str:
+    """What was skipped: `count` bad lines, or rows of more lines in all.
+
+    >>> skipped_of(3, 3), skipped_of(2, 1000)
+    ('bad lines', 'bad rows, 1,000 lines')
+    """
+    return "bad lines" if num_lines <= count else f"bad rows, {num_lines:,} lines"
 
 
 def _ratio(part: float, whole: float, otherwise: float = 0.0) -> float:

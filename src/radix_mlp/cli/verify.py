@@ -25,6 +25,7 @@ def verify(
     field: o.FieldOption = "text",
     prompt: o.PromptOption = None,
     file_format: o.FormatOption = None,
+    delimiter: o.DelimiterOption = None,
     on_error: o.OnErrorOption = "fail",
     max_length: o.MaxLengthOption = None,
     truncate: o.TruncateOption = False,
@@ -69,7 +70,7 @@ def verify(
     """
     skipped = Skipped()
     on_skip = skipped if o.skips(on_error) else None
-    records = read_records(file, (field,), file_format=file_format, on_skip=on_skip)
+    records = read_records(file, (field,), file_format=file_format, delimiter=delimiter, on_skip=on_skip)
 
     # torch and transformers take seconds to import: only once the input is read
     from radix_mlp.engine import verify as engine_verify

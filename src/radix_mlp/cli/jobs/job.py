@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from radix_mlp.cli.jobs.encode import SUFFIXES
-from radix_mlp.cli.jobs.formats import Source, open_sources
+from radix_mlp.cli.jobs.input.find import open_sources
+from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.cli.jobs.journal import State
-from radix_mlp.cli.jobs.output import FileOutput, Output, StandardOutput, check_output, errors_of, files_beside
+from radix_mlp.cli.jobs.output import FileOutput, Output, StandardOutput, check_output, files_beside
 from radix_mlp.cli.jobs.progress import JobProgress
 from radix_mlp.cli.jobs.read import BadLine, Record, Row, problem_of, read_items
 from radix_mlp.cli.jobs.record_windows import Window, cut_windows, whole_groups
@@ -55,12 +56,12 @@ class Job(JobSettings):
     def __post_init__(self) -> None:
         self.skip = skips(self.on_error)
         self.path = None if self.output is None else Path(self.output)
-        errors = None if self.path is None else errors_of(self.path)
-        self.sources = open_sources(self.files, self.file_format, errors)
+        beside = () if self.path is None else files_beside(self.path)
+        self.sources = open_sources(self.files, self.file_format, delimiter=self.delimiter, own=beside)
         names = [source.name for source in self.sources]
         check_output(self.path, names, suffixes=SUFFIXES)
-        for beside in () if self.path is None else files_beside(self.path):
-            check_output(beside, names)
+        for path in beside:
+            check_output(path, names)
         for name in ("prompt", "prompt_name", "instruction"):
             value = self.options.get(name)
             if value is not None and value.encode("utf-8", "replace").decode() != value:
@@ -193,6 +194,6 @@ def text_records(
         return problem_of(row, fields, may_be_empty)
 
     def records(row: Row) -> Iterator[Record]:
-        yield Record(row.line, tuple(row.fields[field] for field in fields), row.file, row.id)
+        yield Record(row.line, tuple(row.fields[field] for field in fields), row.file, row.id, last=row.last)
 
     return read_items(sources, fields, problem, records, id_field=id_field)

@@ -23,6 +23,8 @@ class State:
     num_rows: int = 0
     """Records answered."""
     num_skipped: int = 0
+    """Bad lines, a row of several lines counted once."""
+    num_skipped_lines: int = 0
     digest: str = ""
     """Of the input that is done."""
     output_bytes: int = 0

@@ -13,7 +13,7 @@ from radix_mlp.cli.jobs.encode import Table, encoder_of
 from radix_mlp.cli.jobs.journal import BEGIN_ANEW, Journal, State
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["FileOutput", "Output", "StandardOutput", "check_output", "errors_of", "files_beside", "written"]
+__all__ = ["FileOutput", "Output", "StandardOutput", "check_output", "files_beside", "written"]
 
 
 class Output(Protocol):
@@ -189,11 +189,6 @@ def files_beside(output: Path) -> tuple[Path, Path, Path]:
     """What a job writes besides its output: the answers so far, how far it is, and its bad lines."""
     partial, progress, errors = (f"{output.name}.{ending}" for ending in ("partial", "progress.json", "errors.jsonl"))
     return output.parent / partial, output.parent / progress, output.parent / errors
-
-
-def errors_of(output: Path) -> Path:
-    """The file that lists the bad lines of a job."""
-    return files_beside(output)[2]
 
 
 def check_output(

@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from radix_mlp.cli.jobs.formats import Source, shorten
+from radix_mlp.cli.jobs.input.shorten import shorten
+from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.cli.jobs.read import BadLine, Record, Row, problem_of, read_items
 from radix_mlp.cli.jobs.record_windows import Window
 
@@ -43,10 +44,10 @@ def pair_records(
     def records(row: Row) -> Iterator[Record]:
         text = row.fields[query]
         if several not in row.fields:
-            yield Record(row.line, (text, row.fields[single]), row.file, row.id, text)
+            yield Record(row.line, (text, row.fields[single]), row.file, row.id, text, 0, row.last)
             return
         for index, document in enumerate(row.fields[several]):
-            yield Record(row.line, (text, document), row.file, row.id, (row.file, row.line), index)
+            yield Record(row.line, (text, document), row.file, row.id, (row.file, row.line), index, row.last)
 
     return read_items(sources, (query, single), problem, records, also=(several,), id_field=id_field)
 

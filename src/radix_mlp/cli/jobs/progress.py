@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from radix_mlp.cli.jobs.formats import Source
+from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.cli.show import errors
 
 if TYPE_CHECKING:

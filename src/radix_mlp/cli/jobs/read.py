@@ -7,7 +7,9 @@ from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from radix_mlp.cli.jobs.formats import Source, open_sources, shorten
+from radix_mlp.cli.jobs.input.find import open_sources
+from radix_mlp.cli.jobs.input.shorten import shorten
+from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.errors import InvalidInputError
 
 __all__ = ["BadLine", "Record", "Row", "bad_line_error", "id_problem", "problem_of", "read_items", "read_records"]
@@ -25,6 +27,8 @@ class Row:
     line: int
     fields: dict[str, Any]
     id: str | int | None = None
+    last: int = 0
+    """The last of its lines; 0 if it is one alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +44,28 @@ class Record:
     """Records of one group that stand together are kept together: a query, or the line that holds a list."""
     index: int = 0
     """Its place in the list of documents that the line holds."""
+    last: int = 0
+    """The last of its lines; 0 if it is one alone."""
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """A line that cannot be run."""
+    """A line, or a row of several lines, that cannot be run."""
 
     line: int
     reason: str
     file: str = ""
+    last: int = 0
+    """The last of its lines; 0 if it is one alone."""
+
+    @property
+    def num_lines(self) -> int:
+        """How many lines it covers."""
+        return self.last - self.line + 1 if self.last else 1
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}: {self.reason}"
+        lines = f"{self.line}-{self.last}" if self.last else f"{self.line}"
+        return f"{self.file}:{lines}: {self.reason}"
 
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
@@ -70,10 +84,10 @@ def read_items(
     """The records of all lines in turn, read as they are asked for.
 
     Args:
-        fields: what a table must have as columns; a text file has the first alone.
+        fields: what a line must have; a text file has the first alone.
         problem: tells what is wrong with a line's fields, or None.
         records: what a good line holds.
-        also: columns that a Parquet file may have instead of the last of `fields`.
+        also: fields with a list, of which one may be there in place of the last of `fields`.
         id_field: a field with the name of the line, a string or an integer.
 
     Raises:
@@ -83,15 +97,17 @@ def read_items(
     for source in sources:
         if id_field is not None and source.format == "txt":
             raise InvalidInputError(f"{source.shown}: a text file has no ids. Use JSON lines or CSV for --id-field.")
-        for number, found in source.rows(columns, also):
+        for number, found, end in source.rows(columns, also):
+            last = end if end > number else 0
             if isinstance(found, str):
-                yield BadLine(number, found, source.shown)
+                yield BadLine(number, found, source.shown, last)
                 continue
             wrong = problem(found) or (None if id_field is None else id_problem(found, id_field))
             if wrong is not None:
-                yield BadLine(number, wrong, source.shown)
+                yield BadLine(number, wrong, source.shown, last)
             else:
-                yield from records(Row(source.shown, number, found, None if id_field is None else found[id_field]))
+                name = None if id_field is None else found[id_field]
+                yield from records(Row(source.shown, number, found, name, last))
 
 
 def bad_line_error(bad: BadLine) -> InvalidInputError:
@@ -104,15 +120,17 @@ def read_records(
     fields: tuple[str, ...],
     *,
     file_format: str | None = None,
+    delimiter: str | None = None,
     on_skip: OnSkip | None = None,
     may_be_empty: Container[str] = (),
 ) -> list[Record]:
-    """Read the string fields `fields` of every line of one file, for commands that look at the file as a whole.
+    """Read the string fields `fields` of every line of the input, for commands that look at it as a whole.
 
     Args:
         name: a path, or "-" for standard input; its extension tells the format (JSON lines for "-").
         fields: fields of a JSON line or columns of a table; a text file has one field, the line.
         file_format: one of `FORMATS`, in place of the extension.
+        delimiter: what separates the columns of a table.
         on_skip: called for lines that are not valid instead of raising.
         may_be_empty: fields whose empty string is valid.
 
@@ -120,11 +138,11 @@ def read_records(
         InvalidInputError: no such file, an unknown format, a missing column, a bad line (unless `on_skip`), or
             no line at all; names file, line and value.
     """
-    sources = open_sources([name], file_format)
+    sources = open_sources([name], file_format, delimiter=delimiter)
     records: list[Record] = []
 
     def record(row: Row) -> Iterator[Record]:
-        yield Record(row.line, tuple(row.fields[field] for field in fields), row.file)
+        yield Record(row.line, tuple(row.fields[field] for field in fields), row.file, last=row.last)
 
     for item in read_items(sources, fields, lambda row: problem_of(row, fields, may_be_empty), record):
         if isinstance(item, Record):
@@ -134,7 +152,7 @@ def read_records(
         else:
             on_skip(str(item))
     if not records:
-        raise InvalidInputError(f"{sources[0].shown}: not a single text in it.")
+        raise InvalidInputError(f"{'<stdin>' if name == '-' else name}: not a single text in it.")
     return records
 
 
@@ -142,8 +160,9 @@ def skip_rejected(
     name: str, records: list[AnyRecord], rejected: list[tuple[int, str]], on_skip: OnSkip | None
 ) -> list[AnyRecord]:
     """What remains without the records that the engine rejected; an error without `on_skip`."""
-    shown = "<stdin>" if name == "-" else name
-    messages = [f"{shown}:{records[index].line}: {reason}" for index, reason in rejected]
+    lines = [records[index] for index, _ in rejected]
+    found = zip(lines, rejected, strict=True)
+    messages = [str(BadLine(record.line, reason, record.file, record.last)) for record, (_, reason) in found]
     if on_skip is None:
         raise InvalidInputError(f"{messages[0]}. Or leave such lines out with --on-error skip.")
     for message in messages:
@@ -151,7 +170,7 @@ def skip_rejected(
     bad = {index for index, _ in rejected}
     kept = [record for index, record in enumerate(records) if index not in bad]
     if not kept:
-        raise InvalidInputError(f"{shown}: every line was skipped.")
+        raise InvalidInputError(f"{'<stdin>' if name == '-' else name}: every line was skipped.")
     return kept
 
 

@@ -119,7 +119,8 @@ class Stages:
     def _add_bad(self, bad: dict[int, BadLine], error: Rejecting, places: list[int], records: list[Record]) -> None:
         """Note the lines of what the engine could not run, or end with the first of them."""
         for index, reason in error.rejected:
-            bad[places[index]] = BadLine(records[index].line, reason, records[index].file)
+            record = records[index]
+            bad[places[index]] = BadLine(record.line, reason, record.file, record.last)
         if not self.skip:
             raise bad_line_error(bad[places[error.rejected[0][0]]]) from error
 
@@ -166,6 +167,7 @@ class Stages:
                 num_windows=window.number + 1,
                 num_rows=state.num_rows + len(prepared.records),
                 num_skipped=state.num_skipped + len(bad),
+                num_skipped_lines=state.num_skipped_lines + sum(line.num_lines for line in bad),
                 digest=window.digest,
                 num_tokens=state.num_tokens + stats.num_tokens,
                 num_compact=state.num_compact + stats.num_compact,
@@ -186,5 +188,7 @@ def refuse_bad_lines(window: Window) -> None:
 
 
 def _error_line(bad: BadLine) -> bytes:
-    entry = {"file": bad.file, "line": bad.line, "error": bad.reason}
+    entry: dict[str, Any] = {"file": bad.file, "line": bad.line, "error": bad.reason}
+    if bad.last:
+        entry["last_line"] = bad.last
     return (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")

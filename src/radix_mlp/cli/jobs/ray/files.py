@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-from radix_mlp.cli.jobs.formats import SUFFIXES, Source, shorten
+from radix_mlp.cli.jobs.input.find import is_input
+from radix_mlp.cli.jobs.input.shorten import shorten
+from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.errors import InvalidInputError
 
 __all__ = ["Folder", "RaySource", "find_files", "open_folder"]
@@ -22,12 +24,14 @@ class RaySource(Source):
         folder: where a path that is not absolute begins.
     """
 
-    def __init__(self, name: str, file_format: str | None = None, *, folder: str = ".") -> None:
+    def __init__(
+        self, name: str, file_format: str | None = None, delimiter: str | None = None, *, folder: str = "."
+    ) -> None:
         # a worker has another working directory than the command
         self.filesystem, self.path = _filesystem(name if "://" in name else os.path.join(folder, name))
         scheme, path, _ = _parts(name)
         # options of an address may be secrets, and are no part of the name
-        super().__init__(f"{scheme}://{path}" if scheme else name, file_format)
+        super().__init__(f"{scheme}://{path}" if scheme else name, file_format, delimiter)
 
     def facts(self) -> list[Any]:
         """Name, size and time of the last change: all that tells whether the file is still the same."""
@@ -36,6 +40,13 @@ class RaySource(Source):
 
     def _size(self) -> int | None:
         return int(self.filesystem.info(self.path)["size"])
+
+    def _guessed(self, message: str) -> None:
+        # many workers read, each a file on its own, and none has a terminal to report to
+        raise InvalidInputError(
+            f"{message}, but not with --ray, which guesses nothing: say so with --format, --delimiter, --field, or the "
+            "like."
+        )
 
     def _open(self) -> BinaryIO:
         opened: BinaryIO = self.filesystem.open(self.path, "rb")
@@ -57,7 +68,7 @@ def find_files(names: Sequence[str], file_format: str | None = None) -> list[str
         filesystem, path = _filesystem(name)
         try:
             if filesystem.isdir(path):
-                matches = [match for match in filesystem.find(path) if _is_input(match[len(path) :], file_format)]
+                matches = [match for match in filesystem.find(path) if is_input(match[len(path) :], file_format)]
             elif any(character in path for character in "*?[") and not filesystem.exists(path):
                 matches = [match for match in filesystem.glob(path) if filesystem.isfile(match)]
                 matches = [match for match in matches if not posixpath.basename(match).startswith(".")]
@@ -190,9 +201,3 @@ def _address(name: str, path: str) -> str:
     if scheme:
         return f"{scheme}://{path}{query}"
     return path if os.path.isabs(given) else os.path.relpath(path)
-
-
-def _is_input(name: str, file_format: str | None) -> bool:
-    if any(part.startswith(("_", ".")) for part in name.split("/")):
-        return False
-    return file_format is not None or posixpath.splitext(name.removesuffix(".gz"))[1].lower() in SUFFIXES

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from radix_mlp.cli.jobs.formats import Source
+from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.cli.jobs.ray.files import RaySource
 from radix_mlp.cli.jobs.read import BadLine, Record
 
@@ -23,10 +23,17 @@ NO_GROUP, BY_QUERY, BY_LINE = 0, 1, 2
 """What `Record.group` is: nothing, the query, the line."""
 
 
-def read_files(batch: Any, names: Sequence[str], file_format: str | None, folder: str, read: Read) -> Iterator[Any]:
+def read_files(
+    batch: Any,
+    names: Sequence[str],
+    file_format: str | None,
+    folder: str,
+    read: Read,
+    delimiter: str | None = None,
+) -> Iterator[Any]:
     """The items of every file of a batch (a column `file` with places in `names`), as tables."""
     for place in batch["file"].to_pylist():
-        numbered = enumerate(read([RaySource(names[place], file_format, folder=folder)]))
+        numbered = enumerate(read([RaySource(names[place], file_format, delimiter, folder=folder)]))
         while rows := list(islice(numbered, ITEMS_A_TABLE)):
             yield table_of([item for _, item in rows], [(place, number) for number, _ in rows])
 
@@ -39,6 +46,7 @@ def table_of(items: Sequence[Item], places: Sequence[tuple[int, int]]) -> Any:
         "file": pa.int32(),
         "number": pa.int64(),
         "line": pa.int64(),
+        "last": pa.int64(),
         "values": pa.list_(pa.string()),
         "id": pa.string(),
         "group": pa.int8(),
@@ -46,7 +54,7 @@ def table_of(items: Sequence[Item], places: Sequence[tuple[int, int]]) -> Any:
         "reason": pa.string(),
     }
     rows = [
-        {"file": file, "number": number, "line": item.line, **_fields(item)}
+        {"file": file, "number": number, "line": item.line, "last": item.last, **_fields(item)}
         for item, (file, number) in zip(items, places, strict=True)
     ]
     return pa.Table.from_pylist(rows, pa.schema(schema.items()))
@@ -72,8 +80,8 @@ def _fields(item: Item) -> dict[str, Any]:
 
 def _item(row: dict[str, Any], name: str) -> Item:
     if row["reason"] is not None:
-        return BadLine(row["line"], row["reason"], name)
+        return BadLine(row["line"], row["reason"], name, row["last"])
     values = tuple(row["values"])
     group = {NO_GROUP: None, BY_QUERY: values[0], BY_LINE: (name, row["line"])}[row["group"]]
     name_of_line = None if row["id"] is None else json.loads(row["id"])
-    return Record(row["line"], values, name, name_of_line, group, row["index"])
+    return Record(row["line"], values, name, name_of_line, group, row["index"], row["last"])

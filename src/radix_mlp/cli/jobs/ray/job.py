@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import typer
 
+from radix_mlp.cli.jobs.input.source import check_delimiter
 from radix_mlp.cli.jobs.progress import JobProgress
 from radix_mlp.cli.jobs.ray.cluster import Workers, connected, divide, let_go, own_error
 from radix_mlp.cli.jobs.ray.dataset import assigned, surveyed
@@ -67,10 +68,12 @@ class RayJob(JobSettings):
         self.folder = open_folder(self.output)
         self.names = find_files(self.files, self.file_format)
         self.here = os.getcwd()
-        sources = [RaySource(name, self.file_format) for name in self.names]
+        sources = [RaySource(name, self.file_format, self.delimiter) for name in self.names]
+        check_delimiter(self.delimiter, sources)
         self.shown = [source.shown for source in sources]
         self.facts = [source.facts() for source in sources]
-        self.options = {**self.options, "window": self.window}
+        # the plan knows the files, but not what was read of them
+        self.options = {**self.options, "window": self.window, "format": self.file_format}
 
     def run(self, read: Read, task: Task, engine: partial[Engine], *, ranked: bool = False) -> None:
         """Do what is not done yet; arguments as in `Job.run`."""
@@ -131,6 +134,7 @@ class RayJob(JobSettings):
         arguments = {
             "names": self.names,
             "file_format": self.file_format,
+            "delimiter": self.delimiter,
             "folder": self.here,
             "read": read,
         }
@@ -154,7 +158,8 @@ class RayJob(JobSettings):
                 num_bad += row["num_bad"]
                 characters += row["characters"]
                 if row["num_bad"] and not self.skip:
-                    raise bad_line_error(BadLine(row["bad_line"], row["bad_reason"], self.shown[row["file"]]))
+                    where = self.shown[row["file"]]
+                    raise bad_line_error(BadLine(row["bad_line"], row["bad_reason"], where, row["bad_last"]))
                 kinds.update(row["kinds_of_ids"])
                 sample.add(zip(row["priorities"], row["keys"], strict=True))
         total = sum(counts)
@@ -261,7 +266,7 @@ class RayJob(JobSettings):
                 content = self.folder.read(f"{JOB}/{name}") or b""
                 for line in content.splitlines():
                     bad = json.loads(line)
-                    shown(str(BadLine(bad["line"], bad["error"], bad["file"])))
+                    shown(str(BadLine(bad["line"], bad["error"], bad["file"], bad.get("last_line", 0))))
                 yield content
 
         self.folder.write("_errors.jsonl", lines())

@@ -106,12 +106,14 @@ class PartStats:
     num_rows: int = 0
     """Records answered."""
     num_skipped: int = 0
+    """Bad lines, a row of several lines counted once."""
     num_tokens: int = 0
     num_compact: int = 0
     num_batches: int = 0
     device_seconds: float = 0.0
     process: int = 0
     """Of the worker that ran it."""
+    num_skipped_lines: int = 0
     measured: bool = False
     """These items were only measured, in the order of arrival."""
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from radix_mlp.cli.jobs.ray.cluster import Workers
 from radix_mlp.cli.jobs.ray.manifest import PartStats
-from radix_mlp.cli.show import errors
+from radix_mlp.cli.show import errors, skipped_of
 
 __all__ = ["show_ray_summary"]
 
@@ -33,6 +33,7 @@ def show_ray_summary(
     """
     num_rows = sum(stats.num_rows for stats in parts)
     num_skipped = sum(stats.num_skipped for stats in parts)
+    num_lines = sum(stats.num_skipped_lines for stats in parts)
     num_tokens = sum(stats.num_tokens for stats in parts)
     num_compact = sum(stats.num_compact for stats in parts)
     now = [stats for stats in parts if stats.part not in before]
@@ -47,7 +48,7 @@ def show_ray_summary(
         table.add_row("gone on after", f"{len(parts) - len(now):,} parts", f"{gone_on:,} texts")
     table.add_row("texts", f"{num_rows:,}", f"in {sum(stats.num_batches for stats in parts):,} batches")
     if num_skipped:
-        table.add_row("skipped", f"{num_skipped:,}", "bad lines, listed in _errors.jsonl")
+        table.add_row("skipped", f"{num_skipped:,}", f"{skipped_of(num_skipped, num_lines)}, listed in _errors.jsonl")
     table.add_row("tokens", f"{num_tokens:,}", "")
     table.add_row("compact tokens", f"{num_compact:,}", f"compression {_ratio(num_compact, num_tokens):.3f}")
     if measured is not None and measured.num_tokens:

@@ -130,6 +130,7 @@ class PartOutput:
                 state.num_batches,
                 state.device_seconds,
                 os.getpid(),
+                state.num_skipped_lines,
             )
         )
         # every part counts for itself

@@ -1,0 +1,1 @@
+"""Reads the files of a job: found, opened once, decompressed, decoded, cut into lines with their fields."""

@@ -76,18 +76,18 @@ class Fields:
         found: dict[str, Column] = {}
         for group in self.groups:
             exact = {field: column for field in group if (column := _exact(columns, field)) is not None}
-            similar = exact or {field: Column(names[0]) for field in group if (names := _similar(columns, field))}
-            if not similar:
+            similar = {field: Column(names[0]) for field in group if (names := _similar(columns, field))}
+            if not (exact or similar):
                 raise InvalidInputError(
                     f"{place}: no column {group[-1]!r}; there are {', '.join(map(repr, columns))}. Say which to read "
                     f"with --field, or the like{hint}."
                 )
-            for field, column in similar.items():
+            for field, column in (exact or similar).items():
                 same = [name for name in columns if name == column.name] if exact else _similar(columns, field)
                 if len(same) > 1:
-                    names = f"columns {column.name!r}" if len(set(same)) == 1 else f"columns like {field!r}: {same}"
-                    raise InvalidInputError(f"{place}: {len(same)} {names}. Rename the others.")
-            found.update(similar)
+                    shown = repr(field) if exact else f"that are like {field!r}: {', '.join(map(repr, same))}"
+                    raise InvalidInputError(f"{place}: {len(same)} columns {shown}. Rename the others.")
+            found.update(exact or similar)
         return found
 
     def report(self, found: Mapping[str, Column]) -> None:

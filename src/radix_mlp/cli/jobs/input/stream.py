@@ -41,6 +41,8 @@ ENCODINGS = {
     b"\xfe\xff": "utf-16-be",
 }
 """By their byte-order marks."""
+ZEROS = ([False, True, False, True], [True, False, True, False], [False, True, True, True], [True, True, True, False])
+"""Where bytes are 0 in two letters of UTF-16 or one of UTF-32."""
 BUFFER_BYTES = 2**16
 
 
@@ -69,7 +71,7 @@ def text_of(stream: Any, shown: str, on_read: Callable[[int], None], *, may_hold
     if (other := _known(head, OTHERS)) is not None:
         raise InvalidInputError(f"{shown}: this is {other}, by its first bytes. {_remedy(other)}")
     encoding = _known(head, ENCODINGS)
-    if encoding is None and not may_hold_nul and 0 in head[:2]:
+    if encoding is None and not may_hold_nul and [byte == 0 for byte in head[:4]] in ZEROS:
         raise InvalidInputError(
             f"{shown}: not UTF-8: its first bytes look like UTF-16 or UTF-32 without a byte-order mark. Save it as "
             "UTF-8."

@@ -236,13 +236,15 @@ def check_lines(lines, items):
     if header is None:
         assert not items
         return
+    # damage may have put a line end into the name
+    place = [name.strip() for name in header].index("text") if items else 0
     next_line = reader.line_num + 1
     for item in items:
         assert not "".join(lines[next_line - 1 : item.line - 1]).strip("\r\n")
         last = item.last or item.line
         own = csv.reader(lines[item.line - 1 : last], strict=True)
         if isinstance(item, Record):
-            assert [dict(zip(header, row, strict=True))["text"] for row in own] == list(item.values)
+            assert [row[place] for row in own if len(row) == len(header)] == list(item.values)
         elif "not CSV" in item.reason:
             with pytest.raises(csv.Error):
                 list(own)

@@ -75,6 +75,8 @@ def find_files(names: Sequence[str], file_format: str | None = None) -> list[str
             elif filesystem.isfile(path):
                 found.append(name)
                 continue
+            elif filesystem.exists(path):
+                raise InvalidInputError(f"{name}: a pipe, which workers cannot read. Give files.")
             else:
                 matches = []
         except OSError as error:

@@ -153,6 +153,9 @@ def test_text(count):
         if encoding == "utf-8":
             # this would be taken for a byte-order mark
             texts[0] = texts[0].removeprefix("\ufeff")
+        if encoding == "utf-16":
+            # its mark and a NUL are the mark of UTF-32
+            texts[0] = texts[0].lstrip("\0")
         content = "".join(text + end for text in texts)
         assert texts_of(read(packed(content.encode(encoding), compression), "a.txt")) == texts
 

@@ -140,10 +140,9 @@ def why_not_compact(model: PreTrainedModel) -> str | None:
         >>> from radix_mlp.models.tiny import tiny_model
         >>> model = radix_mlp.enable(tiny_model())
         >>> why_not_compact(model)
-        >>> def look(module, given, found): ...
-        >>> hook = model.model.layers[0].register_forward_hook(look)
+        >>> hook = model.model.layers[0].register_forward_hook(print)
         >>> why_not_compact(model)
-        'layers.0 has the hook look, which would see compact rows'
+        'layers.0 has the hook print, which would see compact rows'
     """
     trunk = decoder_of(model)
     forward = vars(trunk).get("_radix")

@@ -11,6 +11,9 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from radix_mlp.hf.tracing import reason_of_tracing
+from radix_mlp.hf.whole_calls import reason_of_whole_calls
+
 __all__ = ["USES_CACHE", "FoldableCall", "read_call", "selects_logits"]
 
 USES_CACHE = "a key-value cache is used"
@@ -59,7 +62,7 @@ class FoldableCall:
 def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableCall | str:
     """Read the arguments of a forward call; a string is the reason why this call cannot be folded."""
     given = {name: value for name, value in arguments.items() if value is not None}
-    reason = _reason_of_arguments(model, given)
+    reason = _reason_of_arguments(model, given) or reason_of_whole_calls(model)
     if reason is not None:
         return reason
     input_ids: torch.Tensor = given["input_ids"]
@@ -72,10 +75,10 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
     if mask is None:
         starts = np.arange(batch, dtype=np.int64) * length
         if position_ids is not None:
-            steps = np.diff(position_ids, axis=1)
-            if (steps > 1).any():
-                return "position_ids jump ahead and there is no attention_mask to say that a row is one sequence"
-            starts = np.flatnonzero(np.pad(steps != 1, ((0, 0), (1, 0)), constant_values=True))
+            found = _starts_of_packed(position_ids)
+            if isinstance(found, str):
+                return found
+            starts = found
         if boundaries is not None and not np.array_equal(_to_numpy(boundaries)[:-1], starts):
             return "cu_seq_lens_q and position_ids disagree on where sequences start"
         token_index = np.arange(batch * length)
@@ -98,12 +101,32 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
     return _reason_of_labels(given, call) or call
 
 
+def _starts_of_packed(position_ids: NDArray[np.int64]) -> NDArray[np.int64] | str:
+    """Where the sequences of rows `[B, T]` without a mask start in `[B * T]`, or why that cannot be said."""
+    is_break = np.diff(position_ids, axis=1) != 1
+    if (np.diff(position_ids, axis=1) > 1).any():
+        return "position_ids jump ahead and there is no attention_mask to say that a row is one sequence"
+    broken = position_ids[is_break.any(1)]
+    # what packs sequences counts up from 0 again and again, and nothing else is packed without a mask
+    if (broken[:, :1] != 0).any() or (position_ids[:, 1:][is_break] != 0).any() or (broken == 0).all(1).any():
+        return (
+            "position_ids repeat or fall, other than by starting again at 0, and there is no attention_mask to say "
+            "that a row is one sequence"
+        )
+    return np.flatnonzero(np.pad(is_break, ((0, 0), (1, 0)), constant_values=True))
+
+
 def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> str | None:
     if given.get("past_key_values") is not None or given.get("use_cache"):
         return USES_CACHE
     input_ids, mask, positions = (given.get(n) for n in ("input_ids", "attention_mask", "position_ids"))
     if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2:
         return "input_ids [B, T] are not given (embeddings have no token identity)"
+    reason = reason_of_tracing(input_ids)
+    if reason is not None:
+        return reason
+    if input_ids.numel() == 0:
+        return "input_ids hold no tokens"
     if input_ids.dtype not in _INTEGERS:
         return f"input_ids are {input_ids.dtype}, not int64 or int32"
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != input_ids.shape):

@@ -9,6 +9,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import CodeType
 from typing import Any, Literal, NoReturn
 
 import torch
@@ -65,6 +66,14 @@ class Settings:
             self.warned.add(reason)
             warnings.warn(f"radix-mlp runs this call unfolded: {reason}.", UserWarning, stacklevel=_caller_level())
 
+    def refuse_export(self) -> None:
+        """An error where the caller asked to always fold; else the call is exported as it runs unfolded."""
+        if self.threshold != "auto" and self.threshold >= 1:
+            raise UnsupportedCallError(
+                "an exported call cannot be folded: a plan belongs to its token ids. Enable the model with "
+                "threshold='auto' to export it unfolded, or call radix_mlp.disable(model)."
+            )
+
     def note_failed(self, error: UnsupportedCallError | UnsupportedModelError) -> None:
         """The same for a reason that came up only when the call was folded."""
         if self.threshold != "auto" and self.threshold >= 1:
@@ -93,6 +102,12 @@ class FoldingForward:
         """That of the module's own forward, since trainers inspect it."""
         return signature_of(self.module)
 
+    @property
+    def __code__(self) -> CodeType:
+        """That of the module's own forward, since torch.export looks for its place in a file."""
+        code: CodeType = inspect.unwrap(type(self.module).forward).__code__
+        return code
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a call of the module."""
         if self.successor is not None:
@@ -104,6 +119,10 @@ class FoldingForward:
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Fold the call if that is exact and pays."""
         run = self._run
+        if torch.compiler.is_exporting():
+            # what follows is not for export to read
+            self.settings.refuse_export()
+            return run(*args, **kwargs)
         if isinstance(kwargs.get("attention_mask"), TreeMask) or self._stays_unfolded():
             return run(*args, **kwargs)
         folded = self._fold(args, kwargs)

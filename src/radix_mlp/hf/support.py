@@ -13,6 +13,7 @@ from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.adapters import opened, why_not_opened
 from radix_mlp.hf.origin import is_stock
 from radix_mlp.hf.proven_types import PROVEN_TYPES
+from radix_mlp.hf.whole_calls import reason_of_whole_calls
 
 __all__ = ["check_settings", "decoder_of", "is_proven", "why_unsupported"]
 
@@ -54,7 +55,10 @@ def why_unsupported(model: torch.nn.Module) -> str | None:
     for name, module in trunk.named_modules():
         for reason in _module_reasons(name, module):
             return reason
-    return None
+    # gradients that count rows are a matter of the call
+    with torch.no_grad():
+        found = reason_of_whole_calls(trunk)
+    return None if found is None else f"{found}. Run it unfolded."
 
 
 def check_settings(config: PreTrainedConfig) -> None:

@@ -15,6 +15,7 @@ from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, Unsupporte
 from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.added_code import reason_of_added_code, reason_of_called_module
 from radix_mlp.hf.examination import reason_of_randomness
+    reason = reason or reason_of_whole_calls(model)
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, edge_logprobs
 from radix_mlp.ops.head.edges import DeviceEdges, Edges
@@ -56,6 +57,7 @@ def check_trainable(model: PreTrainedModel) -> None:
         reason = reason_of_randomness(model) or reason_of_added_code(model)
     else:
         reason = forward.examination.reason()
+    reason = reason or reason_of_whole_calls(model)
     if reason is None and getattr(model.config.get_text_config(), "output_router_logits", False):
         reason = "config.output_router_logits is on: the balancing loss of experts would count unique tokens"
     if reason is not None:

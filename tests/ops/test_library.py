@@ -43,8 +43,6 @@ def test_opcheck(options: Options) -> None:
         )
 
 
-# torch's forward mode compiles parts of itself in a way of old
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_the_op_is_seen_by_those_who_watch() -> None:
     """Without gradients, compilers, modes and transformations the implementation is called directly."""
     plan = batch([3, 4])
@@ -100,8 +98,6 @@ def test_compiles_into_one_graph_for_all_lengths() -> None:
 
 
 @pytest.mark.slow
-# torch's compiler imports deprecated parts of torch
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_compiled_gradients() -> None:
     torch._dynamo.reset()
     compiled = torch.compile(two_layers, fullgraph=True, dynamic=True)

@@ -15,8 +15,8 @@ from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, Unsupporte
 from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.added_code import reason_of_added_code, reason_of_called_module
 from radix_mlp.hf.examination import reason_of_randomness
-    reason = reason or reason_of_whole_calls(model)
 from radix_mlp.hf.support import decoder_of
+from radix_mlp.hf.whole_calls import reason_of_whole_calls
 from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, edge_logprobs
 from radix_mlp.ops.head.edges import DeviceEdges, Edges
 from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear

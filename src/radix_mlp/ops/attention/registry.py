@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -73,12 +74,16 @@ class ImplModule(Protocol):
         """Contiguous gradients of q, k, v and, where given, sinks, in their dtypes."""
 
 
+# Triton reads it when it is imported
+_INTERPRETS = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
+
 IMPLS: dict[str, Impl] = {
     "dense": Impl("radix_mlp.ops.attention.impl.dense", ("end", "depth", "host_tiles")),
     "triton": Impl(
         "radix_mlp.ops.attention.impl.triton",
         ("end", "depth", "tables", "host_table_sizes", "host_statistics"),
-        devices=("cuda",),
+        # slowly, to try out and to test
+        devices=("cuda", "cpu") if _INTERPRETS else ("cuda",),
         dtypes=(torch.bfloat16, torch.float16, torch.float32),
         saves_lse=True,
         requires="triton",
@@ -153,8 +158,10 @@ AUTO: dict[str, tuple[str, ...]] = {"cuda": ("auto", "dense")}
 def available_impls(device_type: str) -> tuple[str, ...]:
     """Names that `impl` may take on a device type, `auto` not counted.
 
-    >>> available_impls("cpu")
-    ('dense', 'expand', 'reference')
+    With `TRITON_INTERPRET=1` in the environment, `triton` runs on the CPU, in Triton's interpreter.
+
+    >>> [name for name in available_impls("cpu") if name != "triton"]
+    ['dense', 'expand', 'reference']
     """
     return (*(name for name in IMPLS if name != "auto" and _runs_on(name, device_type)), *COMPOSITES)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.ops.attention.impl.gathered_rows import Copies, gather_rows, sum_copies
 from radix_mlp.ops.attention.impl.padded_attention import attend, pack_heads, unpack_heads
 from radix_mlp.ops.attention.impl.torch_flash import Flash, InTreeFlash, why_not
@@ -41,7 +42,19 @@ def attention(call: AttentionCall) -> Tensor:
         for one_q, one_k, one_v in sequences
         if len(one_q)
     ]
-    return first_rows(torch.cat(parts), tree.fold_index, tree.unfold_index)
+    out = first_rows(torch.cat(parts), tree.fold_index, tree.unfold_index)
+    if out.requires_grad:
+        out.register_hook(_refuse_second_derivative)
+    return out
+
+
+def _refuse_second_derivative(grad_out: Tensor) -> None:
+    """torch's fused attention has none on most devices, and says so without a word about what to do."""
+    if torch.is_grad_enabled():
+        raise UnsupportedCallError(
+            "impl='expand' has no second derivative: call backward without create_graph, or use impl='reference' "
+            "(quadratic memory)"
+        )
 
 
 def attend_packed(

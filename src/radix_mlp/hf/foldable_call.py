@@ -58,6 +58,11 @@ class FoldableCall:
         """Whether some places of the caller's layout hold no token."""
         return len(self.token_index) < self.batch_shape[0] * self.batch_shape[1]
 
+    @property
+    def is_packed(self) -> bool:
+        """Whether some row holds several sequences."""
+        return len(self.cu_seq_lengths) - 1 > self.batch_shape[0]
+
 
 def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableCall | str:
     """Read the arguments of a forward call; a string is the reason why this call cannot be folded."""

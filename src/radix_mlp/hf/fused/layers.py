@@ -17,7 +17,9 @@ from torch.utils.dlpack import from_dlpack
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
+from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.sharding import SummedLinear
+from radix_mlp.hf.windows import window_of, windows_of
 
 __all__ = ["DecoderLayer", "join_layers", "why_not_fused"]
 
@@ -75,6 +77,9 @@ def why_not_fused(trunk: PreTrainedModel) -> str | None:
     rope = config.rope_parameters.get("rope_type", "default")
     if rope not in _STATIC_ROPES or config.rope_parameters.get("partial_rotary_factor", 1.0) != 1.0:
         return f"its rotary embedding ({rope}) depends on the batch or leaves part of a head as it is"
+    reason = _why_windows_disagree(trunk)
+    if reason is not None:
+        return reason
     tensors = [*trunk.parameters()]
     if len({(tensor.device, tensor.dtype) for tensor in tensors}) != 1:
         return "its weights have several devices or dtypes"
@@ -106,6 +111,19 @@ def why_not_fused(trunk: PreTrainedModel) -> str | None:
     return None
 
 
+def _why_windows_disagree(trunk: PreTrainedModel) -> str | None:
+    try:
+        windows = windows_of(trunk)
+    except UnsupportedModelError as error:
+        return str(error)
+    for layer in _layers(trunk):
+        masked = window_of(windows, layer.self_attn)
+        # Mistral's attention reads the configuration
+        if getattr(layer.self_attn, "sliding_window", masked) != masked:
+            return f"a layer keeps the window {layer.self_attn.sliding_window}, and its mask has {masked}"
+    return None
+
+
 def join_layers(trunk: PreTrainedModel) -> list[DecoderLayer]:
     """Join the projections of every layer; the caller has asked `why_not_fused`."""
     return [_join(trunk, layer) for layer in _layers(trunk)]
@@ -118,8 +136,6 @@ def _join(trunk: PreTrainedModel, layer: Any) -> DecoderLayer:
     norms = None
     if hasattr(attention, "q_norm"):
         norms = (attention.q_norm.weight.detach(), attention.k_norm.weight.detach(), attention.q_norm.variance_epsilon)
-    config: Any = trunk.config
-    window = config.sliding_window if config.model_type == "mistral" else getattr(attention, "sliding_window", None)
     return DecoderLayer(
         input_norm=layer.input_layernorm.weight.detach(),
         qkv=qkv,
@@ -133,7 +149,7 @@ def _join(trunk: PreTrainedModel, layer: Any) -> DecoderLayer:
         down=mlp.down_proj.weight.detach(),
         down_bias=_detached(mlp.down_proj.bias),
         scale=attention.scaling,
-        window=window,
+        window=window_of(windows_of(trunk), attention),
         group=getattr(attention.o_proj, "group", None),
     )
 

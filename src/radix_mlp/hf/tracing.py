@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd import forward_ad
@@ -25,6 +27,7 @@ def reason_of_tracing(input_ids: torch.Tensor) -> str | None:
         return "the call runs inside a transformation of torch.func (grad, vmap, jvp)"
     if forward_ad._current_level >= 0:
         return "the call runs in forward mode of differentiation"
-    if input_ids.is_meta or isinstance(input_ids, FakeTensor) or is_traceable_wrapper_subclass(input_ids):
+    given: Any = input_ids
+    if given.is_meta or isinstance(given, FakeTensor) or is_traceable_wrapper_subclass(given):
         return "input_ids hold no numbers (they are fake, distributed or on the meta device)"
     return None

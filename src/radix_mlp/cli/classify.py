@@ -45,9 +45,19 @@ def classify(
     max_batch_tokens: o.BudgetOption = 16384,
     threshold: o.ThresholdOption = "auto",
     impl: o.ImplOption = "auto",
+    control_tokens: o.ControlTokensOption = "model",
     trust_remote_code: o.TrustOption = False,
     output: o.OutputOption = None,
     restart: o.RestartOption = False,
+    template: Annotated[
+        str,
+        typer.Option(
+            metavar="plain|chat",
+            help="chat writes FIELD and the pair's as turns of user and assistant through the chat template, as reward "
+            "models want them.",
+            rich_help_panel=o.INPUT,
+        ),
+    ] = "plain",
     raw_scores: o.RawScoresOption = False,
     compare: o.CompareOption = False,
     progress: o.ProgressOption = None,
@@ -72,15 +82,15 @@ def classify(
     Examples:
       radix-mlp classify texts.jsonl -o labels.jsonl --model ./classifier
       radix-mlp classify table.csv --field title --pair-field body -m tiny-classifier
-      radix-mlp classify answers.jsonl -m ./reward-model -o rewards.npy
+      radix-mlp classify answers.jsonl --field question --pair-field answer --template chat -m ./reward-model
       radix-mlp classify 'part-*.jsonl' -m ./classifier -o labels.csv --on-error skip
     """
     given = locals()
     fields = (field,) if pair_field is None else (field, pair_field)
     engine = engine_of(given)
-    job = make_job("classify", given, ("kind", "field", "pair_field", "raw_scores"))
+    job = make_job("classify", given, ("kind", "field", "pair_field", "raw_scores", "template"))
     read = partial(text_records, fields=fields, id_field=id_field)
-    job.run(read, Classification(pick(given, "raw_scores", "truncate")), engine)
+    job.run(read, Classification(pick(given, "raw_scores", "truncate", "template")), engine)
 
 
 class Classification:

@@ -43,6 +43,7 @@ def embed(
     max_batch_tokens: o.BudgetOption = 16384,
     threshold: o.ThresholdOption = "auto",
     impl: o.ImplOption = "auto",
+    control_tokens: o.ControlTokensOption = "model",
     trust_remote_code: o.TrustOption = False,
     output: o.OutputOption = None,
     restart: o.RestartOption = False,

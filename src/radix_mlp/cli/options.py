@@ -172,6 +172,14 @@ ImplOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+CONTROL_TOKENS_HELP = (
+    "What becomes of control tokens, as <|im_end|>, inside texts: model reads them as the model does, text as the "
+    "letters that they are written with; those of prompts and templates stay."
+)
+ControlTokensOption = Annotated[
+    str,
+    typer.Option("--control-tokens", metavar="model|text", help=CONTROL_TOKENS_HELP, rich_help_panel=MODEL),
+]
 TrustOption = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL),

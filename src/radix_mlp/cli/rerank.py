@@ -74,6 +74,7 @@ def rerank(
     max_batch_tokens: o.BudgetOption = 16384,
     threshold: o.ThresholdOption = "auto",
     impl: o.ImplOption = "auto",
+    control_tokens: o.ControlTokensOption = "model",
     trust_remote_code: o.TrustOption = False,
     output: Annotated[
         str | None,

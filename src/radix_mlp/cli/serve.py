@@ -111,6 +111,10 @@ def serve(
         str | None, _option("--device", panel=o.MODEL, own=True, help="cpu, cuda, cuda:1, …; CUDA where there is one.")
     ] = None,
     impl: Annotated[str, _option("--impl", panel=o.MODEL, own=True, metavar="NAME", help=o.IMPL_HELP)] = "auto",
+    control_tokens: Annotated[
+        str,
+        _option("--control-tokens", panel=o.MODEL, own=True, metavar="model|text", help=o.CONTROL_TOKENS_HELP),
+    ] = "model",
     replicas: Annotated[
         str,
         _option(

@@ -18,9 +18,18 @@ __all__ = ["Given", "JobSettings", "engine_of", "make_engine", "pick", "settings
 Given = Mapping[str, Any]
 """All parameters of a command by their names, as `locals()` has them where it begins."""
 
-DECIDING = ("model", "dtype", "id_field", "delimiter", "max_length", "truncate")
+DECIDING = ("model", "dtype", "id_field", "delimiter", "max_length", "truncate", "control_tokens")
 """What decides the answers of every command."""
-OF_THE_ENGINE = ("device", "dtype", "max_batch_tokens", "max_length", "impl", "kind", "trust_remote_code")
+OF_THE_ENGINE = (
+    "device",
+    "dtype",
+    "max_batch_tokens",
+    "max_length",
+    "impl",
+    "kind",
+    "control_tokens",
+    "trust_remote_code",
+)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from radix_mlp.engine.tasks.embed import embed_call, embed_tokens_call
 from radix_mlp.engine.tasks.rerank import document_pairs, rerank_call
 from radix_mlp.engine.tasks.score import Score, TokenScores, score_call, token_scores_call
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
+from radix_mlp.engine.tokenization.tokenize_chats import Chat
 
 __all__ = ["Answer", "AsyncEngine", "BatchReport", "FrontStats", "TokenScores"]
 
@@ -153,15 +154,21 @@ class AsyncEngine(Front):
 
     async def classify(
         self,
-        inputs: Sequence[TextOrIds | tuple[str, str]],
+        inputs: Sequence[TextOrIds | tuple[str, str] | Chat],
         *,
+        template: Literal["plain", "chat"] = "plain",
         raw_scores: bool = False,
         truncate: bool = False,
         timeout: float | None = None,
     ) -> Answer[list[Labels]]:
         """`Engine.classify`: all `(label, score)` of every input, the highest score first."""
         return await self._answer(
-            classify_call, timeout, items_of(inputs, "inputs"), raw_scores=raw_scores, truncate=truncate
+            classify_call,
+            timeout,
+            items_of(inputs, "inputs"),
+            template=template,
+            raw_scores=raw_scores,
+            truncate=truncate,
         )
 
     async def score(

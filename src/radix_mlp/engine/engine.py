@@ -18,6 +18,7 @@ from radix_mlp.engine.tasks.embed import embed_call, embed_tokens_call
 from radix_mlp.engine.tasks.rerank import Ranked, check_top_n, document_pairs, ranked, rerank_call
 from radix_mlp.engine.tasks.score import Score, TokenScores, score_call, token_scores_call
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
+from radix_mlp.engine.tokenization.tokenize_chats import Chat
 
 __all__ = ["Engine", "JobStats", "Label", "Labels", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
 
@@ -44,6 +45,9 @@ class Engine(Runner):
             True: where it has none, modules compiled by torch (a minute or so, once a machine). False: the model's own
             modules.
         trust_remote_code: run code that comes with the model.
+        control_tokens: what becomes of control tokens, as `<|im_end|>`, that stand in texts, queries, documents and
+            messages: `"model"` reads them as the model does, `"text"` as the letters that they are written with, so
+            that no document can end the user's turn. Those of prompts, instructions and templates stay control tokens.
         tensor_parallel_size: deal the model out to so many GPUs, with a process each (`docs/multi-gpu.md`).
 
     A loaded model that is passed in is enabled for folding by the jobs, or disabled when `threshold` is 0.
@@ -203,8 +207,9 @@ class Engine(Runner):
 
     def classify(
         self,
-        inputs: Sequence[TextOrIds | tuple[str, str]],
+        inputs: Sequence[TextOrIds | tuple[str, str] | Chat],
         *,
+        template: Literal["plain", "chat"] = "plain",
         raw_scores: bool = False,
         truncate: bool = False,
         progress: Progress | None = None,
@@ -216,7 +221,10 @@ class Engine(Runner):
         `multi_label_classification`. A single label (a reward model) and a regression have raw scores.
 
         Args:
-            inputs: texts, pairs of texts, or lists of token ids, which are taken as they are.
+            inputs: texts, pairs of texts, or lists of token ids, which are taken as they are; with `template="chat"`,
+                (question, answer) or lists of messages `{"role": ..., "content": ...}`.
+            template: `"plain"` joins the texts of a pair as the tokenizer does. `"chat"` writes question and answer
+                as the turns of user and assistant through the tokenizer's chat template, as reward models want them.
             raw_scores: what the model itself gives instead of probabilities.
             truncate: cut inputs longer than `max_length` instead of refusing them.
             progress: called as inputs are done.
@@ -229,7 +237,7 @@ class Engine(Runner):
             >>> [label for label, _ in Engine("tiny-classifier").classify(["a text"])[0]]
             ['negative', 'positive', 'neutral']
         """
-        call = self._maker(classify_call, raw_scores=raw_scores, truncate=truncate)
+        call = self._maker(classify_call, template=template, raw_scores=raw_scores, truncate=truncate)
         return answer_in_windows(self, call, items_of(inputs, "inputs"), progress)
 
     def score(

@@ -46,6 +46,7 @@ def load_engine(settings: ServeSettings) -> tuple[Engine, str | None]:
         kind=settings.kind,
         trust_remote_code=settings.trust_remote_code,
         tensor_parallel_size=settings.tensor_parallel_size,
+        control_tokens=settings.control_tokens,
     )
     longest = engine.max_length or max_length_of(engine.model, engine.tokenizer) or settings.max_batch_tokens
     if longest > settings.max_batch_tokens:

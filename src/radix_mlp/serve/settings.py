@@ -42,6 +42,7 @@ class ServeSettings:
     pooling: str | None = None
     template: str = "auto"
     impl: str = "auto"
+    control_tokens: Literal["model", "text"] = "model"
     radix_mlp_threshold: float | Literal["auto"] = "auto"
     replicas: int | Literal["auto"] = 1
     tensor_parallel_size: int = 1

@@ -14,6 +14,7 @@ import orjson
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.engine import Engine
 from radix_mlp.engine.tokenization.begin_token import encode_once
+from radix_mlp.engine.tokenization.control_tokens import controls_of
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import encode
 from radix_mlp.errors import InvalidInputError
@@ -35,6 +36,7 @@ class Tokens:
 
     def __init__(self, engine: Engine, max_length: int) -> None:
         self._tokenizer: Any = copy.deepcopy(engine.tokenizer)
+        self._reader: Any = controls_of(self._tokenizer).reader or self._tokenizer
         self._folder = engine.folder
         self._max_length = max_length
         self._texts = TokenTexts(self._tokenizer)
@@ -126,19 +128,20 @@ class Tokens:
     def _cut(self, items: list[Any], limit: int, prompt: str, left: bool) -> list[Any]:
         found = list(items)
         places = [index for index, item in enumerate(items) if isinstance(item, str)]
+        prompt = controls_of(self._tokenizer).named(prompt)
         texts = [prompt + items[index] for index in places]
         if self._folder.lower_case:
             texts = [text.lower() for text in texts]
-        self._tokenizer.truncation_side = "left" if left else "right"
+        self._reader.truncation_side = "left" if left else "right"
         rows = self._ids(texts, truncation=True, max_length=limit) if texts else []
         for index, row in zip(places, rows, strict=True):
             found[index] = row
         return [row[-limit:] if left else row[:limit] for row in found]
 
     def _ids(self, texts: list[str], **options: Any) -> list[list[int]]:
-        encoded = self._tokenizer(texts, return_attention_mask=False, return_token_type_ids=False, **options)
-        rows: list[list[int]] = encoded["input_ids"]
-        return rows
+        encoded = self._reader(texts, return_attention_mask=False, return_token_type_ids=False, **options)
+        own = controls_of(self._tokenizer).own
+        return [own(np.asarray(row, np.int32)).tolist() for row in encoded["input_ids"]]
 
     def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[orjson.Fragment]:
         if not getattr(self._tokenizer, "is_fast", False):

@@ -22,6 +22,7 @@ from radix_mlp.engine.execution.job import JobStats, Progress, Window, run_job
 from radix_mlp.engine.execution.model_lock import lock_of
 from radix_mlp.engine.execution.tokenize_ahead import SMALL_WINDOWS
 from radix_mlp.engine.task import Call
+from radix_mlp.engine.tokenization.control_tokens import check_control_tokens, keep_as_text
 from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, UnsupportedModelError
 from radix_mlp.hf import disable, enable
 from radix_mlp.hf.enable import folding_forward_of, state_of
@@ -58,8 +59,10 @@ class Runner:
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
         trust_remote_code: bool = False,
         tensor_parallel_size: int = 1,
+        control_tokens: Literal["model", "text"] = "model",
     ) -> None:
         check_threshold(threshold)
+        check_control_tokens(control_tokens)
         sizes = {"max_batch_tokens": max_batch_tokens, "max_length": max_length}
         for name, value in (sizes | {"tensor_parallel_size": tensor_parallel_size}).items():
             if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
@@ -81,6 +84,8 @@ class Runner:
         else:
             self.model, self.tokenizer = load(model, trust_remote_code=trust_remote_code, **how)
             self.forward = FastForward(self.model, impl=impl, mode=compile)
+        if control_tokens == "text":
+            keep_as_text(self.tokenizer)
         self.max_batch_tokens = max_batch_tokens
         self.max_length = max_length or self.folder.max_length or max_length_of(self.model, self.tokenizer)
         check_max_length(self.model, self.max_length)

@@ -16,6 +16,8 @@ from radix_mlp.engine.execution.loaded_model import Runner
 from radix_mlp.engine.task import Call, Item, Rows, Task
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import num_characters, tokenize_inputs
+from radix_mlp.engine.tokenization.tokenize_chats import Chat, tokenize_chats
+from radix_mlp.errors import InvalidInputError
 from radix_mlp.models.heads import classification_head, pad_token_of
 from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import require_kind
@@ -81,16 +83,25 @@ class Classification(Task):
 def classify_call(
     engine: Runner,
     tokenizer: Any,
-    inputs: Sequence[TextOrIds | tuple[str, str]],
+    inputs: Sequence[TextOrIds | tuple[str, str] | Chat],
     *,
     raw_scores: bool,
     truncate: bool,
+    template: str = "plain",
 ) -> Call[list[Labels]]:
     """What `Engine.classify` does before and after the model."""
     require_kind(engine.model, ("classifier",), "classify")
-    sequences = tokenize_inputs(
-        tokenizer, inputs, max_length=engine.max_length, truncate=truncate, vocabulary=engine.vocabulary
-    )
+    limits: dict[str, Any] = {
+        "max_length": engine.max_length,
+        "truncate": truncate,
+        "vocabulary": engine.vocabulary,
+    }
+    if template == "chat":
+        sequences = tokenize_chats(tokenizer, inputs, **limits)
+    elif template == "plain":
+        sequences = tokenize_inputs(tokenizer, inputs, **limits)
+    else:
+        raise InvalidInputError(f"template={template!r}: must be 'plain' or 'chat'.")
     task = Classification(engine, raw_scores)
 
     def value(answers: list[Labels]) -> list[Labels]:

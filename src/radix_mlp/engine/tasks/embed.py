@@ -13,6 +13,7 @@ from torch import Tensor
 
 from radix_mlp.engine.execution.loaded_model import Runner
 from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.tokenization.control_tokens import controls_of
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import (
     RejectedItemsError,
@@ -141,7 +142,7 @@ def _with_prompt(
             f"texts[{is_ids.index(True)}] is a list of token ids, before which no prompt can be put. Give the text, "
             "or put the prompt's ids there yourself and leave prompt and prompt_name out."
         )
-    prompt = folder.prompt(prompt, prompt_name)
+    prompt = controls_of(tokenizer).named(folder.prompt(prompt, prompt_name) or "")
     sequences = tokenize_texts(
         tokenizer,
         texts,

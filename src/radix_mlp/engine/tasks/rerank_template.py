@@ -10,6 +10,7 @@ import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.batching.scheduler import Ids
+from radix_mlp.engine.tokenization.control_tokens import controls_of
 from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, encode, shown, too_long, unknown_id
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.models.model_kind import kind_of
@@ -122,13 +123,18 @@ class _TextTemplate:
         raise NotImplementedError
 
     def encode(self, pairs: Sequence[tuple[str, str]], instruction: str | None) -> list[Ids]:
-        return self._ids([self.text(query, document, instruction) for query, document in pairs])
+        return self._ids([self._written(query, document, instruction) for query, document in pairs])
 
     def cut(self, pair: tuple[str, str], instruction: str | None, row: Ids, max_length: int) -> Ids | None:
-        head, _, tail = self.text(pair[0], _MARK, instruction).rpartition(_MARK)
+        head, _, tail = self._written(pair[0], _MARK, instruction).rpartition(_MARK)
         head_ids, tail_ids = self._ids([head, tail])
         kept = max_length - len(tail_ids)
         return np.concatenate([row[:kept], tail_ids]) if kept > len(head_ids) else None
+
+    def _written(self, query: str, document: str, instruction: str | None) -> str:
+        """The text as `encode` reads it: control tokens of the template and the instruction by their own names."""
+        controls = controls_of(self.tokenizer)
+        return controls.named(self.text(controls.hidden(query), controls.hidden(document), instruction))
 
     def _ids(self, texts: list[str]) -> list[Ids]:
         return encode(self.tokenizer, texts, add_special_tokens=False)
@@ -177,11 +183,12 @@ class PairTemplate:
         self.tokenizer = tokenizer
 
     def encode(self, pairs: Sequence[tuple[str, str]], instruction: str | None) -> list[Ids]:
-        queries = [(instruction or "") + query for query, _ in pairs]
+        before = controls_of(self.tokenizer).named(instruction or "")
+        queries = [before + query for query, _ in pairs]
         return encode(self.tokenizer, queries, [document for _, document in pairs])
 
     def cut(self, pair: tuple[str, str], instruction: str | None, row: Ids, max_length: int) -> Ids | None:
-        query = (instruction or "") + pair[0]
+        query = controls_of(self.tokenizer).named(instruction or "") + pair[0]
         if len(encode(self.tokenizer, [query], [""])[0]) >= max_length:
             return None
         return encode(self.tokenizer, [query], [pair[1]], truncation="only_second", max_length=max_length)[0]

@@ -8,6 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from radix_mlp.engine.batching.scheduler import Ids
+from radix_mlp.engine.tokenization.control_tokens import controls_of
 from radix_mlp.engine.tokenization.tokenize import encode
 from radix_mlp.errors import InvalidInputError
 
@@ -41,6 +42,9 @@ def encode_once(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options:
 
 def begins_with_token(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
     """Whether a text starts with the begin token (the end token if there is none), written out."""
+    if controls_of(tokenizer).tokens:
+        # it is text there
+        return False
     token = _begin_id(tokenizer)
     return token is not None and text.startswith(str(tokenizer.decode(token)))
 

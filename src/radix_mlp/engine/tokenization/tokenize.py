@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -12,6 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from radix_mlp.engine.batching.scheduler import Ids
+from radix_mlp.engine.tokenization.control_tokens import controls_of
 from radix_mlp.engine.tokenization.fast_tokenizer import rust_ids
 from radix_mlp.engine.tokenization.token_ids import TextOrIds, as_ids, is_ids
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
@@ -103,12 +105,14 @@ def tokenize_inputs(
     max_length: int | None = None,
     truncate: bool = False,
     vocabulary: int | None = None,
+    written: Callable[[int, Any], str] | None = None,
 ) -> list[Ids]:
     """Ids of texts and of pairs of texts, which the tokenizer joins in its own way; ids are taken as they are.
 
     Args:
         max_length: longest allowed, in tokens; None has no limit.
         truncate: cut longer inputs as the tokenizer does (the longer text of a pair first) instead of refusing them.
+        written: place and input -> the whole text, special tokens included; errors show the input itself.
 
     Raises:
         RejectedItemsError: inputs without a single token, or longer than `max_length`.
@@ -116,9 +120,11 @@ def tokenize_inputs(
     """
     given = [index for index, value in enumerate(inputs) if is_ids(value)]
     others = [index for index in range(len(inputs)) if index not in set(given)]
-    parts = {index: (value,) if isinstance(value := inputs[index], str) else value for index in others}
+    texts = {index: inputs[index] if written is None else written(index, inputs[index]) for index in others}
+    parts = {index: (text,) if isinstance(text, str) else text for index, text in texts.items()}
+    options: dict[str, Any] = {} if written is None else {"add_special_tokens": False}
     for index, part in parts.items():
-        if not isinstance(part, tuple | list) or (len(part) != 2 and not isinstance(inputs[index], str)):
+        if not isinstance(part, tuple | list) or (len(part) != 2 and not isinstance(texts[index], str)):
             raise InvalidDtypeError(f"inputs[{index}] must be a string or a pair of strings, not {shown(part)}.")
     for place in (0, -1):
         check_strings({index: part[place] for index, part in parts.items()}, "inputs")
@@ -128,9 +134,10 @@ def tokenize_inputs(
     for count in (1, 2):
         places = [index for index, part in parts.items() if len(part) == count]
         columns = [[str(parts[index][place]) for index in places] for place in range(count)]
-        found = encode(tokenizer, *columns)
+        encode_all = partial(encode, **options)
+        found = encode_all(tokenizer, *columns)
         if truncate and max_length is not None:
-            _truncate(tokenizer, found, max_length, *columns)
+            _truncate(tokenizer, found, max_length, *columns, encoder=encode_all)
         for index, row in zip(places, found, strict=True):
             rows[index] = row
     _check_rows(rows, inputs, max_length, vocabulary, "inputs")
@@ -194,17 +201,19 @@ def encode(
     **options: Any,
 ) -> list[Ids]:
     """Ids of every text, or of every text with the one in its place in `others`."""
+    controls = controls_of(tokenizer)
+    tokenizer = controls.reader or tokenizer
 
     def encode_part(start: int) -> list[Ids]:
         part = slice(start, start + TEXTS_A_CALL)
         found = rust_ids(tokenizer, texts[part], None if others is None else others[part], options)
         if found is not None:
-            return found
+            return [controls.own(row) for row in found]
         second = {} if others is None else {"text_pair": others[part]}
         encoded = tokenizer(
             texts[part], return_attention_mask=False, return_token_type_ids=False, verbose=False, **second, **options
         )
-        return [np.asarray(row, np.int32) for row in encoded["input_ids"]]
+        return [controls.own(np.asarray(row, np.int32)) for row in encoded["input_ids"]]
 
     with _turn(tokenizer):
         # the first part sets the tokenizer's truncation; after it, threads may share it

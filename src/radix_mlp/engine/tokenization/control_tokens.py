@@ -128,7 +128,7 @@ def keep_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
         )
     # the tokenizer itself decodes, too, and must not give the names away
     tokenizer.split_special_tokens = reader.split_special_tokens = True
-    tokenizer.radix_controls = replace(controls, first_id=first, reader=reader)  # type: ignore[attr-defined]
+    tokenizer.radix_controls = replace(controls, first_id=first, reader=reader)
 
 
 def controls_of(tokenizer: Any) -> Controls:

@@ -100,7 +100,7 @@ def tokenize_texts(
 
 def tokenize_inputs(
     tokenizer: PreTrainedTokenizerBase,
-    inputs: Sequence[TextOrIds | tuple[str, str]],
+    inputs: Sequence[Any],
     *,
     max_length: int | None = None,
     truncate: bool = False,
@@ -134,7 +134,7 @@ def tokenize_inputs(
     for count in (1, 2):
         places = [index for index, part in parts.items() if len(part) == count]
         columns = [[str(parts[index][place]) for index in places] for place in range(count)]
-        encode_all = partial(encode, **options)
+        encode_all: Encoder = partial(encode, **options)
         found = encode_all(tokenizer, *columns)
         if truncate and max_length is not None:
             _truncate(tokenizer, found, max_length, *columns, encoder=encode_all)

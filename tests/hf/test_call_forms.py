@@ -318,3 +318,12 @@ def test_scales_of_the_whole_call(sequences, dtype, when) -> None:
     else:
         with pytest.warns(UserWarning, match="from all rows of a call"):
             quantized(ids, attention_mask=mask)
+
+
+def test_a_mask_of_which_all_is_kept_is_the_same_mask():
+    """Gemma 4 takes the last `logits_to_keep` rows of its masks, and 0 keeps all."""
+    mask = TreeMask.of(radix_mlp.build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]).to("cpu").tree, windows=None)
+    assert mask[:, :, slice(-0, None), :] is mask
+    for index in (0, (slice(None), slice(None), slice(-1, None)), slice(1, None)):
+        with pytest.raises(UnsupportedCallError):
+            _ = mask[index]

@@ -79,11 +79,19 @@ class TreeMask(torch.Tensor):
                 return _marked(func(*args, **kwargs or {}), args[0].windows)
             if func.__name__ in _LOOKS:
                 return func(*args, **kwargs or {})
+            # Gemma 4 slices its masks for the last `logits_to_keep` rows, and 0 keeps all
+            if func is torch.Tensor.__getitem__ and _selects_all(args[1]):
+                return args[0]
         raise UnsupportedCallError(
             f"{func.__name__} was given the tree of a folded call as an attention mask: this attention is not (or no "
             "longer) radix-mlp's own, as when another thread calls disable during a call. Run it unfolded "
             "(radix_mlp.disable(model))."
         )
+
+
+def _selects_all(index: Any) -> bool:
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(isinstance(part, slice) and part in (slice(None), slice(0, None)) for part in parts)
 
 
 def _marked(rows: torch.Tensor, windows: Windows) -> TreeMask:

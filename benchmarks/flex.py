@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
-from radix_mlp.ops.attention.fa4_blocks import BLOCK, sparse_blocks
+from radix_mlp.ops.attention.impl.fa4_blocks import BLOCK, sparse_blocks
 from radix_mlp.plan import RadixPlan
 
 __all__ = ["flex_attention_of"]

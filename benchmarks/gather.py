@@ -28,9 +28,9 @@ from attention import measure
 from attention_methods import Method
 from attention_problem import DTYPES
 from provenance import provenance
-from radix_mlp.ops.attention.impl.gathered_rows import Copies
+from radix_mlp.ops.attention.impl.copies import Copies
+from radix_mlp.ops.attention.impl.leaf_paths import leaf_paths
 from radix_mlp.ops.attention.impl.triton_gather import GATHER, SUM, Launch, triton_gather, triton_sum
-from radix_mlp.ops.attention.leaf_runs import make_runs
 from radix_mlp.plan import RadixPlan, build_plan
 
 CASES = "2048/256/32,512/256/32,128/96/64,4096/1024/16,1000/20/100"
@@ -125,11 +125,11 @@ def run_case(name: str, args: argparse.Namespace, found: list[dict[str, Any]]) -
 
 
 def copies_of(plan: RadixPlan) -> Copies:
-    """Where the `N` unfolded tokens lie: no sequence of a case is part of another, so the runs are the sequences."""
-    runs = make_runs(plan.end, plan.depth)
-    assert (runs.gather == plan.unfold_index).all()
-    last = runs.run_of_row[plan.end - 1] + 1
-    return Copies(*(torch.tensor(x, device="cuda") for x in (runs.run_of_row, last, runs.cu_keys, plan.depth)))
+    """Where the `N` unfolded tokens lie: no sequence of a case is part of another, so leaf paths are the sequences."""
+    paths = leaf_paths(plan.end, plan.depth)
+    assert (paths.gather == plan.unfold_index).all()
+    last = paths.path_of_row[plan.end - 1] + 1
+    return Copies(*(torch.tensor(x, device="cuda") for x in (paths.path_of_row, last, paths.cu_keys, plan.depth)))
 
 
 def same(actual: list[Tensor], rows: list[Tensor], index: Tensor) -> bool:

@@ -31,8 +31,8 @@ from radix_mlp.hf.fused.kernels import rotary_tables
 from radix_mlp.hf.fused.layers import FAMILIES, join_layers, why_not_fused
 from radix_mlp.ops import AttentionTree
 from radix_mlp.ops.attention.impl import fa4
-from radix_mlp.ops.attention.registry import MAX_WIDTH
-from radix_mlp.ops.attention.triton_tables import range_tree
+from radix_mlp.ops.attention.impl.triton import MAX_WIDTH
+from radix_mlp.ops.attention.impl.triton_tables import places, range_tree, size_of_forward_tables
 from radix_mlp.plan import RadixPlan
 
 SMALL = {
@@ -285,10 +285,12 @@ def test_what_a_graph_reads_is_the_plan_and_valid_padding() -> None:
     plan = plan_of(sample_sequences())
     padded, needed = 64, plan.last_rows.astype(np.int64)
     assert plan.num_rows < padded
-    sizes = (2 * padded, 2 * padded, 2 * 8, padded, padded, padded, 4 * padded, 1, 2, 0)
+    sizes = (2 * padded, 2 * padded, 2 * 8, padded, padded, size_of_forward_tables(padded))
     packed = np.full(sum(sizes), 77, np.int32)
-    pack(packed, plan, needed, sizes)
-    ids, positions, rows, end, depth, range_of_row, ranges, order, _, _ = np.split(packed, np.cumsum(sizes)[:-1])
+    pack(packed, plan, needed, sizes, "triton")
+    ids, positions, rows, end, depth, tables = np.split(packed, np.cumsum(sizes)[:-1])
+    at = places(padded, padded)
+    range_of_row, ranges, order = tables[: at.ranges], tables[at.ranges : at.order], tables[at.order :]
     assert (ids.view(np.int64)[: plan.num_rows] == plan.compact_ids).all()
     assert (positions.view(np.int64)[: plan.num_rows] == plan.compact_positions).all()
     assert (rows.view(np.int64)[: len(needed)] == needed).all()

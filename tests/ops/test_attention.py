@@ -226,7 +226,7 @@ def test_second_derivative_is_refused() -> None:
     [
         ({"q": torch.ones(1, 8, 4, 8)}, InvalidInputError, "4, 3, 3 dimensions"),
         ({"q": torch.ones(9, 4, 8)}, InvalidInputError, "q has 9 rows, the plan 8"),
-        ({"k": torch.ones(7, 2, 8)}, InvalidInputError, "7 and 8 rows"),
+        ({"k": torch.ones(7, 2, 8)}, InvalidInputError, "7 and 8 rows, the plan 8"),
         ({"k": torch.ones(8, 2, 4)}, InvalidInputError, "head dimension 4"),
         ({"q": torch.ones(8, 3, 8)}, InvalidInputError, "divide q's 3"),
         ({"v": torch.ones(8, 2, 8, dtype=torch.float64)}, InvalidDtypeError, "float64"),

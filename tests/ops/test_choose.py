@@ -12,16 +12,17 @@ from tools.model_types.batches import prefix_batch
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops import available_impls, report, tree_attention
-from radix_mlp.ops.attention.fa4_blocks import pack_sparse_blocks
+from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind
 from radix_mlp.ops.attention.impl import auto
 from radix_mlp.ops.attention.impl import auto_cost_model as choose_module
 from radix_mlp.ops.attention.impl.auto_cost_model import CHIPS, Call, choose
-from radix_mlp.ops.attention.leaf_runs import TreeStatistics, tree_statistics
-from radix_mlp.ops.attention.registry import IMPLS, AttentionCall, load_impl, resolve_impl
+from radix_mlp.ops.attention.impl.fa4_blocks import pack_sparse_blocks
+from radix_mlp.ops.attention.impl.leaf_paths import TreeStatistics, tree_statistics
+from radix_mlp.ops.attention.registry import IMPLS, resolve_impl
 from radix_mlp.plan import RadixPlan, build_plan
 
 H200 = "NVIDIA H200"
-CALL = Call(32, 8, 128, 128, torch.bfloat16)
+CALL = Call(32, 8, CallKind("cuda"))
 # prefix, suffix, sequences: milliseconds, forward and backward
 # one H200, benchmarks/attention.py --backward, 2026-11-22
 MEASURED = {
@@ -68,8 +69,15 @@ def test_estimates_are_near_what_was_measured(case: tuple[int, int, int], backwa
 
 
 def with_blocks(case: tuple[int, int, int], *, backward: bool = False) -> Call:
-    *_, masked, full = pack_sparse_blocks(plan_of(*case).end)[1].tolist()
-    return CALL._replace(backward=backward, blocks=(masked, full))
+    sizes = pack_sparse_blocks(plan_of(*case).end)[1]
+    return CALL._replace(backward=backward, blocks=(sizes.num_masked, sizes.num_full))
+
+
+def changed(call: Call, change: dict[str, object]) -> Call:
+    """A call with other fields, of itself or of its kind."""
+    own = {name: value for name, value in change.items() if name in Call._fields}
+    kind = {name: value for name, value in change.items() if name not in own}
+    return call._replace(kind=call.kind._replace(**kind), **own)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -89,7 +97,9 @@ def test_flash_attention_4_is_chosen_where_it_is_faster(case: tuple[int, int, in
     "change",
     [
         {"window": 9},
-        {"plain": False},
+        {"softcap": True},
+        {"sinks": True},
+        {"scale": 0.0},
         {"width": 64, "value_width": 64},
         {"width": 112, "value_width": 112},
         {"dtype": torch.float32},
@@ -99,7 +109,7 @@ def test_flash_attention_4_is_chosen_where_it_is_faster(case: tuple[int, int, in
 def test_what_flash_attention_4_cannot_do_is_not_chosen(change: dict[str, object]) -> None:
     case = (4096, 1024, 16)
     assert choose(statistics_of(*case), with_blocks(case), H200).impl == "fa4"
-    assert choose(statistics_of(*case), with_blocks(case)._replace(**change), H200).impl != "fa4"
+    assert choose(statistics_of(*case), changed(with_blocks(case), change), H200).impl != "fa4"
     assert choose(statistics_of(*case), with_blocks(case), "NVIDIA Something").impl == "triton"
 
 
@@ -116,19 +126,22 @@ def test_nothing_shared_on_an_unknown_chip_is_plain_packed_attention(
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"plain": False}, "no soft cap"),
+        ({"softcap": True}, "no soft cap"),
+        ({"sinks": True}, "no sinks"),
+        ({"scale": 0.0}, "a scale above 0"),
         ({"dtype": torch.float32}, "float32"),
-        ({"value_width": 64}, "head dimensions 128 and 64"),
-        ({"width": 100, "value_width": 100}, "head dimensions 100"),
-        ({"width": 512, "value_width": 512}, "head dimensions 512"),
-        ({"flash": False}, "compute capability 8.0"),
+        ({"value_width": 64}, "not 128 and 64"),
+        ({"width": 100, "value_width": 100}, "not 100"),
+        ({"width": 512, "value_width": 512}, "not 512"),
+        ({"capability": (7, 5)}, "compute capability 8.0"),
+        ({"has_paths": False}, "lists of leaf paths"),
     ],
 )
 @pytest.mark.parametrize("chip", [H200, "NVIDIA Something"])
 def test_what_flash_attention_cannot_do_runs_on_the_tree_kernel(
     change: dict[str, object], reason: str, chip: str
 ) -> None:
-    chosen = choose(statistics_of(0, 64, 4), CALL._replace(**change), chip)
+    chosen = choose(statistics_of(0, 64, 4), changed(CALL, change), chip)
     assert chosen.impl == "triton"
     assert any(reason in text for text in chosen.reasons)
 
@@ -154,7 +167,7 @@ def test_more_work_costs_more() -> None:
         ]
         assert costs == sorted(costs)
     statistics = statistics_of(4096, 64, 16)
-    full, windowed = choose(statistics, CALL, H200), choose(statistics, CALL._replace(window=128), H200)
+    full, windowed = choose(statistics, CALL, H200), choose(statistics, changed(CALL, {"window": 128}), H200)
     assert windowed.milliseconds < full.milliseconds / 4
 
 
@@ -165,7 +178,7 @@ def test_no_rows() -> None:
 def test_report() -> None:
     text = report(plan_of(512, 32, 32), heads=32, kv_heads=8, width=128, chip=H200)
     assert "17408 tokens in 32 sequences -> 1536 rows, compression 0.088" in text
-    assert "32 runs, the longest of 544 rows; paths of up to 544 tokens" in text
+    assert "32 paths to leaves, of up to 544 tokens and 544 rows of their own" in text
     assert "17408 keys to gather" in text
     assert f"forward on {H200}: triton: triton takes about" in text
     assert f"backward on {H200}: triton" in text
@@ -188,26 +201,25 @@ def test_auto_is_no_implementation_of_its_own() -> None:
     pytest.importorskip("triton")
     for device_type in ("cpu", "cuda"):
         assert "auto" not in available_impls(device_type)
-    assert resolve_impl("auto", "cpu", torch.bfloat16) == "dense"
-    assert resolve_impl("auto", "cuda", torch.bfloat16) == "auto"
-    assert resolve_impl("auto", "cuda", torch.float64) == "dense"
-    assert resolve_impl("varlen", "cuda", torch.float16) == "varlen"
+    assert resolve_impl("auto", CallKind("cpu")) == "dense"
+    assert resolve_impl("auto", CallKind("cuda")) == "auto"
+    assert resolve_impl("auto", CallKind("cuda", torch.float64)) == "dense"
+    assert resolve_impl("varlen", CallKind("cuda", torch.float16)) == "varlen"
     # what no kernel takes
-    assert resolve_impl("auto", "cuda", torch.bfloat16, width=512) == "auto"
-    assert resolve_impl("auto", "cuda", torch.bfloat16, width=513) == "dense"
-    assert resolve_impl("auto", "cuda", torch.bfloat16, width=64, scale=-1.0) == "dense"
-    # it hands its fields on
-    choices = ("triton", "varlen", "fa4")
-    assert {field for name in choices for field in IMPLS[name].fields} == {*IMPLS["auto"].fields}
-    assert all(IMPLS[name].saves_lse for name in ("auto", *choices))
+    assert resolve_impl("auto", CallKind("cuda", width=512)) == "auto"
+    assert resolve_impl("auto", CallKind("cuda", width=513)) == "dense"
+    assert resolve_impl("auto", CallKind("cuda", scale=-1.0)) == "dense"
+    # it hands their tables on
+    assert ("auto", *auto.CHOICES) == auto.READS
+    assert all(IMPLS[name].SAVES_LSE for name in auto.READS)
 
 
 def test_a_tree_without_lists_runs_on_the_tree_kernel() -> None:
     plan = plan_of(0, 20, 3)
     q = torch.zeros(60, 2, 8)
     tree = plan.to("cpu").tree
-    assert tree.host_statistics.shape[0] == 0
-    assert auto.choice(q, q, tree, None, plain=True, backward=False).impl == "triton"
+    assert "auto" not in tree.prepared
+    assert auto.choice(AttentionCall(q, q, q, None, tree, 1.0, None, None), backward=False).impl == "triton"
 
 
 def test_chips_have_sane_rates() -> None:
@@ -232,7 +244,7 @@ def test_passes_of_different_implementations_fit_together(first: str, second: st
     expected = torch.autograd.grad(wanted, (q, k, v), grad)
     q, k, v = (x.detach() for x in (q, k, v))
     call = AttentionCall(q, k, v, None, tree, 64**-0.5, window, None)
-    out, lse = load_impl(first).forward(call)
-    grads = load_impl(second).backward(grad, call, out, lse)
+    out, lse = IMPLS[first].forward(call)
+    grads = IMPLS[second].backward(grad, call, out, lse)
     for actual, right in zip((out, *grads[:3]), (wanted.detach(), *expected), strict=True):
         assert error(actual, right) < TOLERANCES[torch.bfloat16]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -15,15 +16,16 @@ from tools.model_types.batches import prefix_batch, random_batch
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedImplError
-from radix_mlp.ops import AttentionTree, available_impls, tree_attention
-from radix_mlp.ops.attention import fa4_blocks as sparse_blocks
+from radix_mlp.ops import AttentionTree, available_impls, packages, tree_attention
 from radix_mlp.ops.attention import registry
-from radix_mlp.ops.attention.fa4_blocks import BLOCK
+from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind
+from radix_mlp.ops.attention.custom_op import flat_tree
 from radix_mlp.ops.attention.impl import fa4
-from radix_mlp.ops.attention.registry import AttentionCall
+from radix_mlp.ops.attention.impl import fa4_blocks as sparse_blocks
+from radix_mlp.ops.attention.impl.fa4_blocks import BLOCK
 from radix_mlp.plan import RadixPlan, build_plan
 
-INSTALLED = registry.is_installed("fa4")
+INSTALLED = fa4.MISSING is None
 needs_fa4 = pytest.mark.skipif(not INSTALLED, reason='pip install "radix-mlp[fa4]"')
 
 
@@ -90,17 +92,18 @@ def test_lists_are_the_mask(plan: RadixPlan) -> None:
 def test_lists_come_with_a_plan_in_one_vector() -> None:
     plan = prefix_plan(300, 40, 9)
     packed, sizes = sparse_blocks.pack_sparse_blocks(plan.end)
+    assert len(packed) == sparse_blocks.places(plan.num_rows, sizes).stop
     made = fa4.block_lists(tree_of(plan))
     # somewhere inside of a larger copy, as a plan on a device has it
     inside = torch.tensor(np.concatenate([[7] * 5, packed, [7]]).astype(np.int32))[5:-1]
-    with_lists = tree_of(plan)._replace(sparse_blocks=inside, host_sparse_sizes=torch.tensor(sizes))
+    with_lists = tree_of(plan)._replace(prepared={"fa4": fa4.Tables(inside, torch.tensor(sizes))})
     given_lists = fa4.block_lists(with_lists)
     for counts, blocks in ((0, 1), (2, 3)):
         for name in ("forward", "backward"):
             a, b = getattr(made, name), getattr(given_lists, name)
             assert (listed(a[counts], a[blocks]) == listed(b[counts], b[blocks])).all()
     seen, full = blocks_of_the_mask(plan.end)
-    assert sizes.tolist()[3:] == [(seen & ~full).sum(), (seen & full).sum()]
+    assert sizes[3:] == ((seen & ~full).sum(), (seen & full).sum())
 
 
 def test_lists_that_would_be_too_long_are_not_made(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +111,7 @@ def test_lists_that_would_be_too_long_are_not_made(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(sparse_blocks, "MAX_NUMBERS", 10)
     packed, sizes = sparse_blocks.pack_sparse_blocks(plan.end)
     assert len(packed) == 0
-    assert not sizes.any()
+    assert not any(sizes)
     with pytest.raises(UnsupportedImplError, match="does not take these 660 rows"):
         fa4.block_lists(tree_of(plan))
 
@@ -116,24 +119,27 @@ def test_lists_that_would_be_too_long_are_not_made(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"q": torch.zeros(4, 2, 8)}, "takes bfloat16 and float16, not torch.float32: use impl='triton' or 'dense'"),
+        ({"device_type": "cpu"}, "cannot run on cpu"),
+        ({"capability": (8, 0)}, "9.0 (Hopper) alone, not (8, 0)"),
+        ({"capability": (10, 0)}, "9.0 (Hopper) alone, not (10, 0)"),
+        ({"dtype": torch.float32}, "takes bfloat16 and float16, not torch.float32"),
         ({"window": 3}, "has no window"),
-        ({"softcap": 2.0}, "has no soft cap"),
-        ({"sinks": torch.zeros(2)}, "has no sinks"),
-        ({"v": torch.zeros(4, 2, 80).half()}, "not 128 and 80"),
-        ({"q": torch.zeros(4, 2, 136).half(), "v": torch.zeros(4, 2, 136).half()}, "the head dimension 128, not 136"),
-        ({"q": torch.zeros(4, 2, 96).half(), "v": torch.zeros(4, 2, 96).half()}, "the head dimension 128, not 96"),
+        ({"softcap": True}, "has no soft cap"),
+        ({"sinks": True}, "has no sinks"),
+        ({"value_width": 80}, "not 128 and 80"),
+        ({"width": 136, "value_width": 136}, "the head dimension 128, not 136"),
+        ({"width": 96, "value_width": 96}, "the head dimension 128, not 96"),
         ({"scale": 0.0}, "a scale above 0, not 0.0"),
+        ({"query_rows": True}, "subset of the rows"),
     ],
 )
-def test_refusals(change: dict[str, object], match: str) -> None:
-    half = torch.zeros(4, 2, 128).half()
-    arguments = {"q": half, "k": half, "v": half, "sinks": None, "scale": 1.0, "softcap": None, "window": None}
-    call = AttentionCall(tree=tree_of(build_plan([1, 2, 3, 4], [0, 4])), **{**arguments, **change})
-    with pytest.raises(UnsupportedImplError, match=match):
-        fa4.forward(call)
-    with pytest.raises(UnsupportedImplError, match=match):
-        fa4.backward(call.q, call, call.q, call.q)
+def test_refusals(change: dict[str, object], match: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fa4, "MISSING", None)
+    plain = CallKind("cuda", capability=(9, 0))
+    assert fa4.why_not(plain) is None
+    assert match in str(fa4.why_not(plain._replace(**change)))
+    with pytest.raises(UnsupportedImplError, match=f"impl='fa4' .*{re.escape(match)}.* or use one of"):
+        registry.resolve_impl("fa4", plain._replace(**change))
 
 
 def test_the_backward_is_refused_in_deterministic_mode() -> None:
@@ -151,17 +157,16 @@ def test_the_backward_is_refused_in_deterministic_mode() -> None:
 def test_without_the_package() -> None:
     assert "fa4" not in available_impls("cuda")
     with pytest.raises(UnsupportedImplError, match=r'pip install "radix-mlp\[fa4\]", or use one of'):
-        registry.resolve_impl("fa4", "cuda", torch.bfloat16)
+        registry.resolve_impl("fa4", CallKind("cuda"))
     with pytest.raises(UnsupportedImplError, match="cannot run on cpu"):
-        registry.resolve_impl("fa4", "cpu", torch.bfloat16)
+        registry.resolve_impl("fa4", CallKind("cpu"))
 
 
 def test_other_versions_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions = dict(registry.IMPLS["fa4"].versions)
-    monkeypatch.setattr(registry, "version", versions.__getitem__)
-    assert registry._why_missing(registry.IMPLS["fa4"]) is None
-    monkeypatch.setattr(registry, "version", {**versions, "quack-kernels": "9.9"}.__getitem__)
-    reason = registry._why_missing(registry.IMPLS["fa4"])
+    monkeypatch.setattr(packages, "version", fa4.VERSIONS.__getitem__)
+    assert packages.why_not_installed(fa4.VERSIONS, "fa4") is None
+    monkeypatch.setattr(packages, "version", {**fa4.VERSIONS, "quack-kernels": "9.9"}.__getitem__)
+    reason = packages.why_not_installed(fa4.VERSIONS, "fa4")
     assert reason is not None
     assert "quack-kernels is 9.9: pip install flash-attn-4==" in reason
 
@@ -232,10 +237,11 @@ def test_auto_takes_it_for_long_runs_only() -> None:
     for plan, wanted in ((prefix_plan(2048, 256, 32), "fa4"), (prefix_plan(128, 96, 10), "triton")):
         tree = plan.to("cuda").tree
         q, v = (torch.empty(len(plan.end), heads, 128, device="cuda", dtype=torch.bfloat16) for heads in (32, 8))
+        call = AttentionCall(q, v, v, None, tree, 128**-0.5, None, None)
         for backward in (False, True):
-            assert auto.choice(q, v, tree, None, plain=True, backward=backward).impl == wanted
-            assert auto.choice(q, v, tree, 100, plain=True, backward=backward).impl != "fa4"
-            assert auto.choice(q, v, tree, None, plain=False, backward=backward).impl == "triton"
+            assert auto.choice(call, backward=backward).impl == wanted
+            assert auto.choice(call._replace(window=100), backward=backward).impl != "fa4"
+            assert auto.choice(call._replace(softcap=9.0), backward=backward).impl == "triton"
 
 
 @needs_fa4
@@ -255,6 +261,5 @@ def test_one_compiled_graph_serves_all_lengths_and_the_op_is_clean() -> None:
         out.float().square().sum().backward()
         assert error(out.detach(), layer(x.detach(), tree)) < 1e-2
     q, k, v = (torch.randn(len(tree.end), h, 128, device="cuda").half() for h in (4, 2, 2))
-    fields = [getattr(tree, name) for name in registry.IMPLS["fa4"].fields]
-    arguments = (q, k, v, None, fields, 0.1, None, None, "fa4")
+    arguments = (q, k, v, None, flat_tree(tree, "fa4"), None, 0.1, None, None, "fa4")
     torch.library.opcheck(torch.ops.radix_mlp.tree_attention.default, arguments)

@@ -16,9 +16,10 @@ pytest.importorskip("triton", reason="pip install triton runs these tests in Tri
 
 from tools.model_types.batches import prefix_batch, random_batch  # noqa: E402
 
-from radix_mlp.ops.attention.impl.gathered_rows import Copies, gather_rows, sum_copies  # noqa: E402
+from radix_mlp.ops.attention.impl.copies import Copies  # noqa: E402
+from radix_mlp.ops.attention.impl.gathered_rows import gather_rows, sum_copies  # noqa: E402
+from radix_mlp.ops.attention.impl.leaf_paths import leaf_paths  # noqa: E402
 from radix_mlp.ops.attention.impl.triton_gather import SUM, Launch, _vector, triton_gather, triton_sum  # noqa: E402
-from radix_mlp.ops.attention.leaf_runs import make_runs  # noqa: E402
 from radix_mlp.plan import build_plan  # noqa: E402
 
 devices = pytest.mark.parametrize(
@@ -92,11 +93,11 @@ def copies_of(seed: int, device: str) -> tuple[Copies, Tensor, int]:
     else:
         ids, cu = prefix_batch(rng, num_sequences=7, prefix=11, suffix=3)
     plan = build_plan(ids, cu, pad_multiple_of=8)
-    runs = make_runs(plan.end, plan.depth)
-    run = torch.tensor(runs.run_of_row)
+    paths = leaf_paths(plan.end, plan.depth)
+    run = torch.tensor(paths.path_of_row)
     last = run[torch.tensor(plan.end).long() - 1] + 1
-    copies = Copies(run, last, torch.tensor(runs.cu_keys), torch.tensor(plan.depth))
-    index = torch.tensor(runs.gather).long()
+    copies = Copies(run, last, torch.tensor(paths.cu_keys), torch.tensor(plan.depth))
+    index = torch.tensor(paths.gather).long()
     return Copies(*(x.to(device) for x in copies)), index.to(device), plan.num_rows
 
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.ops import AttentionTree, DevicePlan, fold, tree_attention, unfold
+from radix_mlp.ops.attention.custom_op import flat_tree
 from radix_mlp.plan import RadixPlan, build_plan
 
 PLAIN = Options(4, 2, 8, 8, None, None, False, False, 0)
@@ -31,12 +32,13 @@ def test_opcheck(options: Options) -> None:
     plan = batch([3, 4])
     tree = plan.to("cpu").tree
     q, k, v, *sinks = inputs(plan, options)
-    fields = [tree.end, tree.depth, tree.host_tiles]
+    fields = flat_tree(tree, "dense")
+    assert len(fields) == 3
     chosen = (0.3, options.window, options.softcap, "dense")
     sink = sinks[0] if sinks else None
-    torch.library.opcheck(torch.ops.radix_mlp.tree_attention.default, (q, k, v, sink, fields, *chosen))
+    torch.library.opcheck(torch.ops.radix_mlp.tree_attention.default, (q, k, v, sink, fields, None, *chosen))
     with torch.no_grad():
-        out, lse = torch.ops.radix_mlp.tree_attention(q, k, v, sink, fields, *chosen)
+        out, lse = torch.ops.radix_mlp.tree_attention(q, k, v, sink, fields, None, *chosen)
         detached = [x if x is None else x.detach() for x in (torch.ones_like(out), q, k, v, sink)]
         torch.library.opcheck(
             torch.ops.radix_mlp.tree_attention_backward.default, (*detached, out, lse, fields, *chosen)

@@ -28,12 +28,14 @@ from triton import knobs  # noqa: E402
 
 from radix_mlp.errors import UnsupportedImplError  # noqa: E402
 from radix_mlp.ops import AttentionTree, tree_attention  # noqa: E402
+from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind  # noqa: E402
+from radix_mlp.ops.attention.custom_op import flat_tree  # noqa: E402
 from radix_mlp.ops.attention.impl import triton as triton_impl  # noqa: E402
 from radix_mlp.ops.attention.impl import triton_forward as forward_module  # noqa: E402
 from radix_mlp.ops.attention.impl.triton_launch import TritonBlocks, triton_backward, triton_forward  # noqa: E402
+from radix_mlp.ops.attention.impl.triton_tables import backward_items, pack_tables, places, range_tree  # noqa: E402
 from radix_mlp.ops.attention.impl.triton_tiles import Tiles  # noqa: E402
-from radix_mlp.ops.attention.registry import AttentionCall  # noqa: E402
-from radix_mlp.ops.attention.triton_tables import backward_items, pack_tables  # noqa: E402
+from radix_mlp.ops.attention.registry import resolve_impl  # noqa: E402
 from radix_mlp.plan import build_plan  # noqa: E402
 
 # numpy warns where the interpreter computes 2^x of a masked score
@@ -238,7 +240,7 @@ def test_split_key_blocks(device: str) -> None:
     plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=20, prefix=20, suffix=14))
     tree = torch.tensor(plan.end, device=device), torch.tensor(plan.depth, device=device)
     blocks = TritonBlocks.make(*tree)
-    assert blocks.num_splits == 1
+    assert blocks.sizes.num_splits == 1
     case = Case(heads=1, kv_heads=1, width=16, value_width=16)
     check(make(case, tree), SMALL._replace(keys=64), blocks)
 
@@ -305,16 +307,20 @@ def test_tolerances_reject_wrong_answers(device: str) -> None:
 
 
 def test_what_the_kernels_do_not_take() -> None:
-    problem = make(Case(), small_tree(0, "cpu"))
-    blocks = TritonBlocks.make(problem.end, problem.depth)
-    rest = (problem.end, problem.depth, blocks)
-    with pytest.raises(UnsupportedImplError, match="float64"):
-        triton_forward(problem.q.double(), problem.k.double(), problem.v.double(), *rest, scale=1.0)
-    with pytest.raises(UnsupportedImplError, match="scale"):
-        triton_forward(problem.q, problem.k, problem.v, *rest, scale=-1.0)
-    wide = torch.zeros(len(problem.end), 2, 513)
-    with pytest.raises(UnsupportedImplError, match="513"):
-        triton_forward(wide, wide, wide, *rest, scale=1.0)
+    plain = CallKind("cuda")
+    assert resolve_impl("triton", plain) == "triton"
+    changes: list[tuple[dict[str, object], str]] = [
+        ({"dtype": torch.float64}, "float64"),
+        ({"scale": -1.0}, "negate q"),
+        ({"width": 513}, "513 and 128"),
+        ({"value_width": 513}, "128 and 513"),
+        ({"query_rows": True}, "subset of the rows"),
+    ]
+    for change, match in changes:
+        with pytest.raises(UnsupportedImplError, match=match):
+            resolve_impl("triton", plain._replace(**change))  # type: ignore[arg-type]
+        # what the kernel does not take, `auto` runs on another
+        assert resolve_impl("auto", plain._replace(**change)) == "dense"  # type: ignore[arg-type]
 
 
 def test_the_interpreter_runs_only_without_a_gpu() -> None:
@@ -327,9 +333,10 @@ def test_places_of_the_tables() -> None:
     plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=20, prefix=200, suffix=14))
     blocks = TritonBlocks.make(torch.tensor(plan.end), torch.tensor(plan.depth))
     work = backward_items(plan.end, plan.depth)
-    places = blocks.places(plan.num_rows)
-    assert blocks.num_splits
-    for place, table in zip(places, (work.items, work.blocks, work.splits), strict=True):
+    tree, at = range_tree(plan.end, plan.depth), places(plan.num_rows, *blocks.sizes[:3])
+    assert blocks.sizes.num_splits
+    assert blocks.sizes.pairs == (plan.depth + 1).sum()
+    for place, table in zip(at, (*tree, *work), strict=True):
         assert blocks.tables[place : place + table.size].tolist() == table.ravel().tolist()
 
 
@@ -337,9 +344,8 @@ def test_places_of_the_tables() -> None:
 def test_backward_makes_the_tables_that_a_tree_without_gradients_lacks(device: str) -> None:
     problem = make(Case(2, 1, 16, 16), small_tree(0, device))
     tables, sizes = pack_tables(problem.end.cpu().numpy(), problem.depth.cpu().numpy(), backward=False)
-    tree = AttentionTree.from_end(problem.end, problem.depth)._replace(
-        tables=torch.from_numpy(tables).to(problem.end.device), host_table_sizes=torch.from_numpy(sizes)
-    )
+    tables_ = triton_impl.Tables(torch.from_numpy(tables).to(problem.end.device), torch.tensor(sizes))
+    tree = AttentionTree(problem.end, problem.depth, {"triton": tables_})
     call = AttentionCall(problem.q, problem.k, problem.v, None, tree, 0.25, None, None)
     out, lse = triton_impl.forward(call)
     found = triton_impl.backward(problem.dout, call, out, lse)
@@ -445,7 +451,7 @@ def test_the_op_is_clean() -> None:
     plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=3, prefix=30, suffix=4))
     tree = plan.to("cuda").tree
     q, k, v = (torch.randn(len(plan.end), h, 64, device="cuda", requires_grad=True) for h in (4, 2, 2))
-    fields = [tree.end, tree.depth, tree.tables, tree.host_table_sizes, tree.host_statistics]
+    fields = flat_tree(tree, "triton")
     for window, softcap in ((None, None), (5, 3.0)):
-        arguments = (q, k, v, None, fields, 0.1, window, softcap, "triton")
+        arguments = (q, k, v, None, fields, None, 0.1, window, softcap, "triton")
         torch.library.opcheck(torch.ops.radix_mlp.tree_attention.default, arguments)

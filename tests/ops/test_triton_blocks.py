@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tools.model_types.batches import prefix_batch, random_batch
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.ops.attention.triton_tables import KEY_BLOCK, SEGMENT, backward_items, range_tree
+from radix_mlp.ops.attention.impl.triton_tables import KEY_BLOCK, ORDER_ROWS, backward_items, range_tree
 from radix_mlp.plan import build_plan
 
 Int32 = NDArray[np.int32]
@@ -42,7 +42,7 @@ def test_ranges_walk_the_root_path(tree: tuple[Int32, Int32]) -> None:
     end, depth = tree
     table = range_tree(end, depth)
     seen = visible_pairs(end)
-    assert sorted(table.order) == list(range(-(-len(end) // SEGMENT)))
+    assert sorted(table.order) == list(range(-(-len(end) // ORDER_ROWS)))
     for row in range(len(end)):
         line, stop = int(table.range_of_row[row]), row + 1
         walked = np.zeros(len(end), np.int64)

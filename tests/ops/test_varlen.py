@@ -17,35 +17,34 @@ from torch.nn.attention import activate_flash_attention_impl, restore_flash_atte
 
 from radix_mlp.errors import UnsupportedImplError
 from radix_mlp.ops import AttentionTree, tree_attention
+from radix_mlp.ops.attention.attention_call import CallKind
+from radix_mlp.ops.attention.attention_tree import tables_of
+from radix_mlp.ops.attention.impl import fa4, varlen
 from radix_mlp.ops.attention.impl import torch_flash as flash
-from radix_mlp.ops.attention.impl import varlen
-from radix_mlp.ops.attention.leaf_runs import pack_runs
-from radix_mlp.ops.attention.registry import AttentionCall, is_installed
+from radix_mlp.ops.attention.registry import resolve_impl
 from radix_mlp.plan import RadixPlan, build_plan
 
 PLAIN = Options(4, 2, 8, 8, None, None, False, False, 0)
 VARLEN_OPTIONS = OPTIONS.map(lambda options: replace(options, value_width=options.width, softcap=None, sinks=False))
 
 
-def tree_of(plan: RadixPlan, *, with_runs: bool = True) -> AttentionTree:
-    tree = AttentionTree.from_end(torch.tensor(plan.end), torch.tensor(plan.depth))
-    if not with_runs:
-        return tree
-    runs, statistics = pack_runs(plan.end, plan.depth)
-    return tree._replace(runs=torch.from_numpy(runs), host_statistics=torch.from_numpy(statistics))
+def tree_of(plan: RadixPlan, *, prepared: bool = True) -> AttentionTree:
+    if prepared:
+        return plan.to("cpu").tree_for("varlen")
+    return AttentionTree.from_end(torch.tensor(plan.end), torch.tensor(plan.depth))
 
 
 def run_plain(tensors: list[Tensor], plan: RadixPlan, options: Options, tree: AttentionTree) -> list[Tensor]:
     """What `attention_cases.run` returns, through `varlen` with plain attention."""
     q, k, v = (x.detach() for x in tensors)
     chosen = {"scale": options.width**-0.5, "window": options.window, "flash": PlainFlash()}
-    runs = varlen.run_tensors(tree)
-    out, lse = varlen.attend_runs(q, k, v, runs, **chosen)
+    paths = tables_of(tree, "varlen", varlen.prepare)
+    out, lse = varlen.attend_paths(q, k, v, paths, **chosen)
     generator = torch.Generator().manual_seed(options.seed + 1)
     grad = torch.zeros_like(out)
     shape = (plan.num_compact, *out.shape[1:])
     grad[: plan.num_compact] = torch.randn(shape, generator=generator, dtype=torch.float64)
-    grads = varlen.attend_runs_backward(grad, q, k, v, out, lse, runs, tree.end, tree.depth, **chosen)
+    grads = varlen.attend_paths_backward(grad, q, k, v, out, lse, paths, tree.end, tree.depth, **chosen)
     return [out[: plan.num_compact], *grads]
 
 
@@ -54,10 +53,10 @@ def worst(actual: list[Tensor], expected: list[Tensor]) -> float:
 
 
 @settings(max_examples=100, deadline=None)
-@given(plan=plans(), options=VARLEN_OPTIONS, with_runs=st.booleans())
-def test_matches_reference(plan: RadixPlan, options: Options, with_runs: bool) -> None:
+@given(plan=plans(), options=VARLEN_OPTIONS, prepared=st.booleans())
+def test_matches_reference(plan: RadixPlan, options: Options, prepared: bool) -> None:
     tensors = inputs(plan, options)
-    actual = run_plain(tensors, plan, options, tree_of(plan, with_runs=with_runs))
+    actual = run_plain(tensors, plan, options, tree_of(plan, prepared=prepared))
     assert worst(actual, run("reference", tensors, plan, options)) < TOLERANCES[torch.float64]
 
 
@@ -81,14 +80,14 @@ def test_one_token_no_tokens_nothing_shared() -> None:
         assert worst(actual, run("reference", tensors, plan, PLAIN)) < TOLERANCES[torch.float64] or not ids
 
 
-@pytest.mark.parametrize("list_name", ["gather", "cu_rows", "cu_keys", "run_of_row"])
+@pytest.mark.parametrize("list_name", ["gather", "cu_rows", "cu_keys", "path_of_row"])
 def test_a_wrong_list_fails(list_name: str) -> None:
     """One number off by one in any list is an error or an answer far from the reference."""
     plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=4, prefix=6, suffix=5))
     tensors = inputs(plan, PLAIN)
     expected = run("reference", tensors, plan, PLAIN)
     tree = tree_of(plan)
-    right = varlen.run_tensors(tree)
+    right = tables_of(tree, "varlen", varlen.prepare)
     assert worst(run_plain(tensors, plan, PLAIN, tree), expected) < TOLERANCES[torch.float64]
     wrong = getattr(right, list_name)
     wrong[len(wrong) // 2] += 1 if list_name != "cu_rows" else -1
@@ -102,29 +101,24 @@ def test_a_wrong_list_fails(list_name: str) -> None:
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"q": torch.zeros(4, 2, 8)}, "bfloat16 and float16, not torch.float32"),
-        ({"softcap": 2.0}, "has no soft cap: use impl='triton'"),
-        ({"sinks": torch.zeros(2)}, "has no sinks"),
-        ({"v": torch.zeros(4, 2, 16).half()}, "one head dimension, not 8 and 16"),
-        ({"q": torch.zeros(4, 2, 12).half(), "v": torch.zeros(4, 2, 12).half()}, "in steps of 8, not 12"),
-        ({"q": torch.zeros(4, 2, 264).half(), "v": torch.zeros(4, 2, 264).half()}, "up to 256 in steps of 8, not 264"),
+        ({"device_type": "cpu"}, "cannot run on cpu"),
+        ({"capability": (7, 5)}, "compute capability 8.0 or more"),
+        ({"dtype": torch.float32}, "bfloat16 and float16, not torch.float32"),
+        ({"softcap": True}, "has no soft cap"),
+        ({"sinks": True}, "has no sinks"),
+        ({"value_width": 16}, "one head dimension, not 128 and 16"),
+        ({"width": 12, "value_width": 12}, "in steps of 8, not 12"),
+        ({"width": 264, "value_width": 264}, "up to 256 in steps of 8, not 264"),
         ({"scale": -1.0}, "a scale above 0, not -1.0"),
+        ({"query_rows": True}, "subset of the rows"),
     ],
 )
 def test_refusals(change: dict[str, object], match: str) -> None:
-    half = torch.zeros(4, 2, 8).half()
-    arguments = {
-        "q": half,
-        "k": half,
-        "v": half,
-        "sinks": None,
-        "scale": 1.0,
-        "window": None,
-        "softcap": None,
-        **change,
-    }
-    with pytest.raises(UnsupportedImplError, match=match):
-        varlen.forward(AttentionCall(tree=tree_of(build_plan([1, 2, 3, 4], [0, 4])), **arguments))
+    plain = CallKind("cuda", capability=(8, 0))
+    assert varlen.why_not(plain) is None
+    assert match in str(varlen.why_not(plain._replace(**change)))
+    with pytest.raises(UnsupportedImplError, match=f"impl='varlen' .*{match}.* or use one of"):
+        resolve_impl("varlen", plain._replace(**change))
 
 
 def test_backward_of_too_many_numbers_is_refused() -> None:
@@ -187,7 +181,7 @@ def test_on_the_gpu(impl: str, dtype: torch.dtype, options: Options) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not is_installed("fa4"), reason='pip install "radix-mlp[fa4]"')
+@pytest.mark.skipif(fa4.MISSING is not None, reason='pip install "radix-mlp[fa4]"')
 @pytest.mark.parametrize("impl", ["varlen", "expand"])
 def test_a_flash_attention_that_is_switched_on_is_used(impl: str) -> None:
     options = GPU_CASES[2]

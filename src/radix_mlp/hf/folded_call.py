@@ -13,7 +13,7 @@ from radix_mlp.errors import NoCacheError, UnsupportedCallError
 from radix_mlp.hf.foldable_call import FoldableCall, selects_logits
 from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.ops.device_plan import DevicePlan
-from radix_mlp.ops.fold import copy_rows
+from radix_mlp.ops.row_copies import copy_rows
 
 __all__ = ["FoldedCache", "FoldedCall"]
 

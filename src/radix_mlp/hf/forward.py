@@ -17,7 +17,7 @@ from radix_mlp.hf.attention_function import impl_of
 from radix_mlp.hf.support import check_settings, decoder_of
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.hf.windows import windows_of
-from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.device_plan import DevicePlan, to_device
 from radix_mlp.plan import RadixPlan
 
 __all__ = [
@@ -120,9 +120,10 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
             "(radix_mlp.disable(model))."
         )
     check_token_ids(trunk, plan)
+    arguments = compact_arguments(trunk, to_device(plan, trunk.device, tree=False))
     examination = vars(trunk)["_radix"].examination
     with every_layer_sees_the_tree(trunk, examination.num_attention_layers):
-        hidden: torch.Tensor = trunk(**compact_arguments(trunk, plan.to(trunk.device, tree=False))).last_hidden_state
+        hidden: torch.Tensor = trunk(**arguments).last_hidden_state
     return hidden[0]
 
 

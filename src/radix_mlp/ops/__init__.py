@@ -1,9 +1,10 @@
 """Operations on folded batches: torch, any device."""
 
+from radix_mlp.ops.attention.attention_tree import AttentionTree
 from radix_mlp.ops.attention.impl.auto_cost_model import report
 from radix_mlp.ops.attention.registry import available_impls
 from radix_mlp.ops.attention.tree_attention import tree_attention
-from radix_mlp.ops.device_plan import AttentionTree, DevicePlan
+from radix_mlp.ops.device_plan import DevicePlan, to_device
 from radix_mlp.ops.fold import fold, unfold
 from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, edge_logprobs
 from radix_mlp.ops.head.edges import (
@@ -37,6 +38,7 @@ __all__ = [
     "mean",
     "report",
     "sequence_sums",
+    "to_device",
     "token_logprobs",
     "tokens_to_edges",
     "tree_attention",

@@ -1,6 +1,7 @@
 """Pooling: one vector a sequence, straight from compact rows. Nothing of size `N` is made on the device.
 
-A mean over a sequence is a sum over the runs of its path: rows are summed run by run, once, then runs path by path.
+A mean over a sequence is a sum over the pieces of its path: rows are summed piece by piece, once, then pieces path by
+path. Pieces are the segments of the plan, cut wherever a sequence ends.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
-from radix_mlp.ops.device_plan import DevicePlan
-from radix_mlp.ops.fold import copy_rows
+from radix_mlp.ops.device_plan import DevicePlan, to_device
+from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan.radix_plan import RadixPlan
@@ -77,38 +78,35 @@ def weighted_mean(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
     return (_path_sums(weighted, plan.plan) / total[:, None].to(wide.dtype)).to(hidden.dtype)
 
 
-class _Runs(NamedTuple):
+class _Pieces(NamedTuple):
     row_offsets: NDArray[np.int64]
-    """`[R + 1]` first row of every run."""
+    """`[P + 1]` first row of every piece."""
     path: NDArray[np.int64]
-    """Runs of every sequence, one sequence after another."""
+    """Pieces of every sequence, one sequence after another."""
     path_offsets: NDArray[np.int64]
-    """`[S + 1]` where a sequence's runs start in `path`."""
+    """`[S + 1]` where a sequence's pieces start in `path`."""
 
 
 def _path_sums(x: Tensor, plan: RadixPlan) -> Tensor:
     """Sum of the rows of every sequence: `[M, h] -> [S, h]`."""
     if plan.num_sequences == 0:
         return x.new_zeros(0, x.shape[1])
-    runs = _runs(plan)
-    row_offsets, path, path_offsets = (send(array, x.device) for array in runs)
-    by_run = torch.segment_reduce(x, "sum", offsets=row_offsets, axis=0, initial=0)
-    return torch.segment_reduce(copy_rows(by_run, path), "sum", offsets=path_offsets, axis=0, initial=0)
+    row_offsets, path, path_offsets = (send(array, x.device) for array in _pieces(plan))
+    by_piece = torch.segment_reduce(x, "sum", offsets=row_offsets, axis=0, initial=0)
+    return torch.segment_reduce(copy_rows(by_piece, path), "sum", offsets=path_offsets, axis=0, initial=0)
 
 
-def _runs(plan: RadixPlan) -> _Runs:
-    """Runs cut wherever a sequence ends, so that every sequence is a list of whole runs."""
-    end = plan.end
-    starts = np.ones(plan.num_rows, bool)
-    # the row before has one child, this one, exactly if both subtrees end at one row
-    starts[1:] = end[1:] != end[:-1]
+def _pieces(plan: RadixPlan) -> _Pieces:
+    """Segments cut wherever a sequence ends, so that every sequence is a list of whole pieces."""
+    starts = np.zeros(plan.num_rows, bool)
+    starts[plan.segments.start] = True
     after_last = plan.last_rows + 1
     starts[after_last[after_last < plan.num_rows]] = True
-    run_of_row = np.cumsum(starts) - 1
+    piece_of_row = np.cumsum(starts) - 1
     enters = starts[plan.unfold_index]
-    path = run_of_row[plan.unfold_index[enters]]
+    path = piece_of_row[plan.unfold_index[enters]]
     path_offsets = np.concatenate([[0], np.cumsum(enters)])[plan.cu_seq_lengths]
-    return _Runs(np.append(np.flatnonzero(starts), plan.num_rows), path, path_offsets)
+    return _Pieces(np.append(np.flatnonzero(starts), plan.num_rows), path, path_offsets)
 
 
 def _wide(x: Tensor) -> Tensor:
@@ -118,7 +116,7 @@ def _wide(x: Tensor) -> Tensor:
 def _checked(hidden: Tensor, plan: RadixPlan | DevicePlan) -> DevicePlan:
     check_tensors(hidden=hidden)
     if isinstance(plan, RadixPlan):
-        plan = plan.to(hidden.device)
+        plan = to_device(plan, hidden.device)
     elif not isinstance(plan, DevicePlan):
         raise InvalidDtypeError(f"plan is a {type(plan).__name__}: pass a RadixPlan or a DevicePlan")
     if hidden.dim() != 2 or hidden.shape[0] != plan.plan.num_rows:

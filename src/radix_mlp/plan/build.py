@@ -1,4 +1,4 @@
-"""`build_plan`: token ids of a batch -> `RadixPlan`."""
+"""`build_plan`: tokens of a batch -> `RadixPlan`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import functools
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from radix_mlp.plan.radix_plan import RadixPlan
 from radix_mlp.plan.validate import (
     as_int64,
     check_offsets_present,
+    check_one_input_a_key,
     check_same_length,
     check_size,
     check_values,
@@ -29,17 +30,22 @@ def build_plan(
     cu_seq_lengths: ArrayLike,
     position_ids: ArrayLike | None = None,
     *,
+    keys: ArrayLike | None = None,
     pad_multiple_of: int | None = None,
 ) -> RadixPlan:
     """Fold a batch into its prefix tree, rows in depth-first preorder.
 
-    Two tokens are one row iff all (id, position) pairs from the start of their sequences up to and including
-    theirs are equal. Runs on the CPU without the GIL, in time O(N) and memory O(N + S).
+    Two tokens are one row iff all (key, position) pairs from the start of their sequences up to and including
+    theirs are equal. The key of a token is its id unless `keys` are given. Runs on the CPU without the GIL, in time
+    O(N) and memory O(N + S).
 
     Args:
         input_ids: `[N]` integers in `[0, 2**31)`, the token ids of all sequences, one after the other.
         cu_seq_lengths: `[S + 1]` integers, offsets of the sequences: 0, ..., N. Empty sequences are fine.
         position_ids: `[N]` integers in `[0, 2**31)`; None counts from 0 in every sequence, and is faster.
+        keys: `[N]` integers in `[0, 2**31)` that decide instead of the ids what is shared, where an id does not say
+            all that the model reads: placeholders of two images have one id and need two keys. Tokens that become
+            one row must have one id.
         pad_multiple_of: round the number of rows up to a multiple (see `RadixPlan` for what the rows added hold).
 
     Raises:
@@ -61,24 +67,43 @@ def build_plan(
     check_size(num_tokens)
     check_offsets_present(cu)
     multiple = pad_multiple(pad_multiple_of, num_tokens)
+    compared = ids
+    if keys is not None:
+        compared = as_int64(keys, "keys")
+        check_same_length(ids, compared, "keys")
     unfold = np.empty(num_tokens, np.int32)
     kernels = _kernels()
     status, num_compact, values, indices = kernels.fold_depth_first(
-        ids, positions, position_ids is not None, cu, multiple, unfold
+        compared, positions, position_ids is not None, cu, multiple, unfold
     )
     if status == kernels.WRONG_OFFSETS:
         explain_offsets(np.asarray(cu_seq_lengths), num_tokens)
     if status == kernels.WRONG_VALUES:
-        check_values(input_ids, "input_ids")
+        check_values(*((input_ids, "input_ids") if keys is None else (keys, "keys")))
         check_values(positions if position_ids is None else position_ids, "position_ids")
     assert status == kernels.OK
+    compact_ids, row_keys = values[0], None
+    if keys is not None:
+        compact_ids, row_keys = _ids_of_rows(input_ids, ids, num_compact, indices[1], unfold), values[0]
     offsets = cu.copy()
-    for array in (values, indices, unfold, offsets):
+    for array in (values, compact_ids, indices, unfold, offsets):
         array.flags.writeable = False
-    plan = RadixPlan(num_compact, values[0], values[1], indices[0], indices[1], unfold, offsets)
-    # known here; for other plans it is computed when somebody asks
-    plan.__dict__["depth"] = indices[2]
-    return plan
+    return RadixPlan(num_compact, compact_ids, values[1], indices[0], indices[1], unfold, offsets, indices[2], row_keys)
+
+
+def _ids_of_rows(
+    given: ArrayLike,
+    ids: NDArray[np.int64],
+    num_compact: int,
+    fold_index: NDArray[np.int32],
+    unfold_index: NDArray[np.int32],
+) -> NDArray[np.int64]:
+    """`[M]` id of each row of a batch that was planned by keys, 0 for padding."""
+    check_values(given, "input_ids")
+    check_one_input_a_key(ids, fold_index, unfold_index)
+    compact_ids = np.zeros(len(fold_index), np.int64)
+    compact_ids[:num_compact] = ids[fold_index[:num_compact]]
+    return compact_ids
 
 
 @functools.cache

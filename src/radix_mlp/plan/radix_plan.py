@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from radix_mlp.errors import InvalidInputError
-
-if TYPE_CHECKING:
-    import torch
-
-    from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.plan.segments import Segments, make_segments
+from radix_mlp.plan.tree import depths, parents
+from radix_mlp.plan.validate import as_int64, check_query_rows
 
 __all__ = ["RadixPlan"]
 
@@ -28,13 +27,19 @@ class RadixPlan:
     `j <= i < end[j]`.  Rows past `num_compact` exist only when the plan was padded: id 0, position 0,
     `fold_index` 0, and `end[j] = j + 1`, so that they see nothing but themselves and nobody sees them.
 
+    A token's *key* decides which tokens are one row; its *input* is what the model embeds. They are the same, the
+    token id, unless `build_plan` got `keys`: `compact_ids` always holds inputs, `compact_keys` what was compared.
+
     Build one with `build_plan`; all arrays are read-only.
     """
+
+    to_device: ClassVar[Callable[..., Any] | None] = None
+    """What `to` calls. `radix_mlp.ops` sets it, so that planning needs no torch."""
 
     num_compact: int
     """Unique tokens `M`, padding rows not counted."""
     compact_ids: NDArray[np.int64]
-    """`[M]` token id of each row."""
+    """`[M]` token id of each row: what the model embeds."""
     compact_positions: NDArray[np.int64]
     """`[M]` position id of each row."""
     end: NDArray[np.int32]
@@ -45,6 +50,17 @@ class RadixPlan:
     """`[N]` token -> its row."""
     cu_seq_lengths: NDArray[np.int64]
     """`[S + 1]` token offsets of the sequences."""
+    depth: NDArray[np.int32]
+    """`[M]` number of tokens before this one in its sequence (its index there), 0 for padding."""
+    row_keys: NDArray[np.int64] | None = None
+    """`[M]` key of each row if the batch was planned by keys; None: the ids are the keys."""
+    query_rows: NDArray[np.int32] | None = None
+    """`[Q]` ascending rows that attention computes, if not all `M`. Set it with `with_query_rows`."""
+
+    @property
+    def compact_keys(self) -> NDArray[np.int64]:
+        """`[M]` key of each row: with its position, what decided that tokens are one row."""
+        return self.compact_ids if self.row_keys is None else self.row_keys
 
     @property
     def num_sequences(self) -> int:
@@ -69,16 +85,12 @@ class RadixPlan:
     @cached_property
     def parent(self) -> NDArray[np.int32]:
         """`[M]` row of the token before, -1 for first tokens and padding."""
-        from radix_mlp.plan.tree import parents
-
         return parents(self.end, self.num_compact)
 
     @cached_property
-    def depth(self) -> NDArray[np.int32]:
-        """`[M]` number of tokens before this one in its sequence (its index there), 0 for padding."""
-        from radix_mlp.plan.tree import depths
-
-        return depths(self.end, self.num_compact)
+    def segments(self) -> Segments:
+        """The unbranched pieces of the tree, each with the segment above it; made at the first use."""
+        return make_segments(self.end)
 
     @cached_property
     def last_rows(self) -> NDArray[np.int32]:
@@ -93,26 +105,49 @@ class RadixPlan:
             last[empty] = -1
         return last
 
-    def to(self, device: torch.device | str, *, tree: bool = True) -> DevicePlan:
-        """The plan as tensors on `device`, in one (pinned, asynchronous) copy; kept for the next call.
+    def with_query_rows(self, rows: ArrayLike | None) -> RadixPlan:
+        """The same plan, but attention computes only `rows`: `[Q]` ascending integers in `[0, M)`, or None for all.
 
-        What only the backward pass reads is made where gradients are enabled. Without `tree`, what attention reads
-        is made when it is first asked for.
+        q then has `Q` rows; k and v keep all `M`.
+
+        Raises:
+            InvalidInputError: rows repeat, descend or are outside of the plan.
+
+        >>> from radix_mlp.plan import build_plan
+        >>> build_plan([1, 2, 1, 3], [0, 2, 4]).with_query_rows([0, 2]).query_rows.tolist()
+        [0, 2]
         """
-        from radix_mlp.ops.device_plan import to_device
+        if rows is None:
+            return replace(self, query_rows=None)
+        chosen = as_int64(rows, "query_rows")
+        check_query_rows(chosen, self.num_rows)
+        short = chosen.astype(np.int32)
+        short.flags.writeable = False
+        return replace(self, query_rows=short)
 
-        return to_device(self, device, tree=tree)
+    def to(self, device: Any, *, tree: bool = True) -> Any:
+        """The plan as tensors on `device` (a `DevicePlan`): `radix_mlp.ops.to_device(plan, device, tree=tree)`.
+
+        Raises:
+            InvalidInputError: `radix_mlp.ops`, which needs torch, was not imported.
+        """
+        if self.to_device is None:
+            raise InvalidInputError("RadixPlan.to needs torch: import radix_mlp.ops first")
+        return self.to_device(device, tree=tree)
 
     def check(self) -> None:
         """Raise `InvalidInputError` if any invariant of the layout does not hold. For tests and bug reports."""
         rows = np.arange(self.num_rows)
         real = rows < self.num_compact
-        for name in ("compact_positions", "end", "fold_index"):
+        for name in ("compact_positions", "end", "fold_index", "depth", "compact_keys"):
             if len(getattr(self, name)) != self.num_rows:
                 raise InvalidInputError(f"plan.{name} has {len(getattr(self, name))} rows, not {self.num_rows}")
         _require((self.end > rows).all() and (self.end <= self.num_rows).all(), "end[j] is not in (j, M]")
         _require((self.end[real] <= self.num_compact).all(), "a subtree reaches into the padding")
         _require((self.end[~real] == rows[~real] + 1).all(), "a padding row has a subtree")
+        _require((self.depth == depths(self.end, self.num_compact)).all(), "depth[j] is not the number of ancestors")
+        if self.query_rows is not None:
+            check_query_rows(self.query_rows, self.num_rows)
         if self.num_tokens:
             _require(self.unfold_index.min() >= 0 and self.unfold_index.max() < self.num_compact, "unfold_index range")
             _require((self.unfold_index[self.fold_index[real]] == rows[real]).all(), "unfold[fold[j]] != j")

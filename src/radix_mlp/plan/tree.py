@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from radix_mlp.plan.read_only import read_only
+
 __all__ = ["depths", "parents"]
 
 
@@ -12,18 +14,11 @@ def parents(end: NDArray[np.int32], num_compact: int) -> NDArray[np.int32]:
     """`[M]` parent row of every row, -1 for roots and padding."""
     from radix_mlp.plan import kernels
 
-    return kernels.parents(_read_only(end), num_compact)
+    return kernels.parents(read_only(end), num_compact)
 
 
 def depths(end: NDArray[np.int32], num_compact: int) -> NDArray[np.int32]:
     """`[M]` number of ancestors of every row, 0 for padding."""
     from radix_mlp.plan import kernels
 
-    return kernels.depths(_read_only(parents(end, num_compact)), num_compact)
-
-
-def _read_only(array: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Kernels are compiled for each kind of array, and those of a plan are read-only."""
-    view = np.ascontiguousarray(array, np.int32).view()
-    view.flags.writeable = False
-    return view
+    return kernels.depths(read_only(parents(end, num_compact)), num_compact)

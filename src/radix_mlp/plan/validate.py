@@ -19,6 +19,8 @@ __all__ = [
     "as_int64",
     "as_uint32",
     "check_offsets_present",
+    "check_one_input_a_key",
+    "check_query_rows",
     "check_same_length",
     "check_size",
     "check_values",
@@ -93,14 +95,38 @@ def pad_multiple(value: int | None, num_tokens: int) -> int:
     return multiple
 
 
-def check_same_length(input_ids: NDArray[Any], position_ids: NDArray[Any]) -> None:
-    """Raise unless every token has a position."""
-    if len(input_ids) != len(position_ids):
+def check_same_length(input_ids: NDArray[Any], others: NDArray[Any], name: str = "position_ids") -> None:
+    """Raise unless `others` has one entry for each token."""
+    if len(input_ids) != len(others):
         raise InvalidInputError(
             # upstream's wording, which its tests look for
-            "input_ids and position_ids must have same length, "
-            f"got {len(input_ids)} ids and {len(position_ids)} positions"
+            f"input_ids and {name} must have same length, "
+            f"got {len(input_ids)} ids and {len(others)} {name.removesuffix('_ids').removesuffix('s')}s"
         )
+
+
+def check_one_input_a_key(
+    input_ids: NDArray[np.int64], fold_index: NDArray[np.int32], unfold_index: NDArray[np.int32]
+) -> None:
+    """Raise if tokens that the keys made one row have different ids: the model would embed one of them for all."""
+    first = fold_index[unfold_index]
+    wrong = input_ids != input_ids[first]
+    if wrong.any():
+        i = int(wrong.argmax())
+        raise InvalidInputError(
+            f"keys make the tokens at {first[i]} and {i} one row, but their input_ids are {input_ids[first[i]]} and "
+            f"{input_ids[i]}: give tokens with different inputs different keys"
+        )
+
+
+def check_query_rows(rows: NDArray[Any], num_rows: int) -> None:
+    """Raise unless `rows` ascend within `[0, num_rows)`."""
+    if len(rows) and (rows[0] < 0 or rows[-1] >= num_rows):
+        raise InvalidInputError(f"query_rows must be in [0, {num_rows}), got {rows[0]} to {rows[-1]}")
+    falls = np.flatnonzero(rows[1:] <= rows[:-1])
+    if len(falls):
+        i = int(falls[0]) + 1
+        raise InvalidInputError(f"query_rows must ascend, got {rows[i]} after {rows[i - 1]} at index {i}")
 
 
 def check_size(num_tokens: int) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from radix_mlp.arguments import items_of, refuse_tables
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
-from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.device_plan import DevicePlan, to_device
 from radix_mlp.ops.head.edges import DeviceEdges, Edges, label_edges, tree_edges
 from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan import RadixPlan, build_plan
@@ -194,7 +194,7 @@ class TreeBatch:
 
     def device_plan(self, device: torch.device | str) -> DevicePlan:
         """The plan on a device."""
-        return self.plan.to(device)
+        return to_device(self.plan, device)
 
     def device_edges(self, device: torch.device | str) -> DeviceEdges:
         """The edges on a device."""
@@ -202,7 +202,7 @@ class TreeBatch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> TreeBatch:
         """Values on `device`; plan and edges are copied there, too, and kept for the forward call."""
-        self.plan.to(device)
+        to_device(self.plan, device)
         self.edges.to(device)
         return self._with(lambda values: values.to(device, non_blocking=non_blocking))
 

@@ -13,11 +13,11 @@ from torch import Tensor
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.forward import forward_compact
 from radix_mlp.ops import pool
-from radix_mlp.ops.fold import copy_rows
 from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, Head, edge_logprobs
 from radix_mlp.ops.head.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
 from radix_mlp.ops.head.linear_head import LinearHead
 from radix_mlp.ops.head.logprobs import MAX_LOGITS
+from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 from radix_mlp.train.batch import TreeBatch

@@ -129,7 +129,8 @@ def unshared_plan(sequences: Sequence[Ids]) -> RadixPlan:
     rows = np.arange(len(ids), dtype=np.int32)
     lengths = np.diff(cu)
     positions = np.arange(len(ids)) - np.repeat(cu[:-1], lengths)
-    return RadixPlan(len(ids), ids, positions, np.repeat(cu[1:], lengths).astype(np.int32), rows, rows, cu)
+    end, depth = np.repeat(cu[1:], lengths).astype(np.int32), positions.astype(np.int32)
+    return RadixPlan(len(ids), ids, positions, end, rows, rows, cu, depth)
 
 
 def padded_hidden(model: PreTrainedModel, sequences: Sequence[Ids]) -> Tensor:

@@ -18,6 +18,7 @@ import os
 import time
 import weakref
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorParallelForward", "is_peer", "lead", "run_peer", "serve_part"]
 
-PLAN_FIELDS = ("num_compact", "compact_ids", "compact_positions", "end", "fold_index", "unfold_index", "cu_seq_lengths")
+PLAN_FIELDS = tuple(field.name for field in fields(RadixPlan))
 
 
 def is_peer() -> bool:
@@ -221,8 +222,8 @@ def serve_part(group: ProcessGroup, model: PreTrainedModel | None = None) -> Non
             if kind == "make":
                 forward.make()
             elif kind == "run":
-                fields, needed_rows = payload
-                forward(RadixPlan(**fields), needed_rows)
+                arrays, needed_rows = payload
+                forward(RadixPlan(**arrays), needed_rows)
             else:
                 arguments, keywords = group.unpack(payload)
                 type(trunk).forward(trunk, *arguments, **keywords)

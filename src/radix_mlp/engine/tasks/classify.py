@@ -22,7 +22,7 @@ from radix_mlp.models.heads import classification_head, pad_token_of
 from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import require_kind
 from radix_mlp.ops.device_plan import DevicePlan
-from radix_mlp.ops.fold import copy_rows
+from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 

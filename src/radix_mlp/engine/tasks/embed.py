@@ -24,7 +24,7 @@ from radix_mlp.engine.tokenization.tokenize import (
 )
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops.device_plan import DevicePlan
-from radix_mlp.ops.fold import copy_rows
+from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 

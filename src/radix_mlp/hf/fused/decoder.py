@@ -16,7 +16,7 @@ from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.fingerprint import fingerprint
 from radix_mlp.hf.fused.layers import DecoderLayer, join_layers, why_not_fused
 from radix_mlp.hf.support import decoder_of
-from radix_mlp.ops import AttentionTree, tree_attention
+from radix_mlp.ops import AttentionTree, to_device, tree_attention
 from radix_mlp.ops.cuda_device import on_device
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
@@ -62,7 +62,7 @@ class FusedDecoder:
 
         With `needed_rows` the last layer's MLP runs on these rows only, and all others are NaN.
         """
-        device_plan = plan.to(self.trunk.device)
+        device_plan = to_device(plan, self.trunk.device)
         tree = device_plan.tree_for(self.impl)
         rows = None if needed_rows is None else send(needed_rows, self.trunk.device)
         with on_device(self.trunk.device):

@@ -17,12 +17,14 @@ from torch import Tensor
 
 from radix_mlp.hf.fused.decoder import FusedDecoder, spread
 from radix_mlp.hf.fused.graph_inputs import GraphAttention, GraphInputs, GraphKey
-from radix_mlp.ops.attention.fa4_blocks import pack_sparse_blocks
-from radix_mlp.ops.attention.impl.auto_cost_model import Call, choose, device_facts, has_fa4
+from radix_mlp.ops.attention.attention_call import CallKind
+from radix_mlp.ops.attention.impl import fa4
+from radix_mlp.ops.attention.impl.auto_cost_model import Call, choose, device_facts
+from radix_mlp.ops.attention.impl.fa4_blocks import pack_sparse_blocks
+from radix_mlp.ops.attention.impl.leaf_paths import tree_statistics
+from radix_mlp.ops.attention.impl.triton import MAX_WIDTH
 from radix_mlp.ops.attention.impl.triton_tiles import Work, choose_tiles, typical_keys
-from radix_mlp.ops.attention.leaf_runs import tree_statistics
-from radix_mlp.ops.attention.registry import MAX_WIDTH
-from radix_mlp.ops.cuda_device import capability, on_device
+from radix_mlp.ops.cuda_device import on_device
 from radix_mlp.plan import RadixPlan
 
 __all__ = ["GraphedDecoder", "padded_size"]
@@ -113,12 +115,13 @@ class GraphedDecoder:
         heads = layer.out.shape[1] // decoder.head_dim
         kv_heads = (layer.qkv.shape[0] // decoder.head_dim - heads) // 2
         dtype = layer.qkv.dtype
-        may_be_fa4 = size >= _FA4_ROWS and device.type == "cuda" and not self._without_fa4
-        if may_be_fa4 and has_fa4(capability(device.index)):
-            *_, masked, full = pack_sparse_blocks(plan.end)[1].tolist()
-            width = decoder.head_dim
-            call = Call(heads, kv_heads, width, width, dtype, flash=False, blocks=(masked, full) if masked else None)
-            if choose(tree_statistics(plan.end, plan.depth), call, device_facts(device.index)[0]).impl == "fa4":
+        if size >= _FA4_ROWS and device.type == "cuda" and not self._without_fa4:
+            chip, capability = device_facts(device.index)
+            kind = CallKind("cuda", dtype, decoder.head_dim, decoder.head_dim, capability=capability)
+            sizes = None if fa4.why_not(kind) else pack_sparse_blocks(plan.end)[1]
+            blocks = (sizes.num_masked, sizes.num_full) if sizes is not None and sizes.num_masked else None
+            call = Call(heads, kv_heads, kind, has_paths=False, blocks=blocks)
+            if blocks and choose(tree_statistics(plan.end, plan.depth), call, chip).impl == "fa4":
                 return GraphAttention("fa4")
         keys = typical_keys(int(plan.depth.sum()) / plan.num_rows + 1)
         tiles = tuple(
@@ -183,4 +186,5 @@ def _padded_needed(number: int) -> int:
 def _one_token_sequences(num_rows: int) -> RadixPlan:
     rows = np.arange(num_rows, dtype=np.int32)
     nothing = np.zeros(num_rows, np.int64)
-    return RadixPlan(num_rows, nothing, nothing, rows + 1, rows, rows, np.arange(num_rows + 1))
+    depth = np.zeros(num_rows, np.int32)
+    return RadixPlan(num_rows, nothing, nothing, rows + 1, rows, rows, np.arange(num_rows + 1), depth)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.sharding import SummedLinear
 from radix_mlp.hf.windows import window_of, windows_of
+from radix_mlp.ops.packages import HAS_TRITON
 
 __all__ = ["DecoderLayer", "join_layers", "why_not_fused"]
 
@@ -68,7 +68,7 @@ def why_not_fused(trunk: PreTrainedModel) -> str | None:
     kind = config.model_type
     if kind not in FAMILIES:
         return f"its layers are not known here (model type {kind}; known are {', '.join(FAMILIES)})"
-    if find_spec("triton") is None:
+    if not HAS_TRITON:
         return "Triton is not installed"
     if not _layers(trunk):
         return "it has no layers"

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from radix_mlp.errors import UnsupportedCallError
-from radix_mlp.ops.attention.registry import IMPLS, AttentionCall, load_impl
-from radix_mlp.ops.device_plan import AttentionTree
+from radix_mlp.ops.attention.attention_call import AttentionCall, kind_of
+from radix_mlp.ops.attention.attention_tree import AttentionTree
+from radix_mlp.ops.attention.registry import IMPLS, reads, resolve_impl
 
 __all__ = ["attention_op"]
 
@@ -20,8 +21,8 @@ _NOTHING = nullcontext()
 
 _LIBRARY = torch.library.Library("radix_mlp", "FRAGMENT")
 _LIBRARY.define(
-    "tree_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor[] tree, float scale, int? window, "
-    "float? softcap, str impl) -> (Tensor, Tensor)"
+    "tree_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor[] tree, Tensor? query_rows, "
+    "float scale, int? window, float? softcap, str impl) -> (Tensor, Tensor)"
 )
 _LIBRARY.define(
     "tree_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor out, Tensor lse, "
@@ -36,11 +37,35 @@ def attention_op(call: AttentionCall, impl: str) -> Tensor:
         _refuse_tangents(q, k, v, sinks)
     if _nobody_watches(q, k, v, sinks):
         with _without_autocast(q):
-            return load_impl(impl).forward(call)[0]
+            return IMPLS[impl].forward(call)[0]
     if not torch.compiler.is_compiling():
         _refuse_transformations()
-    fields = [getattr(tree, field) for field in IMPLS[impl].fields]
-    return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, fields, *options, impl)[0]
+    return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, flat_tree(tree, impl), tree.query_rows, *options, impl)[0]
+
+
+def flat_tree(tree: AttentionTree, impl: str) -> list[Tensor]:
+    """`end`, `depth` and the tables that `impl` reads, as the op takes them; empty tensors for missing tables."""
+    flat = [tree.end, tree.depth]
+    for name in reads(impl):
+        tables = tree.prepared.get(name)
+        flat.extend([tree.end.new_empty(0)] * _number_of_tables(name) if tables is None else tables)
+    return flat
+
+
+def _tree(flat: list[Tensor], query_rows: Tensor | None, impl: str) -> AttentionTree:
+    """What `flat_tree` was made from."""
+    end, depth, *rest = flat
+    prepared: dict[str, Any] = {}
+    for name in reads(impl):
+        count = _number_of_tables(name)
+        tables, rest = rest[:count], rest[count:]
+        if tables[0].shape[0]:
+            prepared[name] = IMPLS[name].Tables(*tables)
+    return AttentionTree(end, depth, prepared, query_rows)
+
+
+def _number_of_tables(name: str) -> int:
+    return len(IMPLS[name].Tables._fields)
 
 
 def _nobody_watches(*tensors: Tensor | None) -> bool:
@@ -82,22 +107,28 @@ def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else _NOTHING
 
 
-def _tree(fields: list[Tensor], impl: str) -> AttentionTree:
-    given = dict(zip(IMPLS[impl].fields, fields, strict=True))
-    return AttentionTree.from_end(given["end"], given["depth"])._replace(**given)
-
-
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Tensor | None, tree: list[Tensor], *options: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    tree: list[Tensor],
+    query_rows: Tensor | None,
+    *options: Any,
 ) -> tuple[Tensor, Tensor]:
     *settings, impl = options
+    call = AttentionCall(q, k, v, sinks, _tree(tree, query_rows, impl), *settings)
+    # compiled code could not ask everything
+    resolve_impl(impl, kind_of(call))
     with torch.no_grad(), _without_autocast(q):
-        return load_impl(impl).forward(AttentionCall(q, k, v, sinks, _tree(tree, impl), *settings))
+        return IMPLS[impl].forward(call)
 
 
-def _forward_fake(q: Tensor, k: Tensor, v: Tensor, sinks: Any, tree: Any, *options: Any) -> tuple[Tensor, Tensor]:
+def _forward_fake(
+    q: Tensor, k: Tensor, v: Tensor, sinks: Any, tree: Any, query_rows: Any, *options: Any
+) -> tuple[Tensor, Tensor]:
     rows, heads, _ = q.shape
-    saves_lse = IMPLS[options[-1]].saves_lse
+    saves_lse = IMPLS[options[-1]].SAVES_LSE
     lse = q.new_empty((heads, rows) if saves_lse else (0,), dtype=torch.float32)
     return q.new_empty((rows, heads, v.shape[2])), lse
 
@@ -114,9 +145,9 @@ def _backward(
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *settings, impl = options
-    call = AttentionCall(q, k, v, sinks, _tree(tree, impl), *settings)
+    call = AttentionCall(q, k, v, sinks, _tree(tree, None, impl), *settings)
     with torch.no_grad(), _without_autocast(q):
-        grad_q, grad_k, grad_v, grad_sinks = load_impl(impl).backward(grad_out, call, out, lse)
+        grad_q, grad_k, grad_v, grad_sinks = IMPLS[impl].backward(grad_out, call, out, lse)
     return grad_q, grad_k, grad_v, q.new_empty(0) if grad_sinks is None else grad_sinks
 
 
@@ -128,17 +159,22 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, sinks, tree, *ctx.options = inputs
+    q, k, v, sinks, tree, query_rows, *ctx.options = inputs
+    ctx.some_rows = query_rows is not None
     ctx.save_for_backward(q, k, v, sinks, *output, *tree)
 
 
 def _autograd(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
+    if ctx.some_rows:
+        raise UnsupportedCallError(
+            "tree_attention has no backward for query_rows: compute all rows, or use impl='reference'"
+        )
     q, k, v, sinks, out, lse, *tree = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_sinks = torch.ops.radix_mlp.tree_attention_backward(
         grad_out, q, k, v, sinks, out, lse, tree, *ctx.options
     )
     no_options = [None] * len(ctx.options)
-    return grad_q, grad_k, grad_v, None if sinks is None else grad_sinks, [None] * len(tree), *no_options
+    return grad_q, grad_k, grad_v, None if sinks is None else grad_sinks, [None] * len(tree), None, *no_options
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:

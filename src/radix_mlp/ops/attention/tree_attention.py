@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from importlib import import_module
-from typing import cast
 
+import torch
 from torch import Tensor
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.ops.attention.attention_call import AttentionCall, kind_of
+from radix_mlp.ops.attention.attention_tree import AttentionTree
 from radix_mlp.ops.attention.custom_op import attention_op
-from radix_mlp.ops.attention.registry import COMPOSITES, AttentionCall, resolve_impl
-from radix_mlp.ops.device_plan import AttentionTree, DevicePlan
+from radix_mlp.ops.attention.registry import COMPOSITES, resolve_impl
+from radix_mlp.ops.device_plan import DevicePlan, to_device
 from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan.radix_plan import RadixPlan
 
@@ -31,6 +32,7 @@ def tree_attention(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    query_rows: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
     """Attention in which every row sees its own left context: what it would see in its sequence alone.
@@ -39,7 +41,7 @@ def tree_attention(
     Rows that only pad the plan give finite numbers that mean nothing.
 
     Args:
-        q: `[M, Hq, D]`, any strides (the last dimension dense is faster).
+        q: `[M, Hq, D]`, or `[Q, Hq, D]` with `query_rows`; any strides (the last dimension dense is faster).
         k: `[M, Hkv, D]`, `Hq` a multiple of `Hkv`; query head `h` uses kv head `h // (Hq // Hkv)`.
         v: `[M, Hkv, Dv]`.
         plan: of the batch. An `AttentionTree` must lie on q's device; inside compiled code pass one.
@@ -47,10 +49,12 @@ def tree_attention(
         window: keys that a query sees at most, itself counted.
         softcap: scores become `softcap * tanh(scores / softcap)`.
         sinks: `[Hq]`, one logit a head that takes part in the softmax and has no value.
+        query_rows: `[Q]` int32, ascending: the rows that q holds, if not all. None takes those of the plan
+            (`RadixPlan.with_query_rows`), which are all unless set. Forward only, by `dense` and `reference`.
         impl: `auto`, or a name of `available_impls`. A named one never falls back.
 
     Returns:
-        `[M, Hq, Dv]` in q's dtype, contiguous. Differentiable once in q, k, v and sinks.
+        `[M, Hq, Dv]` (`[Q, Hq, Dv]`) in q's dtype, contiguous. Differentiable once in q, k, v and sinks.
 
     Raises:
         InvalidInputError: shapes, devices or options do not fit together; InvalidDtypeError for dtypes.
@@ -65,13 +69,15 @@ def tree_attention(
     """
     check_tensors(q=q, k=k, v=v, sinks=sinks)
     tree = _tree(plan, q, impl)
+    if query_rows is not None:
+        tree = tree._replace(query_rows=query_rows)
     _check(q, k, v, tree, window, softcap, sinks)
     scale = q.shape[2] ** -0.5 if scale is None else float(scale)
     window = None if window is None else min(int(window), _MAX_WINDOW)
-    name = resolve_impl(impl, q.device.type, q.dtype, width=max(q.shape[2], v.shape[2]), scale=scale)
     call = AttentionCall(q, k, v, sinks, tree, scale, window, softcap)
+    name = resolve_impl(impl, kind_of(call))
     if name in COMPOSITES:
-        return cast(Tensor, import_module(COMPOSITES[name]).attention(call))
+        return COMPOSITES[name].attention(call)
     return attention_op(call, name)
 
 
@@ -81,7 +87,7 @@ def _tree(plan: RadixPlan | DevicePlan | AttentionTree, q: Tensor, impl: str) ->
     if isinstance(plan, DevicePlan):
         return plan.tree_for(impl)
     if isinstance(plan, RadixPlan):
-        return plan.to(q.device, tree=False).tree_for(impl)
+        return to_device(plan, q.device, tree=False).tree_for(impl)
     raise InvalidDtypeError(f"plan is a {type(plan).__name__}: pass a RadixPlan, a DevicePlan or an AttentionTree")
 
 
@@ -99,10 +105,13 @@ def _check(
             f"q, k, v have {q.dim()}, {k.dim()}, {v.dim()} dimensions, not 3: [M, H, D], without a batch dimension"
         )
     rows, heads, width = q.shape
-    if tree.end.shape[0] != rows:
-        raise InvalidInputError(f"q has {rows} rows, the plan {tree.end.shape[0]}: pass folded rows and their own plan")
-    if k.shape[0] != rows or v.shape[0] != rows:
-        raise InvalidInputError(f"k and v have {k.shape[0]} and {v.shape[0]} rows, q has {rows}")
+    num_rows = tree.end.shape[0]
+    if tree.query_rows is None and num_rows != rows:
+        raise InvalidInputError(f"q has {rows} rows, the plan {num_rows}: pass folded rows and their own plan")
+    if tree.query_rows is not None:
+        _check_query_rows(tree.query_rows, q)
+    if k.shape[0] != num_rows or v.shape[0] != num_rows:
+        raise InvalidInputError(f"k and v have {k.shape[0]} and {v.shape[0]} rows, the plan {num_rows}")
     if k.shape[2] != width:
         raise InvalidInputError(f"k has head dimension {k.shape[2]}, q has {width}")
     if k.shape[1] != v.shape[1] or 0 in (k.shape[1], heads) or heads % k.shape[1]:
@@ -123,3 +132,13 @@ def _check(
         raise InvalidInputError(f"sinks is {tuple(sinks.shape)} on {sinks.device}: pass ({heads},) on {q.device}")
     if sinks is not None and not sinks.dtype.is_floating_point:
         raise InvalidDtypeError(f"sinks is {sinks.dtype}: pass a floating dtype")
+
+
+def _check_query_rows(query_rows: Tensor, q: Tensor) -> None:
+    if query_rows.dtype != torch.int32:
+        raise InvalidDtypeError(f"query_rows is {query_rows.dtype}: pass int32")
+    if query_rows.shape != (q.shape[0],) or query_rows.device != q.device:
+        raise InvalidInputError(
+            f"query_rows is {tuple(query_rows.shape)} on {query_rows.device}: pass one row for each row of q, "
+            f"({q.shape[0]},) on {q.device}"
+        )

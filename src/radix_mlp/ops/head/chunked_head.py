@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedCallError
-from radix_mlp.ops.fold import segment_sum
 from radix_mlp.ops.head.head_tiles import HeadEdges, HeadResults, RowGradients, RowSums, Tile, TileOptions
 from radix_mlp.ops.head.linear_head import LinearHead
+from radix_mlp.ops.row_copies import segment_sum
 
 __all__ = ["apply_head"]
 

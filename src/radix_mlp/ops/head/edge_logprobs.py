@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,12 +11,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
-from radix_mlp.ops.fold import copy_rows
 from radix_mlp.ops.head.chunked_head import apply_head
 from radix_mlp.ops.head.edges import DeviceEdges, Edges
 from radix_mlp.ops.head.head_tiles import HeadEdges, HeadResults, TileOptions
 from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear
 from radix_mlp.ops.head.logprobs import FIRST_ROWS, MAX_LOGITS
+from radix_mlp.ops.packages import HAS_TRITON
+from radix_mlp.ops.row_copies import copy_rows
 
 __all__ = ["STATISTICS", "EdgeLogprobs", "Head", "edge_logprobs"]
 
@@ -190,7 +190,7 @@ def _by_edge(results: HeadResults, edges: DeviceEdges, statistics: Collection[st
 def _has_kernels(hidden: Tensor, top: int) -> bool:
     """Whether Triton can do the arithmetic; selection of the likeliest tokens is torch's."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    return hidden.is_cuda and not top and wide == torch.float32 and find_spec("triton") is not None
+    return hidden.is_cuda and not top and wide == torch.float32 and HAS_TRITON
 
 
 def _linear(head: Head) -> LinearHead | Callable[[Tensor], Tensor]:

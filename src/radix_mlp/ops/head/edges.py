@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
-from radix_mlp.ops.fold import copy_rows, segment_sum
+from radix_mlp.ops.row_copies import copy_rows, segment_sum
 from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan.radix_plan import RadixPlan
 
@@ -104,20 +104,19 @@ class DeviceEdges:
 def tree_edges(plan: RadixPlan, wanted: ArrayLike | None = None) -> Edges:
     """The edges of the tree: every token predicted by the row before it.
 
-        Args:
-            plan: of the batch.
-            wanted: `[N]` bool, tokens whose prediction counts (an answer, not its prompt); all if None. First tokens of
-                sequences are predicted by nothing and never count.
+    Args:
+        plan: of the batch.
+        wanted: `[N]` bool, tokens whose prediction counts (an answer, not its prompt); all if None. First tokens of
+            sequences are predicted by nothing and never count.
 
-        Raises:
-            InvalidInputError: `wanted` has another length; InvalidDtypeError: it is not bool.
+    Raises:
+        InvalidInputError: `wanted` has another length; InvalidDtypeError: it is not bool.
 
-        >>> from radix_mlp.ops.tensors import check_tensors
-    from radix_mlp.plan import build_plan
-        >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
-        >>> edges = tree_edges(plan)
-        >>> edges.parents[edges.parent_at].tolist(), edges.targets.tolist(), edges.token_edge.tolist()
-        ([0, 1, 1], [6, 7, 8], [-1, 0, 1, -1, 0, 2])
+    >>> from radix_mlp.plan import build_plan
+    >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+    >>> edges = tree_edges(plan)
+    >>> edges.parents[edges.parent_at].tolist(), edges.targets.tolist(), edges.token_edge.tolist()
+    ([0, 1, 1], [6, 7, 8], [-1, 0, 1, -1, 0, 2])
     """
     counts = _not_first(plan)
     if wanted is not None:
@@ -136,24 +135,23 @@ def tree_edges(plan: RadixPlan, wanted: ArrayLike | None = None) -> Edges:
 def label_edges(plan: RadixPlan, labels: ArrayLike, *, ignore_index: int = -100) -> Edges:
     """Edges to labels, which need not be the tokens of the batch: the row before a token predicts the token's label.
 
-        Labels stand where transformers has them before its shift: `labels[i]` beside `input_ids[i]`.
+    Labels stand where transformers has them before its shift: `labels[i]` beside `input_ids[i]`.
 
-        Args:
-            plan: of the batch.
-            labels: `[N]` integers; `ignore_index` where nothing counts.
-            ignore_index: the label that does not count.
+    Args:
+        plan: of the batch.
+        labels: `[N]` integers; `ignore_index` where nothing counts.
+        ignore_index: the label that does not count.
 
-        Raises:
-            InvalidInputError: `labels` has another length, or a label is no id (from 0 to 2**31 - 1) and not
-                `ignore_index`.
-            InvalidDtypeError: they are not integers.
+    Raises:
+        InvalidInputError: `labels` has another length, or a label is no id (from 0 to 2**31 - 1) and not
+            `ignore_index`.
+        InvalidDtypeError: they are not integers.
 
-        >>> from radix_mlp.ops.tensors import check_tensors
-    from radix_mlp.plan import build_plan
-        >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
-        >>> edges = label_edges(plan, [-100, -100, 7, -100, 9, 8])
-        >>> edges.parents[edges.parent_at].tolist(), edges.targets.tolist(), edges.token_edge.tolist()
-        ([0, 1, 1], [9, 7, 8], [-1, -1, 1, -1, 0, 2])
+    >>> from radix_mlp.plan import build_plan
+    >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+    >>> edges = label_edges(plan, [-100, -100, 7, -100, 9, 8])
+    >>> edges.parents[edges.parent_at].tolist(), edges.targets.tolist(), edges.token_edge.tolist()
+    ([0, 1, 1], [9, 7, 8], [-1, -1, 1, -1, 0, 2])
     """
     values = _of_tokens("labels", labels, plan, np.integer).astype(np.int64)
     counts = _not_first(plan) & (values != ignore_index)
@@ -172,14 +170,13 @@ def label_edges(plan: RadixPlan, labels: ArrayLike, *, ignore_index: int = -100)
 def tokens_to_edges(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
     """`[N] -> [E]`: sums over the tokens that an edge stands for; first and unwanted tokens are left out.
 
-        Weights of a loss that is a sum over tokens become weights of the same loss over edges.  Integers and bools are
-        summed as float32.  Differentiable; the order of summation is fixed.
+    Weights of a loss that is a sum over tokens become weights of the same loss over edges.  Integers and bools are
+    summed as float32.  Differentiable; the order of summation is fixed.
 
-        >>> from radix_mlp.ops.tensors import check_tensors
-    from radix_mlp.plan import build_plan
-        >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
-        >>> tokens_to_edges(torch.tensor([9.0, 1.0, 2.0, 9.0, 3.0, 4.0]), edges)
-        tensor([4., 2., 4.])
+    >>> from radix_mlp.plan import build_plan
+    >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
+    >>> tokens_to_edges(torch.tensor([9.0, 1.0, 2.0, 9.0, 3.0, 4.0]), edges)
+    tensor([4., 2., 4.])
     """
     device_edges = _on_device("values", values, edges, "tokens")
     count = device_edges.edges.num_edges
@@ -192,13 +189,12 @@ def tokens_to_edges(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
 def edges_to_tokens(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
     """`[E] -> [N]`: every token's value from the edge that predicts it; 0 (False) for first and unwanted tokens.
 
-        Differentiable; the order in which the gradient is summed is fixed.
+    Differentiable; the order in which the gradient is summed is fixed.
 
-        >>> from radix_mlp.ops.tensors import check_tensors
-    from radix_mlp.plan import build_plan
-        >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
-        >>> edges_to_tokens(torch.tensor([-1.0, -2.0, -3.0]), edges)
-        tensor([ 0., -1., -2.,  0., -1., -3.])
+    >>> from radix_mlp.plan import build_plan
+    >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
+    >>> edges_to_tokens(torch.tensor([-1.0, -2.0, -3.0]), edges)
+    tensor([ 0., -1., -2.,  0., -1., -3.])
     """
     device_edges = _on_device("values", values, edges, "edges")
     index = device_edges.token_edge
@@ -212,13 +208,12 @@ def edges_to_tokens(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
 def sequence_sums(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
     """`[N] -> [S]`: sums over the tokens of every sequence, 0 for empty ones. Differentiable, in a fixed order.
 
-        The log-probability of every sequence is `sequence_sums(edges_to_tokens(logprob, edges), edges)`.
+    The log-probability of every sequence is `sequence_sums(edges_to_tokens(logprob, edges), edges)`.
 
-        >>> from radix_mlp.ops.tensors import check_tensors
-    from radix_mlp.plan import build_plan
-        >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
-        >>> sequence_sums(torch.tensor([0.0, -1.0, -2.0, 0.0, -1.0, -3.0]), edges)
-        tensor([-3., -4.])
+    >>> from radix_mlp.plan import build_plan
+    >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
+    >>> sequence_sums(torch.tensor([0.0, -1.0, -2.0, 0.0, -1.0, -3.0]), edges)
+    tensor([-3., -4.])
     """
     device_edges = _on_device("values", values, edges, "tokens")
     values = values if values.is_floating_point() else values.float()

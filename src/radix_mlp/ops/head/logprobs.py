@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
-from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.device_plan import DevicePlan, to_device
 from radix_mlp.ops.send import send
 from radix_mlp.plan.radix_plan import RadixPlan
 
@@ -74,7 +74,7 @@ def token_logprobs(
     """
     if top < 0:
         raise InvalidInputError(f"top is {top}: pass the number of likeliest tokens wanted, or 0 for none")
-    device_plan = plan.to(hidden.device) if isinstance(plan, RadixPlan) else plan
+    device_plan = to_device(plan, hidden.device) if isinstance(plan, RadixPlan) else plan
     host = device_plan.plan
     _check(hidden, head, bias, host)
     children, parents = _edges(host, rows)

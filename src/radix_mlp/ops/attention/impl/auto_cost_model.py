@@ -1,11 +1,11 @@
-"""What `impl="auto"` runs on CUDA, by a model of cost: the tree kernel, FlashAttention on runs, or, where it is
+"""What `impl="auto"` runs on CUDA, by a model of cost: the tree kernel, FlashAttention on leaf paths, or, where it is
 installed, FlashAttention-4 with the tree as its mask.
 
 The model counts arithmetic, memory traffic and launches from the statistics of the tree, which are made once a batch:
 
   triton   pairs of the tree, and for every row half a tile of rows and one masked block of keys it cannot see
-  varlen   pairs in FlashAttention's tiles, which never hold rows of two runs; gathered keys and values, unless nothing
-           is shared; backward also the sums of the copies, and one gradient of the keys for every query head
+  varlen   pairs in FlashAttention's tiles, which never hold rows of two leaf paths; gathered keys and values, unless
+           nothing is shared; backward also the sums of the copies, and one gradient of the keys for every query head
 
 each over its measured rate, but no less than its longest tile takes by itself; and rows of q, the output and their
 gradients, read or written once.  The forward and the backward pass are chosen apart, since both save the same things.
@@ -24,14 +24,14 @@ from typing import NamedTuple
 import torch
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.ops.attention.fa4_blocks import BLOCK, pack_sparse_blocks
-from radix_mlp.ops.attention.impl import fa4
-from radix_mlp.ops.attention.impl.torch_flash import DTYPES, MAX_ELEMENTS, MAX_WIDTH
-from radix_mlp.ops.attention.leaf_runs import TreeStatistics, tree_statistics
-from radix_mlp.ops.attention.registry import is_installed
+from radix_mlp.ops.attention.attention_call import CallKind
+from radix_mlp.ops.attention.impl import fa4, varlen
+from radix_mlp.ops.attention.impl.fa4_blocks import BLOCK, pack_sparse_blocks
+from radix_mlp.ops.attention.impl.leaf_paths import TreeStatistics, shares, tree_statistics
+from radix_mlp.ops.attention.impl.torch_flash import MAX_ELEMENTS
 from radix_mlp.plan.radix_plan import RadixPlan
 
-__all__ = ["CHIPS", "Call", "Chip", "Choice", "choose", "device_facts", "has_fa4", "report"]
+__all__ = ["CHIPS", "Call", "Chip", "Choice", "choose", "device_facts", "report"]
 
 
 class Call(NamedTuple):
@@ -39,19 +39,12 @@ class Call(NamedTuple):
 
     heads: int
     kv_heads: int
-    width: int
-    value_width: int
-    dtype: torch.dtype
-    window: int | None = None
-    plain: bool = True
-    """Whether there is no soft cap, no sinks, and a scale above 0."""
+    kind: CallKind
     backward: bool = False
-    flash: bool = True
-    """Whether the device runs torch's FlashAttention (compute capability 8.0 or more), and the tree came with the lists
-    of its runs: they are made for `impl="varlen"`, and where nothing is shared."""
+    has_paths: bool = True
+    """Whether the tree came with its leaf paths: they are made for `impl="varlen"`, and where nothing is shared."""
     blocks: tuple[int, int] | None = None
-    """Where FlashAttention-4 can run: pairs of blocks of `fa4_blocks` that need the mask, and that
-    need none."""
+    """Where FlashAttention-4 is there: pairs of blocks of `fa4_blocks` that need the mask, and that need none."""
 
 
 class Chip(NamedTuple):
@@ -108,16 +101,15 @@ def choose(statistics: TreeStatistics, call: Call, chip: str) -> Choice:
 
     >>> from radix_mlp.plan import build_plan
     >>> plan = build_plan([1, 2, 3, 1, 2, 4], [0, 3, 6])
-    >>> call = Call(32, 8, 128, 128, torch.bfloat16, plain=False)
+    >>> call = Call(32, 8, CallKind("cuda", sinks=True))
     >>> choose(tree_statistics(plan.end, plan.depth), call, "NVIDIA H200").impl
     'triton'
     """
-    refusal = _flash_cannot(statistics, call)
+    refusal = _why_not_varlen(statistics, call)
     able = ("triton",) if refusal else ("triton", "varlen")
     rates = CHIPS.get(chip)
-    if rates is not None and call.blocks is not None and call.plain:
-        reason = fa4.why_not(call.width, call.value_width, call.dtype, window=call.window is not None)
-        able = able if reason else (*able, "fa4")
+    if rates is not None and call.blocks is not None and fa4.refuses(call.kind) is None:
+        able = (*able, "fa4")
     costs = {name: _COSTS[name](statistics, call, rates) if rates else math.nan for name in able}
     reasons = [f"{name} takes about {_show(costs[name])}" for name in sorted(able, key=costs.__getitem__) if rates]
     if rates is None:
@@ -125,7 +117,7 @@ def choose(statistics: TreeStatistics, call: Call, chip: str) -> Choice:
     if refusal:
         reasons.append(f"varlen {refusal}")
     impl = min(able, key=costs.__getitem__) if rates else "triton"
-    if rates is None and not _shares(statistics):
+    if rates is None and not shares(statistics):
         reasons.append("nothing is shared")
         impl = "triton" if refusal else "varlen"
     return Choice(impl, costs[impl], tuple(reasons))
@@ -163,32 +155,39 @@ def report(
     >>> print(report(plan, heads=8, kv_heads=2, width=64, chip="NVIDIA H200").splitlines()[0])
     6 tokens in 2 sequences -> 4 rows, compression 0.667
     """
-    has_flash = True
+    capability = None
     if chip is None:
         if not torch.cuda.is_available():
             raise InvalidInputError("chip=None and there is no CUDA device: pass its name, as in chip='NVIDIA H200'")
         chip, capability = device_facts(torch.cuda.current_device())
-        has_flash = capability >= (8, 0)
-        with_fa4 = has_fa4(capability) if with_fa4 is None else with_fa4
+        if with_fa4 is None:
+            with_fa4 = fa4.why_not(CallKind("cuda", capability=capability)) is None
     known = tree_statistics(plan.end, plan.depth)
     padding = plan.num_rows - plan.num_compact
     tree_pairs = _tree_pairs(known, heads, kv_heads)
-    gathered = known.num_gathered if _shares(known) else 0
+    gathered = known.num_gathered if shares(known) else 0
     lines = [
         f"{plan.num_tokens} tokens in {plan.num_sequences} sequences -> {plan.num_compact} rows"
         f"{f' and {padding} of padding' if padding else ''}, compression {plan.compression:.3f}",
-        f"{known.num_runs} runs, the longest of {known.longest_run} rows; paths of up to {known.longest_path} tokens",
+        f"{known.num_paths} paths to leaves, of up to {known.longest_path} tokens and {known.most_own_rows} rows of "
+        "their own",
         f"{known.pairs} visible pairs: {tree_pairs} in the tiles of the tree kernel, {known.flash_pairs} in those of "
         f"FlashAttention, with {gathered} keys to gather",
     ]
     blocks = None
     if with_fa4:
-        *_, masked, full = pack_sparse_blocks(plan.end)[1].tolist()
-        blocks = masked, full
-        lines.append(f"{masked} pairs of blocks with the mask and {full} without it for FlashAttention-4")
+        sizes = pack_sparse_blocks(plan.end)[1]
+        blocks = sizes.num_masked, sizes.num_full
+        lines.append(
+            f"{sizes.num_masked} pairs of blocks with the mask and {sizes.num_full} without it for FlashAttention-4"
+        )
+    # what is not plain may be any of the two: what refuses one refuses both
+    kind = CallKind(
+        "cuda", dtype, width, value_width or width, window=window, softcap=not plain, sinks=not plain,
+        capability=capability,
+    )  # fmt: skip
     for backward in (False, True):
-        call = Call(heads, kv_heads, width, value_width or width, dtype, window, plain, backward, has_flash, blocks)
-        impl, _, reasons = choose(known, call, chip)
+        impl, _, reasons = choose(known, Call(heads, kv_heads, kind, backward, not shares(known), blocks), chip)
         lines.append(f"{'backward' if backward else 'forward'} on {chip}: {impl}: {'; '.join(reasons)}")
     return "\n".join(lines)
 
@@ -199,27 +198,12 @@ def device_facts(index: int) -> tuple[str, tuple[int, int]]:
     return torch.cuda.get_device_name(index), torch.cuda.get_device_capability(index)
 
 
-def has_fa4(capability: tuple[int, int]) -> bool:
-    """Whether FlashAttention-4 is installed and taken on a device."""
-    return capability == fa4.CAPABILITY and is_installed("fa4")
-
-
-def _shares(statistics: TreeStatistics) -> bool:
-    return statistics.num_gathered != statistics.num_rows
-
-
-def _flash_cannot(statistics: TreeStatistics, call: Call) -> str | None:
-    if not call.flash:
-        return "needs a GPU of compute capability 8.0 or more, and lists of runs, made where nothing is shared"
-    if call.dtype not in DTYPES:
-        return f"does not take {call.dtype}"
-    if not call.plain:
-        return "has no soft cap, no sinks, and no scale below 0"
-    if call.width != call.value_width or call.width % 8 or call.width > MAX_WIDTH:
-        return f"does not take head dimensions {call.width} and {call.value_width}"
-    if call.backward and statistics.num_gathered * call.heads * call.width >= MAX_ELEMENTS:
+def _why_not_varlen(statistics: TreeStatistics, call: Call) -> str | None:
+    if not call.has_paths:
+        return "needs lists of leaf paths, made where nothing is shared"
+    if call.backward and statistics.num_gathered * call.heads * call.kind.width >= MAX_ELEMENTS:
         return f"cannot go back through {statistics.num_gathered} keys of {call.heads} heads"
-    return None
+    return varlen.why_not(call.kind)
 
 
 def _triton(statistics: TreeStatistics, call: Call, chip: Chip) -> float:
@@ -236,9 +220,9 @@ def _varlen(statistics: TreeStatistics, call: Call, chip: Chip) -> float:
     pairs = statistics.flash_pairs * _seen(statistics, call)
     # the backward of torch's kernels: sums of out and its gradient, the gradients, dq in half precision, dk and dv
     launches = 4 if call.backward else 1
-    row = call.width * call.dtype.itemsize
+    row = call.kind.width * call.kind.dtype.itemsize
     bytes_moved = _rows_bytes(statistics, call)
-    if _shares(statistics):
+    if shares(statistics):
         launches += 2 if call.backward else 1
         read_or_written = statistics.num_gathered + statistics.num_rows
         bytes_moved += (2 if call.backward else 1) * 2 * call.kv_heads * row * read_or_written
@@ -259,7 +243,7 @@ def _fa4(statistics: TreeStatistics, call: Call, chip: Chip) -> float:
     if call.backward:
         # set to zero and read: for dq, and for dk and dv where a group has several heads
         summed = call.heads + (2 * call.kv_heads if call.heads != call.kv_heads else 0)
-        bytes_moved += 2 * 4 * statistics.num_rows * summed * call.width
+        bytes_moved += 2 * 4 * statistics.num_rows * summed * call.kind.width
     memory = bytes_moved / chip.gather / 1e6
     return launches * chip.launch / 1e3 + memory + _arithmetic(pairs, statistics, call, chip, chip.fa4)
 
@@ -279,21 +263,21 @@ def _tree_pairs(statistics: TreeStatistics, heads: int, kv_heads: int) -> int:
 def _rows_bytes(statistics: TreeStatistics, call: Call) -> int:
     """q and the output; backward their gradients too."""
     tensors = 4 if call.backward else 2
-    return tensors * statistics.num_rows * call.heads * call.width * call.dtype.itemsize
+    return tensors * statistics.num_rows * call.heads * call.kind.width * call.kind.dtype.itemsize
 
 
 def _seen(statistics: TreeStatistics, call: Call) -> float:
     """The share of pairs that a window leaves."""
-    if call.window is None or statistics.pairs == 0:
+    if call.kind.window is None or statistics.pairs == 0:
         return 1.0
-    return min(1.0, statistics.num_rows * (call.window + _EDGE_KEYS) / statistics.pairs)
+    return min(1.0, statistics.num_rows * (call.kind.window + _EDGE_KEYS) / statistics.pairs)
 
 
 def _arithmetic(pairs: float, statistics: TreeStatistics, call: Call, chip: Chip, rates: tuple[float, float]) -> float:
     """Milliseconds of `pairs` in every head, no less than one tile with the longest path needs on its own."""
-    flops = _FLOPS[call.backward] * (call.width + call.value_width) / 2
+    flops = _FLOPS[call.backward] * (call.kind.width + call.kind.value_width) / 2
     rate = rates[call.backward] * 1e9
-    longest = min(statistics.longest_path, (call.window or statistics.longest_path) + _TILE_ROWS)
+    longest = min(statistics.longest_path, (call.kind.window or statistics.longest_path) + _TILE_ROWS)
     alone = flops * _TILE_ROWS * longest / (rate / chip.multiprocessors)
     return max(flops * call.heads * pairs / rate, alone)
 

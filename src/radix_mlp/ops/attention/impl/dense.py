@@ -6,18 +6,21 @@ Any device and dtype.  Work is rows x visible keys, memory one tile's: never `[M
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from radix_mlp.ops.attention.dense_tiles import Tile, pack_tiles, unpack_tiles
+from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind
+from radix_mlp.ops.attention.attention_tree import AttentionTree, HostTree, host_query_rows, tables_of
+from radix_mlp.ops.attention.impl.dense_tiles import Tile, pack_tiles, unpack_tiles
 from radix_mlp.ops.attention.impl.padded_attention import attend, attend_backward, pack_heads, unpack_heads
-from radix_mlp.ops.attention.registry import AttentionCall
-from radix_mlp.ops.device_plan import AttentionTree
 
-__all__ = ["backward", "forward"]
+__all__ = ["Tables", "backward", "forward", "prepare", "why_not"]
 
+SAVES_LSE = False
 # rows of a packed tile (tokens times query heads a kv head): measured on a 2-core CPU, float32, D 64, the flash
 # kernel runs at 90 GFLOP/s with 128 rows, 100 with 256, 120 with 512, 130 with 768 and no more with 1024; but a tile
 # of T rows also computes T / 2 keys a row for nothing, so tiles grow with the keys before them
@@ -27,8 +30,24 @@ MAX_PACKED_ROWS = 768
 MIN_CAUSAL_ROWS = 64
 
 
+class Tables(NamedTuple):
+    """Query tiles and the ranges of keys that they see."""
+
+    host_tiles: Tensor
+    """int32, as `dense_tiles.pack_tiles` packs them."""
+
+
+def why_not(kind: CallKind) -> None:
+    """Nothing keeps it from a call."""
+
+
+def prepare(tree: HostTree) -> Tables:
+    """See `attention_call.Implementation`."""
+    return Tables(torch.from_numpy(pack_tiles(tree.end, tree.depth)))
+
+
 def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
-    """See `radix_mlp.ops.attention.registry.ImplModule`."""
+    """See `attention_call.Implementation`. Of `query_rows`, tiles keep those that lie in them."""
     q, k, v, sinks, tree, scale, window, softcap = call
     heads, kv_heads, width = q.shape[1], k.shape[1], v.shape[2]
     sinks = None if sinks is None else sinks.view(kv_heads, -1)
@@ -36,15 +55,20 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     # the flash kernel of the CPU wants one head dimension
     padded = F.pad(v, (0, q.shape[2] - width)) if width < q.shape[2] else v
     rows = torch.arange(len(tree.end), device=q.device, dtype=torch.int32)
-    plain = softcap is None and sinks is None
+    query_rows = host_query_rows(tree)
+    plain = softcap is None and sinks is None and query_rows is None
     for tile in _tiles(tree, heads // kv_heads, causal_below=(window or len(rows)) if plain else 0):
+        part, local = _queries(tile, query_rows)
+        if part.start == part.stop:
+            continue
         if plain and _is_causal(tile, window):
-            part = slice(tile.start, tile.stop)
             out[part] = _causal(q[part], k[part], padded[part], scale)[..., :width]
             continue
         ranges, mask = _visible(tile, tree, rows, window, heads // kv_heads, _mask_dtype(q))
+        if local is not None:
+            mask = mask.unflatten(0, (-1, heads // kv_heads))[local.to(mask.device)].flatten(0, 1)
         packed = attend(
-            pack_heads(q[tile.start : tile.stop], kv_heads),
+            pack_heads(q[part], kv_heads),
             _gather(k, ranges),
             _gather(padded, ranges),
             mask,
@@ -52,14 +76,14 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
             scale=scale,
             softcap=softcap,
         )
-        out[tile.start : tile.stop] = unpack_heads(packed, heads)[..., :width]
+        out[part] = unpack_heads(packed, heads)[..., :width]
     return out, q.new_empty(0, dtype=torch.float32)
 
 
 def backward(
     grad_out: Tensor, call: AttentionCall, out: Tensor, lse: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """See `radix_mlp.ops.attention.registry.ImplModule`. Tiles add to the gradients of k and v one after another."""
+    """See `attention_call.Implementation`. Tiles add to the gradients of k and v one after another."""
     q, k, v, sinks, tree, scale, window, softcap = call
     heads, kv_heads = q.shape[1], k.shape[1]
     wide = _mask_dtype(q)
@@ -89,16 +113,21 @@ def backward(
     return grad_q, grad_k.to(k.dtype), grad_v.to(v.dtype), flat_sinks
 
 
+def _queries(tile: Tile, query_rows: np.ndarray | None) -> tuple[slice, Tensor | None]:
+    """Where the queries of a tile lie in q, and which rows of the tile they are (None: all)."""
+    if query_rows is None:
+        return slice(tile.start, tile.stop), None
+    first, stop = np.searchsorted(query_rows, (tile.start, tile.stop)).tolist()
+    return slice(first, stop), torch.from_numpy(query_rows[first:stop] - tile.start).long()
+
+
 def _tiles(tree: AttentionTree, group: int, causal_below: int = 0) -> Iterator[Tile]:
     """The tree's tiles, neighbours merged up to the size that runs best.
 
     Paths from a root are left whole where all their depths are below `causal_below`.
     """
-    packed = tree.host_tiles
-    if len(packed) == 0 and len(tree.end):
-        packed = torch.from_numpy(pack_tiles(tree.end.cpu().numpy(), tree.depth.cpu().numpy()))
     last: Tile | None = None
-    for tile in unpack_tiles(packed.tolist()):
+    for tile in unpack_tiles(tables_of(tree, "dense", prepare).host_tiles.tolist()):
         if last is not None:
             low, high = min(last.min_depth, tile.min_depth), max(last.max_depth, tile.max_depth)
             merged = Tile(last.start, tile.stop, low, high, last.ranges)

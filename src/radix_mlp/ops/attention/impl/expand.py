@@ -17,14 +17,31 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedCallError
-from radix_mlp.ops.attention.impl.gathered_rows import Copies, gather_rows, sum_copies
+from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind, kind_of
+from radix_mlp.ops.attention.attention_tree import HostTree, Sequences, tables_of
+from radix_mlp.ops.attention.impl import torch_flash
+from radix_mlp.ops.attention.impl.copies import Copies
+from radix_mlp.ops.attention.impl.gathered_rows import gather_rows, sum_copies
 from radix_mlp.ops.attention.impl.padded_attention import attend, pack_heads, unpack_heads
-from radix_mlp.ops.attention.impl.torch_flash import Flash, InTreeFlash, why_not
-from radix_mlp.ops.attention.registry import AttentionCall
-from radix_mlp.ops.device_plan import AttentionTree
-from radix_mlp.ops.fold import copy_rows, first_rows
+from radix_mlp.ops.attention.impl.torch_flash import Flash, InTreeFlash
+from radix_mlp.ops.row_copies import copy_rows, first_rows
 
-__all__ = ["attend_packed", "attention"]
+__all__ = ["attend_packed", "attention", "prepare", "why_not"]
+
+
+def why_not(kind: CallKind) -> str | None:
+    """See `attention_call.Composite`."""
+    return "does not compute a subset of the rows (query_rows)" if kind.query_rows else None
+
+
+def prepare(tree: HostTree) -> Sequences:
+    """The batch's own sequences; the root paths of the leaves for a tree that came without its batch."""
+    if tree.sequences is not None:
+        return tree.sequences
+    paths, cu = _leaf_paths(tree.end)
+    fold_index = np.unique(paths, return_index=True)[1]
+    fold, unfold, offsets = (torch.from_numpy(x).to(tree.device) for x in (fold_index, paths, cu))
+    return Sequences(fold, unfold, offsets, torch.from_numpy(cu))
 
 
 def attention(call: AttentionCall) -> Tensor:
@@ -32,17 +49,17 @@ def attention(call: AttentionCall) -> Tensor:
     q, k, v, sinks, tree, scale, window, softcap = call
     if q.shape[0] == 0:
         return _attend(q, k, v, sinks, scale=scale, window=window, softcap=softcap)
-    tree = _with_sequences(tree)
-    if q.is_cuda and why_not(q, v, sinks, softcap, scale) is None:
-        return attend_packed(q, k, v, tree, scale=scale, window=window, flash=InTreeFlash())
-    lengths = tree.host_cu_seq_lengths.diff().tolist()
-    sequences = zip(*(copy_rows(x, tree.unfold_index).split(lengths) for x in (q, k, v)), strict=True)
+    batch = tables_of(tree, "expand", prepare)
+    if torch_flash.why_not(kind_of(call)) is None:
+        return attend_packed(q, k, v, tree.end, tree.depth, batch, scale=scale, window=window, flash=InTreeFlash())
+    lengths = batch.host_cu_seq_lengths.diff().tolist()
+    sequences = zip(*(copy_rows(x, batch.unfold_index).split(lengths) for x in (q, k, v)), strict=True)
     parts = [
         _attend(one_q, one_k, one_v, sinks, scale=scale, window=window, softcap=softcap)
         for one_q, one_k, one_v in sequences
         if len(one_q)
     ]
-    out = first_rows(torch.cat(parts), tree.fold_index, tree.unfold_index)
+    out = first_rows(torch.cat(parts), batch.fold_index, batch.unfold_index)
     if out.requires_grad:
         out.register_hook(_refuse_second_derivative)
     return out
@@ -58,12 +75,21 @@ def _refuse_second_derivative(grad_out: Tensor) -> None:
 
 
 def attend_packed(
-    q: Tensor, k: Tensor, v: Tensor, tree: AttentionTree, *, scale: float, window: int | None, flash: Flash
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    end: Tensor,
+    depth: Tensor,
+    batch: Sequences,
+    *,
+    scale: float,
+    window: int | None,
+    flash: Flash,
 ) -> Tensor:
     """All sequences in one call of `flash`: `[M, Hq, D]`, `[M, Hkv, D]` twice -> `[M, Hq, D]`, differentiable once."""
     out = _Packed.apply(
-        q, k, v, tree.fold_index, tree.unfold_index, tree.cu_seq_lengths, tree.end, tree.depth,
-        int(tree.host_cu_seq_lengths.diff().max()), {"scale": scale, "window": window}, flash,
+        q, k, v, batch.fold_index, batch.unfold_index, batch.cu_seq_lengths, end, depth,
+        int(batch.host_cu_seq_lengths.diff().max()), {"scale": scale, "window": window}, flash,
     )  # fmt: skip
     return cast(Tensor, out)
 
@@ -154,20 +180,6 @@ def _attend(
         softcap=softcap,
     )
     return unpack_heads(packed, heads)
-
-
-def _with_sequences(tree: AttentionTree) -> AttentionTree:
-    """A tree made from `end` alone gets the root paths of its leaves as sequences."""
-    if len(tree.unfold_index):
-        return tree
-    paths, cu = _leaf_paths(tree.end.cpu().numpy())
-    device = tree.end.device
-    return tree._replace(
-        fold_index=torch.from_numpy(np.unique(paths, return_index=True)[1]).to(device),
-        unfold_index=torch.from_numpy(paths).to(device),
-        cu_seq_lengths=torch.from_numpy(cu).to(device),
-        host_cu_seq_lengths=torch.from_numpy(cu),
-    )
 
 
 def _leaf_paths(end: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,35 +1,17 @@
-"""Copies of rows and their sums, several tensors in one launch: fused kernels on CUDA, plain torch elsewhere.
-
-Copies are found as `radix_mlp.ops.attention.leaf_runs` says: those of row `j` are number `starts[t] + depth[j]`, for
-`first[j] <= t < last[j]`.
-"""
+"""Copies of rows and their sums, several tensors in one launch: fused kernels on CUDA, plain torch elsewhere."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from radix_mlp.ops.fold import segment_sum
+from radix_mlp.ops.attention.impl.copies import Copies
+from radix_mlp.ops.packages import HAS_TRITON
+from radix_mlp.ops.row_copies import segment_sum
 
-__all__ = ["Copies", "gather_rows", "sum_copies"]
-
-
-class Copies(NamedTuple):
-    """Where the copies of every row are."""
-
-    first: Tensor
-    """`[M]` int32, the first path that holds the row."""
-    last: Tensor
-    """`[M]` int32, one past the last."""
-    starts: Tensor
-    """`[R]` int32 or more, number of the first copy of every path."""
-    depth: Tensor
-    """`[M]` int32, place of the row on all of them."""
+__all__ = ["gather_rows", "sum_copies"]
 
 
 def gather_rows(tensors: Sequence[Tensor], index: Tensor) -> list[Tensor]:
@@ -64,9 +46,4 @@ def sum_copies(tensors: Sequence[Tensor], copies: Copies) -> list[Tensor]:
 
 
 def _has_kernels(x: Tensor) -> bool:
-    return x.is_cuda and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+    return x.is_cuda and HAS_TRITON

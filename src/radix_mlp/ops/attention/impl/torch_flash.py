@@ -12,12 +12,15 @@ import torch
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedImplError
+from radix_mlp.ops.attention.attention_call import CallKind
 
-__all__ = ["DTYPES", "MAX_ELEMENTS", "MAX_WIDTH", "Flash", "InTreeFlash", "aligned", "why_not"]
+__all__ = ["MAX_ELEMENTS", "Flash", "InTreeFlash", "aligned", "why_not"]
 
 DTYPES = (torch.bfloat16, torch.float16)
 MAX_WIDTH = 256
 MAX_ELEMENTS = 2**31
+CAPABILITY = (8, 0)
+"""Compute capability that it needs at least."""
 
 
 class Flash(Protocol):
@@ -133,20 +136,24 @@ class InTreeFlash:
         return grad_q, grad_k, grad_v
 
 
-def why_not(q: Tensor, v: Tensor, sinks: Tensor | None, softcap: float | None, scale: float) -> str | None:
-    """What keeps torch's FlashAttention from this call; None if nothing does."""
-    if q.dtype not in DTYPES:
-        return f"takes bfloat16 and float16, not {q.dtype}"
-    if softcap is not None:
+def why_not(kind: CallKind) -> str | None:
+    """What keeps torch's FlashAttention from a call; None if nothing does."""
+    if kind.device_type != "cuda":
+        return f"cannot run on {kind.device_type}"
+    if kind.capability is not None and kind.capability < CAPABILITY:
+        return f"needs a GPU of compute capability 8.0 or more, not {kind.capability}"
+    if kind.dtype not in DTYPES:
+        return f"takes bfloat16 and float16, not {kind.dtype}"
+    if kind.softcap:
         return "has no soft cap"
-    if sinks is not None:
+    if kind.sinks:
         return "has no sinks"
-    if q.shape[2] != v.shape[2]:
-        return f"needs one head dimension, not {q.shape[2]} and {v.shape[2]}"
-    if q.shape[2] > MAX_WIDTH or q.shape[2] % 8:
-        return f"takes head dimensions up to {MAX_WIDTH} in steps of 8, not {q.shape[2]}"
-    if not scale > 0:
-        return f"takes a scale above 0, not {scale}"
+    if kind.width != kind.value_width:
+        return f"needs one head dimension, not {kind.width} and {kind.value_width}"
+    if kind.width > MAX_WIDTH or kind.width % 8:
+        return f"takes head dimensions up to {MAX_WIDTH} in steps of 8, not {kind.width}"
+    if not kind.scale > 0:
+        return f"takes a scale above 0, not {kind.scale}"
     return None
 
 

@@ -33,7 +33,7 @@ def dq_kernel(
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
     num_rows, num_ranges, num_kv_heads, scale, scale_log2, cap_log2, window,
     G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
-    T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, SEGMENT: tl.constexpr,
+    T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, ORDER_ROWS: tl.constexpr,
     HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
     TMA: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, STAGES_E: tl.constexpr,
 ):  # fmt: skip
@@ -45,7 +45,7 @@ def dq_kernel(
     order = ranges + 4 * num_ranges
     rank = tl.program_id(0) // num_kv_heads
     kv_head = tl.program_id(0) % num_kv_heads
-    t0 = tile_start(order, rank, num_rows, T, SEGMENT)
+    t0 = tile_start(order, rank, num_rows, T, ORDER_ROWS)
     if t0 >= num_rows:
         return
     t1 = tl.minimum(t0 + T, num_rows)

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from radix_mlp.ops.attention.impl.gathered_rows import Copies
+from radix_mlp.ops.attention.impl.copies import Copies
 from radix_mlp.ops.cuda_device import on_device
 
 __all__ = ["GATHER", "SUM", "Launch", "triton_gather", "triton_sum"]

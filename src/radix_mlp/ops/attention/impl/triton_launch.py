@@ -8,27 +8,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from radix_mlp.errors import UnsupportedImplError
 from radix_mlp.ops.attention.impl.triton_fast_launch import evenly_laid, launch
+from radix_mlp.ops.attention.impl.triton_tables import KEY_BLOCK, ORDER_ROWS, TableSizes, pack_tables, places
 from radix_mlp.ops.attention.impl.triton_tiles import Tiles, Work, choose_tiles
-from radix_mlp.ops.attention.triton_tables import KEY_BLOCK, SEGMENT, pack_tables
 from radix_mlp.ops.cuda_device import on_device
 
 __all__ = ["TritonBlocks", "triton_backward", "triton_forward"]
 
 _LOG2_E = 1.4426950408889634
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_MAX_WIDTH = 512
 
 
 class TritonBlocks(NamedTuple):
-    """`RangeTree` and `BackwardItems` one after the other, int32 on one device, and how long they are."""
+    """`RangeTree` and `BackwardItems` in one vector, int32 on one device, and how long they are."""
 
     tables: Tensor
-    num_ranges: int
-    num_items: int
-    num_splits: int
-    num_slots: int
+    sizes: TableSizes
 
     @classmethod
     def make(cls, end: Tensor, depth: Tensor, window: int | None = None) -> TritonBlocks:
@@ -39,13 +33,7 @@ class TritonBlocks(NamedTuple):
         """
         host_end, host_depth = (x.to("cpu", torch.int32).numpy() for x in (end, depth))
         tables, sizes = pack_tables(host_end, host_depth, window)
-        return cls(torch.from_numpy(tables).to(end.device), *sizes.tolist())
-
-    def places(self, num_rows: int) -> tuple[int, int, int]:
-        """Where `items`, `blocks` and `splits` begin."""
-        items = num_rows + 4 * self.num_ranges - (-num_rows // SEGMENT)
-        blocks = items + 4 * self.num_items
-        return items, blocks, blocks - 2 * (-num_rows // KEY_BLOCK)
+        return cls(torch.from_numpy(tables).to(end.device), sizes)
 
 
 def triton_forward(
@@ -69,11 +57,7 @@ def triton_forward(
 
     Returns:
         out `[M, Hq, Dv]` in q's dtype, contiguous; lse `[Hq, M]` float32, natural logarithm, sinks included.
-
-    Raises:
-        UnsupportedImplError: a dtype, head dimension or scale that the kernels do not take.
     """
-    _check(q, v, scale)
     q, k, v = _rows_dense(q), _rows_dense(k), _rows_dense(v)
     sinks = None if sinks is None else sinks.contiguous()
     num_rows, heads, width = q.shape
@@ -98,7 +82,7 @@ def triton_forward(
     arguments = (
         q, *_keys(k, v, tiles, tma), q if sinks is None else sinks, out, lse, end, depth, blocks.tables,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
-        num_rows, blocks.num_ranges, kv_heads, *_scales(scale, softcap), window or 0,
+        num_rows, blocks.sizes.num_ranges, kv_heads, *_scales(scale, softcap), window or 0,
     )  # fmt: skip
     with on_device(q.device):
         launch(forward_kernel, _num_tiles(num_rows, tokens) * kv_heads, arguments, options, hint)
@@ -127,7 +111,6 @@ def triton_backward(
 
     `out` and `lse` are what `triton_forward` returned. Bit for bit the same on every call.
     """
-    _check(q, v, scale)
     q, k, v, dout = _rows_dense(q), _rows_dense(k), _rows_dense(v), _rows_dense(dout)
     num_rows, heads, width = q.shape
     kv_heads, value_width = v.shape[1:]
@@ -152,14 +135,14 @@ def triton_backward(
     flags = (window is not None, softcap is not None)
     even = evenly_laid(q, k, v, dout, out) and lse.data_ptr() % 16 == 0
     hint = (q.device.index, kv_heads) if even else None
-    items_at, blocks_at, splits_at = blocks.places(num_rows)
+    at = places(num_rows, *blocks.sizes[:3])
     with on_device(q.device):
         tokens = dq_tiles.rows // group
         tma = dq_tiles.tma and ((even and q.is_cuda) or _tma_fits(k, v))
         kind = (*shared, dq_tiles, *flags, tma)
         arguments = (
             q, *_keys(k, v, dq_tiles, tma), out, dout, lse, delta, dq, end, depth, blocks.tables,
-            *strides, num_rows, blocks.num_ranges, kv_heads, *scales, window or 0,
+            *strides, num_rows, blocks.sizes.num_ranges, kv_heads, *scales, window or 0,
         )  # fmt: skip
         programs = _num_tiles(num_rows, tokens) * kv_heads
         launch(dq_kernel, programs, arguments, _dq_options(*kind), hint and ("dq", *hint, *kind))
@@ -168,17 +151,17 @@ def triton_backward(
         tma = dkdv_tiles.tma and dkdv_tiles.rows % group == 0 and _power_of_two(group)
         tma = tma and ((even and q.is_cuda) or _tma_fits(q, dout))
         query, grad = (_queries(x, tokens, group) for x in (q, dout)) if tma else (q, dout)
-        shape = (blocks.num_slots, kv_heads, KEY_BLOCK)
+        shape = (blocks.sizes.num_slots, kv_heads, KEY_BLOCK)
         partial_dk = lse.new_empty(*shape, width)
         partial_dv = lse.new_empty(*shape, value_width)
         kind = (*shared, dkdv_tiles, *flags, tma)
         arguments = (
             query, k, v, grad, lse, delta, dk, dv, partial_dk, partial_dv, end, depth, blocks.tables,
-            *strides, num_rows, items_at, blocks_at, kv_heads, *scales, window or 0,
+            *strides, num_rows, at.items, at.blocks, kv_heads, *scales, window or 0,
         )  # fmt: skip
-        programs = blocks.num_items * kv_heads * (KEY_BLOCK // dkdv_tiles.keys)
+        programs = blocks.sizes.num_items * kv_heads * (KEY_BLOCK // dkdv_tiles.keys)
         launch(dkdv_kernel, programs, arguments, _dkdv_options(*kind), hint and ("dkdv", *hint, *kind))
-        if blocks.num_splits:
+        if blocks.sizes.num_splits:
             options = _sum_options(width, value_width)
             arguments = (
                 partial_dk,
@@ -186,29 +169,18 @@ def triton_backward(
                 dk,
                 dv,
                 blocks.tables,
-                splits_at,
-                blocks.num_splits,
+                at.splits,
+                blocks.sizes.num_splits,
                 num_rows,
                 kv_heads,
             )
-            programs = 2 * blocks.num_splits * kv_heads * (KEY_BLOCK // options["BLOCK_N"])
+            programs = 2 * blocks.sizes.num_splits * kv_heads * (KEY_BLOCK // options["BLOCK_N"])
             launch(sum_kernel, programs, arguments, options, hint and ("sum", *hint, q.dtype, width, value_width))
     if sinks is None:
         return dq, dk, dv, None
     # the sink's share of the softmax, times what its missing value contributes to delta
     dsinks = -(torch.exp(sinks.float()[:, None] - lse) * delta).sum(1)
     return dq, dk, dv, dsinks.to(sinks.dtype)
-
-
-def _check(q: Tensor, v: Tensor, scale: float) -> None:
-    if q.dtype not in _DTYPES:
-        raise UnsupportedImplError(f"impl='triton' takes bfloat16, float16 and float32, not {q.dtype}: use 'dense'")
-    if max(q.shape[2], v.shape[2]) > _MAX_WIDTH:
-        raise UnsupportedImplError(
-            f"impl='triton' takes head dimensions up to {_MAX_WIDTH}, not {q.shape[2]} and {v.shape[2]}: use 'dense'"
-        )
-    if scale < 0:
-        raise UnsupportedImplError(f"impl='triton' takes a scale of at least 0, not {scale}: negate q")
 
 
 @cache
@@ -240,14 +212,14 @@ def _forward_options(*kind: Any) -> dict[str, Any]:
     *shared, sinks = kind
     tiles: Tiles = shared[4]
     return {
-        **_options(*shared), "BLOCK_E": tiles.edge, "SEGMENT": SEGMENT, "HAS_SINKS": sinks
+        **_options(*shared), "BLOCK_E": tiles.edge, "ORDER_ROWS": ORDER_ROWS, "HAS_SINKS": sinks
     }  # fmt: skip
 
 
 @cache
 def _dq_options(*kind: Any) -> dict[str, Any]:
     tiles: Tiles = kind[4]
-    return {**_options(*kind), "BLOCK_E": tiles.edge, "SEGMENT": SEGMENT}
+    return {**_options(*kind), "BLOCK_E": tiles.edge, "ORDER_ROWS": ORDER_ROWS}
 
 
 @cache
@@ -269,9 +241,9 @@ def _scales(scale: float, softcap: float | None) -> tuple[float, float]:
 
 
 def _num_tiles(num_rows: int, tokens: int) -> int:
-    if SEGMENT % tokens:
+    if ORDER_ROWS % tokens:
         return -(-num_rows // tokens)
-    return -(-num_rows // SEGMENT) * (SEGMENT // tokens)
+    return -(-num_rows // ORDER_ROWS) * (ORDER_ROWS // tokens)
 
 
 def _rows_dense(x: Tensor) -> Tensor:

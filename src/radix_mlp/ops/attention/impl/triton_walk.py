@@ -22,11 +22,11 @@ __all__ = [
 
 
 @triton.jit
-def tile_start(order, rank, num_rows, T: tl.constexpr, SEGMENT: tl.constexpr):
-    """First row of the tile that runs as number `rank`: heaviest segments first where tiles divide segments."""
-    if SEGMENT % T == 0:
-        per_segment: tl.constexpr = SEGMENT // T
-        return tl.load(order + rank // per_segment) * SEGMENT + (rank % per_segment) * T
+def tile_start(order, rank, num_rows, T: tl.constexpr, ORDER_ROWS: tl.constexpr):
+    """First row of the tile that runs as number `rank`: heaviest groups first where tiles divide `ORDER_ROWS`."""
+    if ORDER_ROWS % T == 0:
+        per_group: tl.constexpr = ORDER_ROWS // T
+        return tl.load(order + rank // per_group) * ORDER_ROWS + (rank % per_group) * T
     else:
         return (tl.cdiv(num_rows, T) - 1 - rank) * T
 

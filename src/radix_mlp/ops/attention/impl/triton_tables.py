@@ -1,8 +1,8 @@
-"""What the GPU kernels need to know of the tree, as small integer tables made once a batch.
+"""What the tree kernels need to know of the tree, as small integer tables made once a batch.
 
 Forward: the keys that a query row sees lie on its root path, and a root path is a chain of *ranges* of rows.
-Ranges form a tree of their own (one a run, linked to the range above), so the table has one line a run, whatever
-the tile sizes, head counts and windows of the kernels that read it.
+Ranges form a tree of their own (one a segment, linked to the range above), so the table has one line a segment,
+whatever the tile sizes, head counts and windows of the kernels that read it.
 
 Backward: the queries that see one block of keys form one interval (pieces of it under a window); work items cut
 these intervals into chunks of about equal length, so that a prefix that everybody sees does not run on one core.
@@ -20,18 +20,22 @@ from radix_mlp.plan.compiled import compiled
 
 __all__ = [
     "KEY_BLOCK",
-    "SEGMENT",
+    "ORDER_ROWS",
     "BackwardItems",
+    "Places",
     "RangeTree",
+    "TableSizes",
     "backward_items",
-    "fill_ranges",
+    "fill_forward_tables",
     "pack_tables",
+    "places",
     "range_tree",
+    "size_of_forward_tables",
 ]
 
 Int32 = NDArray[np.int32]
 
-SEGMENT = 128
+ORDER_ROWS = 128
 """Rows a line of `RangeTree.order` stands for; tiles of the forward kernels divide it."""
 KEY_BLOCK = 128
 """Key rows a backward work item belongs to; key blocks of the backward kernel divide it."""
@@ -51,7 +55,7 @@ class RangeTree(NamedTuple):
     """`[R, 4]` first row; one past the last row; `end` of the last row if every row lies on its path, else 0;
     line of the range above or -1."""
     order: Int32
-    """`[ceil(M / SEGMENT)]` segments of `SEGMENT` rows, longest root path first."""
+    """`[ceil(M / ORDER_ROWS)]` groups of `ORDER_ROWS` rows, longest root path first."""
 
 
 class BackwardItems(NamedTuple):
@@ -65,6 +69,31 @@ class BackwardItems(NamedTuple):
     """`[P, 3]` key block that has several chunks; its first slot; one past its last slot."""
     slots: Int32
     """`[num_slots]` key block of every slot."""
+
+
+class TableSizes(NamedTuple):
+    """What `M` does not tell of the tables in one vector."""
+
+    num_ranges: int
+    """Lines of `ranges`."""
+    num_items: int
+    """Lines of `items`; 0 if the tables of the backward pass were not made."""
+    num_splits: int
+    num_slots: int
+    pairs: int
+    """Query-key pairs of the tree that see each other."""
+
+
+class Places(NamedTuple):
+    """Where tables begin in the vector of `pack_tables`."""
+
+    range_of_row: int
+    ranges: int
+    order: int
+    items: int
+    blocks: int
+    splits: int
+    slots: int
 
 
 def range_tree(end: NDArray[np.int32], depth: NDArray[np.int32]) -> RangeTree:
@@ -83,18 +112,37 @@ def range_tree(end: NDArray[np.int32], depth: NDArray[np.int32]) -> RangeTree:
         [0, 2, 4, -1]
     """
     end, depth = _checked(end, depth)
-    ranges = np.empty((len(end), 4), np.int32)
-    range_of_row = np.empty(len(end), np.int32)
-    ranges = ranges[: fill_ranges(end, ranges, range_of_row)]
-    middle = np.minimum(np.arange(0, len(end), SEGMENT) + SEGMENT // 2, max(len(end) - 1, 0))
-    order = np.argsort(-depth[middle], kind="stable").astype(np.int32)
-    return RangeTree(range_of_row, ranges, order)
+    num_rows = len(end)
+    vector = np.empty(size_of_forward_tables(num_rows), np.int32)
+    num_ranges = fill_forward_tables(end, depth, vector)
+    at = places(num_rows, num_rows)
+    ranges = vector[at.ranges : at.order].reshape(-1, 4)[:num_ranges]
+    return RangeTree(vector[: at.ranges], ranges, vector[at.order :])
 
 
-def fill_ranges(end: Int32, ranges: Int32, range_of_row: Int32) -> int:
-    """Write the ranges of `RangeTree` to `ranges [>= R, 4]` and `range_of_row [M]`; returns their number `R`."""
-    count: int = compiled(_fill_ranges)(end, ranges, range_of_row)
+def size_of_forward_tables(num_rows: int) -> int:
+    """Numbers in the tables of the forward pass, with room for as many ranges as rows."""
+    return places(num_rows, num_rows).items
+
+
+def fill_forward_tables(end: Int32, depth: Int32, vector: Int32) -> int:
+    """Write `RangeTree` as `pack_tables` does, with room for as many ranges as rows; returns how many there are."""
+    at = places(len(end), len(end))
+    ranges, order = vector[at.ranges : at.order].reshape(-1, 4), vector[at.order : at.items]
+    count: int = compiled(_fill_ranges)(end, ranges, vector[: at.ranges])
+    middle = np.minimum(np.arange(0, len(end), ORDER_ROWS) + ORDER_ROWS // 2, max(len(end) - 1, 0))
+    order[:] = np.argsort(-depth[middle], kind="stable")
     return count
+
+
+def places(num_rows: int, num_ranges: int, num_items: int = 0, num_splits: int = 0) -> Places:
+    """Where the tables of a tree begin: in the order of the fields of `RangeTree` and `BackwardItems`."""
+    ranges = num_rows
+    order = ranges + 4 * num_ranges
+    items = order - (-num_rows // ORDER_ROWS)
+    blocks = items + 4 * num_items
+    splits = blocks - 2 * (-num_rows // KEY_BLOCK)
+    return Places(0, ranges, order, items, blocks, splits, splits + 3 * num_splits)
 
 
 def backward_items(end: NDArray[np.int32], depth: NDArray[np.int32], window: int | None = None) -> BackwardItems:
@@ -122,23 +170,18 @@ def backward_items(end: NDArray[np.int32], depth: NDArray[np.int32], window: int
 
 def pack_tables(
     end: NDArray[np.int32], depth: NDArray[np.int32], window: int | None = None, *, backward: bool = True
-) -> tuple[Int32, Int32]:
-    """All tables in one vector, in the order of the fields of `RangeTree` and `BackwardItems`.
+) -> tuple[Int32, TableSizes]:
+    """All tables in one vector, int32, laid out as `places` says, and their sizes.
 
-    Without `backward` the latter are left out: the forward kernel does not read them.
-
-    Returns:
-        the tables, int32; and the sizes that `M` does not tell, `[4]` int32: lines of `ranges`, `items`, `splits`
-        and `slots`.
+    Without `backward` those of `BackwardItems` are left out: the forward kernel does not read them.
     """
     tree = range_tree(end, depth)
-    tables: tuple[Int32, ...] = tree
-    sizes = np.array([len(tree.ranges), 0, 0, 0], np.int32)
-    if backward:
-        work = backward_items(end, depth, window)
-        tables = (*tree, *work)
-        sizes[1:] = len(work.items), len(work.splits), len(work.slots)
-    return np.concatenate([table.ravel() for table in tables]), sizes
+    pairs = int(depth.sum(dtype=np.int64)) + len(depth)
+    if not backward:
+        return np.concatenate([table.ravel() for table in tree]), TableSizes(len(tree.ranges), 0, 0, 0, pairs)
+    work = backward_items(end, depth, window)
+    sizes = TableSizes(len(tree.ranges), len(work.items), len(work.splits), len(work.slots), pairs)
+    return np.concatenate([table.ravel() for table in (*tree, *work)]), sizes
 
 
 def _checked(end: NDArray[np.int32], depth: NDArray[np.int32]) -> tuple[Int32, Int32]:
@@ -148,7 +191,11 @@ def _checked(end: NDArray[np.int32], depth: NDArray[np.int32]) -> tuple[Int32, I
 
 
 def _fill_ranges(end: Int32, ranges: Int32, range_of_row: Int32) -> int:
-    """A run is a stretch of equal `end`. A short run is merged into the ranges below it, to fill key blocks."""
+    """Write `ranges [>= R, 4]` and `range_of_row [M]`; returns the number of ranges `R`.
+
+    One range a segment (a stretch of equal `end`). A short segment is merged into the ranges below it, to fill key
+    blocks.
+    """
     stack = np.empty(len(end) + 1, np.int32)
     height = line = stop = 0
     while stop < len(end):

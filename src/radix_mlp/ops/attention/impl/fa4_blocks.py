@@ -21,10 +21,13 @@ from radix_mlp.plan.compiled import compiled
 __all__ = [
     "BLOCK",
     "MAX_NUMBERS",
+    "BlockSizes",
+    "Places",
     "SparseBlocks",
+    "forward_sizes",
     "pack_forward_blocks",
     "pack_sparse_blocks",
-    "size_of_forward_blocks",
+    "places",
     "sparse_blocks",
 ]
 
@@ -49,6 +52,47 @@ class SparseBlocks(NamedTuple):
     """`[T, W']` likewise."""
     backward_masked: Int32
     """`[T, W'']` blocks of rows, ascending. Those that need no mask are the ones from the line's number + 1 on."""
+
+
+class BlockSizes(NamedTuple):
+    """What `M` does not tell of the lists in one vector."""
+
+    forward_masked: int
+    """Width of a line, likewise the next two."""
+    forward_full: int
+    backward_masked: int
+    num_masked: int
+    """Pairs of blocks that need a mask."""
+    num_full: int
+    """Pairs of blocks that need none."""
+
+
+class Places(NamedTuple):
+    """Where what `pack_sparse_blocks` packs begins, in this order, and how long it all is."""
+
+    end: int
+    """`[T * BLOCK]`, padded with zeros to whole blocks."""
+    forward_counts: int
+    backward_counts: int
+    forward_masked: int
+    forward_full: int
+    backward_masked: int
+    ascending: int
+    """The numbers `0 .. 2 T`."""
+    stop: int
+
+
+def places(num_rows: int, sizes: BlockSizes) -> Places:
+    """Where the lists of a tree begin."""
+    blocks = -(-num_rows // BLOCK)
+    forward_counts = blocks * BLOCK
+    backward_counts = forward_counts + 2 * blocks
+    forward_masked = backward_counts + 2 * blocks
+    forward_full = forward_masked + blocks * sizes.forward_masked
+    backward_masked = forward_full + blocks * sizes.forward_full
+    ascending = backward_masked + blocks * sizes.backward_masked
+    stop = ascending + 2 * blocks + 1
+    return Places(0, forward_counts, backward_counts, forward_masked, forward_full, backward_masked, ascending, stop)
 
 
 def sparse_blocks(end: Int32) -> SparseBlocks | None:
@@ -77,51 +121,49 @@ def sparse_blocks(end: Int32) -> SparseBlocks | None:
     return SparseBlocks(forward, backward, masked, full, backward_masked)
 
 
-def pack_sparse_blocks(end: Int32) -> tuple[Int32, Int32]:
-    """All in one vector, int32, and sizes, `[5]` int32: the three widths, and how many pairs of blocks need a mask and
-    how many need none.
+def pack_sparse_blocks(end: Int32) -> tuple[Int32, BlockSizes]:
+    """All in one vector, int32, laid out as `places` says, and the sizes.
 
-    The vector holds `end`, padded with zeros to whole blocks, then the lists in the order of the fields, then the
-    numbers `0 .. 2 T`.  It is empty, with sizes of zero, if the lists would be too long, or there is nothing to list.
+    It is empty, with sizes of zero, if the lists would be too long, or there is nothing to list.
     """
     lists = sparse_blocks(end) if len(end) else None
     if lists is None:
-        return np.zeros(0, np.int32), np.zeros(5, np.int32)
+        return np.zeros(0, np.int32), BlockSizes(0, 0, 0, 0, 0)
+    num_masked, num_full = lists.forward_counts.sum(axis=1).tolist()
+    masked, full, backward_masked = (table.shape[1] for table in lists[2:])
+    sizes = BlockSizes(masked, full, backward_masked, num_masked, num_full)
     num_blocks = lists.forward_counts.shape[1]
     padded = np.zeros(num_blocks * BLOCK, np.int32)
     padded[: len(end)] = end
     ascending = np.arange(2 * num_blocks + 1, dtype=np.int32)
-    widths = [table.shape[1] for table in lists[2:]]
-    sizes = np.array([*widths, *lists.forward_counts.sum(axis=1)], np.int32)
     return np.concatenate([padded, *(table.ravel() for table in lists), ascending]), sizes
 
 
-def size_of_forward_blocks(num_rows: int) -> int:
-    """How many numbers `pack_forward_blocks` writes."""
+def forward_sizes(num_rows: int) -> BlockSizes:
+    """Sizes for which the forward lists of any tree of `num_rows` fit."""
     num_blocks = -(-num_rows // BLOCK)
-    return num_blocks * (BLOCK + 4 + 2 * num_blocks + 1) + 2 * num_blocks + 1
+    return BlockSizes(num_blocks, num_blocks, 1, 0, 0)
 
 
 def pack_forward_blocks(end: Int32, out: Int32) -> bool:
-    """As `pack_sparse_blocks`, with all lines of the forward lists as long as any tree of so many rows can need: its
-    sizes are then `[T, T, 1]`, whatever the tree. The backward lists mean nothing. False if there are too many numbers.
+    """As `pack_sparse_blocks`, into lists of `forward_sizes`, whatever the tree. The backward lists mean nothing.
+
+    False if there are too many numbers.
     """
     num_blocks = -(-len(end) // BLOCK)
     lists = sparse_blocks(end) if 2 * num_blocks * num_blocks <= MAX_NUMBERS else None
     if lists is None:
         return False
-    place = num_blocks * BLOCK
+    at = places(len(end), forward_sizes(len(end)))
     out[: len(end)] = end
-    out[len(end) : place] = 0
-    for counts in (*lists.forward_counts, *lists.backward_counts):
-        out[place : place + num_blocks] = counts
-        place += num_blocks
-    for table in (lists.forward_masked, lists.forward_full):
+    out[len(end) : at.forward_counts] = 0
+    out[at.forward_counts : at.backward_counts] = lists.forward_counts.ravel()
+    out[at.backward_counts : at.forward_masked] = lists.backward_counts.ravel()
+    for place, table in ((at.forward_masked, lists.forward_masked), (at.forward_full, lists.forward_full)):
         lines = out[place : place + num_blocks * num_blocks].reshape(num_blocks, num_blocks)
         lines[:, : table.shape[1]] = table
-        place += num_blocks * num_blocks
-    out[place : place + num_blocks] = 0
-    out[place + num_blocks :] = np.arange(2 * num_blocks + 1, dtype=np.int32)
+    out[at.backward_masked : at.ascending] = 0
+    out[at.ascending : at.stop] = np.arange(2 * num_blocks + 1, dtype=np.int32)
     return True
 
 

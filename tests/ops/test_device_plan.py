@@ -8,8 +8,8 @@ import torch
 from tools.model_types.batches import prefix_batch, random_batch
 
 from radix_mlp.ops import tree_attention
-from radix_mlp.ops.attention.leaf_runs import pack_runs, tree_statistics
-from radix_mlp.ops.attention.triton_tables import pack_tables
+from radix_mlp.ops.attention.impl.leaf_paths import leaf_paths, tree_statistics, unshared_paths
+from radix_mlp.ops.attention.impl.triton_tables import TableSizes, pack_tables
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.plan.tree import depths
 
@@ -68,17 +68,18 @@ def test_tables_without_the_backward_pass_are_the_first_of_all() -> None:
     some, some_sizes = pack_tables(plan.end, plan.depth, backward=False)
     assert 0 < len(some) < len(every)
     assert np.array_equal(every[: len(some)], some)
-    assert some_sizes.tolist() == [sizes[0], 0, 0, 0]
+    assert some_sizes == sizes._replace(num_items=0, num_splits=0, num_slots=0)
 
 
-def test_runs_are_made_where_nothing_is_shared_or_on_demand() -> None:
+def test_leaf_paths_are_made_where_nothing_is_shared_or_on_demand() -> None:
     shared = build_plan([1, 2, 3, 1, 2, 4], [0, 3, 6])
     apart = build_plan([1, 2, 3, 4, 2, 4], [0, 3, 6])
     for plan, is_made in ((shared, False), (apart, True)):
-        runs, statistics = pack_runs(plan.end, plan.depth, always=False)
-        every, _ = pack_runs(plan.end, plan.depth)
-        assert runs.tolist() == (every.tolist() if is_made else [])
-        assert statistics.tolist() == list(tree_statistics(plan.end, plan.depth))
+        paths, statistics = unshared_paths(plan.end, plan.depth)
+        assert (paths is not None) == is_made
+        if paths is not None:
+            assert all(map(np.array_equal, paths, leaf_paths(plan.end, plan.depth)))
+        assert statistics == tree_statistics(plan.end, plan.depth)
 
 
 @pytest.mark.gpu
@@ -86,8 +87,8 @@ def test_what_backward_reads_is_made_with_gradients() -> None:
     plan = build_plan(*prefix_batch(np.random.default_rng(0), num_sequences=20, prefix=200, suffix=14))
     with torch.inference_mode():
         tree = plan.to("cuda").tree
-    assert tree.host_table_sizes.tolist()[1:] == [0, 0, 0]
-    assert tree.runs.shape[0] == 0
+    assert TableSizes(*tree.prepared["triton"].host_sizes.tolist()).num_items == 0
+    assert tree.prepared["varlen"] is None
     q, k, v = (torch.randn(plan.num_rows, heads, 64, device="cuda", requires_grad=True) for heads in (4, 2, 2))
     wanted = tree_attention(q, k, v, plan, impl="reference")
     grad = torch.randn_like(wanted)
@@ -97,5 +98,5 @@ def test_what_backward_reads_is_made_with_gradients() -> None:
         out = tree_attention(q, k, v, given, impl="triton")
         for found, right in zip(torch.autograd.grad(out, (q, k, v), grad), expected, strict=True):
             assert float((found - right).norm() / right.norm()) < 1e-4
-    assert plan.to("cuda").tree.host_table_sizes[1] > 0
-    assert plan.to("cuda").tree_for("varlen").runs.shape[0] > 0
+    assert TableSizes(*plan.to("cuda").tree.prepared["triton"].host_sizes.tolist()).num_items > 0
+    assert plan.to("cuda").tree_for("varlen").prepared["varlen"].gather.shape[0] > 0

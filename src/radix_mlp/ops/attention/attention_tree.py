@@ -1,0 +1,149 @@
+"""`AttentionTree`: what attention knows of a plan, and how the tables that implementations prepare get to a device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.plan.validate import check_query_rows
+
+__all__ = ["AttentionTree", "HostTree", "Sequences", "host_query_rows", "send_arrays", "send_tables", "tables_of"]
+
+Tables = TypeVar("Tables", bound=tuple[Tensor, ...])
+
+
+class AttentionTree(NamedTuple):
+    """The tree as tensors, so that compiled models take it as it is.
+
+    Query row `i` sees key row `j` iff `j <= i < end[j]`, and under a window `depth[i] - depth[j] < window`.
+    """
+
+    end: Tensor
+    """`[M]` int32, one past the last row of the row's subtree."""
+    depth: Tensor
+    """`[M]` int32, number of ancestors of the row."""
+    prepared: Mapping[str, Any] = {}
+    """Tables that implementations prepared, by name of the implementation: a named tuple of tensors each, or None.
+    Fields named `host_*` lie on the CPU. What is missing is made where it is needed, once for every layer."""
+    query_rows: Tensor | None = None
+    """`[Q]` int32, ascending: the rows that q holds and attention computes. None: all `M`."""
+
+    @classmethod
+    def from_end(cls, end: Tensor, depth: Tensor) -> AttentionTree:
+        """A tree from `end` and `depth` alone (`[M]` integers each); implementations make their tables when they run.
+
+        >>> AttentionTree.from_end(torch.tensor([3, 2, 3]), torch.tensor([0, 1, 1])).end
+        tensor([3, 2, 3], dtype=torch.int32)
+        """
+        return cls(end.to(torch.int32), depth.to(torch.int32), {})
+
+
+class Sequences(NamedTuple):
+    """The sequences of a batch: three tensors on the tree's device and one on the CPU, all int64."""
+
+    fold_index: Tensor
+    """`[M]` row -> its first occurrence among the `N` tokens."""
+    unfold_index: Tensor
+    """`[N]` token -> its row."""
+    cu_seq_lengths: Tensor
+    """`[S + 1]` token offsets."""
+    host_cu_seq_lengths: Tensor
+    """`[S + 1]` the same on the CPU."""
+
+
+class HostTree(NamedTuple):
+    """What an implementation makes its tables from."""
+
+    end: NDArray[np.int32]
+    """`[M]`."""
+    depth: NDArray[np.int32]
+    """`[M]`."""
+    device: torch.device
+    """Where the tables will be read."""
+    backward: bool = True
+    """Whether to make what only the backward pass reads."""
+    sequences: Sequences | None = None
+    """None for a tree that came without its batch."""
+
+
+def tables_of(tree: AttentionTree, name: str, prepare: Callable[[HostTree], Tables]) -> Tables:
+    """The tables of implementation `name`: those that came with the tree, or made here with a copy to the host."""
+    found: Tables | None = tree.prepared.get(name)
+    if found is not None:
+        return found
+    end, depth = (x.to("cpu", torch.int32).numpy() for x in (tree.end, tree.depth))
+    with torch.inference_mode(False):
+        return send_tables([prepare(HostTree(end, depth, tree.end.device))], tree.end.device)[0]
+
+
+def host_query_rows(tree: AttentionTree) -> NDArray[np.int32] | None:
+    """`query_rows` on the CPU, None for all rows.
+
+    Raises:
+        InvalidInputError: they repeat, descend or are outside of the tree.
+    """
+    if tree.query_rows is None:
+        return None
+    rows: NDArray[np.int32] = tree.query_rows.cpu().numpy()
+    check_query_rows(rows, tree.end.shape[0])
+    return rows
+
+
+def send_tables(
+    tables: Sequence[Tables | None],
+    device: torch.device,
+    send: Callable[[list[NDArray[Any]]], Sequence[Tensor]] | None = None,
+) -> list[Any]:
+    """Tables on the CPU -> the same with all int32 fields on `device` but those named `host_*`, in one copy.
+
+    `send` moves the arrays, if other arrays go with them. Fields that lie on the device already stay.
+    """
+    if device.type == "cpu" and send is None:
+        return list(tables)
+    places = [
+        (i, name)
+        for i, table in enumerate(tables)
+        if table is not None
+        for name, tensor in zip(_names(table), table, strict=True)
+        if not name.startswith("host_") and tensor.device != device
+    ]
+    arrays = [getattr(tables[i], name).numpy() for i, name in places]
+    moved = send_arrays((), arrays, device)[1] if send is None else send(arrays)
+    sent: list[Any] = list(tables)
+    for (i, name), tensor in zip(places, moved, strict=True):
+        sent[i] = sent[i]._replace(**{name: tensor})
+    return sent
+
+
+def send_arrays(
+    long: Sequence[NDArray[Any]], short: Sequence[NDArray[np.int32]], device: torch.device
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Arrays as int64 and int32 tensors on `device`, in one copy (pinned and asynchronous to CUDA)."""
+    for array in short:
+        if array.dtype != np.int32:
+            raise InvalidInputError(f"a table for {device} is {array.dtype}: tables are int32")
+    lengths, short_lengths = [len(array) for array in long], [len(array) for array in short]
+    middle = 2 * sum(lengths)
+    # kept for later calls, which may train
+    with torch.inference_mode(False):
+        packed = torch.empty(
+            middle + sum(short_lengths), dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda"
+        )
+        host = packed.numpy()
+        if long:
+            np.concatenate(long, out=host[:middle].view(np.int64))
+        if short:
+            np.concatenate(short, out=host[middle:])
+        moved = packed.to(device, non_blocking=True)
+        return moved[:middle].view(torch.int64).split(lengths), moved[middle:].split(short_lengths)
+
+
+def _names(table: Any) -> tuple[str, ...]:
+    names: tuple[str, ...] = table._fields
+    return names

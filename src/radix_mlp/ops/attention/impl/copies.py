@@ -1,0 +1,25 @@
+"""`Copies`: where the copies of every row are, without a list of them.
+
+Those of row `j` are number `starts[t] + depth[j]`, for `first[j] <= t < last[j]`, as `leaf_paths` says.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Copies"]
+
+
+class Copies(NamedTuple):
+    """Where the copies of every row are."""
+
+    first: Tensor
+    """`[M]` int32, the first path that holds the row."""
+    last: Tensor
+    """`[M]` int32, one past the last."""
+    starts: Tensor
+    """`[R]` int32 or more, number of the first copy of every path."""
+    depth: Tensor
+    """`[M]` int32, place of the row on all of them."""

@@ -1,0 +1,27 @@
+"""Which optional packages are there. Looked up once, when imported: compiled code cannot trace the search."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+__all__ = ["HAS_TRITON", "why_not_installed"]
+
+HAS_TRITON = find_spec("triton") is not None
+
+
+def why_not_installed(versions: dict[str, str], extra: str) -> str | None:
+    """Why the distributions are not there in exactly these versions, and how to get them; None if they are.
+
+    >>> why_not_installed({"no-such-package": "1.0"}, "none")
+    'needs no-such-package, which is not installed: pip install "radix-mlp[none]"'
+    """
+    wanted = " ".join(f"{name}=={number}" for name, number in versions.items())
+    for name, number in versions.items():
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            return f'needs {name}, which is not installed: pip install "radix-mlp[{extra}]"'
+        if found != number:
+            return f"was tested with {wanted} and takes no other, and {name} is {found}: pip install {wanted}"
+    return None

@@ -67,7 +67,7 @@ def tree_attention(
     >>> tree_attention(q, kv, kv, plan).shape
     torch.Size([4, 2, 8])
     """
-    check_tensors(q=q, k=k, v=v, sinks=sinks)
+    check_tensors(q=q, k=k, v=v, sinks=sinks, query_rows=query_rows)
     tree = _tree(plan, q, impl)
     if query_rows is not None:
         tree = tree._replace(query_rows=query_rows)

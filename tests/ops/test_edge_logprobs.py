@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError
-from radix_mlp.ops import Edges, LinearHead, label_edges, tree_edges
-from radix_mlp.ops.head import edge_logprobs
+from radix_mlp.ops import Edges, LinearHead, edge_logprobs, label_edges, tree_edges
 from radix_mlp.plan import RadixPlan, build_plan
 
 MODULE = importlib.import_module("radix_mlp.ops.head.edge_logprobs")

@@ -17,7 +17,7 @@ from radix_mlp.ops.attention.impl.auto_cost_model import Call, Choice, choose, d
 from radix_mlp.ops.attention.impl.fa4_blocks import BlockSizes
 from radix_mlp.ops.attention.impl.leaf_paths import TreeStatistics, tree_statistics, unshared_paths
 
-__all__ = ["READS", "Tables", "backward", "choice", "forward", "prepare", "prepare_all", "why_not"]
+__all__ = ["READS", "SAVES_LSE", "Tables", "backward", "choice", "forward", "prepare", "prepare_all", "why_not"]
 
 SAVES_LSE = True
 CHOICES: dict[str, Implementation] = {"triton": triton, "varlen": varlen, "fa4": fa4}

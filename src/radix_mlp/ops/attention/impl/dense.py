@@ -18,7 +18,7 @@ from radix_mlp.ops.attention.attention_tree import AttentionTree, HostTree, host
 from radix_mlp.ops.attention.impl.dense_tiles import Tile, pack_tiles, unpack_tiles
 from radix_mlp.ops.attention.impl.padded_attention import attend, attend_backward, pack_heads, unpack_heads
 
-__all__ = ["Tables", "backward", "forward", "prepare", "why_not"]
+__all__ = ["SAVES_LSE", "Tables", "backward", "forward", "prepare", "why_not"]
 
 SAVES_LSE = False
 # rows of a packed tile (tokens times query heads a kv head): measured on a 2-core CPU, float32, D 64, the flash

@@ -30,6 +30,7 @@ from radix_mlp.ops.attention.impl.torch_flash import aligned
 from radix_mlp.ops.packages import why_not_installed
 
 __all__ = [
+    "SAVES_LSE",
     "Tables",
     "backward",
     "block_lists",

@@ -23,6 +23,7 @@ from radix_mlp.ops.packages import HAS_TRITON
 
 __all__ = [
     "MAX_WIDTH",
+    "SAVES_LSE",
     "Tables",
     "backward",
     "fill_graph_tables",

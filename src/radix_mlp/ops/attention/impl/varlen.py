@@ -24,6 +24,7 @@ from radix_mlp.ops.attention.impl.leaf_paths import LeafPaths, leaf_paths
 from radix_mlp.ops.attention.impl.torch_flash import Flash, InTreeFlash
 
 __all__ = [
+    "SAVES_LSE",
     "Tables",
     "attend_paths",
     "attend_paths_backward",

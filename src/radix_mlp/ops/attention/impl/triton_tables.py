@@ -130,8 +130,7 @@ def fill_forward_tables(end: Int32, depth: Int32, vector: Int32) -> int:
     at = places(len(end), len(end))
     ranges, order = vector[at.ranges : at.order].reshape(-1, 4), vector[at.order : at.items]
     count: int = compiled(_fill_ranges)(end, ranges, vector[: at.ranges])
-    middle = np.minimum(np.arange(0, len(end), ORDER_ROWS) + ORDER_ROWS // 2, max(len(end) - 1, 0))
-    order[:] = np.argsort(-depth[middle], kind="stable")
+    compiled(_fill_order)(depth, order)
     return count
 
 
@@ -218,6 +217,14 @@ def _fill_ranges(end: Int32, ranges: Int32, range_of_row: Int32) -> int:
         height += 1
         line += 1
     return line
+
+
+def _fill_order(depth: Int32, order: Int32) -> None:
+    """Number the groups of `ORDER_ROWS` rows by the depth of their middle, deepest first."""
+    shallow = np.empty(len(order), np.int32)
+    for group in range(len(order)):
+        shallow[group] = -depth[min(group * ORDER_ROWS + ORDER_ROWS // 2, len(depth) - 1)]
+    order[:] = np.argsort(shallow, kind="mergesort")
 
 
 def _window_pieces(last: Int32, limit: NDArray[np.int64], depth: Int32) -> Int32:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from radix_mlp import Engine
-from radix_mlp.engine.tasks.classify import classify_call
-from radix_mlp.engine.tasks.embed import embed_call, embed_tokens_call
-from radix_mlp.engine.tasks.rerank import rerank_call
-from radix_mlp.engine.tasks.score import score_call, token_scores_call
+from radix_mlp.engine.tasks.classify import classify_request
+from radix_mlp.engine.tasks.embed import embed_request, embed_tokens_request
+from radix_mlp.engine.tasks.rerank import rerank_request
+from radix_mlp.engine.tasks.score import score_request, token_scores_request
 from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
 
 POISON = "~"
@@ -109,14 +109,14 @@ def _pairs(texts):
 RERANK = {"instruction": None, "prompt_name": None, "template": "auto", "raw_scores": False, "truncate": False}
 EMBED = {**PLAIN, "normalize": True, "dimensions": None, "pooling": None}
 CASES = {
-    "embed": TaskCase(tiny_model, tiny_tokenizer, partial(embed_call, **EMBED), _vector, np.asarray, "embed"),
+    "embed": TaskCase(tiny_model, tiny_tokenizer, partial(embed_request, **EMBED), _vector, np.asarray, "embed"),
     "embed_tokens": TaskCase(
-        tiny_model, tiny_tokenizer, partial(embed_tokens_call, **PLAIN), _hidden, np.asarray, "embed_tokens"
+        tiny_model, tiny_tokenizer, partial(embed_tokens_request, **PLAIN), _hidden, np.asarray, "embed_tokens"
     ),
     "score": TaskCase(
         tiny_model,
         tiny_tokenizer,
-        partial(score_call, add_bos=False, truncate=False),
+        partial(score_request, add_bos=False, truncate=False),
         _token_logprobs,
         lambda answer: np.asarray(answer.token_logprobs),
         "score",
@@ -125,7 +125,7 @@ CASES = {
     "token_scores": TaskCase(
         tiny_model,
         tiny_tokenizer,
-        partial(token_scores_call, top=2, truncate=False),
+        partial(token_scores_request, top=2, truncate=False),
         _token_logprobs,
         lambda answer: np.asarray(answer.logprobs[1:]),
         "token_scores",
@@ -133,7 +133,7 @@ CASES = {
     "rerank": TaskCase(
         tiny_reranker,
         tiny_reranker_tokenizer,
-        partial(rerank_call, **RERANK),
+        partial(rerank_request, **RERANK),
         _relevance,
         np.asarray,
         "rerank_pairs",
@@ -142,7 +142,7 @@ CASES = {
     "classify": TaskCase(
         tiny_classifier,
         tiny_tokenizer,
-        partial(classify_call, raw_scores=False, truncate=False),
+        partial(classify_request, raw_scores=False, truncate=False),
         _labels,
         lambda answer: np.asarray(_by_name(answer)),
         "classify",

@@ -12,7 +12,7 @@ from tests.engine.faults import InjectedForward
 from tests.engine.test_engine import PAIRS, TEXTS, ids_of
 
 from radix_mlp import AsyncEngine, Engine, disable
-from radix_mlp.engine.online.request import Ticket
+from radix_mlp.engine.online.accepted_request import AcceptedRequest
 from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import EngineClosedError, InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
@@ -250,7 +250,7 @@ def test_an_idle_device_waits_only_for_calls_that_are_on_their_way():
     async def seconds(max_wait):
         async with AsyncEngine(Engine("tiny"), max_wait=max_wait) as front:
             # never tokenized
-            front._loop.expect(Ticket(print, 0.0))
+            front._loop.expect(AcceptedRequest(print, 0.0))
             began = time.perf_counter()
             await front.embed(["alone"])
             return time.perf_counter() - began
@@ -267,10 +267,10 @@ def test_nobody_waits_for_a_call_that_will_not_come(end):
             await front.embed(["what is made once"])
             submit = front._submit
 
-            def slow_submit(ticket, make_call, arguments, options):
+            def slow_submit(accepted, make_request, arguments, options):
                 if list(arguments[0]) == [""]:
                     go_on.wait(60)
-                submit(ticket, make_call, arguments, options)
+                submit(accepted, make_request, arguments, options)
 
             front._submit = slow_submit
             other = asyncio.create_task(front.embed([""]))
@@ -298,7 +298,7 @@ def test_pending_tokens_are_the_unique_ones_that_are_not_computed():
     async def main():
         async with AsyncEngine(Engine("tiny"), max_wait=600) as front:
             # as if another were on its way, so that the two wait
-            another = Ticket(print, 0.0)
+            another = AcceptedRequest(print, 0.0)
             front._loop.expect(another)
             calls = [asyncio.create_task(front.embed([f"the same begin {end}"])) for end in "ab"]
             while front.queue_depth < 2:

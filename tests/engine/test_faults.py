@@ -302,7 +302,7 @@ def test_a_tokenizer_that_panics_is_a_typed_error(engine, monkeypatch):
     async def main():
         async with AsyncEngine(engine) as front:
             with monkeypatch.context() as patched:
-                patched.setattr(async_engine, "embed_call", panic)
+                patched.setattr(async_engine, "embed_request", panic)
                 with pytest.raises(InferenceError, match="tokenization failed with Panic: injected"):
                     await front.embed(TEXTS)
             return (await front.embed(TEXTS)).value.shape

@@ -118,7 +118,7 @@ def test_many_batches_and_parts(tmp_path, monkeypatch):
     model = embedder(tmp_path / "model", ("mean", "lasttoken"))
     expected = model.encode(TEXTS)
     monkeypatch.setattr("radix_mlp.engine.execution.tokenize_ahead.FEWEST", 7)
-    monkeypatch.setattr("radix_mlp.engine.execution.tokenize_ahead.FIRST_WINDOW", 3)
+    monkeypatch.setattr("radix_mlp.engine.execution.tokenize_ahead.FIRST_CHUNK", 3)
     monkeypatch.setattr("radix_mlp.integrations.sentence_transformers_modules.MAX_UNFOLDED", 64 * 50)
     enable(model, threshold=1, max_batch_tokens=40)
     close(model.encode(TEXTS), expected)

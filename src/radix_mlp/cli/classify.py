@@ -16,7 +16,7 @@ from radix_mlp.cli.settings import engine_of, pick
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine, Labels
-    from radix_mlp.engine.task import Call
+    from radix_mlp.engine.task import Request
 
 __all__ = ["classify"]
 
@@ -103,15 +103,15 @@ class Classification:
         self.arguments = arguments
         self.labels: list[str] = []
 
-    def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
-        from radix_mlp.engine.tasks.classify import classify_call
+    def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
+        from radix_mlp.engine.tasks.classify import classify_request
         from radix_mlp.models.labels import label_names
 
         self.labels = label_names(engine.model)
         inputs = [record.values if len(record.values) > 1 else record.values[0] for record in records]
-        return classify_call(engine, engine.tokenizer, inputs, **self.arguments)  # type: ignore[arg-type]
+        return classify_request(engine, engine.tokenizer, inputs, **self.arguments)  # type: ignore[arg-type]
 
-    def run(self, engine: Engine, prepared: Call[Any], progress: Callable[[int, int], None]) -> Any:
+    def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> Any:
         """Scores `[n, labels]` in the model's order."""
         import numpy as np
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from radix_mlp.engine.engine import Engine
-    from radix_mlp.engine.task import Call
+    from radix_mlp.engine.task import Request
 
 __all__ = ["embed"]
 
@@ -107,12 +107,12 @@ class Embedding:
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
 
-    def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
-        from radix_mlp.engine.tasks.embed import embed_call
+    def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
+        from radix_mlp.engine.tasks.embed import embed_request
 
-        return embed_call(engine, engine.tokenizer, [record.values[0] for record in records], **self.arguments)
+        return embed_request(engine, engine.tokenizer, [record.values[0] for record in records], **self.arguments)
 
-    def run(self, engine: Engine, prepared: Call[Any], progress: Callable[[int, int], None]) -> NDArray[np.float32]:
+    def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = engine.answer(prepared, progress)
         return vectors
 

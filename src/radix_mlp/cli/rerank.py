@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from radix_mlp.engine.engine import Engine
-    from radix_mlp.engine.task import Call
+    from radix_mlp.engine.task import Request
 
 __all__ = ["rerank"]
 
@@ -156,13 +156,13 @@ class Reranking:
         self.sort = sort
         self.top_n = top_n
 
-    def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
-        from radix_mlp.engine.tasks.rerank import rerank_call
+    def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
+        from radix_mlp.engine.tasks.rerank import rerank_request
 
         pairs = [(record.values[0], record.values[1]) for record in records]
-        return rerank_call(engine, engine.tokenizer, pairs, **self.arguments)
+        return rerank_request(engine, engine.tokenizer, pairs, **self.arguments)
 
-    def run(self, engine: Engine, prepared: Call[Any], progress: Callable[[int, int], None]) -> NDArray[np.float64]:
+    def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> NDArray[np.float64]:
         scores: NDArray[np.float64] = engine.answer(prepared, progress)
         return scores
 

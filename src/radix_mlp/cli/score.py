@@ -16,7 +16,7 @@ from radix_mlp.cli.settings import engine_of, pick
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine, Score
-    from radix_mlp.engine.task import Call
+    from radix_mlp.engine.task import Request
 
 __all__ = ["score"]
 
@@ -100,13 +100,13 @@ class Scoring:
     def __init__(self, arguments: dict[str, Any]) -> None:
         self.arguments = arguments
 
-    def prepare(self, engine: Engine, records: list[Record]) -> Call[Any]:
-        from radix_mlp.engine.tasks.score import score_call
+    def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
+        from radix_mlp.engine.tasks.score import score_request
 
         pairs = [(record.values[0], record.values[1]) for record in records]
-        return score_call(engine, engine.tokenizer, pairs, **self.arguments)
+        return score_request(engine, engine.tokenizer, pairs, **self.arguments)
 
-    def run(self, engine: Engine, prepared: Call[Any], progress: Callable[[int, int], None]) -> list[Score]:
+    def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> list[Score]:
         scores: list[Score] = engine.answer(prepared, progress)
         return scores
 

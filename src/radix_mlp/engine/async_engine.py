@@ -9,19 +9,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radix_mlp.arguments import items_of
-from radix_mlp.engine.online.dispatcher import Front
-from radix_mlp.engine.online.request import Answer, BatchReport, FrontStats
-from radix_mlp.engine.tasks.classify import Labels, classify_call
-from radix_mlp.engine.tasks.embed import embed_call, embed_tokens_call
-from radix_mlp.engine.tasks.rerank import document_pairs, rerank_call
-from radix_mlp.engine.tasks.score import Score, TokenScores, score_call, token_scores_call
+from radix_mlp.engine.online.dispatcher import Dispatcher
+from radix_mlp.engine.online.reports import Answer, BatchReport, FrontStats
+from radix_mlp.engine.tasks.classify import Labels, classify_request
+from radix_mlp.engine.tasks.embed import embed_request, embed_tokens_request
+from radix_mlp.engine.tasks.rerank import document_pairs, rerank_request
+from radix_mlp.engine.tasks.score import Score, TokenScores, score_request, token_scores_request
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize_chats import Chat
 
 __all__ = ["Answer", "AsyncEngine", "BatchReport", "FrontStats", "TokenScores"]
 
 
-class AsyncEngine(Front):
+class AsyncEngine(Dispatcher):
     """Answers many calls at a time; their texts share batches, and batches are formed by shared prefixes.
 
     Every method returns an `Answer`. A call's texts may be spread over several batches, and calls with different tasks
@@ -74,7 +74,7 @@ class AsyncEngine(Front):
     ) -> Answer[NDArray[np.float32]]:
         """`Engine.embed`: `[n, d]` float32."""
         return await self._answer(
-            embed_call,
+            embed_request,
             timeout,
             items_of(texts, "texts"),
             prompt=prompt,
@@ -96,7 +96,7 @@ class AsyncEngine(Front):
     ) -> Answer[list[NDArray[np.float32]]]:
         """`Engine.embed_tokens`: a `[tokens, hidden]` float32 array a text, neither pooled nor scaled."""
         return await self._answer(
-            embed_tokens_call,
+            embed_tokens_request,
             timeout,
             items_of(texts, "texts"),
             prompt=prompt,
@@ -118,7 +118,7 @@ class AsyncEngine(Front):
     ) -> Answer[NDArray[np.float64]]:
         """Relevance of every document, `[n]` float64 in the caller's order; `ranked` sorts them."""
         return await self._answer(
-            rerank_call,
+            rerank_request,
             timeout,
             document_pairs(query, items_of(documents, "documents")),
             instruction=instruction,
@@ -142,7 +142,7 @@ class AsyncEngine(Front):
     ) -> Answer[NDArray[np.float64]]:
         """`Engine.rerank_pairs`: the relevance of every (query, document), `[n]` float64."""
         return await self._answer(
-            rerank_call,
+            rerank_request,
             timeout,
             items_of(pairs, "pairs"),
             instruction=instruction,
@@ -163,7 +163,7 @@ class AsyncEngine(Front):
     ) -> Answer[list[Labels]]:
         """`Engine.classify`: all `(label, score)` of every input, the highest score first."""
         return await self._answer(
-            classify_call,
+            classify_request,
             timeout,
             items_of(inputs, "inputs"),
             template=template,
@@ -180,7 +180,7 @@ class AsyncEngine(Front):
         timeout: float | None = None,
     ) -> Answer[list[Score]]:
         """`Engine.score`: log-probability of every continuation after its context."""
-        return await self._answer(score_call, timeout, items_of(pairs, "pairs"), add_bos=add_bos, truncate=truncate)
+        return await self._answer(score_request, timeout, items_of(pairs, "pairs"), add_bos=add_bos, truncate=truncate)
 
     async def token_scores(
         self,
@@ -191,4 +191,4 @@ class AsyncEngine(Front):
         timeout: float | None = None,
     ) -> Answer[list[TokenScores]]:
         """`Engine.token_scores`: log-probability of every token of whole texts, and the `top` likeliest ones."""
-        return await self._answer(token_scores_call, timeout, items_of(texts, "texts"), top=top, truncate=truncate)
+        return await self._answer(token_scores_request, timeout, items_of(texts, "texts"), top=top, truncate=truncate)

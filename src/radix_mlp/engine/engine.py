@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 from radix_mlp.arguments import items_of
 from radix_mlp.engine.execution.job import JobStats, Progress
-from radix_mlp.engine.execution.loaded_model import Runner
-from radix_mlp.engine.execution.tokenize_ahead import answer_in_windows
-from radix_mlp.engine.task import Call
-from radix_mlp.engine.tasks.classify import Label, Labels, classify_call
-from radix_mlp.engine.tasks.embed import embed_call, embed_tokens_call
-from radix_mlp.engine.tasks.rerank import Ranked, check_top_n, document_pairs, ranked, rerank_call
-from radix_mlp.engine.tasks.score import Score, TokenScores, score_call, token_scores_call
+from radix_mlp.engine.execution.loaded_model import LoadedModel
+from radix_mlp.engine.execution.tokenize_ahead import answer_in_chunks
+from radix_mlp.engine.task import Request
+from radix_mlp.engine.tasks.classify import Label, Labels, classify_request
+from radix_mlp.engine.tasks.embed import embed_request, embed_tokens_request
+from radix_mlp.engine.tasks.rerank import Ranked, check_top_n, document_pairs, ranked, rerank_request
+from radix_mlp.engine.tasks.score import Score, TokenScores, score_request, token_scores_request
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize_chats import Chat
 
@@ -25,7 +25,7 @@ __all__ = ["Engine", "JobStats", "Label", "Labels", "Progress", "Ranked", "Score
 Value = TypeVar("Value")
 
 
-class Engine(Runner):
+class Engine(LoadedModel):
     """Runs texts through a model so that tokens which texts share are computed once.
 
     Args:
@@ -96,7 +96,7 @@ class Engine(Runner):
             UnsupportedModelError: the folder has a module that is not supported.
         """
         call = self._maker(
-            embed_call,
+            embed_request,
             prompt=prompt,
             prompt_name=prompt_name,
             normalize=normalize,
@@ -104,7 +104,7 @@ class Engine(Runner):
             pooling=pooling,
             truncate=truncate,
         )
-        return answer_in_windows(self, call, items_of(texts, "texts"), progress)
+        return answer_in_chunks(self, call, items_of(texts, "texts"), progress)
 
     def embed_tokens(
         self,
@@ -124,8 +124,8 @@ class Engine(Runner):
             >>> [vectors.shape for vectors in Engine("tiny").embed_tokens(["ab", "abc"])]
             [(2, 64), (3, 64)]
         """
-        call = self._maker(embed_tokens_call, prompt=prompt, prompt_name=prompt_name, truncate=truncate)
-        return answer_in_windows(self, call, items_of(texts, "texts"), progress)
+        call = self._maker(embed_tokens_request, prompt=prompt, prompt_name=prompt_name, truncate=truncate)
+        return answer_in_chunks(self, call, items_of(texts, "texts"), progress)
 
     def rerank(
         self,
@@ -166,7 +166,7 @@ class Engine(Runner):
         """
         check_top_n(top_n)
         call = self._maker(
-            rerank_call,
+            rerank_request,
             instruction=instruction,
             prompt_name=prompt_name,
             template=template,
@@ -175,7 +175,7 @@ class Engine(Runner):
             what="documents",
         )
         given = items_of(documents, "documents")
-        scores = answer_in_windows(self, call, document_pairs(query, given), progress)
+        scores = answer_in_chunks(self, call, document_pairs(query, given), progress)
         return ranked(given, scores, top_n)
 
     def rerank_pairs(
@@ -196,14 +196,14 @@ class Engine(Runner):
             (2,)
         """
         call = self._maker(
-            rerank_call,
+            rerank_request,
             instruction=instruction,
             prompt_name=prompt_name,
             template=template,
             raw_scores=raw_scores,
             truncate=truncate,
         )
-        return answer_in_windows(self, call, items_of(pairs, "pairs"), progress)
+        return answer_in_chunks(self, call, items_of(pairs, "pairs"), progress)
 
     def classify(
         self,
@@ -237,8 +237,8 @@ class Engine(Runner):
             >>> [label for label, _ in Engine("tiny-classifier").classify(["a text"])[0]]
             ['negative', 'positive', 'neutral']
         """
-        call = self._maker(classify_call, template=template, raw_scores=raw_scores, truncate=truncate)
-        return answer_in_windows(self, call, items_of(inputs, "inputs"), progress)
+        call = self._maker(classify_request, template=template, raw_scores=raw_scores, truncate=truncate)
+        return answer_in_chunks(self, call, items_of(inputs, "inputs"), progress)
 
     def score(
         self,
@@ -265,8 +265,8 @@ class Engine(Runner):
             RejectedItemsError: pairs that are too long or have no continuation; `.rejected` lists all of them.
             UnsupportedModelError: the model has no language-model head.
         """
-        call = self._maker(score_call, add_bos=add_bos, truncate=truncate)
-        return answer_in_windows(self, call, items_of(pairs, "pairs"), progress)
+        call = self._maker(score_request, add_bos=add_bos, truncate=truncate)
+        return answer_in_chunks(self, call, items_of(pairs, "pairs"), progress)
 
     def token_scores(
         self,
@@ -296,9 +296,11 @@ class Engine(Runner):
             >>> found.logprobs[0], len(found.top_ids[1])
             (None, 2)
         """
-        call = self._maker(token_scores_call, top=top, truncate=truncate)
-        return answer_in_windows(self, call, items_of(texts, "texts"), progress)
+        call = self._maker(token_scores_request, top=top, truncate=truncate)
+        return answer_in_chunks(self, call, items_of(texts, "texts"), progress)
 
-    def _maker(self, make_call: Callable[..., Call[Value]], **options: Any) -> Callable[[Sequence[Any]], Call[Value]]:
+    def _maker(
+        self, make_request: Callable[..., Request[Value]], **options: Any
+    ) -> Callable[[Sequence[Any]], Request[Value]]:
         """Texts -> the call of a task with these options."""
-        return lambda texts: make_call(self, self.tokenizer, texts, **options)
+        return lambda texts: make_request(self, self.tokenizer, texts, **options)

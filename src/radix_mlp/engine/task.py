@@ -1,7 +1,7 @@
-"""What the engine is asked: a call has items, and each item is one sequence with a task to be done on it.
+"""What the engine is asked to do: a request has items, and each item is one sequence with a task to run on it.
 
-A call is made by the function of its task (`embed_call`, `score_call`, ...) and run by an offline job or by the online
-front; neither knows one task from another.
+A task's function (`embed_request`, `score_request`, ...) makes the request; an offline job or the online dispatcher
+runs it. Neither knows one task from another.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from radix_mlp.engine.batching.scheduler import Ids, Order, lexicographic_order
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["Call", "Item", "Kept", "Rows", "Task", "union_of_rows"]
+__all__ = ["Item", "Kept", "Request", "Rows", "Task", "union_of_rows"]
 
 Rows = NDArray[np.int64]
 Value = TypeVar("Value")
@@ -69,8 +69,8 @@ class Item:
 
 
 @dataclass(frozen=True, eq=False)
-class Call(Generic[Value]):
-    """All items of one call, and how their answers become its value."""
+class Request(Generic[Value]):
+    """All items of one request, and how their answers become its value."""
 
     items: list[Item]
     value: Callable[[list[Any]], Value]
@@ -80,7 +80,7 @@ class Call(Generic[Value]):
     num_characters: int = 0
 
     def __post_init__(self) -> None:
-        # here, since calls are made beside the model; whoever runs them would let it wait
+        # computed here, in the tokenizing thread, so that the model does not wait for it
         _ = self.order
 
     @cached_property

@@ -30,8 +30,8 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.engine import Engine, JobStats
-from radix_mlp.engine.execution.tokenize_ahead import cut_into_windows
-from radix_mlp.engine.task import Call, Item
+from radix_mlp.engine.execution.tokenize_ahead import cut_into_chunks
+from radix_mlp.engine.task import Item, Request
 from radix_mlp.engine.tokenization.tokenize import unknown_id
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf import disable as disable_transformer
@@ -207,16 +207,16 @@ class _Call:
         make_work = folding.tail.work(kwargs, wants_tokens=self.wants_tokens, checked=folding.checked)
         works: list[Work] = []
 
-        def call_of(part: Sequence[int]) -> Call[None]:
+        def call_of(part: Sequence[int]) -> Request[None]:
             items: list[Item] = []
             for start in range(0, len(part), TEXTS_A_CALL):
-                engine.feeding.wait()
+                engine.device_priority.wait()
                 texts = [inputs[place] for place in part[start : start + TEXTS_A_CALL]]
                 sequences, shared = self._tokenize(texts, features["prompt"], features["options"])
                 if not works or works[-1].shared != shared:
                     works.append(make_work(shared))
                 items += [Item(ids, works[-1]) for ids in sequences]
-            return Call(items, lambda answers: None)
+            return Request(items, lambda answers: None)
 
         places: list[NDArray[np.int64]] = []
         nan_places: list[int] = []
@@ -226,7 +226,7 @@ class _Call:
             ThreadPoolExecutor(1, "radix-tokenize-ahead") as worker,
             tqdm(total=len(inputs), desc="Texts", disable=not self.progress) as bar,
         ):
-            calls = [worker.submit(call_of, part) for part in cut_into_windows(order.tolist())]
+            calls = [worker.submit(call_of, part) for part in cut_into_chunks(order.tolist())]
             try:
                 for indices, launched in engine.run_calls(calls, len(inputs)):
                     for part, found in launched.parts:

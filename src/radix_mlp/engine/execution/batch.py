@@ -26,7 +26,7 @@ from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.execution.loaded_model import Runner
+    from radix_mlp.engine.execution.loaded_model import LoadedModel
 
 __all__ = ["FailedBatch", "LaunchedBatch", "PreparedBatch", "collect", "fill", "has_nan", "launch"]
 __all__ += ["launch_or_halve", "prepare"]
@@ -81,7 +81,9 @@ class FailedBatch:
     error: Exception
 
 
-def prepare(engine: Runner, items: Sequence[Item], threshold: float | Literal["auto"] | None = None) -> PreparedBatch:
+def prepare(
+    engine: LoadedModel, items: Sequence[Item], threshold: float | Literal["auto"] | None = None
+) -> PreparedBatch:
     """Plan a batch and start copying the plan to the device; `threshold` is the engine's unless given."""
     began = time.perf_counter()
     by_task: dict[Task, list[int]] = {}
@@ -105,10 +107,10 @@ def prepare(engine: Runner, items: Sequence[Item], threshold: float | Literal["a
     return PreparedBatch(items, step, parts, time.perf_counter() - began)
 
 
-def launch(engine: Runner, prepared: PreparedBatch) -> LaunchedBatch:
+def launch(engine: LoadedModel, prepared: PreparedBatch) -> LaunchedBatch:
     """Run the model on a batch, and the tasks on what it gives. An error of one task leaves the others alone."""
     began = time.perf_counter()
-    with engine.model_turn(), engine.feeding_device(), torch.inference_mode():
+    with engine.model_turn(), engine.launching(), torch.inference_mode():
         engine.rope.reset()
         hidden, found = _run_current(engine, prepared)
         done = None
@@ -119,7 +121,7 @@ def launch(engine: Runner, prepared: PreparedBatch) -> LaunchedBatch:
     return LaunchedBatch(prepared.items, prepared.step, found, done, prepared.seconds, began, engine.forward.check)
 
 
-def _run_current(engine: Runner, prepared: PreparedBatch) -> tuple[Tensor, list[tuple[Part, Any]]]:
+def _run_current(engine: LoadedModel, prepared: PreparedBatch) -> tuple[Tensor, list[tuple[Part, Any]]]:
     """As `_run`, once more if the model was changed meanwhile, by an adapter perhaps: looked for while the device is at
     work."""
     if not prepared.step.folded:
@@ -133,7 +135,7 @@ def _run_current(engine: Runner, prepared: PreparedBatch) -> tuple[Tensor, list[
     return _run(engine, prepared) if engine.forward.refresh() else found
 
 
-def _run(engine: Runner, prepared: PreparedBatch) -> tuple[Tensor, list[tuple[Part, Any]]]:
+def _run(engine: LoadedModel, prepared: PreparedBatch) -> tuple[Tensor, list[tuple[Part, Any]]]:
     """Hidden states, and what every task makes of them."""
     found: list[tuple[Part, Any]] = []
     hidden = hidden_states(engine.model, prepared.step, engine.forward)
@@ -186,7 +188,7 @@ def fill(answers: list[Any], places: list[int], launched: LaunchedBatch) -> None
 
 
 def launch_or_halve(
-    engine: Runner, batch: PreparedBatch | Sequence[Item], *, retry: bool = False
+    engine: LoadedModel, batch: PreparedBatch | Sequence[Item], *, retry: bool = False
 ) -> Iterator[LaunchedBatch | FailedBatch]:
     """Launch a batch; where the device's memory does not suffice, its halves, and so on.
 
@@ -230,7 +232,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in OUT_OF_MEMORY)
 
 
-def _too_large(engine: Runner, item: Item, cause: Exception) -> DeviceMemoryError:
+def _too_large(engine: LoadedModel, item: Item, cause: Exception) -> DeviceMemoryError:
     error = DeviceMemoryError(
         f"a request of {len(item.ids):,} tokens does not fit into the memory of {engine.model.device}, not even in a "
         "batch of its own. Shorten it (max_length with truncate), load the model in a smaller dtype "

@@ -1,4 +1,4 @@
-"""`Feeding`: what gives the device work goes before what is done ahead of it."""
+"""`DevicePriority`: what gives the device work goes before what is done ahead of it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-__all__ = ["Feeding", "steps_within"]
+__all__ = ["DevicePriority", "steps_within"]
 
 Value = TypeVar("Value")
 
 
-class Feeding:
+class DevicePriority:
     """Held by threads that cut, plan or launch a batch; `wait`ed for, between some texts, by those that tokenize ahead.
 
     All share Python's lock. A launch lets go of it some hundred times, and a thread that tokenizes meanwhile takes it
     for 5 ms each time: the device would get one kernel in that. What one of the first hands to another they `take`.
 
     Example:
-        >>> feeding = Feeding()
+        >>> feeding = DevicePriority()
         >>> with feeding:
         ...     feeding.wait(timeout=0.01)
         False
@@ -81,7 +81,7 @@ class Feeding:
 def steps_within(context: AbstractContextManager[Any], steps: Iterable[Value]) -> Iterator[Value]:
     """`steps`, each made within `context`, which is left while it is used.
 
-    >>> list(steps_within(Feeding(), "ab"))
+    >>> list(steps_within(DevicePriority(), "ab"))
     ['a', 'b']
     """
     left = iter(steps)

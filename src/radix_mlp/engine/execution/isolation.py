@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from radix_mlp.engine.execution.batch import FailedBatch, LaunchedBatch, has_nan, launch_or_halve
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.execution.loaded_model import Runner
+    from radix_mlp.engine.execution.loaded_model import LoadedModel
 
 __all__ = ["isolated"]
 
 
-def isolated(engine: Runner, launched: LaunchedBatch, *, retry: bool = False) -> Iterator[LaunchedBatch | FailedBatch]:
+def isolated(
+    engine: LoadedModel, launched: LaunchedBatch, *, retry: bool = False
+) -> Iterator[LaunchedBatch | FailedBatch]:
     """Wait for a batch; yield it, or what its halves give where an answer in it is not a number.
 
     A batch of one item is yielded as it is: its answer is the model's own. One culprit costs about twice the batch.

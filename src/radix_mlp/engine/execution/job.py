@@ -27,7 +27,7 @@ from radix_mlp.engine.task import Item
 from radix_mlp.hf.threshold import folding_pays
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.execution.loaded_model import Runner
+    from radix_mlp.engine.execution.loaded_model import LoadedModel
 
 __all__ = ["JobStats", "Progress", "Window", "run_job"]
 
@@ -69,7 +69,7 @@ class JobStats:
 
 
 def run_job(
-    engine: Runner, windows: Iterable[Window | None], count: int, stats: JobStats, progress: Progress | None = None
+    engine: LoadedModel, windows: Iterable[Window | None], count: int, stats: JobStats, progress: Progress | None = None
 ) -> Iterator[Launched]:
     """Schedule and run all items; yields each batch with the places of its items, some batches behind the device.
 
@@ -125,7 +125,7 @@ class _Arriving:
         self.place_of.update({id(item): first + place for place, item in enumerate(items)})
         return first
 
-    def batches(self, engine: Runner) -> Iterator[Planned]:
+    def batches(self, engine: LoadedModel) -> Iterator[Planned]:
         """Places of every batch, and the threshold that it is run with."""
         threshold = engine.batch_threshold
         if threshold not in (0, "auto"):
@@ -144,7 +144,7 @@ class _Arriving:
         # longest first, instead of neighbours together
         return iter([(places, 0.0) for places in padded])
 
-    def _folded(self, engine: Runner) -> Iterator[list[int]]:
+    def _folded(self, engine: LoadedModel) -> Iterator[list[int]]:
         # what is left of each group, to be filled up from the next window
         held: dict[Hashable, list[int]] = {}
         for window in self._windows:
@@ -160,18 +160,18 @@ class _Arriving:
         yield from held.values()
 
     def _cut(
-        self, engine: Runner, places: list[int], group: Hashable, held: dict[Hashable, list[int]]
+        self, engine: LoadedModel, places: list[int], group: Hashable, held: dict[Hashable, list[int]]
     ) -> Iterator[list[int]]:
         """All batches but the last, which is held."""
         sequences = [self.items[place].ids for place in places]
         batches = iter_schedule(sequences, engine.max_batch_tokens, np.arange(len(places)))
-        for batch in steps_within(engine.feeding_device(), batches):
+        for batch in steps_within(engine.launching(), batches):
             if group in held:
                 yield held[group]
             held[group] = [places[index] for index in batch.indices]
 
 
-def _launched(engine: Runner, arriving: _Arriving) -> Iterator[LaunchedBatch]:
+def _launched(engine: LoadedModel, arriving: _Arriving) -> Iterator[LaunchedBatch]:
     device = engine.model.device
     batches: Iterator[Planned] | None = None
     # plans are copied in the order of the model's work, on whatever stream the caller runs it
@@ -184,13 +184,13 @@ def _launched(engine: Runner, arriving: _Arriving) -> Iterator[LaunchedBatch]:
         places, threshold = next(batches, ([], 0.0))
         if not places:
             return None
-        with torch.cuda.stream(stream), engine.feeding_device():
+        with torch.cuda.stream(stream), engine.launching():
             return prepare(engine, [arriving.items[place] for place in places], threshold)
 
     with ThreadPoolExecutor(1, "radix-plan") as planner:
         planned = deque(planner.submit(prepare_next) for _ in range(PREPARED_AHEAD))
         try:
-            while (batch := engine.feeding.take(planned.popleft())) is not None:
+            while (batch := engine.device_priority.take(planned.popleft())) is not None:
                 planned.append(planner.submit(prepare_next))
                 for outcome in launch_or_halve(engine, batch):
                     if isinstance(outcome, FailedBatch):

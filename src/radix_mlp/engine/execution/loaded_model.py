@@ -1,4 +1,4 @@
-"""`Runner`: a loaded model and what it takes to run requests through it; the tasks build on it."""
+"""`LoadedModel`: a loaded model and what it takes to run requests through it; the tasks build on it."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.execution.batch import LaunchedBatch, fill
-from radix_mlp.engine.execution.device_priority import Feeding
+from radix_mlp.engine.execution.device_priority import DevicePriority
 from radix_mlp.engine.execution.job import JobStats, Progress, Window, run_job
 from radix_mlp.engine.execution.model_lock import lock_of
-from radix_mlp.engine.execution.tokenize_ahead import SMALL_WINDOWS
-from radix_mlp.engine.task import Call
+from radix_mlp.engine.execution.tokenize_ahead import SMALL_CHUNKS
+from radix_mlp.engine.task import Request
 from radix_mlp.engine.tokenization.control_tokens import check_control_tokens, keep_as_text
 from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, UnsupportedModelError
 from radix_mlp.hf import disable, enable
@@ -36,12 +36,12 @@ from radix_mlp.models.pooler import Pooler, pooler_of
 from radix_mlp.models.sentence_transformers_folder import FolderSettings, read_folder
 from radix_mlp.models.tiny import TINY_NAMES
 
-__all__ = ["Runner"]
+__all__ = ["LoadedModel"]
 
 Value = TypeVar("Value")
 
 
-class Runner:
+class LoadedModel:
     """Runs requests of token ids in batches, folded or not; arguments are those of `Engine`."""
 
     def __init__(
@@ -97,7 +97,7 @@ class Runner:
         """Of the last job."""
         self.checked_heads: set[Any] = set()
         """Output heads that gave the model's own logits; see `radix_mlp.models.heads`."""
-        self.feeding = Feeding()
+        self.device_priority = DevicePriority()
         """Held while a batch is cut, planned or launched; those who tokenize ahead wait for it."""
         self._poolers: dict[str | None, Pooler] = {}
         self._enabled_as: list[Any] | None = None
@@ -167,7 +167,7 @@ class Runner:
 
     def _start_job(self) -> None:
         # another thread may be in the middle of a batch
-        with self._model_lock, self.feeding_device():
+        with self._model_lock, self.launching():
             self._prepare()
 
     @contextmanager
@@ -178,16 +178,16 @@ class Runner:
                 self._prepare()
             yield
 
-    def feeding_device(self) -> AbstractContextManager[None]:
+    def launching(self) -> AbstractContextManager[None]:
         """`feeding`, but on a CPU, where to launch is to compute, nobody is kept waiting."""
-        return nullcontext() if self.model.device.type == "cpu" else self.feeding
+        return nullcontext() if self.model.device.type == "cpu" else self.device_priority
 
     @property
     def always_folds(self) -> bool:
         """Whether every batch is folded, so that a job can begin before all of its texts are known."""
         return self.batch_threshold not in (0, "auto")
 
-    def answer(self, call: Call[Value], progress: Progress | None = None) -> Value:
+    def answer(self, call: Request[Value], progress: Progress | None = None) -> Value:
         """Run all items of a call and return its value."""
         answers: list[Any] = [None] * len(call.items)
         for places, launched in self.run_windows([(call.items, call.order)], len(answers), progress):
@@ -195,7 +195,7 @@ class Runner:
         return call.value(answers)
 
     def answers_of(
-        self, calls: Sequence[Future[Call[Any]]], count: int, progress: Progress | None = None
+        self, calls: Sequence[Future[Request[Any]]], count: int, progress: Progress | None = None
     ) -> list[list[Any]]:
         """Run all items, `count` in all, of calls that are being made, each as soon as it is; the answers of each."""
         answers: list[Any] = [None] * count
@@ -205,7 +205,7 @@ class Runner:
         return [list(itertools.islice(found, len(call.result().items))) for call in calls]
 
     def run_calls(
-        self, calls: Sequence[Future[Call[Any]]], count: int, progress: Progress | None = None
+        self, calls: Sequence[Future[Request[Any]]], count: int, progress: Progress | None = None
     ) -> Iterator[tuple[list[int], LaunchedBatch]]:
         """Run all items, `count` in all, of calls that are being made, each as soon as it is.
 
@@ -216,12 +216,12 @@ class Runner:
 
         def windows() -> Iterator[Window | None]:
             for number, call in enumerate(calls):
-                made = self.feeding.take(call)
+                made = self.device_priority.take(call)
                 yield made.items, made.order
-                if number < SMALL_WINDOWS:
+                if number < SMALL_CHUNKS:
                     yield None
 
-        with self.feeding.expecting(calls[:1]):
+        with self.device_priority.expecting(calls[:1]):
             yield from self.run_windows(windows(), count, progress)
 
     def run_windows(

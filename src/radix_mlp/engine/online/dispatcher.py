@@ -1,4 +1,4 @@
-"""`Front`: accepts calls from asyncio, has them tokenized and run, and answers, refuses or drops each."""
+"""`Dispatcher`: accepts calls from asyncio, has them tokenized and run, and answers, refuses or drops each."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from typing import Any, Self, TypeVar
 
 from radix_mlp.engine.batching.online_scheduler import OnlineOrder, OnlineScheduler
 from radix_mlp.engine.engine import Engine
-from radix_mlp.engine.online.request import Answer, BatchReport, FrontStats, Ticket
+from radix_mlp.engine.online.accepted_request import AcceptedRequest
+from radix_mlp.engine.online.reports import Answer, BatchReport, FrontStats
 from radix_mlp.engine.online.serving_loop import ServingLoop
-from radix_mlp.engine.task import Call
+from radix_mlp.engine.task import Request
 from radix_mlp.errors import (
     DeadlineExceededError,
     EngineClosedError,
@@ -25,7 +26,7 @@ from radix_mlp.errors import (
     RadixError,
 )
 
-__all__ = ["Front", "num_tokenization_workers"]
+__all__ = ["Dispatcher", "num_tokenization_workers"]
 
 Value = TypeVar("Value")
 
@@ -33,7 +34,7 @@ MAX_TOKENIZATION_WORKERS = 4
 """Unless more are asked for: each has its own copy of the tokenizer."""
 
 
-class Front:
+class Dispatcher:
     """Calls of any task, from their arrival to their answer; arguments are those of `AsyncEngine`."""
 
     def __init__(
@@ -117,13 +118,13 @@ class Front:
         return self._loop.stats
 
     async def _answer(
-        self, make_call: Callable[..., Call[Value]], timeout: float | None, *arguments: Any, **options: Any
+        self, make_request: Callable[..., Request[Value]], timeout: float | None, *arguments: Any, **options: Any
     ) -> Answer[Value]:
         if timeout is not None and not timeout > 0:
             raise InvalidInputError(f"timeout={timeout}: must be above 0 seconds.")
         self._admit()
         try:
-            return await self._until(timeout, partial(make_call, self.engine), arguments, options)
+            return await self._until(timeout, partial(make_request, self.engine), arguments, options)
         except DeadlineExceededError:
             self.stats.num_expired += 1
             raise
@@ -153,19 +154,23 @@ class Front:
         self._is_idle.clear()
 
     async def _until(
-        self, timeout: float | None, make_call: Callable[..., Call[Value]], arguments: Any, options: dict[str, Any]
+        self,
+        timeout: float | None,
+        make_request: Callable[..., Request[Value]],
+        arguments: Any,
+        options: dict[str, Any],
     ) -> Answer[Value]:
         """The answer, or `DeadlineExceededError`; whatever ends the wait, nothing of the call waits on."""
         running = asyncio.get_running_loop()
         answered: asyncio.Future[Answer[Value]] = running.create_future()
         now = self._loop.clock()
         deadline = None if timeout is None else now + timeout
-        ticket = Ticket(partial(_tell, running, answered), now, deadline)
-        self._loop.expect(ticket)
+        accepted = AcceptedRequest(partial(_tell, running, answered), now, deadline)
+        self._loop.expect(accepted)
         try:
             async with asyncio.timeout(timeout) as limit:
-                # its end is not waited for: the ticket tells what becomes of it, and wakes the event loop once
-                self._workers.submit(self._submit, ticket, make_call, arguments, options)
+                # its end is not waited for: the accepted tells what becomes of it, and wakes the event loop once
+                self._workers.submit(self._submit, accepted, make_request, arguments, options)
                 answer = await answered
         except TimeoutError as error:
             if not limit.expired():
@@ -175,27 +180,31 @@ class Front:
         finally:
             # whoever waited is gone: no outcome to tell
             answered.cancel()
-            self._loop.drop(ticket, EngineClosedError("nobody waits for this request any more."))
+            self._loop.drop(accepted, EngineClosedError("nobody waits for this request any more."))
         self.stats.num_answered += 1
         return answer
 
     def _submit(
-        self, ticket: Ticket, make_call: Callable[..., Call[Value]], arguments: Any, options: dict[str, Any]
+        self,
+        accepted: AcceptedRequest,
+        make_request: Callable[..., Request[Value]],
+        arguments: Any,
+        options: dict[str, Any],
     ) -> None:
         """Tokenize a call and let it wait for batches; in a worker thread."""
-        if ticket.is_finished:
+        if accepted.is_finished:
             return
         tokenizer = self._tokenizers.get()
         try:
-            call = make_call(tokenizer, *arguments, **options)
-            self._loop.submit(ticket, call)
+            call = make_request(tokenizer, *arguments, **options)
+            self._loop.submit(accepted, call)
         except RadixError as error:
-            self._loop.drop(ticket, error)
+            self._loop.drop(accepted, error)
         except BaseException as error:
             # a tokenizer that panics raises what is no Exception
             failed = InferenceError(f"tokenization failed with {type(error).__name__}: {error}")
             failed.__cause__ = error
-            self._loop.drop(ticket, failed)
+            self._loop.drop(accepted, failed)
         finally:
             self._tokenizers.put(tokenizer)
 

@@ -27,10 +27,11 @@ from radix_mlp.engine.execution.batch import (
     prepare,
 )
 from radix_mlp.engine.execution.isolation import isolated
-from radix_mlp.engine.execution.loaded_model import Runner
+from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.execution.step import plan_of
-from radix_mlp.engine.online.request import BatchReport, FrontStats, Ticket
-from radix_mlp.engine.task import Call, Item
+from radix_mlp.engine.online.accepted_request import AcceptedRequest
+from radix_mlp.engine.online.reports import BatchReport, FrontStats
+from radix_mlp.engine.task import Item, Request
 from radix_mlp.errors import EngineClosedError, EngineDeadError, InferenceError, RadixError
 
 __all__ = ["ServingLoop"]
@@ -42,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    owners: dict[Item, tuple[Ticket, int]]
+    owners: dict[Item, tuple[AcceptedRequest, int]]
     """Whose item it is, and its place there."""
     prepared: PreparedBatch | Sequence[Item]
     """The items alone where planning failed: they are planned once more, in halves."""
@@ -59,7 +60,7 @@ class ServingLoop:
 
     def __init__(
         self,
-        engine: Runner,
+        engine: LoadedModel,
         scheduler: OnlineScheduler,
         on_batch: Callable[[BatchReport], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -73,8 +74,8 @@ class ServingLoop:
         self._on_batch = on_batch
         self._is_stopping = False
         self._dropped: str | None = None
-        self._tickets: set[Ticket] = set()
-        self._expected: set[Ticket] = set()
+        self._accepted: set[AcceptedRequest] = set()
+        self._expected: set[AcceptedRequest] = set()
         self._changed = threading.Condition()
         self._permits = threading.Semaphore(BATCHES_IN_FLIGHT)
         self._under_way: set[_Batch] = set()
@@ -106,45 +107,45 @@ class ServingLoop:
         if not all(thread.is_alive() for thread in self._threads):
             raise EngineDeadError("the engine's threads are not in this process, which was forked. Start a new one.")
 
-    def expect(self, ticket: Ticket) -> None:
+    def expect(self, accepted: AcceptedRequest) -> None:
         """A call is being tokenized: an idle device waits for it, until it is submitted or dropped."""
-        self._expected.add(ticket)
+        self._expected.add(accepted)
 
-    def submit(self, ticket: Ticket, call: Call[Any]) -> None:
-        """Let the items of a call wait for batches; its ticket is told in the end, whatever happens."""
+    def submit(self, accepted: AcceptedRequest, call: Request[Any]) -> None:
+        """Let the items of a call wait for batches; its accepted is told in the end, whatever happens."""
         now = self.clock()
-        order = ticket.start(call, now)
+        order = accepted.start(call, now)
         if not order:
-            ticket.finish_with_value(now)
-            self._forget(ticket)
+            accepted.finish_with_value(now)
+            self._forget(accepted)
             return
         with self._changed:
-            self._expected.discard(ticket)
+            self._expected.discard(accepted)
             self._changed.notify_all()
             self.check()
             if self._dropped is not None:
-                ticket.finish(EngineClosedError(self._dropped))
-            if ticket.is_finished:
+                accepted.finish(EngineClosedError(self._dropped))
+            if accepted.is_finished:
                 return
-            self._tickets.add(ticket)
+            self._accepted.add(accepted)
             now = self.clock()
             self.scheduler.add(
-                Waiting(call.items[place].ids, ticket, now, ticket.deadline, (call.items[place], ticket, place))
+                Waiting(call.items[place].ids, accepted, now, accepted.deadline, (call.items[place], accepted, place))
                 for place in order
             )
 
-    def drop(self, ticket: Ticket, outcome: Exception) -> None:
+    def drop(self, accepted: AcceptedRequest, outcome: Exception) -> None:
         """End a call early: what waits of it is not run, and what runs is not told."""
-        if ticket.finish(outcome):
-            self._forget(ticket)
+        if accepted.finish(outcome):
+            self._forget(accepted)
 
     def drop_all(self, reason: str) -> None:
         """End all calls with `EngineClosedError`, those too whose texts are still being tokenized."""
         with self._changed:
             self._dropped = reason
-            tickets = list(self._tickets)
-        for ticket in tickets:
-            self.drop(ticket, EngineClosedError(reason))
+            accepted_requests = list(self._accepted)
+        for accepted in accepted_requests:
+            self.drop(accepted, EngineClosedError(reason))
 
     def stop(self) -> None:
         """End the threads, after the batches that are under way."""
@@ -165,11 +166,11 @@ class ServingLoop:
         logger.error("a thread of the engine has died; no more requests are answered", exc_info=error)
         with self._changed:
             self.failure = self.failure or error
-            tickets = list(self._tickets)
-            self._tickets.clear()
+            accepted_requests = list(self._accepted)
+            self._accepted.clear()
             self._changed.notify_all()
-        for ticket in tickets:
-            ticket.finish(self._dead())
+        for accepted in accepted_requests:
+            accepted.finish(self._dead())
         self._permits.release(BATCHES_IN_FLIGHT)
         self._prepared.put(None)
         self._launched.put(None)
@@ -193,7 +194,7 @@ class ServingLoop:
             if not taken:
                 break
             items = [waiting.payload[0] for waiting in taken]
-            owners = {item: (ticket, place) for item, ticket, place in (waiting.payload for waiting in taken)}
+            owners = {item: (accepted, place) for item, accepted, place in (waiting.payload for waiting in taken)}
             oldest = max(self.clock() - waiting.arrived for waiting in taken)
             prepared: PreparedBatch | Sequence[Item] = items
             try:
@@ -219,8 +220,8 @@ class ServingLoop:
                     now = self.clock()
                     taken = self.scheduler.take(now)
                     for waiting in taken:
-                        ticket = waiting.payload[1]
-                        ticket.started = now if ticket.started is None else ticket.started
+                        accepted = waiting.payload[1]
+                        accepted.started = now if accepted.started is None else accepted.started
                     if taken:
                         return taken
                 else:
@@ -229,7 +230,7 @@ class ServingLoop:
 
     def _run_model(self) -> None:
         while (batch := self._prepared.get()) is not None and self.failure is None:
-            if not all(ticket.is_finished for ticket, _ in batch.owners.values()):
+            if not all(accepted.is_finished for accepted, _ in batch.owners.values()):
                 for outcome in launch_or_halve(self.engine, batch.prepared, retry=True):
                     self._launched.put((batch, outcome))
                     if isinstance(outcome, FailedBatch):
@@ -262,36 +263,36 @@ class ServingLoop:
             answers = [error for _ in outcome.items]
         owners = [batch.owners[item] for item in outcome.items]
         report = self._report(batch, outcome, owners, error)
-        for ticket in {ticket for ticket, _ in owners}:
-            ticket.num_batches += 1
-            ticket.num_batch_tokens += report.num_tokens
-            ticket.num_batch_compact += report.num_compact
+        for accepted in {accepted for accepted, _ in owners}:
+            accepted.num_batches += 1
+            accepted.num_batch_tokens += report.num_tokens
+            accepted.num_batch_compact += report.num_compact
         now = self.clock()
-        for (ticket, place), answer in zip(owners, answers, strict=True):
-            ticket.answer(place, _typed(answer) if isinstance(answer, Exception) else answer, now)
-            if ticket.is_finished:
-                self._forget(ticket)
+        for (accepted, place), answer in zip(owners, answers, strict=True):
+            accepted.answer(place, _typed(answer) if isinstance(answer, Exception) else answer, now)
+            if accepted.is_finished:
+                self._forget(accepted)
         if error is not None:
             self._check_device()
 
-    def _forget(self, ticket: Ticket) -> None:
+    def _forget(self, accepted: AcceptedRequest) -> None:
         with self._changed:
-            self._tickets.discard(ticket)
-            self.scheduler.remove_call(ticket)
-            if ticket in self._expected:
-                self._expected.discard(ticket)
+            self._accepted.discard(accepted)
+            self.scheduler.remove_call(accepted)
+            if accepted in self._expected:
+                self._expected.discard(accepted)
                 self._changed.notify_all()
 
     def _report(
         self,
         batch: _Batch,
         outcome: LaunchedBatch | FailedBatch,
-        owners: list[tuple[Ticket, int]],
+        owners: list[tuple[AcceptedRequest, int]],
         error: Exception | None,
     ) -> BatchReport:
         launched = None if isinstance(outcome, FailedBatch) else outcome
         report = BatchReport(
-            num_calls=len({ticket for ticket, _ in owners}),
+            num_calls=len({accepted for accepted, _ in owners}),
             num_requests=len(owners),
             num_tokens=sum(len(item.ids) for item in outcome.items),
             num_compact=launched.step.plan.num_compact if launched and error is None else 0,

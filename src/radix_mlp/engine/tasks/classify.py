@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.engine.batching.scheduler import Ids
-from radix_mlp.engine.execution.loaded_model import Runner
-from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.execution.loaded_model import LoadedModel
+from radix_mlp.engine.task import Item, Request, Rows, Task
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import num_characters, tokenize_inputs
 from radix_mlp.engine.tokenization.tokenize_chats import Chat, tokenize_chats
@@ -31,7 +31,7 @@ __all__ = [
     "Label",
     "Labels",
     "classified_rows",
-    "classify_call",
+    "classify_request",
     "label_scores",
     "rows_to_classify",
 ]
@@ -60,15 +60,15 @@ class Labels(list[Label]):
 class Classification(Task):
     """All scores of a sequence's labels."""
 
-    engine: Runner
+    loaded: LoadedModel
     raw_scores: bool
 
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
-        return np.unique(rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.engine.model)))
+        return np.unique(rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.loaded.model)))
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
-        scores = label_scores(self.engine, hidden, plan, items)
-        config = self.engine.model.config
+        scores = label_scores(self.loaded, hidden, plan, items)
+        config = self.loaded.model.config
         several = config.problem_type == "multi_label_classification"
         one = scores.shape[1] == 1 or config.problem_type == "regression"
         if self.raw_scores or (one and not several):
@@ -76,25 +76,25 @@ class Classification(Task):
         return torch.sigmoid(scores) if several else torch.softmax(scores, -1)
 
     def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> Sequence[Labels]:
-        names = label_names(self.engine.model)
+        names = label_names(self.loaded.model)
         return [Labels(names, row) for row in found.astype(np.float64)]
 
 
-def classify_call(
-    engine: Runner,
+def classify_request(
+    loaded: LoadedModel,
     tokenizer: Any,
     inputs: Sequence[TextOrIds | tuple[str, str] | Chat],
     *,
     raw_scores: bool,
     truncate: bool,
     template: str = "plain",
-) -> Call[list[Labels]]:
+) -> Request[list[Labels]]:
     """What `Engine.classify` does before and after the model."""
-    require_kind(engine.model, ("classifier",), "classify")
+    require_kind(loaded.model, ("classifier",), "classify")
     limits: dict[str, Any] = {
-        "max_length": engine.max_length,
+        "max_length": loaded.max_length,
         "truncate": truncate,
-        "vocabulary": engine.vocabulary,
+        "vocabulary": loaded.vocabulary,
     }
     if template == "chat":
         sequences = tokenize_chats(tokenizer, inputs, **limits)
@@ -102,20 +102,20 @@ def classify_call(
         sequences = tokenize_inputs(tokenizer, inputs, **limits)
     else:
         raise InvalidInputError(f"template={template!r}: must be 'plain' or 'chat'.")
-    task = Classification(engine, raw_scores)
+    task = Classification(loaded, raw_scores)
 
     def value(answers: list[Labels]) -> list[Labels]:
         finite = [np.isfinite(labels.scores).all() for labels in answers]
-        engine.check_finite(np.asarray(finite, bool), "inputs")
+        loaded.check_finite(np.asarray(finite, bool), "inputs")
         return answers
 
-    return Call([Item(ids, task) for ids in sequences], value, "inputs", num_characters(inputs))
+    return Request([Item(ids, task) for ids in sequences], value, "inputs", num_characters(inputs))
 
 
-def label_scores(engine: Runner, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
+def label_scores(loaded: LoadedModel, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
     """What a classifier says of every sequence, `[S, L]`, float32 or wider."""
-    head = classification_head(engine.model, items[0].ids, checked=engine.checked_heads)
-    return head(classified_rows(hidden, plan.plan, [item.ids for item in items], pad_token_of(engine.model)))
+    head = classification_head(loaded.model, items[0].ids, checked=loaded.checked_heads)
+    return head(classified_rows(hidden, plan.plan, [item.ids for item in items], pad_token_of(loaded.model)))
 
 
 def classified_rows(hidden: Tensor, plan: RadixPlan, sequences: Sequence[Ids], pad_token: int) -> Tensor:

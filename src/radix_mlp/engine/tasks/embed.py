@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radix_mlp.engine.execution.loaded_model import Runner
-from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.execution.loaded_model import LoadedModel
+from radix_mlp.engine.task import Item, Request, Rows, Task
 from radix_mlp.engine.tokenization.control_tokens import controls_of
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import (
@@ -28,7 +28,7 @@ from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["Embedding", "TokenEmbedding", "embed_call", "embed_tokens_call"]
+__all__ = ["Embedding", "TokenEmbedding", "embed_request", "embed_tokens_request"]
 
 Vectors = NDArray[np.float32]
 
@@ -37,16 +37,16 @@ Vectors = NDArray[np.float32]
 class Embedding(Task):
     """One vector a sequence; the tokens before an item's `start` are not pooled."""
 
-    engine: Runner
+    loaded: LoadedModel
     pooling: str | None
     normalize: bool
     dimensions: int | None
 
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
-        return self.engine.pooler(self.pooling).needed_rows(plan, _starts(items))
+        return self.loaded.pooler(self.pooling).needed_rows(plan, _starts(items))
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
-        pooled = self.engine.pooler(self.pooling)(hidden, plan, _starts(items))
+        pooled = self.loaded.pooler(self.pooling)(hidden, plan, _starts(items))
         pooled = pooled[:, : self.dimensions].float()
         return torch.nn.functional.normalize(pooled, dim=-1) if self.normalize else pooled
 
@@ -59,7 +59,7 @@ class Embedding(Task):
 class TokenEmbedding(Task):
     """The hidden states of every token of a sequence."""
 
-    engine: Runner
+    loaded: LoadedModel
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
         rows = _rows_of(plan.plan)
@@ -73,8 +73,8 @@ class TokenEmbedding(Task):
         ]
 
 
-def embed_call(
-    engine: Runner,
+def embed_request(
+    loaded: LoadedModel,
     tokenizer: Any,
     texts: Sequence[TextOrIds],
     *,
@@ -84,49 +84,49 @@ def embed_call(
     dimensions: int | None,
     pooling: str | None,
     truncate: bool,
-) -> Call[Vectors]:
+) -> Request[Vectors]:
     """What `Engine.embed` does before and after the model."""
-    pooler = engine.pooler(pooling)
-    width = pooler.width(engine.model)
-    dimensions = engine.folder.dimensions if dimensions is None else dimensions
+    pooler = loaded.pooler(pooling)
+    width = pooler.width(loaded.model)
+    dimensions = loaded.folder.dimensions if dimensions is None else dimensions
     if dimensions is not None and not (isinstance(dimensions, int | np.integer) and 1 <= dimensions <= width):
         raise InvalidInputError(
             f"dimensions={dimensions!r}: the model has {width}; give a whole number from 1 to that."
         )
-    sequences, skips = _with_prompt(engine, tokenizer, texts, prompt, prompt_name, truncate, pooler.include_prompt)
-    task = Embedding(engine, pooling, normalize, dimensions)
+    sequences, skips = _with_prompt(loaded, tokenizer, texts, prompt, prompt_name, truncate, pooler.include_prompt)
+    task = Embedding(loaded, pooling, normalize, dimensions)
 
     def value(answers: list[Any]) -> Vectors:
         vectors = np.stack(answers) if answers else np.empty((0, dimensions or width), np.float32)
-        engine.check_finite(np.asarray(np.isfinite(vectors).all(axis=1)), "texts")
+        loaded.check_finite(np.asarray(np.isfinite(vectors).all(axis=1)), "texts")
         return vectors
 
     items = [Item(ids, task, skip) for ids, skip in zip(sequences, skips, strict=True)]
-    return Call(items, value, "texts", num_characters(texts))
+    return Request(items, value, "texts", num_characters(texts))
 
 
-def embed_tokens_call(
-    engine: Runner,
+def embed_tokens_request(
+    loaded: LoadedModel,
     tokenizer: Any,
     texts: Sequence[TextOrIds],
     *,
     prompt: str | None,
     prompt_name: str | None,
     truncate: bool,
-) -> Call[list[Vectors]]:
+) -> Request[list[Vectors]]:
     """What `Engine.embed_tokens` does before and after the model."""
-    sequences, _ = _with_prompt(engine, tokenizer, texts, prompt, prompt_name, truncate, include_prompt=True)
-    task = TokenEmbedding(engine)
+    sequences, _ = _with_prompt(loaded, tokenizer, texts, prompt, prompt_name, truncate, include_prompt=True)
+    task = TokenEmbedding(loaded)
 
     def value(answers: list[Any]) -> list[Vectors]:
-        engine.check_finite(np.asarray([np.isfinite(vectors).all() for vectors in answers], bool), "texts")
+        loaded.check_finite(np.asarray([np.isfinite(vectors).all() for vectors in answers], bool), "texts")
         return answers
 
-    return Call([Item(ids, task) for ids in sequences], value, "texts", num_characters(texts))
+    return Request([Item(ids, task) for ids in sequences], value, "texts", num_characters(texts))
 
 
 def _with_prompt(
-    engine: Runner,
+    loaded: LoadedModel,
     tokenizer: Any,
     texts: Sequence[TextOrIds],
     prompt: str | None,
@@ -135,7 +135,7 @@ def _with_prompt(
     include_prompt: bool,
 ) -> tuple[list[NDArray[np.int32]], list[int]]:
     """Ids of every text, and how many of them at its begin are not pooled."""
-    folder = engine.folder
+    folder = loaded.folder
     is_ids = [not isinstance(text, str) for text in texts]
     if any(is_ids) and (prompt or prompt_name):
         raise InvalidInputError(
@@ -147,10 +147,10 @@ def _with_prompt(
         tokenizer,
         texts,
         prompt=prompt,
-        max_length=engine.max_length,
+        max_length=loaded.max_length,
         truncate=truncate,
         lower_case=folder.lower_case,
-        vocabulary=engine.vocabulary,
+        vocabulary=loaded.vocabulary,
     )
     skip = 0
     if prompt and not include_prompt:

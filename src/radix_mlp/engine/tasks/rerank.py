@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from radix_mlp.engine.execution.loaded_model import Runner
-from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.execution.loaded_model import LoadedModel
+from radix_mlp.engine.task import Item, Request, Rows, Task
 from radix_mlp.engine.tasks.classify import label_scores, rows_to_classify
 from radix_mlp.engine.tasks.rerank_template import Template, choose_template, encode_pairs
 from radix_mlp.engine.tokenization.tokenize import check_pairs, encode, num_characters
@@ -27,7 +27,7 @@ from radix_mlp.ops import last_token
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["Ranked", "Relevance", "check_top_n", "document_pairs", "ranked", "rerank_call"]
+__all__ = ["Ranked", "Relevance", "check_top_n", "document_pairs", "ranked", "rerank_request"]
 
 ANSWERS = ("yes", "no")
 
@@ -46,7 +46,7 @@ class Ranked(NamedTuple):
 class Relevance(Task):
     """One score a sequence, from the hidden state of one token."""
 
-    engine: Runner
+    loaded: LoadedModel
     tokens: tuple[int, ...]
     """Of a causal model: the answer for relevant and, if there is one, for not relevant. Empty for a classifier."""
     relevant: int
@@ -56,15 +56,15 @@ class Relevance(Task):
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
         if self.tokens:
             return np.unique(plan.last_rows).astype(np.int64)
-        return np.unique(rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.engine.model)))
+        return np.unique(rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.loaded.model)))
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
         if self.tokens:
-            head = output_head(self.engine.model, items[0].ids, self.tokens, checked=self.engine.checked_heads)
+            head = output_head(self.loaded.model, items[0].ids, self.tokens, checked=self.loaded.checked_heads)
             scores = head(last_token(hidden, plan))
             score = scores[:, 0] if len(self.tokens) == 1 else scores[:, 0] - scores[:, 1]
         else:
-            scores = label_scores(self.engine, hidden, plan, items)
+            scores = label_scores(self.loaded, hidden, plan, items)
             score = scores[:, 0] if scores.shape[1] == 1 else scores[:, self.relevant] - scores[:, 1 - self.relevant]
         return torch.sigmoid(score) if self.as_probability else score
 
@@ -73,8 +73,8 @@ class Relevance(Task):
         return scores
 
 
-def rerank_call(
-    engine: Runner,
+def rerank_request(
+    loaded: LoadedModel,
     tokenizer: Any,
     pairs: Sequence[tuple[str, str]],
     *,
@@ -84,18 +84,18 @@ def rerank_call(
     raw_scores: bool,
     truncate: bool,
     what: str = "pairs",
-) -> Call[NDArray[np.float64]]:
+) -> Request[NDArray[np.float64]]:
     """What `Engine.rerank_pairs` does before and after the model."""
     check_pairs(pairs, what, ("query", "document"))
-    chosen = _check_model(engine, tokenizer, template)
+    chosen = _check_model(loaded, tokenizer, template)
     sequences = encode_pairs(
         chosen,
         pairs,
-        instruction=engine.folder.prompt(instruction, prompt_name, "instruction"),
-        max_length=engine.max_length,
+        instruction=loaded.folder.prompt(instruction, prompt_name, "instruction"),
+        max_length=loaded.max_length,
         truncate=truncate,
         what=what,
-        vocabulary=engine.vocabulary,
+        vocabulary=loaded.vocabulary,
     )
     # copies of a document tie, though a last bit may depend on a row's place in its batch
     first: dict[tuple[str, str], int] = {}
@@ -103,14 +103,14 @@ def rerank_call(
 
     def value(answers: list[float]) -> NDArray[np.float64]:
         scores = np.asarray(answers, np.float64)
-        engine.check_finite(np.asarray(np.isfinite(scores)), what)
+        loaded.check_finite(np.asarray(np.isfinite(scores)), what)
         return scores[same]
 
     items: list[Item] = []
     if sequences:
-        task = _relevance(engine, tokenizer, as_probability=not raw_scores and _is_probability(engine))
+        task = _relevance(loaded, tokenizer, as_probability=not raw_scores and _is_probability(loaded))
         items = [Item(ids, task) for ids in sequences]
-    return Call(items, value, what, num_characters(pairs))
+    return Request(items, value, what, num_characters(pairs))
 
 
 def document_pairs(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
@@ -135,10 +135,10 @@ def ranked(documents: Sequence[str], scores: NDArray[np.float64], top_n: int | N
     return [Ranked(int(index), float(scores[index]), documents[index]) for index in order]
 
 
-def _check_model(engine: Runner, tokenizer: Any, template: str) -> Template:
-    if require_kind(engine.model, ("causal", "classifier"), "rerank") == "classifier":
-        _relevant_label(engine)
-    folder = engine.folder
+def _check_model(loaded: LoadedModel, tokenizer: Any, template: str) -> Template:
+    if require_kind(loaded.model, ("causal", "classifier"), "rerank") == "classifier":
+        _relevant_label(loaded)
+    folder = loaded.folder
     if not folder.looked_up and template == "auto":
         raise InvalidInputError(
             f"model={folder.name!r}: without a network it cannot be told whether it has a modules.json that says how "
@@ -148,15 +148,15 @@ def _check_model(engine: Runner, tokenizer: Any, template: str) -> Template:
         folder.check_transformer(("logits",))
         if folder.lower_case:
             raise folder.unsupported("it reads lower case only")
-    return choose_template(template, engine.model, tokenizer, folder)
+    return choose_template(template, loaded.model, tokenizer, folder)
 
 
-def _relevance(engine: Runner, tokenizer: Any, *, as_probability: bool) -> Relevance:
-    if kind_of(engine.model) == "causal":
-        return Relevance(engine, tuple(_answer_tokens(engine.folder, tokenizer)), 0, as_probability)
-    if engine.folder.modules:
-        raise engine.folder.unsupported(f"its scores go through {engine.folder.modules[0].kind}")
-    return Relevance(engine, (), _relevant_label(engine), as_probability)
+def _relevance(loaded: LoadedModel, tokenizer: Any, *, as_probability: bool) -> Relevance:
+    if kind_of(loaded.model) == "causal":
+        return Relevance(loaded, tuple(_answer_tokens(loaded.folder, tokenizer)), 0, as_probability)
+    if loaded.folder.modules:
+        raise loaded.folder.unsupported(f"its scores go through {loaded.folder.modules[0].kind}")
+    return Relevance(loaded, (), _relevant_label(loaded), as_probability)
 
 
 def _answer_tokens(folder: FolderSettings, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -188,30 +188,30 @@ def _answer_tokens(folder: FolderSettings, tokenizer: PreTrainedTokenizerBase) -
     return tokens
 
 
-def _relevant_label(engine: Runner) -> int:
+def _relevant_label(loaded: LoadedModel) -> int:
     """Which of one or two labels means relevant: the one called yes, else the last."""
-    labels = label_names(engine.model)
+    labels = label_names(loaded.model)
     if len(labels) > 2:
         raise UnsupportedModelError(
-            f"{type(engine.model).__name__} has {len(labels)} labels ({', '.join(labels)}), and a reranker one or two. "
+            f"{type(loaded.model).__name__} has {len(labels)} labels ({', '.join(labels)}), and a reranker one or two. "
             "Use classify."
         )
     lower = [label.lower() for label in labels]
     if lower.count("yes") > 1:
         raise UnsupportedModelError(
-            f"{type(engine.model).__name__} calls both of its labels yes: which one means relevant? Name them apart "
+            f"{type(loaded.model).__name__} calls both of its labels yes: which one means relevant? Name them apart "
             "(id2label of its configuration)."
         )
     return lower.index("yes") if "yes" in lower else len(lower) - 1
 
 
-def _is_probability(engine: Runner) -> bool:
+def _is_probability(loaded: LoadedModel) -> bool:
     """Whether the score is turned into a probability, which it is unless the model's files say otherwise."""
-    config = engine.model.config
-    if kind_of(engine.model) == "classifier" and config.num_labels == 2:
+    config = loaded.model.config
+    if kind_of(loaded.model) == "classifier" and config.num_labels == 2:
         # a softmax over two labels; what a library does with each is no help
         return True
-    name = engine.folder.activation
+    name = loaded.folder.activation
     name = name or (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
     name = name or getattr(config, "sbert_ce_default_activation_function", None)
     if name is None or name.endswith(".Sigmoid"):
@@ -219,5 +219,5 @@ def _is_probability(engine: Runner) -> bool:
     if name.endswith(".Identity"):
         return False
     raise UnsupportedModelError(
-        f"{engine.folder.name}: its activation {name} is not supported here. Ask for scores without: raw_scores=True."
+        f"{loaded.folder.name}: its activation {name} is not supported here. Ask for scores without: raw_scores=True."
     )

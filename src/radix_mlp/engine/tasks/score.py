@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from radix_mlp.engine.execution.loaded_model import Runner
-from radix_mlp.engine.task import Call, Item, Rows, Task
+from radix_mlp.engine.execution.loaded_model import LoadedModel
+from radix_mlp.engine.task import Item, Request, Rows, Task
 from radix_mlp.engine.tokenization.begin_token import encode_once
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import num_characters, tokenize_texts
@@ -21,8 +21,8 @@ from radix_mlp.ops import token_logprobs
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["Score", "Scoring", "TokenScores", "TokenScoring", "score_call", "scored_rows"]
-__all__ += ["scored_vocabulary", "token_scores_call"]
+__all__ = ["Score", "Scoring", "TokenScores", "TokenScoring", "score_request", "scored_rows"]
+__all__ += ["scored_vocabulary", "token_scores_request"]
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class TokenScores:
 class Scoring(Task):
     """Log-probabilities of the tokens from an item's `start` on, and of the `top` likeliest in their places."""
 
-    engine: Runner
+    loaded: LoadedModel
     top: int = 0
 
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
         return np.unique(plan.parent[np.concatenate(scored_rows(plan, items))]).astype(np.int64)
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> tuple[Tensor, ...]:
-        head = output_head(self.engine.model, items[0].ids, checked=self.engine.checked_heads)
+        head = output_head(self.loaded.model, items[0].ids, checked=self.loaded.checked_heads)
         rows = np.unique(np.concatenate(scored_rows(plan.plan, items)))
         return tuple(found for found in token_logprobs(hidden, head, plan, rows, top=self.top) if found is not None)
 
@@ -92,66 +92,66 @@ class TokenScoring(Scoring):
         return scores
 
 
-def score_call(
-    engine: Runner,
+def score_request(
+    loaded: LoadedModel,
     tokenizer: Any,
     pairs: Sequence[tuple[TextOrIds, TextOrIds]],
     *,
     add_bos: bool | None,
     truncate: bool,
-) -> Call[list[Score]]:
+) -> Request[list[Score]]:
     """What `Engine.score` does before and after the model."""
     sequences, starts = tokenize_pairs(
         tokenizer,
         pairs,
-        max_length=engine.max_length,
+        max_length=loaded.max_length,
         truncate=truncate,
         add_bos=add_bos,
-        vocabulary=scored_vocabulary(engine),
+        vocabulary=scored_vocabulary(loaded),
     )
     if sequences:
-        require_output_head(engine.model)
-    task = Scoring(engine)
+        require_output_head(loaded.model)
+    task = Scoring(loaded)
 
     def value(answers: list[Score]) -> list[Score]:
-        engine.check_finite(np.asarray([not np.isnan(answer.logprob) for answer in answers], bool), "pairs")
+        loaded.check_finite(np.asarray([not np.isnan(answer.logprob) for answer in answers], bool), "pairs")
         return answers
 
     items = [Item(ids, task, start) for ids, start in zip(sequences, starts, strict=True)]
-    return Call(items, value, "pairs", num_characters(pairs))
+    return Request(items, value, "pairs", num_characters(pairs))
 
 
-def token_scores_call(
-    engine: Runner, tokenizer: Any, texts: Sequence[TextOrIds], *, top: int, truncate: bool
-) -> Call[list[TokenScores]]:
+def token_scores_request(
+    loaded: LoadedModel, tokenizer: Any, texts: Sequence[TextOrIds], *, top: int, truncate: bool
+) -> Request[list[TokenScores]]:
     """What `Engine.token_scores` does before and after the model."""
-    require_output_head(engine.model)
-    vocabulary = scored_vocabulary(engine)
+    require_output_head(loaded.model)
+    vocabulary = scored_vocabulary(loaded)
     if not 0 <= top <= vocabulary:
         raise InvalidInputError(f"top={top}: must be from 0 to {vocabulary}, the size of the model's vocabulary.")
     sequences = tokenize_texts(
         tokenizer,
         texts,
-        max_length=engine.max_length,
+        max_length=loaded.max_length,
         truncate=truncate,
         vocabulary=vocabulary,
         encoder=encode_once,
     )
-    task = TokenScoring(engine, top)
+    task = TokenScoring(loaded, top)
 
     def value(answers: list[TokenScores]) -> list[TokenScores]:
         sums = [sum(logprob for logprob in answer.logprobs if logprob is not None) for answer in answers]
-        engine.check_finite(~np.isnan(np.asarray(sums, float)), "texts")
+        loaded.check_finite(~np.isnan(np.asarray(sums, float)), "texts")
         return answers
 
-    return Call([Item(ids, task, 1) for ids in sequences], value, "texts", num_characters(texts))
+    return Request([Item(ids, task, 1) for ids in sequences], value, "texts", num_characters(texts))
 
 
-def scored_vocabulary(engine: Runner) -> int:
+def scored_vocabulary(loaded: LoadedModel) -> int:
     """Token ids that can be scored are below this: they have an embedding and a logit."""
-    head: Any = engine.model.get_output_embeddings()
+    head: Any = loaded.model.get_output_embeddings()
     num_logits = getattr(head, "out_features", None)
-    return engine.vocabulary if num_logits is None else min(engine.vocabulary, int(num_logits))
+    return loaded.vocabulary if num_logits is None else min(loaded.vocabulary, int(num_logits))
 
 
 def scored_rows(plan: RadixPlan, items: Sequence[Item]) -> list[Any]:

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from radix_mlp.engine.async_engine import Answer
-from radix_mlp.engine.task import Call
-from radix_mlp.engine.tasks.classify import classify_call
-from radix_mlp.engine.tasks.embed import embed_call
-from radix_mlp.engine.tasks.rerank import document_pairs, ranked, rerank_call
-from radix_mlp.engine.tasks.score import score_call
+from radix_mlp.engine.task import Request
+from radix_mlp.engine.tasks.classify import classify_request
+from radix_mlp.engine.tasks.embed import embed_request
+from radix_mlp.engine.tasks.rerank import document_pairs, ranked, rerank_request
+from radix_mlp.engine.tasks.score import score_request
 from radix_mlp.serve.http.errors import WrongBodyError, WrongModelError
 from radix_mlp.serve.http.limits import check_not_empty, cut_characters
 from radix_mlp.serve.playground.body import PlaygroundTask, RunRequest
@@ -28,7 +28,7 @@ class Outcome(NamedTuple):
     answer: Answer[Any]
     found: dict[str, Any]
     """The part of the page's answer that depends on the task."""
-    call: Callable[[Any], Call[Any]]
+    call: Callable[[Any], Request[Any]]
     """A tokenizer -> the sequences that ran, one a document."""
 
 
@@ -56,8 +56,8 @@ async def _rerank(service: Service, body: RunRequest) -> Outcome:
     places = ranked(body.documents, answer.value)
     found = {"ranking": [{"index": place.index, "score": np.float32(place.score)} for place in places]}
 
-    def call(tokenizer: Any) -> Call[Any]:
-        return rerank_call(
+    def call(tokenizer: Any) -> Request[Any]:
+        return rerank_request(
             service.engine,
             tokenizer,
             document_pairs(body.query, _cut(service, body.documents)),
@@ -77,8 +77,8 @@ async def _embed(service: Service, body: RunRequest) -> Outcome:
     answer = await service.embed(texts, name="documents")
     found = {"similarity": np.round(answer.value @ answer.value.T, 4)}
 
-    def call(tokenizer: Any) -> Call[Any]:
-        return embed_call(
+    def call(tokenizer: Any) -> Request[Any]:
+        return embed_request(
             service.engine,
             tokenizer,
             _cut(service, texts),
@@ -104,9 +104,9 @@ async def _classify(service: Service, body: RunRequest) -> Outcome:
         ],
     }
 
-    def call(tokenizer: Any) -> Call[Any]:
+    def call(tokenizer: Any) -> Request[Any]:
         texts = _cut(service, body.documents)
-        return classify_call(
+        return classify_request(
             service.engine, tokenizer, texts, raw_scores=False, truncate=service.settings.auto_truncate
         )
 
@@ -137,8 +137,8 @@ async def _score(service: Service, body: RunRequest) -> Outcome:
         ]
     }
 
-    def call(tokenizer: Any) -> Call[Any]:
-        return score_call(service.engine, tokenizer, pairs, add_bos=None, truncate=False)
+    def call(tokenizer: Any) -> Request[Any]:
+        return score_request(service.engine, tokenizer, pairs, add_bos=None, truncate=False)
 
     return Outcome(answer, found, call)
 

@@ -9,7 +9,7 @@ from tests.engine.faults import InjectedForward
 from radix_mlp import Engine
 from radix_mlp.engine.execution import tokenize_ahead as windows
 from radix_mlp.engine.execution.tokenize_ahead import cut_by_text
-from radix_mlp.engine.tasks.embed import embed_call
+from radix_mlp.engine.tasks.embed import embed_request
 from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import InferenceError, InvalidDtypeError
 
@@ -23,9 +23,9 @@ PAIRS = [(QUERIES[place % 3], TEXTS[place % 20]) for place in range(60)]
 
 @pytest.fixture(autouse=True)
 def small_windows(monkeypatch):
-    monkeypatch.setattr(windows, "FIRST_WINDOW", 5)
+    monkeypatch.setattr(windows, "FIRST_CHUNK", 5)
     monkeypatch.setattr(windows, "FEWEST", 10)
-    monkeypatch.setattr(windows, "LARGEST_WINDOW", 22)
+    monkeypatch.setattr(windows, "LARGEST_CHUNK", 22)
 
 
 def at_once(monkeypatch, work):
@@ -90,7 +90,7 @@ def batches_of_a_job(monkeypatch, *, tokenizer_is_slow):
     def call(*arguments, **options):
         if made and tokenizer_is_slow:
             assert launched.wait(30)
-        made.append(embed_call(*arguments, **options))
+        made.append(embed_request(*arguments, **options))
         if len(made) == len(cut_by_text(TEXTS)):
             all_made.set()
         return made[-1]
@@ -102,7 +102,7 @@ def batches_of_a_job(monkeypatch, *, tokenizer_is_slow):
 
     engine.forward = InjectedForward(engine, before=before)
     with monkeypatch.context() as patch:
-        patch.setattr("radix_mlp.engine.engine.embed_call", call)
+        patch.setattr("radix_mlp.engine.engine.embed_request", call)
         return batches, engine.embed(TEXTS)
 
 
@@ -123,9 +123,9 @@ def test_the_first_texts_run_before_the_last_are_tokenized(monkeypatch):
             # the second window waits for the first batch
             assert ran.wait(30)
         made.append(threading.current_thread() is threading.main_thread())
-        return embed_call(*arguments, **options)
+        return embed_request(*arguments, **options)
 
-    monkeypatch.setattr("radix_mlp.engine.engine.embed_call", slow_call)
+    monkeypatch.setattr("radix_mlp.engine.engine.embed_request", slow_call)
     engine.forward = InjectedForward(engine, before=lambda *_: ran.set())
     seen = []
     assert engine.embed(TEXTS, progress=lambda done, total: seen.append((done, total))).shape == (60, 64)

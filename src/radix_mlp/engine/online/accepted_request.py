@@ -1,82 +1,18 @@
-"""One call that the online engine has accepted, on its way to an answer."""
+"""One request that the online engine has accepted, until it is answered."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from radix_mlp.engine.task import Call
+from radix_mlp.engine.online.reports import Answer
+from radix_mlp.engine.task import Request
 
-__all__ = ["Answer", "BatchReport", "FrontStats", "Ticket"]
-
-Value = TypeVar("Value")
+__all__ = ["AcceptedRequest"]
 
 
-@dataclass(frozen=True)
-class Answer(Generic[Value]):
-    """A call's value and what it took."""
-
-    value: Value
-    tokenization_seconds: float
-    """Waiting for a tokenization worker counted."""
-    queue_seconds: float
-    """From token ids to the start of the first batch with a sequence of this call."""
-    inference_seconds: float
-    """From there to the answer."""
-    num_characters: int
-    num_tokens: int
-    """Of this call's own sequences."""
-    num_batch_tokens: int
-    """Tokens of all batches that it was in, with those of other calls."""
-    num_batch_compact: int
-    """Unique tokens of these batches: what the model ran on."""
-    num_batches: int
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """One batch that was run, or failed."""
-
-    num_calls: int
-    """Calls with a sequence in it."""
-    num_requests: int
-    """Sequences."""
-    num_tokens: int
-    num_compact: int
-    """Tokens that the model computed; 0 if the batch failed."""
-    folded: bool
-    plan_seconds: float
-    forward_seconds: float
-    """From its launch until its results were on the host."""
-    oldest_seconds: float
-    """How long its oldest sequence had waited when the batch was formed."""
-    error: Exception | None = None
-
-
-@dataclass
-class FrontStats:
-    """Counts since the start."""
-
-    num_calls: int = 0
-    """Accepted."""
-    num_answered: int = 0
-    num_failed: int = 0
-    """Ended with an error, wrong arguments among them."""
-    num_cancelled: int = 0
-    num_expired: int = 0
-    """Not answered before their deadline."""
-    num_refused: int = 0
-    """Because of overload; not among those accepted."""
-    num_batches: int = 0
-    num_requests: int = 0
-    """Sequences run."""
-    num_tokens: int = 0
-    num_compact: int = 0
-
-
-class Ticket:
+class AcceptedRequest:
     """A call, the answers that it has so far, and whom to tell.
 
     Args:
@@ -98,11 +34,11 @@ class Ticket:
         self.num_batch_tokens = self.num_batch_compact = self.num_batches = 0
         self._done = done
         self._lock = threading.Lock()
-        self._call: Call[Any] | None = None
+        self._call: Request[Any] | None = None
         self._answers: list[Any] = []
         self._missing = 0
 
-    def start(self, call: Call[Any], now: float) -> list[int]:
+    def start(self, call: Request[Any], now: float) -> list[int]:
         """Its call, once tokenized; returns the places of the items in the order in which they are to wait."""
         self.tokenized = now
         self._call = call

@@ -6,22 +6,22 @@ from concurrent.futures import CancelledError, Future
 import numpy as np
 import pytest
 from tests.engine.faults import InjectedForward
-from tests.engine.test_windows import TEXTS
+from tests.engine.test_tokenize_ahead import TEXTS
 
 from radix_mlp import Engine
 from radix_mlp.engine.execution import tokenize_ahead as windows
-from radix_mlp.engine.execution.device_priority import Feeding, steps_within
-from radix_mlp.engine.tasks.embed import embed_call
+from radix_mlp.engine.execution.device_priority import DevicePriority, steps_within
+from radix_mlp.engine.tasks.embed import embed_request
 from radix_mlp.errors import InvalidInputError
 
 
 def test_waits_for_the_last_of_several_threads():
-    feeding, waited = Feeding(), threading.Event()
-    with feeding:
-        with feeding:
-            assert not feeding.wait(timeout=0.001)
-        assert not feeding.wait(timeout=0.001)
-        thread = threading.Thread(target=lambda: (feeding.wait(), waited.set()))
+    priority, waited = DevicePriority(), threading.Event()
+    with priority:
+        with priority:
+            assert not priority.wait(timeout=0.001)
+        assert not priority.wait(timeout=0.001)
+        thread = threading.Thread(target=lambda: (priority.wait(), waited.set()))
         thread.start()
         assert not waited.is_set()
     assert waited.wait(30)
@@ -29,29 +29,29 @@ def test_waits_for_the_last_of_several_threads():
 
 
 def test_no_text_is_taken_while_a_batch_is_launched(monkeypatch):
-    monkeypatch.setattr(windows, "FIRST_WINDOW", 5)
+    monkeypatch.setattr(windows, "FIRST_CHUNK", 5)
     monkeypatch.setattr(windows, "FEWEST", 10)
     engine = Engine("tiny", threshold=1.0)
     expected = engine.embed(TEXTS)
     # as on a device of its own
-    monkeypatch.setattr(engine, "feeding_device", lambda: engine.feeding)
+    monkeypatch.setattr(engine, "launching", lambda: engine.device_priority)
     seen, first_is_run = [], threading.Event()
 
     def call(*arguments, **options):
         if seen:
             # begins during a launch or after it, and never before the first
             assert first_is_run.wait(30)
-            engine.feeding.wait()
+            engine.device_priority.wait()
         seen.append("call")
-        return embed_call(*arguments, **options)
+        return embed_request(*arguments, **options)
 
     def before(plan, needed):
         first_is_run.set()
         seen.append("begin")
         # whoever waits would go on here if it were let
-        seen.append(engine.feeding.wait(timeout=0.01))
+        seen.append(engine.device_priority.wait(timeout=0.01))
 
-    monkeypatch.setattr("radix_mlp.engine.engine.embed_call", call)
+    monkeypatch.setattr("radix_mlp.engine.engine.embed_request", call)
     engine.forward = InjectedForward(engine, before=before)
     assert np.allclose(engine.embed(TEXTS), expected, atol=1e-5)
     assert seen.count("begin") == engine.stats.num_batches > 3
@@ -60,45 +60,45 @@ def test_no_text_is_taken_while_a_batch_is_launched(monkeypatch):
 
 
 def test_waits_for_what_is_made_until_it_is_taken():
-    feeding, made = Feeding(), Future()
-    with feeding.expecting([made]):
-        assert feeding.wait()
+    priority, made = DevicePriority(), Future()
+    with priority.expecting([made]):
+        assert priority.wait()
         made.set_result(3)
-        assert not feeding.wait(timeout=0.001)
-        assert feeding.take(made) == 3
-        assert feeding.wait()
+        assert not priority.wait(timeout=0.001)
+        assert priority.take(made) == 3
+        assert priority.wait()
 
 
 def test_what_failed_or_is_not_wanted_any_more_holds_nobody():
-    feeding, failed, cancelled = Feeding(), Future(), Future()
+    priority, failed, cancelled = DevicePriority(), Future(), Future()
     failed.set_exception(ValueError("no"))
     cancelled.cancel()
     for future, error in ((failed, ValueError), (cancelled, CancelledError)):
         with pytest.raises(error):
-            feeding.take(future)
-        assert feeding.wait()
-    with pytest.raises(ValueError), feeding.expecting([failed]):
+            priority.take(future)
+        assert priority.wait()
+    with pytest.raises(ValueError), priority.expecting([failed]):
         raise ValueError
-    assert feeding.wait()
+    assert priority.wait()
 
 
 def test_steps_are_made_within_and_used_outside():
-    feeding, steps = Feeding(), []
+    priority, steps = DevicePriority(), []
 
     def made():
         for number in range(3):
-            steps.append(feeding.wait(timeout=0.001))
+            steps.append(priority.wait(timeout=0.001))
             yield number
 
-    used = steps_within(feeding, made())
+    used = steps_within(priority, made())
     while next(used, None) is not None:
-        steps.append(feeding.wait(timeout=0.001))
+        steps.append(priority.wait(timeout=0.001))
     assert steps == [False, True] * 3
 
 
 @pytest.mark.parametrize("fails", ["tokenization", "the model", "the caller"])
 def test_a_job_that_ends_early_leaves_nobody_waiting(fails, monkeypatch):
-    monkeypatch.setattr(windows, "FIRST_WINDOW", 5)
+    monkeypatch.setattr(windows, "FIRST_CHUNK", 5)
     monkeypatch.setattr(windows, "FEWEST", 10)
     engine = Engine("tiny", threshold=1.0)
     texts = [*TEXTS[:-1], ""] if fails == "tokenization" else TEXTS
@@ -111,5 +111,5 @@ def test_a_job_that_ends_early_leaves_nobody_waiting(fails, monkeypatch):
             patch.setattr(engine, "forward", InjectedForward(engine, before=fail))
         with pytest.raises((RuntimeError, InvalidInputError)):
             engine.embed(texts, progress=fail if fails == "the caller" else None)
-    assert engine.feeding.wait(timeout=30)
+    assert engine.device_priority.wait(timeout=30)
     assert len(engine.embed(TEXTS)) == len(TEXTS)

@@ -189,7 +189,11 @@ def vmap_of(model: PreTrainedModel) -> Any:
 
 
 def forward_mode_of(model: PreTrainedModel) -> Any:
-    model.set_attn_implementation("radix_eager" if radix_mlp.is_enabled(model) else "eager")
+    # sdpa has no forward mode
+    if radix_mlp.is_enabled(model):
+        model.set_attn_implementation(attention_function.register("auto", "eager"))
+    else:
+        model.set_attn_implementation("eager")
     weight = model.model.norm.weight
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(weight.detach(), torch.ones_like(weight))

@@ -177,7 +177,7 @@ def error(actual: Tensor, expected: Tensor, unit: Tensor | None = None) -> float
     unit = typical(expected) if unit is None else unit
     rows = (actual.double() - expected).reshape(-1, expected.shape[-1]).norm(dim=1)
     norms = expected.reshape(-1, expected.shape[-1]).norm(dim=1)
-    return float((rows / norms.clamp_min(0.5 * unit)).max())
+    return (rows / norms.clamp_min(0.5 * unit)).max().item()
 
 
 def check(problem: Problem, tiles: Tiles | None, blocks: TritonBlocks | None = None) -> None:

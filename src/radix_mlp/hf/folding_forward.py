@@ -119,7 +119,8 @@ class FoldingForward:
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Fold the call if that is exact and pays."""
         run = self._run
-        if torch.compiler.is_exporting():
+        # `is_exporting()` is True for torch.compile too in torch 2.11; this flag is what later releases answer with
+        if getattr(torch.compiler, "_is_exporting_flag", False):
             # what follows is not for export to read
             self.settings.refuse_export()
             return run(*args, **kwargs)

@@ -80,6 +80,16 @@ BENCHMARKS = {
             bars=("ns_per_token",),
         ),
         Benchmark(
+            "public",
+            "what users call, through public names alone: the benchmark to compare two commits with",
+            ("cpu", "cuda"),
+            ("name",),
+            ("ms", "spread"),
+            full={"cpu": "", "cuda": ""},
+            quick={"cpu": "--rounds 3 --texts 100", "cuda": "--rounds 3 --texts 500"},
+            unit="ms",
+        ),
+        Benchmark(
             "forward_cpu",
             "a whole model, folded, beside transformers' padded SDPA",
             ("cpu",),

@@ -172,7 +172,7 @@ def under_load(address: str, options: argparse.Namespace) -> dict[str, Any]:
     before = tokens_of(httpx.get(f"{address}/metrics").text)
     command = [sys.executable, str(HERE / "load.py"), address, "--texts", str(TEXTS)]
     command += ["--in-flight", str(max(1, options.in_flight // CLIENTS)), "--tolerance", "0.1"]
-    command += ["--window", str(options.seconds), "--warm-seconds", "4", "--bodies", "32", "--warm-up", "4"]
+    command += ["--window", str(options.seconds), "--warm-seconds", "4", "--bodies", "32"]
 
     def client(seed: int) -> dict[str, Any]:
         told = subprocess.run(

@@ -8,9 +8,9 @@ import pytest
 from pydantic import ValidationError
 
 from radix_mlp.serve.api.long_lists import SHORT
-from radix_mlp.serve.api.openai_bodies import CompletionsRequest, EmbeddingsRequest
+from radix_mlp.serve.api.openai import CompletionsRequest, EmbeddingsRequest
 from radix_mlp.serve.api.tei_bodies import DecodeRequest, EmbedRequest, PredictRequest
-from radix_mlp.serve.api.vllm_bodies import GenerativeScoringRequest, PoolingRequest
+from radix_mlp.serve.api.vllm import GenerativeScoringRequest, PoolingRequest
 
 FIELDS: dict[Any, tuple[str, dict[str, Any]]] = {
     EmbedRequest: ("inputs", {}),

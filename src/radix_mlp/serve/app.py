@@ -15,8 +15,8 @@ import radix_mlp
 from radix_mlp.engine.engine import Engine
 from radix_mlp.errors import RadixError
 from radix_mlp.serve.api import cohere, openai, rerank, server, tei, vllm
-from radix_mlp.serve.api.rerank_bodies import RERANK_TAGS
 from radix_mlp.serve.api.server import OPENAPI_PATH
+from radix_mlp.serve.api.tei_bodies import RERANK_TAGS
 from radix_mlp.serve.http.errors import (
     MalformedBodyError,
     NoSuchRouteError,

@@ -20,7 +20,6 @@ from radix_mlp.engine.tasks.score import Score
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.serve.checked_inputs import Inputs
 from radix_mlp.serve.http.errors import EmptyInputError
-from radix_mlp.serve.http.float_json import json_rows
 from radix_mlp.serve.http.limits import Places, check_not_empty
 from radix_mlp.serve.metrics import Metrics
 from radix_mlp.serve.model_info import ModelInfo, model_info
@@ -54,8 +53,6 @@ class Service:
         """Take requests from now on, after a first one that compiles what is compiled once."""
         await self.supervisor.start()
         await self._probe(self.supervisor.front, None)
-        if self.info.type == "embedding":
-            await asyncio.to_thread(json_rows, np.zeros((1, 1), np.float32))
 
     async def aclose(self) -> None:
         """Answer what was accepted, and end."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -13,7 +15,6 @@ from radix_mlp.engine.async_engine import AsyncEngine, BatchReport
 from radix_mlp.engine.engine import Engine
 from radix_mlp.errors import DeadlineExceededError, EngineDeadError, RadixError
 from radix_mlp.serve.http.errors import UnhealthyError
-from radix_mlp.serve.memory import release
 from radix_mlp.serve.metrics import Metrics
 from radix_mlp.serve.settings import ServeSettings
 
@@ -179,7 +180,7 @@ class Supervisor:
             await asyncio.sleep(1)
         # the dead one with all its batches
         front = None
-        release()
+        _release_memory()
 
     async def _give_up(self, reason: str) -> None:
         """End what waits for a batch that does not end; the model is not free for another engine until it does."""
@@ -200,3 +201,10 @@ async def _close_at_once(front: AsyncEngine) -> None:
 
 async def _awaited(call: Callable[[AsyncEngine], Awaitable[Value]], front: AsyncEngine) -> Value:
     return await call(front)
+
+
+def _release_memory() -> None:
+    """Collect reference cycles, and return free memory to the system, which glibc would keep in pieces."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

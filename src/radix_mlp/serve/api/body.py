@@ -1,13 +1,25 @@
-"""What all request bodies have in common."""
+"""What the request bodies of all protocols share: the base class and the types of their fields."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-__all__ = ["Body", "ListOf", "Model", "Nothing", "TokenId", "TruncationDirection"]
+from radix_mlp.serve.api.long_lists import in_one_pass
+
+__all__ = [
+    "Body",
+    "Ignored",
+    "ListOf",
+    "MaxTokens",
+    "ModelName",
+    "Nothing",
+    "TextsOrIds",
+    "TextsOrOnlyIds",
+    "TokenId",
+]
 
 Item = TypeVar("Item")
 
@@ -16,8 +28,21 @@ ListOf = Annotated[list[Item], Field(fail_fast=True)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 MOST_FIELDS = 100
 """More than any body has; each unknown one is reported."""
-Model = Annotated[str | None, Field(description="The served model answers, whatever stands here.")]
-TruncationDirection = Literal["left", "right", "Left", "Right"]
+ModelName = Annotated[str | None, Field(description="The served model answers, whatever stands here.")]
+TextsOrIds = Annotated[
+    str | ListOf[str] | ListOf[TokenId] | ListOf[str | ListOf[TokenId]],
+    in_one_pass("texts", "token ids", "texts and lists of token ids"),
+]
+"""One text, several, the token ids of one, or a mixture of texts and lists of token ids."""
+TextsOrOnlyIds = Annotated[
+    str | ListOf[str] | ListOf[TokenId] | ListOf[ListOf[TokenId]],
+    in_one_pass("texts", "token ids", "lists of token ids"),
+]
+"""The same without the mixture."""
+Ignored = Annotated[Any, Field(description="Accepted and without effect: clients always send it.")]
+MaxTokens = Annotated[
+    int | None, Field(ge=-1, description="Cut texts at so many tokens, -1: at the model's limit, as vLLM has it.")
+]
 
 
 def _with_null(schema: dict[str, Any]) -> None:

@@ -1,20 +1,20 @@
-"""What routes share: the service, a body's texts as a list, timing headers."""
+"""What the routes share: the service, errors for the OpenAPI document, a body's texts as a list, timing headers."""
 
 from __future__ import annotations
 
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import Depends, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from radix_mlp.engine.async_engine import Answer
 from radix_mlp.engine.tasks.classify import Labels
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
-from radix_mlp.serve.api.error_bodies import OpenAIError, TeiError
 from radix_mlp.serve.http.responses import json_answer
 from radix_mlp.serve.model_info import ModelInfo
 from radix_mlp.serve.service import Service
@@ -24,12 +24,47 @@ __all__ = [
     "RERANK_ERRORS",
     "TEI_ERRORS",
     "ServiceOf",
+    "TeiError",
+    "Usage",
     "answered",
     "as_list",
     "head",
     "probabilities",
     "usage",
 ]
+
+
+class TeiError(BaseModel):
+    """Why a request was refused, in the form of text-embeddings-inference."""
+
+    error: str
+    error_type: Literal["Unhealthy", "Backend", "Overloaded", "Validation", "Tokenizer", "Empty"]
+
+
+class OpenAIErrorObject(BaseModel):
+    """Why a request was refused, in the form of OpenAI."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(BaseModel):
+    """The same, beside the fields of text-embeddings-inference."""
+
+    error: OpenAIErrorObject
+    message: str
+    code: int
+    type: str
+
+
+class Usage(BaseModel):
+    """Tokens of a request."""
+
+    prompt_tokens: int
+    total_tokens: int
+
 
 _REASONS = {
     400: "Not JSON, or nothing in it",

@@ -1,23 +1,73 @@
-"""Reranking as Jina, Cohere, vLLM and infinity have it."""
+"""The rerank protocol of Jina, Cohere (v1 and v2), vLLM and infinity."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from radix_mlp.engine.tasks.rerank import ranked
-from radix_mlp.serve.api.common import OPENAI_ERRORS, ServiceOf, answered, head, usage
-from radix_mlp.serve.api.error_bodies import Ranking
-from radix_mlp.serve.api.rerank_bodies import RerankRequest
+from radix_mlp.serve.api.body import Body, Ignored, ListOf, MaxTokens, ModelName
+from radix_mlp.serve.api.common import OPENAI_ERRORS, ServiceOf, Usage, answered, head, usage
 from radix_mlp.serve.http.errors import WrongBodyError
 from radix_mlp.serve.service import Service
 
-__all__ = ["rerank_other", "router"]
+__all__ = ["Ranking", "RerankRequest", "rerank_other", "router"]
 
 router = APIRouter(tags=["rerank"], responses=OPENAI_ERRORS)
+
+
+class Document(Body):
+    """A document as Jina and Cohere v1 may send it."""
+
+    text: str
+
+
+class RerankRequest(Body):
+    """A query and documents to order by relevance."""
+
+    query: str
+    documents: ListOf[str | Document]
+    model: ModelName = None
+    top_n: Annotated[int | None, Field(ge=0, description="Answer with this many; 0 and null: all.")] = None
+    return_documents: Annotated[
+        bool | None, Field(description="Whether documents come back with their scores; by default not on /v2/rerank.")
+    ] = None
+    instruction: Annotated[str | None, Field(description="What relevant means; the model's own unless given.")] = None
+    instruct: Annotated[str | None, Field(description="The same under SGLang's name.")] = None
+    raw_scores: Annotated[bool, Field(description="The model's own scores, as infinity has it.")] = False
+    truncate_prompt_tokens: MaxTokens = None
+    user: Ignored = None
+    priority: Literal[0] | None = None
+
+
+class RankedText(BaseModel):
+    """A document's text."""
+
+    text: str
+
+
+class RankedDocument(BaseModel):
+    """A document's place among those reranked."""
+
+    index: int
+    relevance_score: float
+    document: RankedText | None = None
+
+
+class Ranking(BaseModel):
+    """The most relevant first."""
+
+    id: str
+    object: Literal["rerank"]
+    model: str
+    created: int
+    results: list[RankedDocument]
+    usage: Usage
+    meta: dict[str, Any]
 
 
 @router.post("/v1/rerank", responses={200: {"model": Ranking}})

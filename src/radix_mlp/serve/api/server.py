@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any, Literal
 
 import fastapi_offline
 from fastapi import APIRouter
 from fastapi.openapi.docs import get_swagger_ui_html
+from pydantic import BaseModel
 from starlette.responses import FileResponse, PlainTextResponse, Response
 
 import radix_mlp
 from radix_mlp.engine.online.dispatcher import num_tokenization_workers
-from radix_mlp.serve.api.common import ServiceOf
-from radix_mlp.serve.api.error_bodies import Info, TeiError
+from radix_mlp.serve.api.common import ServiceOf, TeiError
 from radix_mlp.serve.fleet.merged_metrics import METRICS_TYPE
 from radix_mlp.serve.http.errors import NoSuchRouteError, UnhealthyError
 from radix_mlp.serve.http.responses import json_answer
@@ -24,6 +25,31 @@ router = APIRouter(tags=["server"])
 OPENAPI_PATH = "/api-doc/openapi.json"
 SWAGGER_FILES = Path(fastapi_offline.__file__).parent / "static"
 SWAGGER_NAMES = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon.png")
+
+
+class Info(BaseModel):
+    """The model and the server's limits."""
+
+    model_id: str
+    model_sha: str | None
+    model_dtype: str
+    served_model_name: str
+    model_type: dict[str, Any]
+    max_concurrent_requests: int
+    max_input_length: int
+    max_batch_tokens: int
+    max_batch_requests: int | None
+    max_client_batch_size: int
+    auto_truncate: bool
+    tokenization_workers: int
+    version: str
+    sha: str | None
+    docker_label: str | None
+    radix_mlp_threshold: float | str
+    device: str
+    dimensions: int | None
+    template: Literal["qwen3", "chat", "pair"] | None
+    tasks: list[Literal["embed", "rerank", "classify", "score"]]
 
 
 @router.get("/info", responses={200: {"model": Info}})

@@ -1,4 +1,4 @@
-"""text-embeddings-inference's own routes."""
+"""The routes of text-embeddings-inference."""
 
 from __future__ import annotations
 
@@ -14,11 +14,8 @@ from starlette.responses import Response
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.api import tei_bodies as tei
 from radix_mlp.serve.api.common import RERANK_ERRORS, TEI_ERRORS, ServiceOf, answered, as_list, probabilities
-from radix_mlp.serve.api.error_bodies import Prediction, Rank, Ranking, Token
-from radix_mlp.serve.api.rerank import rerank_other
-from radix_mlp.serve.api.rerank_bodies import RerankRequest, TeiOrOtherRerank
+from radix_mlp.serve.api.rerank import Ranking, RerankRequest, rerank_other
 from radix_mlp.serve.http.errors import EmptyInputError, WrongModelError
-from radix_mlp.serve.http.float_json import written
 from radix_mlp.serve.http.limits import check_batch_size, check_not_empty
 from radix_mlp.serve.http.responses import json_answer
 from radix_mlp.serve.service import Service
@@ -43,7 +40,7 @@ async def embed(request: Request, body: tei.EmbedRequest, service: ServiceOf) ->
         left=_left(body.truncation_direction),
         single=single,
     )
-    return answered(request, service, answer, await written(answer.value))
+    return answered(request, service, answer, answer.value)
 
 
 @router.post("/embed_all", responses={200: {"model": list[list[list[float]]]}})
@@ -57,7 +54,7 @@ async def embed_all(request: Request, body: tei.EmbedAllRequest, service: Servic
         left=_left(body.truncation_direction),
         single=single,
     )
-    return answered(request, service, answer, await written(answer.value))
+    return answered(request, service, answer, answer.value)
 
 
 @router.post("/embed_sparse", responses={200: {"model": list[list[dict[str, float]]]}})
@@ -66,7 +63,7 @@ async def embed_sparse(body: tei.EmbedSparseRequest) -> Response:
     raise WrongModelError("Model is not an embedding model with Splade pooling")
 
 
-@router.post("/predict", responses={200: {"model": list[Prediction] | list[list[Prediction]]}})
+@router.post("/predict", responses={200: {"model": list[tei.Prediction] | list[list[tei.Prediction]]}})
 async def predict(request: Request, body: tei.PredictRequest, service: ServiceOf) -> Response:
     """Labels of a text, of a pair of texts, or of several of either."""
     if not service.info.has_labels:
@@ -89,8 +86,8 @@ async def predict(request: Request, body: tei.PredictRequest, service: ServiceOf
     return answered(request, service, answer, found[0] if single else found)
 
 
-@router.post("/rerank", responses={200: {"model": list[Rank] | Ranking}, **RERANK_ERRORS})
-async def rerank(request: Request, body: TeiOrOtherRerank, service: ServiceOf) -> Response:
+@router.post("/rerank", responses={200: {"model": list[tei.Rank] | Ranking}, **RERANK_ERRORS})
+async def rerank(request: Request, body: tei.TeiOrOtherRerank, service: ServiceOf) -> Response:
     """Texts by relevance; with `documents` in place of `texts`, as the other rerank clients send and read it."""
     if isinstance(body, RerankRequest):
         request.state.style = "openai"
@@ -127,7 +124,7 @@ async def similarity(request: Request, body: tei.SimilarityRequest, service: Ser
     return answered(request, service, answer, answer.value[1:] @ answer.value[0])
 
 
-@router.post("/tokenize", responses={200: {"model": list[list[Token]]}})
+@router.post("/tokenize", responses={200: {"model": list[list[tei.Token]]}})
 async def tokenize(body: tei.TokenizeRequest, service: ServiceOf) -> Response:
     """Tokens with their places in the text."""
     texts = [body.inputs] if isinstance(body.inputs, str) else body.inputs

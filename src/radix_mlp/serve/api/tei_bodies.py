@@ -1,33 +1,33 @@
-"""Bodies of text-embeddings-inference's own routes."""
+"""What the routes of text-embeddings-inference read and answer with."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Discriminator, Field, Tag
 
-from radix_mlp.serve.api.body import Body, ListOf, Model, Nothing, TokenId, TruncationDirection
+from radix_mlp.serve.api.body import Body, ListOf, ModelName, Nothing, TextsOrIds, TokenId
 from radix_mlp.serve.api.long_lists import in_one_pass
+from radix_mlp.serve.api.rerank import RerankRequest
 
 __all__ = [
+    "RERANK_TAGS",
     "DecodeRequest",
     "EmbedAllRequest",
     "EmbedRequest",
     "EmbedSparseRequest",
-    "Input",
     "PredictRequest",
+    "Prediction",
+    "Rank",
     "SimilarityInputs",
     "SimilarityParameters",
     "SimilarityRequest",
+    "TeiOrOtherRerank",
     "TeiRerankRequest",
+    "Token",
     "TokenizeRequest",
 ]
 
-Input = Annotated[
-    str | ListOf[str] | ListOf[TokenId] | ListOf[str | ListOf[TokenId]],
-    in_one_pass("texts", "token ids", "texts and lists of token ids"),
-]
-"""One text, several, the token ids of one, or a mixture of texts and lists of token ids."""
 PredictInput = Annotated[str | ListOf[str] | ListOf[ListOf[str]], in_one_pass("texts", "lists of texts")]
 """One text, the two texts of one pair, or several of either, each in a list of its own."""
 
@@ -35,12 +35,15 @@ PromptName = Annotated[str | None, Field(description="Name of one of the model's
 Truncate = Annotated[
     bool | None, Field(description="Cut what is too long instead of refusing it; unless given, as --auto-truncate.")
 ]
-Direction = Annotated[TruncationDirection | None, Field(description="The side that is cut from; right unless given.")]
+Direction = Annotated[
+    Literal["left", "right", "Left", "Right"] | None,
+    Field(description="The side that is cut from; right unless given."),
+]
 Parameters = Annotated[Nothing | None, Field(description="Empty: huggingface_hub sends it along.")]
 
 
 class _TextsRequest(Body):
-    inputs: Input
+    inputs: TextsOrIds
     truncate: Truncate = None
     truncation_direction: Direction = None
     prompt_name: PromptName = None
@@ -66,7 +69,7 @@ class EmbedSparseRequest(_TextsRequest):
 class PredictRequest(Body):
     """Texts, or pairs of texts, to classify."""
 
-    model: Model = None
+    model: ModelName = None
     inputs: PredictInput
     truncate: Truncate = None
     truncation_direction: Direction = None
@@ -77,7 +80,7 @@ class PredictRequest(Body):
 class TeiRerankRequest(Body):
     """A query and texts to order by relevance."""
 
-    model: Model = None
+    model: ModelName = None
     query: str
     texts: ListOf[str]
     truncate: Truncate = None
@@ -122,3 +125,42 @@ class DecodeRequest(Body):
 
     ids: Annotated[ListOf[TokenId] | ListOf[ListOf[TokenId]], in_one_pass("token ids", "lists of token ids")]
     skip_special_tokens: bool = True
+
+
+class Rank(BaseModel):
+    """A text's place among those reranked."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+class Prediction(BaseModel):
+    """A label and its score."""
+
+    score: float
+    label: str
+
+
+class Token(BaseModel):
+    """A token and where it stands in the text."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
+RERANK_TAGS = ("tei", "other")
+
+
+def _which(body: Any) -> str:
+    texts = "texts" in body if isinstance(body, dict) else isinstance(body, TeiRerankRequest)
+    return "tei" if texts else "other"
+
+
+TeiOrOtherRerank = Annotated[
+    Annotated[TeiRerankRequest, Tag("tei")] | Annotated[RerankRequest, Tag("other")], Discriminator(_which)
+]
+"""`/rerank` serves both: TEI sends `texts`, the others `documents`."""

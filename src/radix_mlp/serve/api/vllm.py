@@ -1,28 +1,134 @@
-"""vLLM's routes for scoring, classification and pooling."""
+"""vLLM's protocol: scoring, classification and pooling."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Request
 from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.serve.api.common import OPENAI_ERRORS, ServiceOf, answered, as_list, head, probabilities, usage
-from radix_mlp.serve.api.error_bodies import Classes, Pooled, Scores
-from radix_mlp.serve.api.vllm_bodies import ClassifyRequest, GenerativeScoringRequest, PoolingRequest, ScoreRequest
+from radix_mlp.serve.api.body import Body, Ignored, ListOf, MaxTokens, ModelName, TextsOrOnlyIds, TokenId
+from radix_mlp.serve.api.common import OPENAI_ERRORS, ServiceOf, Usage, answered, as_list, head, probabilities, usage
+from radix_mlp.serve.api.long_lists import in_one_pass
 from radix_mlp.serve.http.errors import WrongBodyError, WrongModelError
-from radix_mlp.serve.http.float_json import written
 from radix_mlp.serve.http.limits import check_not_empty
 
-__all__ = ["router"]
+__all__ = ["GenerativeScoringRequest", "PoolingRequest", "router"]
 
 router = APIRouter(tags=["vLLM"], responses=OPENAI_ERRORS)
 
 # each pair of names that the two sides of a score may have
 SIDES = (("queries", "documents"), ("queries", "items"), ("text_1", "text_2"), ("data_1", "data_2"))
+
+OneOrMore = Annotated[str | ListOf[str], in_one_pass("texts")]
+
+
+class ScoreRequest(Body):
+    """Two texts, or one and several, or as many of each, scored pair by pair; the two have one of four names."""
+
+    model: ModelName = None
+    queries: OneOrMore | None = None
+    documents: OneOrMore | None = None
+    items: OneOrMore | None = None
+    text_1: OneOrMore | None = None
+    text_2: OneOrMore | None = None
+    data_1: OneOrMore | None = None
+    data_2: OneOrMore | None = None
+    instruction: Annotated[str | None, Field(description="What relevant means; the model's own unless given.")] = None
+    truncate_prompt_tokens: MaxTokens = None
+    user: Ignored = None
+
+
+class ClassifyRequest(Body):
+    """Texts to classify."""
+
+    model: ModelName = None
+    input: OneOrMore
+    truncate_prompt_tokens: MaxTokens = None
+    user: Ignored = None
+
+
+class PoolingRequest(Body):
+    """Texts for vectors or label scores, as they come out of the model."""
+
+    model: ModelName = None
+    input: TextsOrOnlyIds
+    task: Annotated[
+        Literal["embed", "token_embed", "classify"] | None,
+        Field(description="A vector a text, one a token, or a score a label; token_embed or classify by the model."),
+    ] = None
+    encoding_format: Literal["float"] | None = None
+    truncate_prompt_tokens: MaxTokens = None
+    user: Ignored = None
+
+
+class GenerativeScoringRequest(Body):
+    """A query, items after (or before) it, and tokens of which one may follow."""
+
+    model: ModelName = None
+    query: str | ListOf[TokenId]
+    items: Annotated[ListOf[str] | ListOf[ListOf[TokenId]], in_one_pass("texts", "lists of token ids")]
+    label_token_ids: Annotated[ListOf[TokenId], Field(min_length=1)]
+    apply_softmax: Annotated[bool, Field(description="Probability among the labels; else among all tokens.")] = True
+    item_first: bool = False
+    add_special_tokens: bool = True
+    user: Ignored = None
+
+
+class _List(BaseModel):
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    usage: Usage
+
+
+class ScoreItem(BaseModel):
+    """A pair's score."""
+
+    index: int
+    object: Literal["score"]
+    score: float
+    token_probs: dict[str, float] | None = None
+
+
+class Scores(_List):
+    """A score a pair."""
+
+    data: list[ScoreItem]
+
+
+class ClassItem(BaseModel):
+    """A text's label, and the probability of each in the model's order."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class Classes(_List):
+    """A label a text."""
+
+    data: list[ClassItem]
+
+
+class PooledItem(BaseModel):
+    """What came out of the model for one text."""
+
+    index: int
+    object: Literal["pooling"]
+    data: list[float] | list[list[float]]
+
+
+class Pooled(_List):
+    """The same for all."""
+
+    data: list[PooledItem]
 
 
 @router.post("/v1/score", responses={200: {"model": Scores}})
@@ -77,11 +183,10 @@ async def pooling(request: Request, body: PoolingRequest, service: ServiceOf) ->
     rows: Any
     if task == "embed":
         answer = await service.embed(texts, max_tokens=body.truncate_prompt_tokens, name="input", single=single)
-        rows = await written(answer.value)
+        rows = answer.value
     elif task == "token_embed":
         answer = await service.embed_tokens(texts, max_tokens=body.truncate_prompt_tokens, name="input", single=single)
         rows = [row / np.maximum(np.linalg.norm(row, axis=1, keepdims=True), 1e-12) for row in answer.value]
-        rows = await written(rows)
     else:
         if not service.info.has_labels:
             raise WrongModelError("model is not a classifier model")

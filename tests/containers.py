@@ -84,4 +84,7 @@ def as_values(held: Any) -> Any:
         return [(key, as_values(value)) for key, value in held.items()]
     if getattr(held, "ndim", 1) == 0:
         return held.item()
+    if isinstance(held, set | frozenset):
+        # a copy may have another order
+        return sorted(map(str, held))
     return [as_values(item) for item in held] if hasattr(held, "__iter__") else str(held)

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, normalize
 from transformers import Qwen3ForCausalLM
 
-from radix_mlp.ops import last_token
-from radix_mlp.ops.head import edge_logprobs
+from radix_mlp.ops import edge_logprobs, last_token
 from radix_mlp.train import cross_entropy, info_nce, kl_distillation, language_head, tree_hidden
 from small_model.batches import Step
 from small_model.bm25 import BM25

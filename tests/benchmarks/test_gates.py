@@ -38,8 +38,8 @@ def keys_never_expire(monkeypatch: pytest.MonkeyPatch) -> None:
         def wrong(*given: Any, right: Any = right, **more: Any) -> Any:
             place = next(i for i, value in enumerate(given) if hasattr(value, "tree"))
             tree = given[place].tree
-            # the list of tiles is made anew
-            broken = tree._replace(end=torch.full_like(tree.end, len(tree.end)), host_tiles=tree.host_tiles[:0])
+            # without tables, they are made from the broken tree
+            broken = tree._replace(end=torch.full_like(tree.end, len(tree.end)), prepared={})
             return right(*given[:place], given[place]._replace(tree=broken), *given[place + 1 :], **more)
 
         monkeypatch.setattr(dense, name, wrong)
@@ -117,6 +117,7 @@ FAULTS = [
         id="library, mteb-sts",
         marks=slow,
     ),
+    pytest.param("public", "--rounds 1 --texts 4", keys_never_expire, id="public"),
     pytest.param("training", "--quick --rows 12/6/3", keys_never_expire, id="training"),
     pytest.param(
         "training_distributed",

@@ -211,7 +211,7 @@ def test_bad_lines(tmp_path, texts):
         (["explain", "TEXTS", "-t", "tiny", "--html", "nowhere/a.html"], "no folder nowhere"),
         (["embed", "TEXTS", "-m", "tiny", "-o", "TEXTS"], "that is the input itself"),
         (["explain", "TEXTS", "-t", "tiny", "--html", "TEXTS"], "that is the input itself"),
-        (["embed", ".", "-m", "tiny"], "that is a folder"),
+        (["embed", "docs/images", "-m", "tiny"], "no file in this folder"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_1(texts, arguments, message):

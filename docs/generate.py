@@ -1,4 +1,4 @@
-"""Write the documents that repeat code; `--check` only tells whether they are up to date (exit code 1 if not).
+"""Write the documents that repeat code; `--check` only reports whether they are up to date (exit code 1 if not).
 
 python docs/generate.py [--check] [--quick]
 
@@ -41,7 +41,7 @@ def cli() -> str:
 
 
 def _prose(text: str) -> str:
-    """Help as Markdown: paragraphs, and what stands after a backspace line as it is."""
+    """Help as Markdown: paragraphs, and the lines after a backspace line unchanged."""
     paragraphs = []
     for paragraph in inspect.cleandoc(text).split("\n\n"):
         if "\b" in paragraph:
@@ -75,7 +75,7 @@ def _default(param: Any) -> str:
 
 
 def models() -> str:
-    """`models.md`: what the sweep says of every model type."""
+    """`models.md`: the sweep's result for every model type."""
     from models_table import models_page
 
     return models_page()
@@ -135,7 +135,7 @@ def http() -> str:
 
 
 def small_model() -> str:
-    """`small-model.md`: what the shipped model is and how good."""
+    """`small-model.md`: the bundled model and its quality."""
     from small_model_page import small_model_page
 
     return small_model_page()
@@ -149,7 +149,7 @@ QUICK: dict[str, Callable[[], str]] = {
     "../README.md": readme,
     "index.md": home,
 }
-"""File, from docs/ -> what writes it; add others here."""
+"""File, relative to docs/ -> the function that writes it; add others here."""
 SWEEP: dict[str, Callable[[], str]] = {
     "openapi.json": openapi,
     "http.md": http,

@@ -2,7 +2,7 @@
 
 python docs/gradients_page.py
 
-Its numbers are rounding, and differ between machines: `make docs` neither writes nor checks this page.
+Its numbers are rounding errors, which differ between machines: `make docs` neither writes nor checks this page.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the sweep over model types says, as `docs/models.md` and as `hf/proven_types.py`."""
+"""The results of the sweep over model types, as `docs/models.md` and as `hf/proven_types.py`."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ token with the unmodified model fed one sequence at a time.""",
         f"""- **{counts["exact"]} exact**: within {MAX_ERROR:.0e} of the largest logit (most norms run in float32).
 - **{counts["refused"]} refused**: `radix_mlp.enable` raises `UnsupportedModelError` with the reason.
 - {counts["not built"]} not built: they cannot run as a causal LM on text alone.""",
-        """A type that is not on this page (newer, or your own) is tried out by `enable` on its own weights, and
-refused if the trial differs. Sequence classifiers, token classifiers and reward models on these types fold as
-well: their trunk is the same.""",
+        """`enable` tries a type that is not on this page (newer, or your own) on its own weights, and refuses it if
+the trial differs. Sequence classifiers, token classifiers and reward models on these types fold as well: they
+have the same trunk.""",
         "## Exact",
         ", ".join(f"`{v.model_type}`" for v in found["exact"]),
         *tables,

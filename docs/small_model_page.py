@@ -44,46 +44,47 @@ print(questions @ passages.T)
 It is an embedder for short English texts on radio and electronics, of {training["parameters"] / 1e6:.1f} million
 parameters: Qwen3's architecture with {recipe["layers"]} layers, {recipe["hidden"]} wide, a byte-pair vocabulary of
 {recipe["vocabulary"]:,} tokens that reads lower case, and texts of up to 1,024 tokens. In `radix_mlp/models` it is a
-sentence-transformers folder with float16 weights, loaded as float32. Vectors are the mean over a text's tokens, of
-length one. Questions take the prompt named `query`, which is read but not averaged; passages take none.
+sentence-transformers folder with float16 weights, loaded as float32. A vector is the mean over a text's tokens,
+scaled to length one. Questions use the prompt named `query`, whose tokens are not averaged; passages use no prompt.
 
 ## How good it is
 
-The 93 judged queries of the Vaswani collection over all its 11,429 abstracts, means over the queries:
+The 93 judged queries of the Vaswani collection against all its 11,429 abstracts, averaged over the queries:
 
 {_judged(judged)}
 
-- **It is worse than BM25** in every column, with stemmed words and without: at this size, with eleven thousand
-  abstracts to learn from, exact words are the better guide.
-- It is far above the same model with random weights.
-- Together with BM25 (reciprocal rank fusion) the first right answer comes earlier than by BM25 alone,
-  MRR {both["mrr"]:.3f} against {bm25["mrr"]:.3f}; recall@10 does not gain,
+- **It is worse than BM25** in every column, with and without stemming: at this size, with eleven thousand abstracts
+  to learn from, exact words are the better guide.
+- It is far better than the same model with random weights.
+- Combined with BM25 (reciprocal rank fusion), the first right answer ranks higher than with BM25 alone,
+  MRR {both["mrr"]:.3f} against {bm25["mrr"]:.3f}; recall@10 does not improve,
   {both["recall_at_10"]:.3f} against {bm25["recall_at_10"]:.3f}.
-- The same weights also learned to say yes or no to a question with a passage. Reranking by that makes every ranking
-  worse (MRR {small["mrr"]:.3f} becomes {judged["small, its first 50 reranked"]["mrr"]:.3f}), so there is no reranker
-  of this name: rank by the vectors.
+- The same weights also learned to answer yes or no to a question with a passage. Reranking by that answer makes the
+  ranking worse (MRR {small["mrr"]:.3f} becomes {judged["small, its first 50 reranked"]["mrr"]:.3f}), so the package
+  has no reranker of this name: rank by the vectors.
 
-On {recipe["held_out"]} abstracts that were kept out of the training, it finds the rest of an abstract by its title
+On {recipe["held_out"]} abstracts held out of the training, the model looks for the rest of an abstract by its title
 among all others: recall@10 {held_out["small"]["recall_at_10"]:.3f} and MRR {held_out["small"]["mrr"]:.3f}; BM25 has
 {held_out["BM25"]["recall_at_10"]:.3f} and {held_out["BM25"]["mrr"]:.3f}.
 
 ## How it was trained
 
-`examples/train_small.py`, from nothing, {training["steps"]} steps in {training["minutes"]:.1f} minutes on one
-{training["device"]} that another training used at the same time (torch {training["torch"].split("+")[0]}).
+`examples/train_small.py` trained it from random weights, in {training["steps"]} steps and {training["minutes"]:.1f}
+minutes on one {training["device"]} that was also running another training (torch {training["torch"].split("+")[0]}).
 
 - **Texts**: {training["read_abstracts"]:,} of the Vaswani abstracts (physics and electronics of about 1960, in lower
-  case without marks) and {training["read_maths"]:,} school maths questions with their answers (GSM8K, its test split:
-  do not measure this model on it). The tokenizer was trained on all of these texts, and on those that were held out.
-- **Questions** are cut from the texts: a title, a sentence, a stretch of words, rare words, some in another form of the
-  word. What answers one is its own text with parts left out (inverse cloze), sometimes all the words asked for.
-- **Losses**: InfoNCE over {sizes["documents"]:,} documents a step, clusters of near ones among them; scores of the
-  teacher, BM25 with stemmed words, by distillation; yes or no for {sizes["judged_queries"]} questions with
-  {sizes["judged_documents"]} documents each; a little of the language model's loss.
+  case without punctuation) and {training["read_maths"]:,} school maths questions with their answers (GSM8K, its test
+  split: do not measure this model on it). The tokenizer was trained on all of these texts, and on the held-out ones.
+- **Questions** are cut from the texts: a title, a sentence, a few words, rare words, some of them inflected
+  differently. The answer to a question is its own text with parts left out (inverse cloze), sometimes with all words
+  of the question removed.
+- **Losses**: InfoNCE over {sizes["documents"]:,} documents per step, including clusters of similar ones; distillation
+  of the scores of the teacher, BM25 with stemmed words; yes or no for {sizes["judged_queries"]} questions with
+  {sizes["judged_documents"]} documents each; a small share of the language model's loss.
 - **One step is one tree**: {questions:,} questions under one instruction, the documents, the pairs, and
   {sizes["read_texts"]} whole texts. {saved:.0%} of the {training["tokens"] / 1e6:.0f} million tokens shared their whole
   left context with another and were not computed again.
-- **Chosen on the held-out abstracts**: the shape and the step (of averaged weights). Best recall@10 and MRR there:
+- **Chosen on the held-out abstracts**: the shape and the step (of averaged weights). The best recall@10 and MRR there:
 
 {_shapes(logs)}
 
@@ -91,19 +92,18 @@ among all others: recall@10 {held_out["small"]["recall_at_10"]:.3f} and MRR {hel
 |---|---|---|---|---|
 {_course(logs["shallow"])}
 
-**What the judged queries were used for.** The table above, which every run prints at its end; and, before any training,
-to measure both ways of BM25, of which the better one became the teacher and the baseline. They were never trained on,
-and chose neither shape nor step. The abstracts they are about were trained on (but for the held-out), without queries.
+**Use of the judged queries.** They give the table above, which every run prints at its end. Before any training they
+also compared the two variants of BM25; the better one became the teacher and the baseline. They were never trained on,
+and chose neither shape nor step. Their abstracts were trained on (except the held-out ones), without the queries.
 
     python examples/train_small.py --data DATA --variant shallow --out small --minutes 4.5
     python examples/train_small.py --data DATA --evaluate small
 
 ## Limits
 
-It knows one field, in English, as it was written about in 1960; on other texts its vectors were not measured. As a
-language model it is good for nothing but tests: the demo scores options with it to show time and equality, and its
-answers there are no better than guesses. For real work take a real embedder: `Engine` loads all of
-[these types](models.md).
+The model knows one field, in the English of about 1960; its vectors were not measured on other texts. As a language
+model it is useful only for tests: the demo scores options with it to show speed and equality, and its answers there
+are no better than guesses. For real work use a real embedder: `Engine` loads all of [these types](models.md).
 """
 
 

@@ -1,7 +1,7 @@
-"""GRPO on folded batches, start to end, without a trainer: a tiny model learns to answer in vowels.
+"""GRPO on folded batches, end to end, without a trainer: a tiny model learns to answer in vowels.
 
-Every step samples a group of answers to each prompt, rewards them, and trains on all groups in one tree: prompts, and
-what answers share, are computed once. Runs on a CPU in half a minute; nothing is downloaded.
+Every step samples a group of answers to each prompt, rewards them, and trains on all groups in one tree: prompts and
+shared beginnings of answers are computed once. Runs on a CPU in half a minute; nothing is downloaded.
 
     python examples/grpo.py [--steps 40]
 """
@@ -61,7 +61,7 @@ def main() -> None:
 
 @torch.no_grad()
 def sample(model, tokenizer, prompts: list[list[int]]) -> tuple[list[tuple[list[int], list[bool]]], torch.Tensor]:
-    """A group of answers to every prompt, with the places that count, and rewards `[prompts, GROUP]`."""
+    """A group of answers to every prompt, with the positions that count, and rewards `[prompts, GROUP]`."""
     sequences, rewards = [], []
     for prompt in prompts:
         out = model.generate(

@@ -1,6 +1,6 @@
 """Rerank with sentence-transformers' CrossEncoder, stock and enabled: the same scores from fewer tokens.
 
-python examples/rerank_with_sentence_transformers.py                              a made-up model, offline
+python examples/rerank_with_sentence_transformers.py                              a tiny random model, offline
 python examples/rerank_with_sentence_transformers.py Qwen/Qwen3-Reranker-0.6B
 """
 

@@ -1,10 +1,10 @@
 """GRPO with TRL on folded batches: answers to one prompt are trained with the prompt computed once.
 
-    python examples/train_grpo.py                        the small model of this package: offline, seconds on a CPU
+    python examples/train_grpo.py                        this package's small model: offline, seconds on a CPU
     python examples/train_grpo.py --model Qwen/Qwen3-0.6B --dataset trl-lib/tldr
-    python examples/train_grpo.py --stock                the same without folding: same losses, other times
+    python examples/train_grpo.py --stock                without folding: the same losses, different times
 
-The reward is a toy (answers of many different letters); put your own in its place.
+The reward is a toy (many different letters); replace it with your own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PROMPTS = [
 
 
 def main() -> None:
-    """Train a few steps and tell what each computed."""
+    """Train a few steps and print what each computed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", help="name or folder; the small model of this package if left out")
     parser.add_argument("--dataset", help="name of a data set with the column prompt; four sentences if left out")
@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def different_letters(completions: list[str], **_: object) -> list[float]:
-    """One reward an answer."""
+    """One reward per answer."""
     return [len(set(completion)) / max(len(completion), 1) for completion in completions]
 
 

@@ -3,15 +3,15 @@
     python examples/train_small.py --data DATA --variant shallow --out small --minutes 4.5   on a GPU
     python examples/train_small.py --data DATA --evaluate small                              the judged queries
 
-The logs of the run that made it, and of another shape beside it on the same GPU, are in small_model/logs.
+The logs of the run that made it, and of a run of another shape on the same GPU, are in small_model/logs.
 
-DATA holds vaswani/ (doc-text.trec; query-text.trec and qrels for the evaluation) and gsm8k/test.jsonl. Nobody's
-judgements are trained on: questions are cut from the abstracts themselves (titles, sentences, rare words), and what
-answers them is cut from the same abstract, or what BM25 ranks high. Needs `pip install snowballstemmer`.
+DATA holds vaswani/ (doc-text.trec; query-text.trec and qrels for the evaluation) and gsm8k/test.jsonl. No human
+judgements are trained on: questions are cut from the abstracts themselves (titles, sentences, rare words), and their
+answers are cut from the same abstract, or ranked high by BM25. Needs `pip install snowballstemmer`.
 
 Every step is one tree: 2,560 questions under one instruction, 1,024 documents, 64 of the questions with 12 documents
-each as a reranker reads them, and 96 whole texts for the language model. The log, a JSON object a line, tells how much
-of it was computed.
+each in a reranker's format, and 96 whole texts for the language model. The log, one JSON object per line, reports how
+much of it was computed.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ NEIGHBOURS = 24
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a variant is."""
+    """The settings of a variant."""
 
     vocabulary: int = 6144
     hidden: int = 512
@@ -135,7 +135,7 @@ def arguments() -> argparse.Namespace:
 
 
 class Log:
-    """JSON lines, and the same to the terminal."""
+    """Writes JSON lines to a file and to the terminal."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,7 +150,7 @@ class Log:
 
 @dataclass(frozen=True)
 class Work:
-    """Everything that a run needs beside the model."""
+    """Everything that a run needs besides the model."""
 
     tokenizer: PreTrainedTokenizerFast
     teacher: BM25
@@ -208,7 +208,7 @@ def neighbours(teacher: BM25, texts: list[Any], readable: np.ndarray) -> np.ndar
 
 
 def train(options: argparse.Namespace, recipe: Recipe, work: Work, log: Log) -> tuple[Qwen3ForCausalLM, dict[str, Any]]:
-    """The averaged weights that did best on the held-out abstracts, and what is to be told about them."""
+    """The averaged weights that did best on the held-out abstracts, and their measurements."""
     device = torch.device(options.device)
     answers = tuple(int(work.steps.vocabulary.ids(word)[0]) for word in ("yes", "no"))
     objective = replace(Objective(*answers), **recipe.weights)
@@ -318,14 +318,14 @@ def batches(steps: Steps, workers: int, device: torch.device) -> Iterator[Step]:
 
 
 def progress(number: int, began: float, options: argparse.Namespace) -> float:
-    """How much of the run is over, from 0 to 1."""
+    """The fraction of the run that is over, from 0 to 1."""
     by_steps = number / options.steps if options.steps else 0.0
     by_time = (time.perf_counter() - began) / (60 * options.minutes) if options.minutes else 0.0
     return max(by_steps, by_time)
 
 
 def schedule(done: float, warmup: float) -> float:
-    """Up in a line, down in half a cosine."""
+    """Linear warm-up, then half a cosine down."""
     return done / warmup if done < warmup else 0.5 + 0.5 * math.cos(math.pi * min(1, (done - warmup) / (1 - warmup)))
 
 

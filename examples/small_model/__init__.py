@@ -1,1 +1,1 @@
-"""What `examples/train_small.py` is made of: the texts, the questions asked of them, the teacher, the evaluation."""
+"""The parts of `examples/train_small.py`: texts, questions about them, the teacher, the evaluation."""

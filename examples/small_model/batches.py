@@ -39,15 +39,15 @@ OPENINGS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much of everything is in a step."""
+    """How many sequences of each kind are in a step."""
 
     documents: int = 1024
     queries_each: int = 2
-    """Pseudo-queries a document."""
+    """Pseudo-queries per document."""
     others: int = 512
-    """Queries that no document of the step was cut with: only the teacher knows which answer them."""
+    """Queries from texts outside the step: only the teacher knows which documents answer them."""
     cluster: int = 8
-    """Documents that are near each other, so that telling them apart is not too easy."""
+    """Documents that are similar to each other, so that distinguishing them is not too easy."""
     judged_queries: int = 64
     judged_documents: int = 12
     """Documents that a reranker judges for each of them; 0 trains no reranker."""
@@ -81,7 +81,7 @@ class Step:
 
 
 class Steps(Dataset[Step]):
-    """Step number i is the same in every run with this seed, whoever makes it."""
+    """Step number i is the same in every run with this seed, in whichever worker."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class Steps(Dataset[Step]):
         return np.concatenate([found, more])[: sizes.documents]
 
     def _others(self, chosen: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Texts that are not in the step, near some that are."""
+        """Texts outside the step, similar to some in it."""
         near = self.neighbours[rng.choice(chosen, self.sizes.others), rng.integers(self.neighbours.shape[1])]
         return near[~np.isin(near, chosen)]
 
@@ -198,7 +198,7 @@ class Steps(Dataset[Step]):
         return places if rng.random() < 0.3 else np.sort(places)
 
     def _document(self, text: EncodedText, asked: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The text, often without its title or a sentence, some words, or what was asked."""
+        """The text, often without its title, a sentence, some words, or the words of the query."""
         keep = np.ones(text.num_words, bool)
         starts = text.sentence_starts
         if text.num_sentences > 1 and rng.random() < 0.4:

@@ -126,7 +126,7 @@ class BM25:
         return self
 
     def term_ids(self, words: Iterable[str]) -> np.ndarray:
-        """Terms of a text, one a word that is known."""
+        """Terms of a text, one per known word."""
         found = (self.terms.get(key) for key in self._keys(words))
         return np.asarray([term for term in found if term is not None], np.int64)
 

@@ -26,7 +26,7 @@ JUDGED_QUERIES, JUDGED_DOCUMENTS = 128, 32
 
 
 def choose_held_out(texts: Sequence[EncodedText], num_abstracts: int, count: int) -> np.ndarray:
-    """Abstracts with a title of three words or more and fifteen words or more after it."""
+    """Abstracts with a title of at least three words and at least fifteen words after it."""
     usable = [
         index
         for index, text in enumerate(texts[:num_abstracts])
@@ -55,7 +55,7 @@ class HeldOut:
     def build(
         cls, vocabulary: Vocabulary, texts: Sequence[EncodedText], held_out: np.ndarray, others: np.ndarray
     ) -> HeldOut:
-        """`others`: abstracts that are candidates besides."""
+        """`others`: abstracts that are further candidates."""
         titles, rests, terms, rest_terms = [], [], [], []
         for index in held_out:
             text = texts[index]

@@ -1,4 +1,4 @@
-"""The model's own tokenizer: byte-level pairs, learnt from the texts."""
+"""The model's own tokenizer: byte-level BPE, learnt from the texts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def pair_text(instruction: str, query: str, document: str) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], *, size: int, max_length: int) -> PreTrainedTokenizerFast:
-    """A tokenizer of `size` tokens that reads lower case and takes a word for the same wherever it stands.
+    """A tokenizer of `size` tokens that lower-cases texts and gives a word the same tokens wherever it occurs.
 
     Every word, digit and mark gets one space before it, so that "radio", "(radio" and "Radio" share a token.
     """

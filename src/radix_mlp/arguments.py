@@ -1,4 +1,4 @@
-"""Lists that callers hand in, of whatever kind: read once, in their order, or refused by name."""
+"""Reads the lists that callers pass, of any kind, once and in order; anything else is an error that names it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ __all__ = ["items_of", "refuse_tables"]
 
 
 def items_of(values: Any, name: str) -> list[Any]:
-    """The items of a list, tuple, column, array or iterator, in their order, as a list of our own.
+    """The items of a list, tuple, column, array or iterator, in order, as a new list.
 
-    Every public call reads its arguments through this, once: a column of a data frame looks places up by label, and
-    an iterator is empty after the first reading. Lists and arrays inside are copied, so that a caller who changes
-    one while the call runs changes nothing.
+    Every public call reads its arguments through this function, once: a column of a data frame is indexed by label,
+    and an iterator is empty after the first pass. Nested lists and arrays are copied, so changing them while the
+    call runs has no effect.
 
     Args:
         values: list, tuple, iterator or generator; a column of pandas, polars, pyarrow or datasets; a NumPy array
@@ -23,7 +23,7 @@ def items_of(values: Any, name: str) -> list[Any]:
         name: the argument's name, for the error.
 
     Raises:
-        InvalidDtypeError: a string, bytes, a dictionary, a set, a table, or nothing that has items.
+        InvalidDtypeError: a string, bytes, a dictionary, a set, a table, or a value without items.
 
     Example:
         >>> items_of((text for text in ("a", "b")), "texts")
@@ -51,7 +51,7 @@ def items_of(values: Any, name: str) -> list[Any]:
 
 
 def refuse_tables(values: Any, name: str) -> None:
-    """Raise `InvalidDtypeError` for a data frame, a table or a whole data set: which column is meant?"""
+    """Raise `InvalidDtypeError` for a data frame, a table or a whole data set, where the column is ambiguous."""
     kind = type(values)
     # a data frame of pandas or polars; a table of pyarrow, a data set of datasets
     if hasattr(kind, "columns") or hasattr(kind, "column_names"):
@@ -61,13 +61,13 @@ def refuse_tables(values: Any, name: str) -> None:
 
 
 def _in_python(values: Any) -> Iterable[Any]:
-    """The items as Python's own values where they are texts."""
+    """The items, texts as Python strings."""
     if hasattr(values, "to_pylist"):
-        # pyarrow's own iterators give scalars of its own
+        # pyarrow's iterators yield pyarrow scalars
         found: Iterable[Any] = values.to_pylist()
         return found
     if hasattr(values, "tolist") and (values.ndim == 1 or getattr(values.dtype, "kind", "") in "UOT"):
-        # NumPy and torch have scalars of their own, too
+        # NumPy and torch yield scalars of their own, too
         listed: Iterable[Any] = values.tolist()
         return listed
     iterable: Iterable[Any] = values
@@ -75,7 +75,7 @@ def _in_python(values: Any) -> Iterable[Any]:
 
 
 def _own(item: Any) -> Any:
-    """`item`, copied where its owner could change it while a call runs."""
+    """`item`, copied if its owner could change it while a call runs."""
     if isinstance(item, str):
         return item
     if type(item) is tuple:

@@ -5,13 +5,13 @@
     │   └── InvalidDtypeError (also TypeError)   an argument has a wrong dtype or type
     ├── UnsupportedModelError                    this model cannot be folded exactly; says why
     ├── UnsupportedCallError                     this call on an enabled model cannot be folded; says why
-    │   └── NoCacheError (also AttributeError)   a folded call kept no key-value cache
-    ├── UnsupportedImplError                     this way to run attention cannot do what was asked
+    │   └── NoCacheError (also AttributeError)   a folded call keeps no key-value cache
+    ├── UnsupportedImplError                     this attention implementation does not support the call
     └── EngineError                              the engine could not answer a request
-        ├── OverloadedError                      too many requests wait already
+        ├── OverloadedError                      too many requests are waiting already
         ├── DeadlineExceededError (also TimeoutError)    not answered in time
-        ├── EngineClosedError                    it is closed, or closing
-        ├── EngineDeadError                      one of its threads has died; nothing runs any more
+        ├── EngineClosedError                    the engine is closed, or closing
+        ├── EngineDeadError                      one of the engine's threads has died; nothing runs any more
         └── InferenceError                       the model failed on this request
             ├── DeviceMemoryError                this request alone does not fit into the device's memory
             └── NonFiniteAnswersError            the model's own answers to these items are NaN or infinite
@@ -55,7 +55,7 @@ class UnsupportedModelError(RadixError):
 
 
 class UnsupportedCallError(RadixError):
-    """A call that must be folded cannot be; the message says why and what to do."""
+    """A call that must be folded cannot be folded; the message says why and what to do."""
 
 
 class NoCacheError(UnsupportedCallError, AttributeError):
@@ -71,15 +71,15 @@ class EngineError(RadixError):
 
 
 class OverloadedError(EngineError):
-    """As many requests as the engine takes are waiting already; try again later."""
+    """The engine already has as many requests as it accepts; try again later."""
 
 
 class DeadlineExceededError(EngineError, TimeoutError):
-    """The request was not answered in the time that it was given; what had not started was not run."""
+    """The request was not answered within its timeout; sequences that had not started were not run."""
 
 
 class EngineClosedError(EngineError):
-    """The engine is closed, or closing and takes no more requests."""
+    """The engine is closed, or is closing and accepts no more requests."""
 
 
 class EngineDeadError(EngineError):
@@ -95,9 +95,9 @@ class DeviceMemoryError(InferenceError):
 
 
 class NonFiniteAnswersError(InferenceError):
-    """The model's answers to some items are not finite, each run without the others.
+    """The model's answers to some items are not finite, even with each item run without the others.
 
-    `kind` is what the items are called; `rejected` holds (place in the caller's list, reason), in order.
+    `kind` is the name of the items; `rejected` holds (index in the caller's list, reason), in order.
     """
 
     def __init__(self, kind: str, rejected: list[tuple[int, str]]) -> None:

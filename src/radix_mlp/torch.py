@@ -26,16 +26,16 @@ def compute_fold_and_scatter_torch(
         input_ids: `[N]` int32 or int64, any device.
         position_ids: `[N]` int32 or int64, same device.
         cu_seq_lengths: `[S + 1]` int32 or int64, same device.
-        pad_multiple_of: round the number of rows up to a multiple; rows added have id, position and index 0.
-        bound_checks: False skips the test of every id and position; a value outside `[0, 2**31)` is then taken
-            modulo `2**32`. True also refuses offsets without the leading 0. Offsets are always checked.
+        pad_multiple_of: round the number of rows up to a multiple; padding rows have id, position and index 0.
+        bound_checks: False skips the check of every id and position; a value outside `[0, 2**31)` is then taken
+            modulo `2**32`. True also rejects offsets without the leading 0. Offsets are always checked.
 
     Returns:
         compact_input_ids `[M]`, compact_position_ids `[M]`, scatter_indices `[N]` (token -> row), fold_gather
         `[M]` (row -> first token): int32, on the device of the inputs.
 
     Raises:
-        InvalidDtypeError: (a TypeError) an argument is no int32 or int64 tensor.
+        InvalidDtypeError: (a TypeError) an argument is not an int32 or int64 tensor.
         InvalidInputError: (a ValueError) values, shapes, lengths, offsets or devices do not fit.
 
     Example:

@@ -308,7 +308,7 @@ def wrong(**changes: Any) -> Callable[[], object]:
         ({"hidden": torch.ones(4, 4)}, "M = 3"),
         ({"head": torch.ones(9, 5)}, "h = 4"),
         ({"head": torch.ones(2, 4)}, "target 2 is outside of the head's vocabulary of 2"),
-        ({"head": lambda x: x[0]}, r"head made \(4,\)"),
+        ({"head": lambda x: x[0]}, r"head returned \(4,\)"),
         ({"temperature": 0.0}, "temperature=0"),
         ({"statistics": ("entropi",)}, "entropi"),
         ({"statistics": "entropy"}, "pass a tuple"),

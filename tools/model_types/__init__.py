@@ -1,1 +1,1 @@
-"""Model types, tiny models of each, and the sweeps that prove them; no part of the wheel."""
+"""Model types, tiny models of each, and the sweeps that prove them; not part of the wheel."""

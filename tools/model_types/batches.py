@@ -20,11 +20,11 @@ def random_batch(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """A batch grown as a random tree: ids `[N]` and offsets `[S + 1]`, both int64.
 
-    Every sequence is a new one, a copy of an earlier one, or leaves an earlier one at a random place
-    (possibly at its end, so that chains occur, or without a tail, so that it is a prefix).
+    Every sequence is new, copies an earlier one, or branches from an earlier one at a random place (possibly at its
+    end, which makes a chain, or without a tail, which makes a prefix).
 
     Args:
-        rng: where the randomness comes from; the same state gives the same batch.
+        rng: source of randomness; the same state gives the same batch.
         num_sequences: `S`.
         vocab_size: ids lie in `[0, vocab_size)`; a small one makes branches meet again.
         max_length: longest sequence, in tokens; at least 1.
@@ -59,7 +59,7 @@ def random_batch(
 def prefix_batch(
     rng: np.random.Generator, *, num_sequences: int, prefix: int, suffix: int, vocab_size: int = 32_000
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """One shared prefix, then a random suffix each: ids `[N]` and offsets `[S + 1]`, both int64."""
+    """Sequences of one shared prefix and a random suffix each: ids `[N]` and offsets `[S + 1]`, both int64."""
     shared = rng.integers(0, vocab_size, prefix, dtype=np.int64)
     tails = rng.integers(0, vocab_size, (num_sequences, suffix), dtype=np.int64)
     return _pack([np.concatenate([shared, tail]) for tail in tails])

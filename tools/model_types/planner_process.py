@@ -1,6 +1,6 @@
-"""`compute_fold_and_scatter` in a process of its own: ours, or that of the package of the same name on PyPI.
+"""Runs `compute_fold_and_scatter` in its own process: ours, or that of the package of the same name on PyPI.
 
-Two packages called `radix_mlp` cannot be imported side by side, so each gets a process with one folder on its path.
+Two packages named `radix_mlp` cannot be imported side by side, so each gets a process with one folder on its path.
 The process reads pickled requests from its standard input and answers on its standard output.
 """
 
@@ -26,7 +26,7 @@ Arrays = tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]
 
 
 def fetch_upstream(version: str = UPSTREAM_VERSION) -> Path:
-    """Folder with upstream's wheel, from the package index at the first call. RuntimeError if pip cannot get it."""
+    """Folder with upstream's wheel, downloaded on the first call. RuntimeError if pip cannot get it."""
     cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
     folder = cache / "radix-mlp" / f"upstream-{version}"
     if not (folder / "radix_mlp").is_dir():
@@ -71,11 +71,11 @@ class PlannerProcess:
         return tuple(self._ask("fold"))
 
     def seconds(self, calls: int) -> float:
-        """Mean time of a call, over `calls` calls in a row."""
+        """Mean time per call, over `calls` consecutive calls."""
         return float(self._ask("seconds", calls))
 
     def peak_bytes(self) -> int:
-        """How far resident memory rises during one call (Linux); meaningful once in a fresh process."""
+        """Rise of resident memory during one call (Linux); meaningful only once, in a fresh process."""
         return int(self._ask("peak_bytes"))
 
     def _ask(self, *request: Any) -> Any:
@@ -91,7 +91,7 @@ class PlannerProcess:
 
 def _serve(folder: str) -> None:
     sys.path.insert(0, folder)
-    # upstream imports torch if it is there, which takes seconds and is not needed
+    # upstream imports torch if it is installed, which takes seconds and is not needed
     sys.modules["torch"] = None  # type: ignore[assignment]
     from radix_mlp import compute_fold_and_scatter
 
@@ -113,7 +113,7 @@ def _serve(folder: str) -> None:
         assert request == "peak_bytes"
         two = np.array([0, 1], np.uint32)
         compute_fold_and_scatter(two, two, np.array([0, 1, 2], np.uint32))
-        # forgets the highest mark so far
+        # resets the high-water mark
         Path("/proc/self/clear_refs").write_text("5")
         before = _status_bytes("VmRSS")
         compute_fold_and_scatter(*arguments)
@@ -127,7 +127,7 @@ def _serve(folder: str) -> None:
         try:
             reply: tuple[Any, str | None] = (answer(*request), None)
         except BaseException as error:
-            # a panic of upstream's is no Exception
+            # a Rust panic of upstream's is not an Exception
             reply = (None, f"{type(error).__name__}: {error}")
         pickle.dump(reply, answers)
         answers.flush()

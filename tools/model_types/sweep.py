@@ -1,7 +1,7 @@
-"""Every causal-LM type of transformers, sorted: folds exactly, or is refused with a reason. There is no third class.
+"""Sorts every causal-LM type of transformers: it folds exactly, or is refused with a reason. There is no third class.
 
-The oracle is the unmodified model fed one sequence at a time; the models are tiny and their weights large, so that
-a wrong mask shows (`broken_mask_error` says by how much).
+The oracle is the unmodified model fed one sequence at a time. The models are tiny and their weights large, so that a
+wrong mask changes the result (`broken_mask_error` says by how much).
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ MAX_ERROR = 1e-5
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one model type."""
+    """The result for one model type."""
 
     model_type: str
     kind: str
     """`exact`, `refused` or `not built`."""
     reason: str = ""
     config_type: str = ""
-    """`model_type` of the built model's configuration; differs where the causal model is a part of a larger one."""
+    """`model_type` of the built model's configuration; differs if the causal model is part of a larger one."""
     error: float = float("nan")
     """Largest difference of any real token's logits, relative to the largest logit."""
 
 
 def examine(model_type: str) -> Verdict:
-    """Fold a random batch through a tiny model of this type and compare; raises AssertionError if it is wrong."""
+    """Fold a random batch through a tiny model of this type and compare; raises AssertionError if they differ."""
     problem = build_problem(model_type)
     if problem is not None:
         return Verdict(model_type, "not built", problem)
@@ -116,13 +116,13 @@ def _relative_error(found: list[torch.Tensor], expected: list[torch.Tensor]) -> 
 
 @torch.no_grad()
 def broken_mask_error(model: PreTrainedModel) -> float:
-    """The error if the tree mask were wrong by one branch: what a test of exactness must be able to see."""
+    """The error of a tree mask that is wrong by one branch: a test of exactness must detect it."""
     sequences = sample_sequences()
     plan = plan_of(sequences)
     expected = one_at_a_time(model, sequences)
     enable(model, threshold=1.0)
     device_plan = plan.to("cpu")
-    # every row sees all rows before it, siblings' subtrees included
+    # every row sees all rows before it, including siblings' subtrees
     end = torch.full_like(device_plan.tree.end, plan.num_rows)
     broken = type(device_plan.tree).from_end(end, device_plan.tree.depth)
     arguments = compact_arguments(model, device_plan)
@@ -135,7 +135,7 @@ def broken_mask_error(model: PreTrainedModel) -> float:
 
 
 def gradient_error(model: PreTrainedModel) -> float:
-    """Largest difference of any parameter's gradient, relative to the largest gradient, folded and one at a time."""
+    """Largest difference of any parameter's gradient, folded and one at a time, over the largest gradient."""
     sequences = sample_sequences()
     ids, mask = pad(sequences, "right")
     weights = [torch.randn(len(s), generator=torch.Generator().manual_seed(i)) for i, s in enumerate(sequences)]

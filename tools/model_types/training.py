@@ -45,9 +45,9 @@ class TrainingErrors:
     logits: float
     loss: float
     gradient: float
-    """Of the worst parameter, relative to that parameter's own largest gradient."""
+    """Of the worst parameter, relative to its own largest gradient."""
     parameter: str
-    """The worst one."""
+    """Name of the worst parameter."""
     num_parameters: int
     """Parameters whose gradients were compared."""
 
@@ -84,7 +84,7 @@ def loss_one_at_a_time(
 
 
 def compare_training(model_type: str, *, seed: int = 0, device: str = "cpu", impl: str = "auto") -> TrainingErrors:
-    """Train one step both ways on a random tree; errors are for the caller to judge.
+    """Train one step both ways on a random tree; the caller judges the errors.
 
     Raises:
         UnsupportedModelError: the model cannot be folded, or its head is not known.
@@ -124,7 +124,7 @@ def compare_training(model_type: str, *, seed: int = 0, device: str = "cpu", imp
 
 
 def gradients_of(model: torch.nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """Every parameter's gradient of a loss; leaves none behind."""
+    """Every parameter's gradient of a loss; clears them afterwards."""
     model.zero_grad(set_to_none=True)
     loss.backward()
     found = {name: p.grad.double() for name, p in model.named_parameters() if p.grad is not None}
@@ -140,7 +140,7 @@ def relative_error(found: Tensor, expected: Tensor, *, floor: float = 0.0) -> fl
 
 
 def table(types: Iterable[str]) -> Iterator[str]:
-    """Lines of a Markdown table of `compare_training`, one a type as it is done; refused types in a line at the end."""
+    """Lines of a Markdown table of `compare_training`, one per type as it finishes; refused types in one last line."""
     yield "| type | logits | loss | gradient | worst parameter | parameters |"
     yield "|---|---|---|---|---|---|"
     refused = []
@@ -163,7 +163,7 @@ def trainable_types() -> list[str]:
 
 
 def main() -> None:
-    """Print one line a model type."""
+    """Print one line per model type."""
     import sys
 
     for line in table(sys.argv[1:] or trainable_types()):

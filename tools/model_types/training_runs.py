@@ -20,7 +20,7 @@ __all__ = ["WAYS", "curve", "distance", "draw"]
 
 VOCABULARY = 64
 WAYS = ("folded", "padded", "padded, other order", "one at a time")
-# colour, line, marker and width of each way: told apart without the colours, too (Okabe and Ito's)
+# colour, line, marker and width of each way: distinguishable without colour, too (Okabe and Ito's palette)
 _STYLES = (
     ("#0072B2", "-", "o", 5.0),
     ("#000000", "-", "", 1.0),
@@ -52,7 +52,7 @@ def curve(way: str, *, steps: int = 200, dtype: torch.dtype = torch.float32, dev
             loss = cross_entropy(tree_logprobs(model, batch).logprob, batch)
             loss.backward()
         elif way.startswith("padded"):
-            # another order rounds differently and is as right
+            # another order rounds differently and is just as right
             if way != "padded":
                 sequences = sequences[::-1]
             ids, mask = (x.to(device) for x in pad(sequences, "right"))
@@ -73,7 +73,7 @@ def curve(way: str, *, steps: int = 200, dtype: torch.dtype = torch.float32, dev
 
 
 def nll(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-    """The sum of what transformers' loss averages: logits in float32."""
+    """The sum that transformers' loss averages: logits in float32."""
     return -(logits.float().log_softmax(-1).gather(2, targets[:, :, None])[:, :, 0] * mask).sum()
 
 
@@ -102,11 +102,11 @@ def distance(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def draw(curves: dict[str, dict[str, np.ndarray]], path: Path) -> None:
-    """Draw runs by name and way: a row of the picture each, losses beside differences to the padded run.
+    """Draw runs by name and way: one row of the picture each, losses beside differences from the padded run.
 
     Args:
         curves: title of a row -> way -> `[steps]` losses.
-        path: of the picture; its ending says as what (`.svg`, `.png`).
+        path: of the picture; its extension sets the format (`.svg`, `.png`).
     """
     import matplotlib as mpl
     from matplotlib.figure import Figure

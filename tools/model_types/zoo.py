@@ -1,10 +1,10 @@
 """A tiny model of every causal-LM type that the installed transformers knows, for sweeps over all of them.
 
-Sizes are small (hidden 64, 2 to 4 layers), whatever changes attention is on (windows of 5 tokens, softcaps, sinks,
-MLA, experts), and all weights are drawn anew and large, so that a wrong mask moves the logits by far more than any
+Sizes are small (hidden 64, 2 to 4 layers), every feature that changes attention is on (windows of 5 tokens, softcaps,
+sinks, MLA, experts), and all weights are redrawn large, so that a wrong mask changes the logits by far more than any
 tolerance. Nothing is downloaded.
 
-    python -m tools.model_types.zoo [--json PATH] [type ...]      prints what each type is and does
+    python -m tools.model_types.zoo [--json PATH] [type ...]      prints the properties of each type
 """
 
 import warnings
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 VOCAB = 128
-# ids outside [low, high) are padding, begin and end marks, image tokens and the like
+# ids outside [low, high) are padding, begin and end tokens, image tokens and so on
 TOKEN_RANGE = (8, 100)
 FIRST_SPECIAL_ID = 104
 SCALE = 0.2
@@ -100,7 +100,7 @@ def build_problem(model_type: str) -> str | None:
 
 
 def zoo_dtype(model_type: str) -> torch.dtype:
-    """float64, or float32 for the types whose code casts to float32 in places that float64 cannot follow."""
+    """float64, or float32 for types whose code casts to float32 in ways that fail in float64."""
     return torch.float32 if model_type in FLOAT32_ONLY else torch.float64
 
 
@@ -129,13 +129,13 @@ def causal_class(model_type: str) -> Any:
 
 
 def replace_vision_tower(config: PretrainedConfig) -> None:
-    """Gemma 3n's own vision tower needs the package timm; text needs no tower, so any other stands in."""
+    """Gemma 3n's vision tower needs the package timm; text needs no tower, so use any other."""
     tower = SiglipVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
     )
     for name in ("vocab_size", "vocab_offset", "rms_norm_eps"):
         setattr(tower, name, getattr(config.vision_config, name))
-    # past the setter, which insists on the tower's own class
+    # bypass the setter, which accepts only the tower's own class
     vars(config)["vision_config"] = tower
 
 
@@ -250,10 +250,10 @@ def tiny_model(
 
 @torch.no_grad()
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Draw every parameter anew: matrices with standard deviation `SCALE`, vectors as their first value plus noise.
+    """Redraw every parameter: matrices with standard deviation `SCALE`, vectors as their initial value plus noise.
 
-    A norm's weight starts at one (or at zero, where the code adds the one itself) and state-space vectors have
-    a range of their own, so vectors keep their centre; sinks are drawn from the standard normal distribution.
+    A norm's weight starts at one (or at zero, where the code adds one) and state-space vectors have their own range,
+    so vectors keep their centre; sinks are drawn from the standard normal distribution.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(model.named_parameters()):
@@ -270,7 +270,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Ignore what transformers warns of with tiny models: odd sizes, missing fast kernels."""
+    """Ignore transformers' warnings about tiny models: odd sizes, missing fast kernels."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

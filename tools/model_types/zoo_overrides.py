@@ -1,10 +1,10 @@
-"""What single model types need beyond the generic shrinking of `zoo.py`; keyed by the type, of a sub-config too."""
+"""Settings of single model types beyond the generic shrinking of `zoo.py`; keyed by type, also of sub-configs."""
 
 from typing import Any
 
 __all__ = ["EAGER_ONLY", "FLOAT32_ONLY", "OVERRIDES", "UNBUILDABLE"]
 
-# an override with this value leaves the field out, so that the class computes it
+# an override with this value omits the field, so that the class computes it
 ABSENT: Any = ...
 
 HYBRID = ["linear_attention", "full_attention"] * 2
@@ -176,7 +176,7 @@ UNBUILDABLE: dict[str, str] = {
     "gemma4_unified_assistant": DRAFTER,
 }
 
-# float32 casts inside the first, float64's smallest number too large for a Python float in the second
+# the first casts to float32 inside; in the second, float64's smallest number is too large for a Python float
 FLOAT32_ONLY: frozenset[str] = frozenset({"inkling2_text", "xglm"})
 # sdpa drops the softcap, or the sparse mask, in some of the supported versions
 EAGER_ONLY: frozenset[str] = frozenset({"doge", "gemma2", "vaultgemma"})

@@ -1,5 +1,5 @@
-"""What each type of the zoo is and does, found by running it: is it causal, what does it do with positions, what
-reaches its attention function."""
+"""Properties of each type of the zoo, found by running it: is it causal, how does it use positions, which arguments
+reach its attention function."""
 
 import argparse
 import inspect
@@ -22,7 +22,7 @@ __all__ = ["describe", "main"]
 
 NUM_TOKENS = 20
 PROBE = "zoo_probe"
-# what the attention interface itself names; whatever else arrives is reported
+# arguments that the attention interface names; all others are reported
 USUAL_KEYWORDS = {"dropout", "scaling", "zoo_marker"}
 
 
@@ -107,7 +107,7 @@ def behaviour(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def changed(input_ids: torch.Tensor, index: int) -> torch.Tensor:
-    """The same ids but for one token."""
+    """The ids with one token changed."""
     low, high = zoo.TOKEN_RANGE
     other = input_ids.clone()
     other[0, index] = low + (other[0, index] - low + 7) % (high - low)
@@ -115,7 +115,7 @@ def changed(input_ids: torch.Tensor, index: int) -> torch.Tensor:
 
 
 def positions(model: PreTrainedModel) -> dict[str, Any]:
-    """`positions`: "arange", "offset k" (what the model counts from if told nothing), "ignored", "refused", "other"."""
+    """`positions`: "arange", "offset k" (where the model starts counting by default), "ignored", "refused", "other"."""
     input_ids = zoo.tiny_input(NUM_TOKENS)
     default = logits_of(model, input_ids)
     arange = torch.arange(NUM_TOKENS)[None]
@@ -135,7 +135,7 @@ def positions(model: PreTrainedModel) -> dict[str, Any]:
 
 
 def implementation_difference(model_type: str) -> float | None:
-    """Largest difference of the logits between eager and sdpa attention; None where one of them is refused."""
+    """Largest difference of the logits between eager and sdpa attention; None if one of them is refused."""
     input_ids = zoo.tiny_input(NUM_TOKENS)
     try:
         eager, sdpa = (
@@ -147,7 +147,7 @@ def implementation_difference(model_type: str) -> float | None:
 
 
 def attention_calls(model: PreTrainedModel) -> dict[str, Any]:
-    """What a registered attention function sees and may decide, from three runs that put one in.
+    """What a registered attention function sees and controls, from three runs with one installed.
 
     `probe_calls`, `probe_marked`: how often it is called, and how often an unknown keyword of `forward` reaches it.
     `mixes_elsewhere`: with attention of each token to itself alone, tokens still see each other (convolutions,
@@ -208,7 +208,7 @@ def causal_attention(q: Any, k: Any, v: Any, *, scaling: float | None = None, **
 
 @contextmanager
 def registered(model: PreTrainedModel, attention: Any) -> Iterator[None]:
-    """The model with this attention function, its masks made as for sdpa; afterwards as it was."""
+    """The model with this attention function and masks made as for sdpa; restored afterwards."""
     before = model.config._attn_implementation
     AttentionInterface.register(PROBE, attention)
     AttentionMaskInterface.register(PROBE, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -1,4 +1,4 @@
-"""What launches of kernels ask of a CUDA device."""
+"""The CUDA device that kernels are launched on."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["capability", "on_device"]
 
 
 def on_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device: make it this one, if it is another CUDA device."""
+    """Make `device` current if it is another CUDA device: Triton launches on the current one."""
     if device.type == "cuda" and device.index != torch.cuda.current_device():
         return torch.cuda.device(device)
     return nullcontext()

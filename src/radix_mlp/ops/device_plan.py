@@ -23,10 +23,10 @@ Arrays = Sequence[NDArray[Any]]
 
 @dataclass(eq=False)
 class _Kept:
-    """Tensors of a plan on one device. It does not know the plan, which would then never go away."""
+    """Tensors of a plan on one device. Holds no reference to the plan, which could then never be freed."""
 
     base: tuple[Tensor, ...] = ()
-    """Those of `DevicePlan`, in the order of its fields."""
+    """The tensors of `DevicePlan`, in the order of its fields."""
     query_rows: Tensor | None = None
     trees: dict[str, AttentionTree] = field(default_factory=dict)
     """By implementation."""
@@ -60,17 +60,17 @@ class DevicePlan:
     plan: RadixPlan
     """The plan on the host."""
     kept: _Kept
-    """What was made of the plan on this device so far."""
+    """Everything computed from the plan on this device so far."""
 
     @property
     def tree(self) -> AttentionTree:
-        """What attention takes: `tree_for("auto")`."""
+        """The tree that attention takes: `tree_for("auto")`."""
         return self.tree_for("auto")
 
     def tree_for(self, impl: str) -> AttentionTree:
-        """The tree with what the implementation `impl` reads, made at the first call and kept with the plan.
+        """The tree with the tables of implementation `impl`, made on the first call and kept with the plan.
 
-        What only the backward pass reads is made where gradients are enabled, and later where they are enabled then.
+        Tables that only the backward pass reads are made on the first call with gradients enabled.
         """
         backward = self.end.is_cuda and torch.is_grad_enabled()
         tree = self.kept.backward_trees.get(impl)
@@ -82,7 +82,7 @@ class DevicePlan:
 def to_device(plan: RadixPlan, device: torch.device | str, *, tree: bool = True) -> DevicePlan:
     """`plan` on `device`: one copy (pinned and asynchronous to CUDA), its tensors kept for the next call.
 
-    Without `tree`, what attention reads besides is made when somebody asks for it.
+    With `tree=False`, the tables of attention are made on first use.
 
     >>> from radix_mlp.plan import build_plan
     >>> to_device(build_plan([5, 6, 5, 7], [0, 2, 4]), "cpu").compact_ids
@@ -97,7 +97,7 @@ def to_device(plan: RadixPlan, device: torch.device | str, *, tree: bool = True)
     ids, positions, fold, unfold, cu, last, end, depth = kept.base
     found = DevicePlan(ids, positions, fold, unfold, cu, last, end, depth, plan, kept)
     if tree:
-        # where the plan was there, but not this, or not with gradients
+        # the plan may be on the device without these tables, or without those for gradients
         found.tree_for("auto")
     return found
 
@@ -106,14 +106,14 @@ RadixPlan.to_device = to_device
 
 
 def _device(device: torch.device | str) -> torch.device:
-    """With its index: 'cuda' stands for the current one."""
+    """The device with its index: 'cuda' is the current one."""
     if isinstance(device, torch.device) and device.index is not None:
         return device
     return torch.empty(0, device=device).device
 
 
 def _copy_base(plan: RadixPlan, device: torch.device, kept: _Kept, more: Arrays) -> Sequence[Tensor]:
-    """Send what a `DevicePlan` holds, and `more` (int32) with it, which is returned."""
+    """Send the arrays of a `DevicePlan`, and `more` (int32) in the same copy; returns the tensors of `more`."""
     long = (
         plan.compact_ids,
         plan.compact_positions,
@@ -130,7 +130,7 @@ def _copy_base(plan: RadixPlan, device: torch.device, kept: _Kept, more: Arrays)
 
 
 def _make_tree(plan: RadixPlan, device: torch.device, kept: _Kept, impl: str, backward: bool) -> AttentionTree:
-    """Prepare what `impl` reads and send it, with the rest of the plan if that is not there yet."""
+    """Prepare the tables of `impl` and send them, together with the plan if it is not on the device yet."""
     # kept for later calls, which may train
     with torch.inference_mode(False):
         sequences = _sequences(plan, kept) if kept.base else None

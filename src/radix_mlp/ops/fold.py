@@ -16,8 +16,8 @@ __all__ = ["fold", "unfold"]
 def fold(x: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
     """`[N, ...]` by token -> `[M, ...]` by row, each row from its first occurrence.
 
-    Right for whatever depends only on a token's left context; values that differ between copies are lost.
-    Rows that pad the plan repeat token 0, and their gradients are dropped.
+    Use it for values that depend only on a token's left context; where copies differ, only the first is kept.
+    Padding rows repeat token 0, and their gradients are dropped.
 
     >>> import torch
     >>> from radix_mlp.plan import build_plan

@@ -1,4 +1,4 @@
-"""Which optional packages are there. Looked up once, when imported: compiled code cannot trace the search."""
+"""Which optional packages are installed. Looked up once, on import: compiled code cannot trace the lookup."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HAS_TRITON = find_spec("triton") is not None
 
 
 def why_not_installed(versions: dict[str, str], extra: str) -> str | None:
-    """Why the distributions are not there in exactly these versions, and how to get them; None if they are.
+    """Why the packages are not installed in exactly these versions, and how to install them; None if they are.
 
     >>> why_not_installed({"no-such-package": "1.0"}, "none")
     'needs no-such-package, which is not installed: pip install "radix-mlp[none]"'

@@ -1,7 +1,7 @@
-"""Pooling: one vector a sequence, straight from compact rows. Nothing of size `N` is made on the device.
+"""Pooling: one vector per sequence, straight from compact rows. Nothing of size `N` is made on the device.
 
-A mean over a sequence is a sum over the pieces of its path: rows are summed piece by piece, once, then pieces path by
-path. Pieces are the segments of the plan, cut wherever a sequence ends.
+A mean over a sequence is a sum over the pieces of its path: the rows of each piece are summed once, then the pieces of
+each path. Pieces are the segments of the plan, cut wherever a sequence ends.
 """
 
 from __future__ import annotations

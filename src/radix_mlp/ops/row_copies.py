@@ -1,4 +1,4 @@
-"""Rows copied by index and summed again: differentiable custom ops."""
+"""Copies of rows by index and sums of copies: differentiable custom ops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LIBRARY.define("spread_rows(Tensor x, Tensor fold_index, Tensor unfold_index) -
 
 
 def first_rows(x: Tensor, fold_index: Tensor, unfold_index: Tensor) -> Tensor:
-    """`x[fold_index]`, differentiable any number of times; rows that pad the plan pass no gradient."""
+    """`x[fold_index]`, differentiable any number of times; padding rows pass no gradient."""
     return torch.ops.radix_mlp.first_rows(x, fold_index, unfold_index)
 
 

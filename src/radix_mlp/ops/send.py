@@ -1,4 +1,4 @@
-"""Small arrays on their way to a device."""
+"""Sends small arrays to a device."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["send"]
 
 
 def send(array: NDArray[Any], device: torch.device) -> Tensor:
-    """A copy of `array` on `device`, made in the order of the device's work and without waiting for it.
+    """A copy of `array` on `device`, queued behind the device's work without waiting for it.
 
-    A plain `.to(device)` waits until the device has done everything it was given before, a whole forward pass perhaps.
+    A plain `.to(device)` waits for all work queued before it, perhaps a whole forward pass.
 
     >>> send(np.arange(3), torch.device("cpu"))
     tensor([0, 1, 2])

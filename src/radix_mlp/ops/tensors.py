@@ -12,7 +12,7 @@ __all__ = ["check_tensors"]
 
 
 def check_tensors(**given: Any) -> None:
-    """Raise `InvalidDtypeError` for a list, array or column where a tensor is needed; None is left out."""
+    """Raise `InvalidDtypeError` for a list, array or column where a tensor is needed; None is allowed."""
     for name, value in given.items():
         if value is not None and not isinstance(value, Tensor):
             raise InvalidDtypeError(

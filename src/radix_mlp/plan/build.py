@@ -43,10 +43,10 @@ def build_plan(
         input_ids: `[N]` integers in `[0, 2**31)`, the token ids of all sequences, one after the other.
         cu_seq_lengths: `[S + 1]` integers, offsets of the sequences: 0, ..., N. Empty sequences are fine.
         position_ids: `[N]` integers in `[0, 2**31)`; None counts from 0 in every sequence, and is faster.
-        keys: `[N]` integers in `[0, 2**31)` that decide instead of the ids what is shared, where an id does not say
-            all that the model reads: placeholders of two images have one id and need two keys. Tokens that become
-            one row must have one id.
-        pad_multiple_of: round the number of rows up to a multiple (see `RadixPlan` for what the rows added hold).
+        keys: `[N]` integers in `[0, 2**31)` that decide what is shared, instead of the ids. Use them where equal ids
+            have different inputs: the placeholders of two images share one id and need two keys. Tokens that become
+            one row must have the same id.
+        pad_multiple_of: round the number of rows up to a multiple (`RadixPlan` describes the padding rows).
 
     Raises:
         InvalidDtypeError: (a TypeError) an argument does not hold integers.
@@ -98,7 +98,7 @@ def _ids_of_rows(
     fold_index: NDArray[np.int32],
     unfold_index: NDArray[np.int32],
 ) -> NDArray[np.int64]:
-    """`[M]` id of each row of a batch that was planned by keys, 0 for padding."""
+    """`[M]` id of each row of a batch planned with keys, 0 for padding."""
     check_values(given, "input_ids")
     check_one_input_a_key(ids, fold_index, unfold_index)
     compact_ids = np.zeros(len(fold_index), np.int64)

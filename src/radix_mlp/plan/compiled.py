@@ -1,4 +1,4 @@
-"""Loops compiled by Numba, at their first call and kept on disk."""
+"""Loops compiled by Numba on their first call and cached on disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["compiled"]
 
 @cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` through Numba, which is imported here because that takes half a second.
+    """`function` compiled by Numba, which is imported here because the import takes half a second.
 
     >>> def add(a: int, b: int) -> int:
     ...     return a + b
@@ -23,5 +23,5 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         return numba.njit(nogil=True, cache=True, error_model="numpy")(function)
     except RuntimeError:
-        # no folder can be written to, so nothing can be kept
+        # there is no writable folder for the cache
         return numba.njit(nogil=True, error_model="numpy")(function)

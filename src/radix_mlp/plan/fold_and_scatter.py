@@ -29,24 +29,24 @@ def compute_fold_and_scatter(
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32], NDArray[np.uint32]]:
     """Fold a batch into the unique tokens of its prefix tree, in order of first occurrence.
 
-    Two tokens are one iff all (id, position) pairs from the start of their sequences up to and including
+    Two tokens become one row iff all (id, position) pairs from the start of their sequences up to and including
     theirs are equal. Name, arguments, order and dtypes are those of the `radix-mlp` package by the authors of
-    RadixMLP (arXiv 2601.15013); `build_plan` gives the depth-first order that tree attention needs.
+    RadixMLP (arXiv 2601.15013); `build_plan` returns the depth-first order that tree attention needs.
 
     Args:
         input_ids: `[N]` uint32, the token ids of all sequences, one after the other.
         position_ids: `[N]` uint32, their positions.
         cu_seq_lengths: `[S + 1]` uint32, offsets of the sequences: 0, ..., N.
-        pad_multiple_of: round the number of rows up to a multiple; rows added have id, position and index 0.
-        bound_checks: True also refuses offsets without the leading 0, which an empty batch may otherwise leave out.
-            False changes nothing: offsets, dtypes, shapes and lengths are always checked.
+        pad_multiple_of: round the number of rows up to a multiple; padding rows have id, position and index 0.
+        bound_checks: True also rejects an empty batch whose offsets lack the leading 0. False changes nothing:
+            offsets, dtypes, shapes and lengths are always checked.
 
     Returns:
         compact_input_ids `[M]`, compact_position_ids `[M]`, scatter_indices `[N]` (token -> row), fold_gather
         `[M]` (row -> first token), all uint32.
 
     Raises:
-        InvalidDtypeError: (a TypeError) an argument is no uint32 array.
+        InvalidDtypeError: (a TypeError) an argument is not a uint32 array.
         InvalidInputError: (a ValueError) shapes, lengths or offsets do not fit.
 
     Example:
@@ -68,7 +68,7 @@ def compute_fold_and_scatter(
     if len(cu) == 0:
         if num_tokens or bound_checks:
             check_offsets_present(cu)
-        # upstream takes an empty batch without the leading 0
+        # upstream accepts an empty batch without the leading 0
         cu = np.zeros(1, np.uint32)
     unfold = np.empty(num_tokens, np.uint32)
     kernels = _kernels()

@@ -1,11 +1,11 @@
 """The planner's compiled loops. Importing this module imports numba (0.4 s): import it where it is first used.
 
-The prefix tree is held path-compressed. A *node* is a run of consecutive rows, numbered in order of first
-occurrence, whose tokens are also consecutive in the batch: a run is cut from the tail that one sequence added.
-So a sequence is matched against a node as one stretch of memory against another, one sequence adds at most two
-nodes (its tail, and the lower half of the run that it leaves midway), and everything that is written a token
-is a copy or a count. Children are found by comparing with the first child, then in a hash table under
-(row before, token, position); splitting a run changes none of these keys.
+The prefix tree is path-compressed. A *node* is a run of consecutive rows, numbered in order of first occurrence,
+whose tokens are also consecutive in the batch: a run is cut from the tail that one sequence added. So matching a
+sequence against a node compares two stretches of memory, a sequence adds at most two nodes (its tail, and the
+lower half of the run that it leaves midway), and all work per token is a copy or a count. A child is looked up by
+comparing with the first child, then in a hash table keyed by (row before, token, position); splitting a run
+changes none of these keys.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ NEXT_SIBLING = 6
 DEPTH = 7
 NUM_FIELDS = 8
 
-# Tokens handled at once, as vectors. Typed, since an int64 with a uint64 makes a float64.
+# Tokens processed at once, as vectors. Typed, since an int64 with a uint64 makes a float64.
 WIDE = np.uint64(32)
 NARROW = np.uint64(8)
 
@@ -58,7 +58,7 @@ def _offsets_are_right(cu_seq_lengths, num_tokens):
 
 @_inline
 def _same(ids, positions, with_positions, a, b):
-    """Whether tokens `a` and `b` have one id and one position."""
+    """Whether tokens `a` and `b` have the same id and position."""
     a, b = np.uint64(a), np.uint64(b)
     return ids[a] == ids[b] and (not with_positions or positions[a] == positions[b])
 
@@ -75,7 +75,7 @@ def _differ(x, a, b, width):
 @_inline
 def _agree(ids, positions, with_positions, a, b, n):
     """Number of leading tokens in which the `n` tokens from `a` and the `n` tokens from `b` agree."""
-    # unsigned, because a signed index may count from the end, which costs a branch and forbids vectors
+    # unsigned: a signed index may count from the end, which costs a branch and prevents vectorization
     a, b, n, i = np.uint64(a), np.uint64(b), np.uint64(n), np.uint64(0)
     while i + WIDE <= n and _differ(ids, a + i, b + i, WIDE) == 0:
         if with_positions and _differ(positions, a + i, b + i, WIDE) != 0:
@@ -105,7 +105,7 @@ def _count(out, start, n, value):
 
 @_inline
 def _copy(out, start, n, values, first):
-    """`out[start : start + n] = values[first : first + n]`; returns all bits that any value has."""
+    """`out[start : start + n] = values[first : first + n]`; returns the bitwise or of all values."""
     start, first, bits = np.uint64(start), np.uint64(first), values.dtype.type(0)
     for i in range(np.uint64(n)):
         value = values[first + i]
@@ -125,12 +125,12 @@ def _hash(parent_row, token, position):
 
 @_helper
 def _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes):
-    """Grow the tree in `nodes` and write rows by first occurrence to `unfold`; the number of nodes and of rows."""
+    """Grow the tree in `nodes` and write rows by first occurrence to `unfold`; returns how many nodes and rows."""
     num_sequences = len(cu_seq_lengths) - 1
     bits = 3
     while (1 << bits) < 2 * num_sequences:
         bits += 1
-    # an entry is the lower half of a hash and a node; the slot comes from the upper bits
+    # an entry holds the lower half of a hash and a node; the upper bits give the slot
     table = np.zeros(1 << bits, np.uint64)
     shift = np.uint64(64 - bits)
     mask = np.uint64((1 << bits) - 1)
@@ -202,7 +202,7 @@ def _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes):
             if nodes[node, FIRST_CHILD] == 0:
                 nodes[node, FIRST_CHILD] = new
             else:
-                # a first child is compared first, so only the others need the table
+                # the first child is compared directly, so only the others need the table
                 table[slot] = (key << HALF) | new
                 nodes[np.uint64(nodes[node, LAST_CHILD]), NEXT_SIBLING] = new
             nodes[node, LAST_CHILD] = new
@@ -214,7 +214,7 @@ def _grow(ids, positions, with_positions, cu_seq_lengths, unfold, nodes):
 
 @compiled
 def fold_first_occurrence(ids, positions, cu_seq_lengths, pad_multiple_of, unfold):
-    """Rows in order of first occurrence: status, and ids, positions, fold index as one array `[3, M]`."""
+    """Rows in order of first occurrence. Returns the status, and ids, positions, fold index as one array `[3, M]`."""
     num_sequences = len(cu_seq_lengths) - 1
     if not _offsets_are_right(cu_seq_lengths, len(ids)):
         return WRONG_OFFSETS, np.empty((3, 0), np.uint32)
@@ -238,8 +238,9 @@ def fold_first_occurrence(ids, positions, cu_seq_lengths, pad_multiple_of, unfol
 def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multiple_of, unfold):
     """Rows in depth-first preorder.
 
-    Status, number of rows without padding, ids and positions as one array `[2, M]`, `end`, fold index and depth as
-    another. Without positions they are those in the sequence, and nothing is compared.
+    Returns the status, the number of rows without padding, ids and positions as one array `[2, M]`, and `end`, fold
+    index and depth as another `[3, M]`. Without given positions, a token's position is its index in the sequence,
+    and positions are not compared.
     """
     num_tokens = len(ids)
     num_sequences = len(cu_seq_lengths) - 1
@@ -274,7 +275,7 @@ def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multipl
         height += 1
         node = np.uint64(nodes[node, FIRST_CHILD])
         while node == NONE and height > 0:
-            # everything below the last of the ancestors has its rows: go on to its sibling
+            # the subtree of the last ancestor is complete: continue with its sibling
             height -= 1
             done = ancestors[height]
             end[new_row[done] : new_row[done] + nodes[done, LENGTH]] = row
@@ -285,7 +286,7 @@ def fold_depth_first(ids, positions, with_positions, cu_seq_lengths, pad_multipl
     depth[row:] = 0
     _count(end, row, num_rows - row, row + 1)
 
-    # a path enters every node at its first row; the fold index comes last, so its memory is free until then
+    # a path enters every node at its first row; the fold index is written last, so its memory is free until then
     node_of_row = fold
     for k in range(ONE, np.uint64(num_nodes)):
         node_of_row[nodes[k, ROW]] = k

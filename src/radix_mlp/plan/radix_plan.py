@@ -20,15 +20,15 @@ __all__ = ["RadixPlan"]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class RadixPlan:
-    """A batch of `S` sequences, `N` tokens, folded into the `M` nodes of its prefix tree.
+    """A batch of `S` sequences and `N` tokens, folded into the `M` nodes of its prefix tree.
 
-    Rows are in depth-first preorder: children in the order in which they first occur in the batch, so the
-    subtree of row `j` is the interval `[j, end[j])` and query row `i` may see key row `j` iff
-    `j <= i < end[j]`.  Rows past `num_compact` exist only when the plan was padded: id 0, position 0,
-    `fold_index` 0, and `end[j] = j + 1`, so that they see nothing but themselves and nobody sees them.
+    Rows are in depth-first preorder, children in the order of their first occurrence in the batch. So the subtree
+    of row `j` is the interval `[j, end[j])`, and query row `i` may see key row `j` iff `j <= i < end[j]`. Rows past
+    `num_compact` exist only in a padded plan: they have id 0, position 0, `fold_index` 0 and `end[j] = j + 1`, so
+    they see only themselves and no other row sees them.
 
-    A token's *key* decides which tokens are one row; its *input* is what the model embeds. They are the same, the
-    token id, unless `build_plan` got `keys`: `compact_ids` always holds inputs, `compact_keys` what was compared.
+    A token's *key* decides which tokens share a row; its *input* is what the model embeds. Both are the token id
+    unless `build_plan` got `keys`: `compact_ids` always holds inputs, `compact_keys` what was compared.
 
     Build one with `build_plan`; all arrays are read-only.
     """
@@ -53,13 +53,13 @@ class RadixPlan:
     depth: NDArray[np.int32]
     """`[M]` number of tokens before this one in its sequence (its index there), 0 for padding."""
     row_keys: NDArray[np.int64] | None = None
-    """`[M]` key of each row if the batch was planned by keys; None: the ids are the keys."""
+    """`[M]` key of each row if the batch was planned with keys; None if the ids are the keys."""
     query_rows: NDArray[np.int32] | None = None
-    """`[Q]` ascending rows that attention computes, if not all `M`. Set it with `with_query_rows`."""
+    """`[Q]` ascending rows that attention computes; None means all `M`. Set it with `with_query_rows`."""
 
     @property
     def compact_keys(self) -> NDArray[np.int64]:
-        """`[M]` key of each row: with its position, what decided that tokens are one row."""
+        """`[M]` key of each row: tokens share a row if their keys and positions, and those before them, are equal."""
         return self.compact_ids if self.row_keys is None else self.row_keys
 
     @property
@@ -74,7 +74,7 @@ class RadixPlan:
 
     @property
     def num_rows(self) -> int:
-        """Rows the model runs on: `num_compact` and padding."""
+        """Rows that the model runs on: `num_compact` plus padding."""
         return len(self.compact_ids)
 
     @property
@@ -89,7 +89,7 @@ class RadixPlan:
 
     @cached_property
     def segments(self) -> Segments:
-        """The unbranched pieces of the tree, each with the segment above it; made at the first use."""
+        """The unbranched pieces of the tree, each with the segment above it; computed on first use."""
         return make_segments(self.end)
 
     @cached_property
@@ -98,7 +98,7 @@ class RadixPlan:
         starts, stops = self.cu_seq_lengths[:-1], self.cu_seq_lengths[1:]
         if self.num_tokens == 0:
             return np.full(self.num_sequences, -1, np.int32)
-        # of an empty sequence, that of the token before, or of the last one: replaced
+        # wrong for empty sequences, which are replaced below
         last = self.unfold_index[stops - 1]
         empty = starts == stops
         if empty.any():
@@ -136,7 +136,7 @@ class RadixPlan:
         return self.to_device(device, tree=tree)
 
     def check(self) -> None:
-        """Raise `InvalidInputError` if any invariant of the layout does not hold. For tests and bug reports."""
+        """Raise `InvalidInputError` if an invariant of the layout does not hold. For tests and bug reports."""
         rows = np.arange(self.num_rows)
         real = rows < self.num_compact
         for name in ("compact_positions", "end", "fold_index", "depth", "compact_keys"):

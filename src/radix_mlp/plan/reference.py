@@ -1,4 +1,4 @@
-"""The definition of folding: a trie of Python dictionaries, one node a token. Slow, and meant to be read."""
+"""The definition of folding: a trie of Python dictionaries, one node per token. Slow, and meant to be read."""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ Int32 = NDArray[np.int32]
 class Segments(NamedTuple):
     """`G` segments that cover the rows in order: every row but the last of a segment has one child, the next row.
 
-    A subtree of one segment ends where the subtrees of all its rows end, so a segment is a stretch of equal
-    `RadixPlan.end`. A segment above comes before all segments below it. Rows of padding are segments of one row.
+    The subtrees of all rows of a segment end at the same row, so a segment is a stretch of equal `RadixPlan.end`.
+    A parent segment precedes its children. Each padding row is a segment of its own.
     """
 
     start: Int32
@@ -27,13 +27,13 @@ class Segments(NamedTuple):
     end: Int32
     """`[G]` one past the last row."""
     parent: Int32
-    """`[G]` the segment that the first row's parent ends, -1 for roots and padding."""
+    """`[G]` the parent segment, whose last row is the parent of the first row; -1 for roots and padding."""
 
 
 def make_segments(end: Int32) -> Segments:
     """Segments of a tree from `end` (`[M]` int32), in `O(M)`.
 
-    Example: `a b c d | a b e` lies as `a b c d e`.
+    Example: `a b c d | a b e` has the rows `a b c d e`.
         >>> segments = make_segments(np.array([5, 5, 4, 4, 5], np.int32))
         >>> segments.start.tolist(), segments.end.tolist(), segments.parent.tolist()
         ([0, 2, 4], [2, 4, 5], [-1, 0, 0])
@@ -49,7 +49,7 @@ def make_segments(end: Int32) -> Segments:
 
 def _find(end: Int32, start: Int32, parent: Int32) -> int:
     """Write `start` and `parent`; returns the number of segments."""
-    # segments on the path to the row at hand, the lowest last
+    # segments on the path to the current row, the lowest last
     path = np.empty(len(end), np.int32)
     height = 0
     count = 0

@@ -1,4 +1,4 @@
-"""What follows from `end`: parents, depths. Numba is imported with the first use."""
+"""Parents and depths, computed from `end`. Numba is imported on first use."""
 
 from __future__ import annotations
 

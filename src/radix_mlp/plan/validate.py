@@ -1,7 +1,7 @@
-"""Arguments of the planner: made into arrays, or refused with an error that names the argument and the value.
+"""Converts the planner's arguments to arrays, or raises an error that names the argument and the value.
 
-What costs a pass over the batch is tested by the kernels, which only say that something is wrong; `check_values`
-and `explain_offsets` then look for it.
+Checks that need a pass over the batch run in the kernels, which only report that something is wrong;
+`check_values` and `explain_offsets` then find it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _INT64 = np.dtype(np.int64)
 
 
 def as_uint32(value: Any, name: str) -> NDArray[np.uint32]:
-    """A `[n]` uint32 array as a kernel wants it, copied only if it is read-only or not contiguous."""
+    """A `[n]` uint32 array for a kernel, copied only if it is read-only or not contiguous."""
     if type(value) is np.ndarray and value.dtype == _UINT32 and value.ndim == 1 and value.flags.carray:
         return value
     if not isinstance(value, np.ndarray):
@@ -108,7 +108,7 @@ def check_same_length(input_ids: NDArray[Any], others: NDArray[Any], name: str =
 def check_one_input_a_key(
     input_ids: NDArray[np.int64], fold_index: NDArray[np.int32], unfold_index: NDArray[np.int32]
 ) -> None:
-    """Raise if tokens that the keys made one row have different ids: the model would embed one of them for all."""
+    """Raise if tokens that share a row by their keys have different ids: the model would embed one id for all."""
     first = fold_index[unfold_index]
     wrong = input_ids != input_ids[first]
     if wrong.any():
@@ -136,13 +136,13 @@ def check_size(num_tokens: int) -> None:
 
 
 def check_offsets_present(cu_seq_lengths: NDArray[Any]) -> None:
-    """Raise if there is not even the leading 0."""
+    """Raise if the leading 0 is missing."""
     if len(cu_seq_lengths) == 0:
         raise InvalidInputError("cu_seq_lengths must start with 0, got no elements; for an empty batch pass [0]")
 
 
 def explain_offsets(cu_seq_lengths: NDArray[Any], num_tokens: int) -> NoReturn:
-    """Raise for the first rule that offsets break."""
+    """Raise for the first rule that the offsets break."""
     if cu_seq_lengths[0] != 0:
         raise InvalidInputError(f"cu_seq_lengths must start with 0, got {cu_seq_lengths[0]}")
     falls = np.flatnonzero(cu_seq_lengths[1:] < cu_seq_lengths[:-1])
@@ -157,7 +157,7 @@ def explain_offsets(cu_seq_lengths: NDArray[Any], num_tokens: int) -> NoReturn:
 
 
 def check_values(value: ArrayLike, name: str) -> None:
-    """Raise if a value is outside `[0, 2**31)`; takes the argument as given, since the message shows its value."""
+    """Raise if a value is outside `[0, 2**31)`. Pass the caller's own argument: the message shows its value."""
     array = np.asarray(value)
     if array.size == 0 or (array.min() >= 0 and array.max() <= MAX_INDEX):
         return

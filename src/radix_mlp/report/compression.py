@@ -16,7 +16,7 @@ BATCH_SIZES = (16, 32, 64)
 
 @dataclass(frozen=True)
 class CompressionRow:
-    """One way to form batches: the compact tokens that remain for each order."""
+    """One way to form batches, with the compact tokens left for each order of the texts."""
 
     label: str
     num_batches: dict[str, int]
@@ -30,7 +30,7 @@ class CompressionRow:
 def compression_table(
     sequences: Sequence[Ids], *, sizes: Sequence[int] = BATCH_SIZES, max_batch_tokens: int = 16384
 ) -> list[CompressionRow]:
-    """Every size, then the budget, each with the orders of `radix_mlp.engine.batching.scheduler.ORDERS`.
+    """One row per batch size, then one for the token budget, each with the orders in `ORDERS`.
 
     Example:
         >>> import numpy as np

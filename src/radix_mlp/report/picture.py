@@ -1,4 +1,4 @@
-"""The tree as a picture: tokens run to the right, texts lie one below the other, a shared piece is one box."""
+"""The tree as a picture: tokens run to the right, texts are stacked, and a shared piece is one box."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Box:
     piece: SharedPiece
     text: str
     depth: float
-    """0 for two texts to 1 for all of them, on a logarithmic scale: how deep the colour is."""
+    """Depth of the colour, on a logarithmic scale: 0 for two texts, 1 for all of them."""
 
 
 @dataclass(frozen=True)
@@ -35,16 +35,16 @@ class Picture:
     """Tokens that fit the picture's width; longer texts are cut off at the right."""
     longest: int
     stripes: list[tuple[float, float, float]]
-    """(y, height, length) of the texts themselves, neighbours taken together where there are many."""
+    """(y, height, length) of the texts themselves; where there are many, neighbours are merged."""
     boxes: list[Box]
 
 
 def draw(tree: TextTree, decode: Callable[[Ids], str]) -> Picture:
-    """Lay the tree out; only the pieces that save most are drawn where there are more than `MAX_BOXES`."""
+    """Lay the tree out; of more than `MAX_BOXES` pieces, only those that save most are drawn."""
     lengths = [len(sequence) for sequence in tree.sequences]
     count = len(lengths)
     pieces = [piece for root in tree.roots for piece in root.walk()]
-    # a box of less than a pixel or so would not be seen
+    # a box of less than about a pixel is invisible
     visible = [piece for piece in pieces if piece.num_texts >= count / 500]
     visible = sorted(visible, key=lambda piece: -piece.saved)[:MAX_BOXES]
     longest = max(lengths, default=1)

@@ -1,4 +1,4 @@
-"""Arithmetic that a model needs for a batch, folded and not: what speed-up its shape allows."""
+"""The arithmetic of a batch, folded and unfolded: the speed-up that a model's shape allows."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class ModelShape:
         return self.layers * (attention + 3 * self.hidden * self.intermediate)
 
     def flop(self, num_tokens: int, attention_pairs: int) -> float:
-        """Of one forward pass over `num_tokens` tokens in which `attention_pairs` pairs of tokens meet.
+        """FLOP of one forward pass over `num_tokens` tokens with `attention_pairs` query-key pairs.
 
         Example:
             >>> f"{SHAPES['qwen3-0.6b'].flop(1000, 500_500):.2e}"
@@ -60,7 +60,7 @@ def shape_of(name: str) -> ModelShape:
     """A shape by name, or from the config.json of a model's folder.
 
     Raises:
-        InvalidInputError: neither; the message lists the names.
+        InvalidInputError: `name` is neither; the message lists the names.
     """
     if name.lower() in SHAPES:
         return SHAPES[name.lower()]

@@ -1,4 +1,4 @@
-"""What `explain` found as one self-contained HTML page: no script, no network."""
+"""The findings of `explain` as one self-contained HTML page: no scripts, no network."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def write_html(
         f"<style>{STYLE}</style><h1>{escape(title)}</h1>",
         *(f"<p>{escape(line)}</p>" for line in summary),
         "<h2>What the texts share</h2>",
-        "<p>Every line is a text, tokens run to the right. A coloured box is computed once for all the texts it spans; "
+        "<p>Every line is a text; tokens run to the right. A coloured box is computed once for all the texts it spans; "
         "the deeper its colour, the more texts. Point at a box to read it.</p>",
         _svg(picture),
         "<h2>Compression by batch and order</h2><table>",
@@ -106,7 +106,7 @@ def _svg(picture: Picture) -> str:
         for token in range(0, picture.num_tokens, step)
         if token * across < WIDTH - 40
     ]
-    more = "" if picture.num_tokens == picture.longest else f" (texts go on to {picture.longest:,})"
+    more = "" if picture.num_tokens == picture.longest else f" (texts continue to {picture.longest:,})"
     ticks.append(f'<text class="axis" x="0" y="{height + 32:.0f}">token{more}</text>')
     view = f"0 0 {WIDTH} {height + 38:.0f}"
     return "\n".join([f'<svg viewBox="{view}" role="img">', *shapes, *labels, *ticks, "</svg>"])

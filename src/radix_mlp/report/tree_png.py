@@ -57,7 +57,9 @@ def write_png(path: Path, picture: Picture, title: str) -> None:
             )
     axes.set_xlim(0, picture.num_tokens)
     axes.set_ylim(picture.num_texts, 0)
-    axes.set_xlabel("token" if picture.num_tokens == picture.longest else f"token (texts go on to {picture.longest:,})")
+    axes.set_xlabel(
+        "token" if picture.num_tokens == picture.longest else f"token (texts continue to {picture.longest:,})"
+    )
     axes.set_ylabel("texts, in lexicographic order")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_title(title, loc="left", fontsize=11)

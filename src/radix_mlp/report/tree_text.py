@@ -14,7 +14,7 @@ __all__ = ["TreeLine", "snippet", "tree_lines"]
 Decode = Callable[[Ids], str]
 
 SMALLEST_SHARE = 0.005
-"""Pieces that save less of all that is saved are not shown."""
+"""Pieces that save less than this share of the total are not shown."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class TreeLine:
 def tree_lines(
     tree: TextTree, decode: Decode, *, max_lines: int = 20, max_children: int = 4, width: int = 60
 ) -> list[TreeLine]:
-    """The top of the tree: from the roots down, always the piece next below which most is saved.
+    """The top of the tree: from the roots down, always next the piece whose subtree saves most.
 
     Args:
         decode: token ids -> text, for the snippets.
-        max_lines: pieces shown; what is left out is counted in lines of its own.
+        max_lines: pieces shown; lines of their own count the pieces left out.
         max_children: pieces shown below one piece.
         width: characters for branch and snippet together.
     """
@@ -56,9 +56,9 @@ def tree_lines(
 
 
 def snippet(text: str, width: int) -> str:
-    """`text` on one line of at most `width` characters: its begin and its end."""
+    """`text` on one line of at most `width` characters: its beginning and its end."""
     line = "".join("⏎" if char == "\n" else char if char.isprintable() else " " for char in text)
-    # what begins or ends with a space should show it
+    # make leading and trailing spaces visible
     start, end = len(line) - len(line.lstrip()), len(line.rstrip())
     line = "␣" * start + line[start:end] + "␣" * (len(line) - max(end, start))
     if len(line) <= width:
@@ -95,7 +95,7 @@ def _lines(
         yield TreeLine(branch, snippet(decode(tree.ids(piece)), max(width - len(branch), 10)), piece, piece.saved)
         deeper = indent + ("   " if last else "│  ")
         yield from _lines(piece.children, below, tree, decode, shown, deeper, max_children, width)
-    # below a piece nothing of which is shown, a count alone says little
+    # a count alone says little below a piece with no children shown
     if left_out and (kept or not indent):
         saved = sum(below[id(piece)] for piece in left_out)
         more = "more shared pieces" if len(left_out) > 1 else "more shared piece"

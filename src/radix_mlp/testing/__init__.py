@@ -1,1 +1,1 @@
-"""What tests of code that uses radix-mlp need."""
+"""Helpers for tests of code that uses radix-mlp."""

@@ -1,4 +1,4 @@
-"""One call of `tree_attention`: with its tensors, and as a kind that implementations take or refuse."""
+"""One call of `tree_attention`: its tensors, and its kind, by which implementations accept or refuse it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["AttentionCall", "CallKind", "Composite", "Implementation", "kind_of"
 
 
 class CallKind(NamedTuple):
-    """What a call is but for its numbers. As it stands by default every implementation takes it."""
+    """Everything about a call except its data. Every implementation accepts the default values."""
 
     device_type: str
     dtype: torch.dtype = torch.bfloat16
@@ -26,9 +26,9 @@ class CallKind(NamedTuple):
     softcap: bool = False
     sinks: bool = False
     query_rows: bool = False
-    """Whether q holds some of the rows only."""
+    """Whether q holds only some of the rows."""
     capability: tuple[int, int] | None = None
-    """Compute capability of the CUDA device; None if it is not asked for."""
+    """Compute capability of the CUDA device; None if not queried."""
 
 
 class AttentionCall(NamedTuple):
@@ -45,26 +45,26 @@ class AttentionCall(NamedTuple):
 
 
 class Composite(Protocol):
-    """The module of an implementation that is plain differentiable torch."""
+    """The module of an implementation in plain differentiable torch."""
 
     def why_not(self, kind: CallKind) -> str | None:
-        """What keeps it from such a call: device, packages, dtype, widths, options; None if nothing does."""
+        """Why it cannot run such a call (device, packages, dtype, widths, options); None if it can."""
 
     def prepare(self, tree: HostTree) -> tuple[Tensor, ...] | None:
-        """Its tables on the CPU, a named tuple (see `AttentionTree.prepared`); None if it needs none."""
+        """Its tables on the CPU, as a named tuple (see `AttentionTree.prepared`); None if it needs none."""
 
     def attention(self, call: AttentionCall) -> Tensor:
         """`[M, Hq, D]`, `[M, Hkv, D]`, `[M, Hkv, Dv]` -> `[M, Hq, Dv]`."""
 
 
 class Implementation(Protocol):
-    """The module of an implementation that runs inside of the custom op."""
+    """The module of an implementation that runs inside the custom op."""
 
     SAVES_LSE: bool
     """Whether `forward` returns the log-sum-exp (else an empty tensor)."""
 
     Tables: Any
-    """Its named tuple of tensors. The first is not empty, unless there are no rows."""
+    """Its named tuple of tensors. The first is empty only if there are no rows."""
 
     def why_not(self, kind: CallKind) -> str | None:
         """See `Composite`."""
@@ -82,7 +82,7 @@ class Implementation(Protocol):
 
 
 def kind_of(call: AttentionCall) -> CallKind:
-    """The kind of a call; compiled code asks for no capability, so what it runs is asked again when it runs."""
+    """The kind of a call. Compiled code does not query the capability, so the op checks the kind again when it runs."""
     q = call.q
     asks = q.device.type == "cuda" and not torch.compiler.is_compiling()
     return CallKind(

@@ -1,4 +1,4 @@
-"""`AttentionTree`: what attention knows of a plan, and how the tables that implementations prepare get to a device."""
+"""`AttentionTree`: the part of a plan that attention reads, and the transfer of prepared tables to a device."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class AttentionTree(NamedTuple):
     depth: Tensor
     """`[M]` int32, number of ancestors of the row."""
     prepared: Mapping[str, Any] = {}
-    """Tables that implementations prepared, by name of the implementation: a named tuple of tensors each, or None.
-    Fields named `host_*` lie on the CPU. What is missing is made where it is needed, once for every layer."""
+    """Tables by name of the implementation: a named tuple of tensors each, or None. Fields named `host_*` are on the
+    CPU. Missing tables are made where they are needed, again in every layer."""
     query_rows: Tensor | None = None
     """`[Q]` int32, ascending: the rows that q holds and attention computes. None: all `M`."""
 
     @classmethod
     def from_end(cls, end: Tensor, depth: Tensor) -> AttentionTree:
-        """A tree from `end` and `depth` alone (`[M]` integers each); implementations make their tables when they run.
+        """A tree from `end` and `depth` alone (`[M]` integers each); implementations make their tables at run time.
 
         >>> AttentionTree.from_end(torch.tensor([3, 2, 3]), torch.tensor([0, 1, 1])).end
         tensor([3, 2, 3], dtype=torch.int32)
@@ -54,26 +54,26 @@ class Sequences(NamedTuple):
     cu_seq_lengths: Tensor
     """`[S + 1]` token offsets."""
     host_cu_seq_lengths: Tensor
-    """`[S + 1]` the same on the CPU."""
+    """`[S + 1]`, on the CPU."""
 
 
 class HostTree(NamedTuple):
-    """What an implementation makes its tables from."""
+    """The input from which an implementation makes its tables."""
 
     end: NDArray[np.int32]
     """`[M]`."""
     depth: NDArray[np.int32]
     """`[M]`."""
     device: torch.device
-    """Where the tables will be read."""
+    """The device that will read the tables."""
     backward: bool = True
-    """Whether to make what only the backward pass reads."""
+    """Whether to make the tables that only the backward pass reads."""
     sequences: Sequences | None = None
-    """None for a tree that came without its batch."""
+    """None for a tree without its batch."""
 
 
 def tables_of(tree: AttentionTree, name: str, prepare: Callable[[HostTree], Tables]) -> Tables:
-    """The tables of implementation `name`: those that came with the tree, or made here with a copy to the host."""
+    """The tables of implementation `name`: the tree's own, or made here, with a copy to the host."""
     found: Tables | None = tree.prepared.get(name)
     if found is not None:
         return found
@@ -86,7 +86,7 @@ def host_query_rows(tree: AttentionTree) -> NDArray[np.int32] | None:
     """`query_rows` on the CPU, None for all rows.
 
     Raises:
-        InvalidInputError: they repeat, descend or are outside of the tree.
+        InvalidInputError: rows repeat, descend or are outside the tree.
     """
     if tree.query_rows is None:
         return None
@@ -100,9 +100,9 @@ def send_tables(
     device: torch.device,
     send: Callable[[list[NDArray[Any]]], Sequence[Tensor]] | None = None,
 ) -> list[Any]:
-    """Tables on the CPU -> the same with all int32 fields on `device` but those named `host_*`, in one copy.
+    """Move tables from the CPU to `device` in one copy: all int32 fields except those named `host_*`.
 
-    `send` moves the arrays, if other arrays go with them. Fields that lie on the device already stay.
+    Pass `send` to move other arrays in the same copy. Fields that are on the device already stay.
     """
     if device.type == "cpu" and send is None:
         return list(tables)

@@ -31,11 +31,11 @@ _LIBRARY.define(
 
 
 def attention_op(call: AttentionCall, impl: str) -> Tensor:
-    """Run the custom op; shapes as in `tree_attention`, whose caller has checked the arguments."""
+    """Run the custom op on arguments that `tree_attention` has checked; shapes as there."""
     q, k, v, sinks, tree, *options = call
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         _refuse_tangents(q, k, v, sinks)
-    if _nobody_watches(q, k, v, sinks):
+    if _can_skip_dispatcher(q, k, v, sinks):
         with _without_autocast(q):
             return IMPLS[impl].forward(call)[0]
     if not torch.compiler.is_compiling():
@@ -44,7 +44,7 @@ def attention_op(call: AttentionCall, impl: str) -> Tensor:
 
 
 def flat_tree(tree: AttentionTree, impl: str) -> list[Tensor]:
-    """`end`, `depth` and the tables that `impl` reads, as the op takes them; empty tensors for missing tables."""
+    """`end`, `depth` and the tables that `impl` reads, as a flat list; empty tensors for missing tables."""
     flat = [tree.end, tree.depth]
     for name in reads(impl):
         tables = tree.prepared.get(name)
@@ -53,7 +53,7 @@ def flat_tree(tree: AttentionTree, impl: str) -> list[Tensor]:
 
 
 def _tree(flat: list[Tensor], query_rows: Tensor | None, impl: str) -> AttentionTree:
-    """What `flat_tree` was made from."""
+    """The inverse of `flat_tree`."""
     end, depth, *rest = flat
     prepared: dict[str, Any] = {}
     for name in reads(impl):
@@ -68,9 +68,9 @@ def _number_of_tables(name: str) -> int:
     return len(IMPLS[name].Tables._fields)
 
 
-def _nobody_watches(*tensors: Tensor | None) -> bool:
-    """Whether the op's way through torch's dispatcher, 0.1 ms of Python, changes nothing: no gradient, no compiler, no
-    transformation, no mode and no kind of tensor that would have to see the op."""
+def _can_skip_dispatcher(*tensors: Tensor | None) -> bool:
+    """Whether the kernel may be called directly, without torch's dispatcher (0.1 ms of Python): no autograd, compiler,
+    transform, mode or tensor subclass is active."""
     if torch.compiler.is_compiling():
         return False
     for x in tensors:
@@ -84,7 +84,7 @@ def _nobody_watches(*tensors: Tensor | None) -> bool:
 
 
 def _refuse_tangents(*tensors: Tensor | None) -> None:
-    """The op would drop them without a word."""
+    """The op would silently drop tangents."""
     if any(x is not None and forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise UnsupportedCallError(
             "tree_attention has no forward mode of differentiation: use backward, or impl='reference'"
@@ -92,7 +92,7 @@ def _refuse_tangents(*tensors: Tensor | None) -> None:
 
 
 def _refuse_transformations() -> None:
-    """They fail deep inside torch, or ask for a batching rule."""
+    """Transformations fail deep inside torch, or need a batching rule."""
     interpreter = torch._C._functorch.peek_interpreter_stack()
     kinds = torch._C._functorch.TransformType
     if interpreter is not None and interpreter.key() in (kinds.Grad, kinds.Jvp, kinds.Vmap):
@@ -103,7 +103,7 @@ def _refuse_transformations() -> None:
 
 
 def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Implementations have dtypes of their own for what they compute, whatever the dtype of q, k and v."""
+    """Implementations choose their own dtypes for intermediate results."""
     return torch.autocast(x.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else _NOTHING
 
 
@@ -118,7 +118,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     *settings, impl = options
     call = AttentionCall(q, k, v, sinks, _tree(tree, query_rows, impl), *settings)
-    # compiled code could not ask everything
+    # compiled code could not check everything
     resolve_impl(impl, kind_of(call))
     with torch.no_grad(), _without_autocast(q):
         return IMPLS[impl].forward(call)

@@ -1,4 +1,4 @@
-"""Which implementations of tree attention there are. Each is a module of `impl/`, and one line here."""
+"""The implementations of tree attention. Each is a module of `impl/` and one line here."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ IMPLS: dict[str, Implementation] = {
     # chooses between the three above when it runs
     "auto": auto,
 }
-"""Those that run inside the custom op."""
+"""Implementations that run inside the custom op."""
 COMPOSITES: dict[str, Composite] = {"expand": expand, "reference": reference}
-"""Those that are plain differentiable torch."""
+"""Implementations in plain differentiable torch."""
 
 
 def why_not(impl: str, kind: CallKind) -> str | None:
-    """What keeps implementation `impl` from a call; None if nothing does."""
+    """Why implementation `impl` cannot run a call; None if it can."""
     return (IMPLS[impl] if impl in IMPLS else COMPOSITES[impl]).why_not(kind)
 
 
 def available_impls(device_type: str) -> tuple[str, ...]:
-    """Names that `impl` may take on a device type, `auto` not counted.
+    """Names that `impl` may take on a device type, except `auto`.
 
     With `TRITON_INTERPRET=1` in the environment, `triton` runs on the CPU, in Triton's interpreter.
 
@@ -42,9 +42,9 @@ def available_impls(device_type: str) -> tuple[str, ...]:
 
 
 def resolve_impl(impl: str, kind: CallKind) -> str:
-    """The name that `impl` stands for; raises `UnsupportedImplError` if it cannot run such a call.
+    """The name of the implementation to run; raises `UnsupportedImplError` if it cannot run such a call.
 
-    `auto` stands for itself where the choice is made when it runs, by `auto_cost_model`, and for `dense` elsewhere.
+    `auto` stays `auto` where `auto_cost_model` chooses at run time, and becomes `dense` elsewhere.
     """
     if impl == "auto":
         return "dense" if auto.why_not(kind) is not None else "auto"
@@ -63,9 +63,8 @@ def reads(impl: str) -> tuple[str, ...]:
 
 
 def prepare(impl: str, tree: HostTree) -> dict[str, tuple[torch.Tensor, ...] | None]:
-    """The tables that `impl` reads, on the CPU, by name: None for what is not worth making, nothing if it is unknown.
-
-    `auto` as in `resolve_impl`, for a call that every kernel takes.
+    """The tables that `impl` reads, on the CPU, by name. None where tables are not worth making; empty if `impl` is
+    unknown. `auto` is resolved as in `resolve_impl`, for a call that every kernel accepts.
     """
     if impl == "auto":
         impl = resolve_impl(impl, CallKind(tree.device.type))

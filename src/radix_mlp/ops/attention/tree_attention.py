@@ -35,30 +35,30 @@ def tree_attention(
     query_rows: Tensor | None = None,
     impl: str = "auto",
 ) -> Tensor:
-    """Attention in which every row sees its own left context: what it would see in its sequence alone.
+    """Attention in which every row sees its left context, as it would in its sequence alone.
 
     Row `i` sees key `j` iff `j <= i < plan.end[j]` and, with a window, `depth[i] - depth[j] < window`.
-    Rows that only pad the plan give finite numbers that mean nothing.
+    The output of padding rows is finite but meaningless.
 
     Args:
         q: `[M, Hq, D]`, or `[Q, Hq, D]` with `query_rows`; any strides (the last dimension dense is faster).
         k: `[M, Hkv, D]`, `Hq` a multiple of `Hkv`; query head `h` uses kv head `h // (Hq // Hkv)`.
         v: `[M, Hkv, Dv]`.
-        plan: of the batch. An `AttentionTree` must lie on q's device; inside compiled code pass one.
+        plan: of the batch. In compiled code pass an `AttentionTree`, which must be on q's device.
         scale: of the scores; `D ** -0.5` if None.
-        window: keys that a query sees at most, itself counted.
+        window: the most keys that a query sees, including its own.
         softcap: scores become `softcap * tanh(scores / softcap)`.
-        sinks: `[Hq]`, one logit a head that takes part in the softmax and has no value.
+        sinks: `[Hq]`, one logit per head that takes part in the softmax and has no value.
         query_rows: `[Q]` int32, ascending: the rows that q holds, if not all. None takes those of the plan
-            (`RadixPlan.with_query_rows`), which are all unless set. Forward only, by `dense` and `reference`.
-        impl: `auto`, or a name of `available_impls`. A named one never falls back.
+            (`RadixPlan.with_query_rows`), which are all rows by default. Forward only, with `dense` and `reference`.
+        impl: `auto`, or a name from `available_impls`. A named implementation never falls back.
 
     Returns:
         `[M, Hq, Dv]` (`[Q, Hq, Dv]`) in q's dtype, contiguous. Differentiable once in q, k, v and sinks.
 
     Raises:
         InvalidInputError: shapes, devices or options do not fit together; InvalidDtypeError for dtypes.
-        UnsupportedImplError: `impl` is unknown here or cannot do what is asked.
+        UnsupportedImplError: `impl` is unknown here or does not support the call.
 
     >>> import torch
     >>> from radix_mlp.plan import build_plan

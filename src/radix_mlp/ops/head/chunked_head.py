@@ -4,8 +4,8 @@ For logits z of a row, p = softmax(z), H its entropy and edges e with targets t(
 
     d logprob[e] / dz = onehot(t(e)) - p            dH / dz = -p * (log p + H)
 
-The backward pass makes each tile of logits anew, turns it into their gradient and multiplies it away.  Logits and sums
-are float32 or wider, also where weights are bfloat16.
+The backward pass recomputes each tile of logits, turns it into its gradient and multiplies that into the gradients of
+hidden states and weights.  Logits and sums are float32 or wider, even where weights are bfloat16.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class _ChunkedHead(torch.autograd.Function):
         grad_bias = bias.new_zeros(bias.shape, dtype=options.wide_dtype) if needs_bias else None
         with torch.autocast(hidden.device.type, enabled=False):
             inputs = hidden.index_select(0, edges.parents).to(options.compute_dtype)
-            # tiles come column by column, so that the wide sum of a column's weights needs the space of one
+            # tiles come column by column, so only one column of weights needs a wide sum at a time
             wide_weight = log_sum_exp.new_empty(0)
             for tile, part in _tiles(len(inputs), weight, ctx.cuts, options):
                 columns = slice(tile.low, tile.high)
@@ -146,7 +146,7 @@ def _tiles(
 
 
 def _bias_of(bias: Tensor | None, tile: Tile, options: TileOptions) -> Tensor | None:
-    # kernels read it without a stride
+    # kernels expect a stride of 1
     return None if bias is None else bias[tile.low : tile.high].to(options.wide_dtype).contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Exact log-probabilities of edges with gradients, and statistics of the distributions that they come from."""
+"""Exact log-probabilities of edges with gradients, and statistics of their distributions."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ STATISTICS = ("entropy", "is_greedy", "mean_logit", "log_sum_sq_probs")
 
 
 class EdgeLogprobs(NamedTuple):
-    """One line an edge, in the order of `Edges.targets`; `edges_to_tokens` brings each to the tokens.
+    """One entry per edge, in the order of `Edges.targets`; `edges_to_tokens` copies them to tokens.
 
-    Floats are float32, float64 where the hidden states are.  What was not asked for is None.
+    Floats are float32, or float64 where the hidden states are.  Fields that were not requested are None.
     """
 
     logprob: Tensor
     """`[E]`, log p(target | left context) at the temperature. Differentiable."""
     entropy: Tensor | None = None
-    """`[E]`, entropy of the distribution that the edge's row predicts, in nats. Differentiable."""
+    """`[E]`, entropy of the distribution predicted by the edge's row, in nats. Differentiable."""
     is_greedy: Tensor | None = None
-    """`[E]` bool, whether the target has the largest logit (the first of equals)."""
+    """`[E]` bool, whether the target has the largest logit (of equal logits, the first)."""
     mean_logit: Tensor | None = None
     """`[E]`, mean of the row's logits over the vocabulary."""
     log_sum_sq_probs: Tensor | None = None
     """`[E]`, log of the sum of the squared probabilities."""
     top_ids: Tensor | None = None
-    """`[E, k]` int64, the likeliest tokens, best first."""
+    """`[E, k]` int64, the most likely tokens, best first."""
     top_logprobs: Tensor | None = None
     """`[E, k]`, their log-probabilities. No gradients."""
 
@@ -58,12 +58,12 @@ def edge_logprobs(
     top: int = 0,
     max_logits: int = MAX_LOGITS,
 ) -> EdgeLogprobs:
-    """How likely the model finds the target of every edge, with gradients into hidden states and head.
+    """The log-probability of every edge's target, with gradients for hidden states and head.
 
-    The head runs once on each row that predicts something, and at most `max_logits` logits exist at a time, in the
-    backward pass, too, which computes them again.  A weight is cut along its vocabulary as well, and all sums are in
-    float32 or wider whatever its dtype; a function is cut along rows only and its parameters' gradients are summed
-    chunk by chunk in their own dtype.
+    The head runs once on each row that predicts something, and at most `max_logits` logits exist at a time, also in
+    the backward pass, which recomputes them.  A weight is split along its vocabulary, too, and all sums are float32 or
+    wider whatever its dtype; a function is split along rows only, and the gradients of its parameters are summed over
+    chunks in their own dtype.
 
     Args:
         hidden: `[M, h]`, last hidden states on the rows of the plan.
@@ -71,12 +71,12 @@ def edge_logprobs(
         edges: from `tree_edges` or `label_edges`.
         temperature: logits are divided by it before the softmax.
         statistics: of `entropy`, `is_greedy`, `mean_logit`, `log_sum_sq_probs`.
-        top: how many of the likeliest tokens to tell.
+        top: how many of the most likely tokens to return.
         max_logits: logits computed at a time.
 
     Raises:
-        InvalidInputError: shapes do not fit, a target is outside of the vocabulary, or an option is out of range.
-        InvalidDtypeError: `head` is none of the above.
+        InvalidInputError: shapes do not fit, a target is outside the vocabulary, or an option is out of range.
+        InvalidDtypeError: `head` is not a `Head`.
 
     >>> from radix_mlp.ops.head.edges import tree_edges
     >>> from radix_mlp.plan import build_plan
@@ -119,7 +119,7 @@ def edge_logprobs(
 def _apply_function(
     hidden: Tensor, head: Callable[[Tensor], Tensor], edges: DeviceEdges, cuts: np.ndarray, options: TileOptions
 ) -> HeadResults:
-    """As `apply_head`, some rows at a time through a function that is called again in the backward pass."""
+    """Like `apply_head`, for a function: some rows at a time, called again in the backward pass."""
     parts: list[tuple[Tensor, ...]] = []
     vocabulary = 0
     first, num_rows = 0, len(edges.edges.parents)
@@ -151,7 +151,7 @@ def _of_some_rows(
     logits = head(inputs)
     if logits.dim() != 2 or len(logits) != len(inputs):
         raise InvalidInputError(
-            f"head made {tuple(logits.shape)} of {tuple(inputs.shape)}: it must return [R, V], a row of logits a row"
+            f"head returned {tuple(logits.shape)} for {tuple(inputs.shape)}: it must return [R, V], logits per row"
         )
     if largest_target >= logits.shape[1]:
         raise InvalidInputError(f"target {largest_target} is outside of the head's vocabulary of {logits.shape[1]}")
@@ -188,7 +188,7 @@ def _by_edge(results: HeadResults, edges: DeviceEdges, statistics: Collection[st
 
 
 def _has_kernels(hidden: Tensor, top: int) -> bool:
-    """Whether Triton can do the arithmetic; selection of the likeliest tokens is torch's."""
+    """Whether Triton can do the arithmetic; torch selects the most likely tokens."""
     wide = torch.promote_types(hidden.dtype, torch.float32)
     return hidden.is_cuda and not top and wide == torch.float32 and HAS_TRITON
 

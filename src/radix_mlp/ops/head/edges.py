@@ -1,8 +1,8 @@
-"""The edges of a folded batch: every distinct prediction (row, next token) once, and which tokens it stands for.
+"""The edges of a folded batch: every distinct prediction (row, next token) once, with the tokens it predicts.
 
-A row that branches predicts several next tokens, so what a loss needs is not one label a row but one number an edge.
-Values of tokens (weights, advantages, masks) are summed onto edges, values of edges are copied to tokens; both ways
-are a few numbers a token, while all that is as wide as the vocabulary or the model happens once an edge or row.
+A row that branches predicts several next tokens, so a loss needs one number per edge, not one label per row.
+Values of tokens (weights, advantages, masks) are summed onto edges, and values of edges are copied to tokens. Both
+move a few numbers per token; everything as wide as the vocabulary or the model runs once per edge or row.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Edges:
     parents: NDArray[np.int64]
     """`[P]` rows that predict something, ascending, each once: the rows that the output head runs on."""
     parent_at: NDArray[np.int64]
-    """`[E]` edge -> place of its row in `parents`; ascending."""
+    """`[E]` edge -> index of its row in `parents`; ascending."""
     targets: NDArray[np.int64]
-    """`[E]` the token that is predicted."""
+    """`[E]` the predicted token."""
     token_edge: NDArray[np.int64]
-    """`[N]` token -> the edge that predicts it, -1 for first tokens of sequences and tokens that are not wanted."""
+    """`[N]` token -> the edge that predicts it, -1 for first tokens of sequences and tokens not selected."""
     token_sequence: NDArray[np.int64]
     """`[N]` token -> its sequence."""
     num_sequences: int
@@ -55,12 +55,12 @@ class Edges:
 
     @property
     def num_predictions(self) -> int:
-        """Tokens that some edge predicts: what a mean over tokens divides by."""
+        """Tokens that an edge predicts: the denominator of a mean over tokens."""
         return int((self.token_edge >= 0).sum())
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:
-        """`[E]` tokens that each edge stands for."""
+        """`[E]` number of tokens that each edge predicts."""
         return np.bincount(self.token_edge[self.token_edge >= 0], minlength=self.num_edges)
 
     def to(self, device: torch.device | str) -> DeviceEdges:
@@ -102,12 +102,12 @@ class DeviceEdges:
 
 
 def tree_edges(plan: RadixPlan, wanted: ArrayLike | None = None) -> Edges:
-    """The edges of the tree: every token predicted by the row before it.
+    """The edges of the tree: the row before a token predicts it.
 
     Args:
         plan: of the batch.
         wanted: `[N]` bool, tokens whose prediction counts (an answer, not its prompt); all if None. First tokens of
-            sequences are predicted by nothing and never count.
+            sequences have no prediction and never count.
 
     Raises:
         InvalidInputError: `wanted` has another length; InvalidDtypeError: it is not bool.
@@ -133,9 +133,9 @@ def tree_edges(plan: RadixPlan, wanted: ArrayLike | None = None) -> Edges:
 
 
 def label_edges(plan: RadixPlan, labels: ArrayLike, *, ignore_index: int = -100) -> Edges:
-    """Edges to labels, which need not be the tokens of the batch: the row before a token predicts the token's label.
+    """Edges to labels, which need not be the batch's tokens: the row before a token predicts the token's label.
 
-    Labels stand where transformers has them before its shift: `labels[i]` beside `input_ids[i]`.
+    Labels are aligned as in transformers, before its shift: `labels[i]` belongs to `input_ids[i]`.
 
     Args:
         plan: of the batch.
@@ -143,7 +143,7 @@ def label_edges(plan: RadixPlan, labels: ArrayLike, *, ignore_index: int = -100)
         ignore_index: the label that does not count.
 
     Raises:
-        InvalidInputError: `labels` has another length, or a label is no id (from 0 to 2**31 - 1) and not
+        InvalidInputError: `labels` has another length, or a label is neither an id (0 to 2**31 - 1) nor
             `ignore_index`.
         InvalidDtypeError: they are not integers.
 
@@ -168,10 +168,10 @@ def label_edges(plan: RadixPlan, labels: ArrayLike, *, ignore_index: int = -100)
 
 
 def tokens_to_edges(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
-    """`[N] -> [E]`: sums over the tokens that an edge stands for; first and unwanted tokens are left out.
+    """`[N] -> [E]`: sums over the tokens that an edge predicts; first tokens and tokens not selected are left out.
 
-    Weights of a loss that is a sum over tokens become weights of the same loss over edges.  Integers and bools are
-    summed as float32.  Differentiable; the order of summation is fixed.
+    Turns the weights of a loss over tokens into weights of the same loss over edges.  Integers and bools are summed as
+    float32.  Differentiable; the order of summation is fixed.
 
     >>> from radix_mlp.plan import build_plan
     >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
@@ -182,12 +182,12 @@ def tokens_to_edges(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
     count = device_edges.edges.num_edges
     index = device_edges.token_edge
     values = values if values.is_floating_point() else values.float()
-    # one place more for the tokens that no edge predicts
+    # one more slot, for the tokens that no edge predicts
     return segment_sum(values, torch.where(index < 0, count, index), count + 1)[:count]
 
 
 def edges_to_tokens(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
-    """`[E] -> [N]`: every token's value from the edge that predicts it; 0 (False) for first and unwanted tokens.
+    """`[E] -> [N]`: every token's value from the edge that predicts it; 0 (False) for tokens without an edge.
 
     Differentiable; the order in which the gradient is summed is fixed.
 
@@ -199,7 +199,7 @@ def edges_to_tokens(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
     device_edges = _on_device("values", values, edges, "edges")
     index = device_edges.token_edge
     if values.shape[0] == 0:
-        # still a part of the graph, so that backward runs where nothing is predicted
+        # stays in the autograd graph, so that backward runs even if nothing is predicted
         return values.new_zeros(index.shape[0], *values.shape[1:]) + values.sum()
     copied = copy_rows(values, index.clamp(min=0))
     return copied.masked_fill((index < 0).view(-1, *[1] * (values.dim() - 1)), 0)
@@ -230,7 +230,7 @@ def _edges(
 
 
 def _not_first(plan: RadixPlan) -> NDArray[np.bool_]:
-    """`[N]` whether a token has another one before it in its sequence."""
+    """`[N]` whether a token is not the first of its sequence."""
     counts = np.ones(plan.num_tokens, bool)
     starts = plan.cu_seq_lengths[:-1]
     counts[starts[starts < plan.num_tokens]] = False
@@ -240,7 +240,7 @@ def _not_first(plan: RadixPlan) -> NDArray[np.bool_]:
 def _of_tokens(name: str, values: ArrayLike, plan: RadixPlan, kind: Any) -> NDArray[Any]:
     array = values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
     if array.shape != (plan.num_tokens,):
-        raise InvalidInputError(f"{name} is {array.shape}: pass one value a token, ({plan.num_tokens},), packed")
+        raise InvalidInputError(f"{name} is {array.shape}: pass one value per token, ({plan.num_tokens},), packed")
     if len(array) and not np.issubdtype(array.dtype, kind):
         raise InvalidDtypeError(f"{name} is {array.dtype}: pass {'bool' if kind is np.bool_ else 'integers'}")
     return array

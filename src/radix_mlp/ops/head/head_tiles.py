@@ -1,7 +1,7 @@
-"""Tiles of a linear head: what is computed of each, in plain torch, and what is kept.
+"""The arithmetic on tiles of a linear head, in plain torch.
 
-`RowSums` takes tile after tile of logits in the forward pass; `RowGradients` turns each into its gradient in the
-backward pass.  `radix_mlp.ops.head.triton_head` does the arithmetic of both in one kernel each.
+`RowSums` accumulates tiles of logits in the forward pass; `RowGradients` turns each tile into its gradient in the
+backward pass.  `radix_mlp.ops.head.triton_head` does the same in one kernel each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ __all__ = ["HeadEdges", "HeadResults", "RowGradients", "RowSums", "Tile", "TileO
 
 @dataclass(frozen=True)
 class TileOptions:
-    """What to compute, and in what."""
+    """What to compute, and in which dtypes."""
 
     scale: float
     softcap: float | None
@@ -27,17 +27,17 @@ class TileOptions:
     log_sum_sq_probs: bool
     top: int
     compute_dtype: torch.dtype
-    """In which hidden states and weights are multiplied."""
+    """The dtype in which hidden states and weights are multiplied."""
     wide_dtype: torch.dtype
-    """In which logits and sums are held: float32 or float64."""
+    """The dtype of logits and sums: float32 or float64."""
     max_logits: int
-    """Size of a tile."""
+    """Largest size of a tile."""
     kernels: bool
     """Whether Triton kernels do the arithmetic of tiles."""
 
 
 class HeadResults(NamedTuple):
-    """Of `apply_head`. Only `logprob` and `entropy` are differentiable; what was not asked for is empty."""
+    """Results of `apply_head`. Only `logprob` and `entropy` are differentiable; fields not requested are empty."""
 
     logprob: Tensor
     """`[E]`"""
@@ -61,7 +61,7 @@ class HeadEdges(NamedTuple):
     parents: Tensor
     """`[P]` rows of the hidden states."""
     parent_at: Tensor
-    """`[E]` ascending places in `parents`."""
+    """`[E]` ascending indices into `parents`."""
     targets: Tensor
     """`[E]`"""
     cuts: Tensor
@@ -69,7 +69,7 @@ class HeadEdges(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """Rows `first:last` (places in `parents`), columns `low:high` of the vocabulary, edges `begin:end` of the rows."""
+    """Rows `first:last` (indices into `parents`), vocabulary columns `low:high`, and the rows' edges `begin:end`."""
 
     first: int
     last: int
@@ -80,16 +80,16 @@ class Tile(NamedTuple):
 
     @property
     def rows(self) -> slice:
-        """Of everything that has one line a parent."""
+        """The tile's part of arrays with one entry per parent."""
         return slice(self.first, self.last)
 
     @property
     def edges(self) -> slice:
-        """Of everything that has one line an edge."""
+        """The tile's part of arrays with one entry per edge."""
         return slice(self.begin, self.end)
 
     def columns_of(self, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Which targets lie in the tile, and a column for all of them: choosing by mask would wait for the device."""
+        """Which targets lie in the tile, and a column for every target: selecting by mask would wait for the device."""
         inside = (targets >= self.low) & (targets < self.high)
         return inside, (targets - self.low).clamp(0, self.high - self.low - 1)
 
@@ -108,7 +108,7 @@ def finish_logits(logits: Tensor, bias: Tensor | None, options: TileOptions) -> 
 
 
 class RowSums:
-    """What is kept of the tiles seen so far: a few numbers a row."""
+    """Running sums over the tiles seen so far: a few numbers per row."""
 
     def __init__(self, edges: HeadEdges, vocabulary: int, options: TileOptions) -> None:
         device = edges.parents.device
@@ -131,7 +131,7 @@ class RowSums:
         self.target_logit = torch.zeros(len(edges.targets), dtype=options.wide_dtype, device=device)
 
     def add(self, tile: Tile, logits: Tensor, bias: Tensor | None) -> None:
-        """Take a tile of products `[R, C]`, which are written over."""
+        """Add a tile of products `[R, C]`, which is overwritten."""
         options, here = self.options, tile.rows
         finish_logits(logits, bias, options)
         inside, column = tile.columns_of(self.edges.targets[tile.edges])
@@ -144,10 +144,10 @@ class RowSums:
         largest = logits.argmax(1)
         values = logits.gather(1, largest[:, None])[:, 0]
         before = self.maximum[here]
-        # the first of equals, as argmax has it
+        # of equal values the first, like argmax
         self.greedy_ids[here] = torch.where(values > before, largest + tile.low, self.greedy_ids[here])
         maximum = torch.maximum(before, values)
-        # where all that was seen is -inf, so that what is -inf less -inf stays 0
+        # where every logit so far is -inf: -inf - 0 keeps exp at 0, -inf - -inf would be NaN
         base = torch.where(maximum == -torch.inf, 0, maximum)
         shrink = torch.exp(before - base)
         weights = torch.exp(logits - base[:, None])
@@ -170,7 +170,7 @@ class RowSums:
         return self.maximum + self.sum_exp.log()
 
     def results(self) -> HeadResults:
-        """After the last tile."""
+        """The results after the last tile."""
         total = self.log_sum_exp()
         options = self.options
         return HeadResults(
@@ -185,7 +185,7 @@ class RowSums:
 
 
 class RowGradients(NamedTuple):
-    """Gradients of the results, which make the gradient of every tile of logits."""
+    """Gradients of the results, from which the gradient of every tile of logits is computed."""
 
     of_edges: Tensor
     """`[E]` of the log-probabilities."""
@@ -201,11 +201,11 @@ class RowGradients(NamedTuple):
     def of_products(
         self, tile: Tile, logits: Tensor, bias: Tensor | None, edges: HeadEdges, options: TileOptions
     ) -> Tensor:
-        """The gradient `[R, C]` of a tile of products, in the compute dtype. Writes over `logits`."""
+        """The gradient `[R, C]` of a tile of products, in the compute dtype. Overwrites `logits`."""
         finish_logits(logits, bias, options)
         slope = None
         if options.softcap is not None:
-            # the derivative of the cap, from its own value
+            # the derivative of the cap, from the capped value
             slope = 1 - (logits * (options.temperature / options.softcap)).square()
         log_p = logits.sub_(self.log_sum_exp[tile.rows, None])
         if self.of_entropy is None:

@@ -1,4 +1,4 @@
-"""`LinearHead`: an output head that can be computed in pieces of its vocabulary."""
+"""`LinearHead`: an output head whose vocabulary can be computed in pieces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["LinearHead", "is_plain_linear"]
 
 
 def is_plain_linear(module: object) -> TypeGuard[torch.nn.Linear]:
-    """Whether a module's weight and bias are all that it does: no subclass, adapter, hook or forward of its own."""
+    """Whether a module is a linear layer and nothing more: no subclass, adapter, hook or replaced forward."""
     return type(module) is torch.nn.Linear and not (
         module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     )
@@ -25,7 +25,7 @@ class LinearHead:
     """Logits `cap(scale * (hidden @ weight.T + bias))`, with `cap(x) = softcap * tanh(x / softcap)`.
 
     Raises:
-        InvalidInputError: shapes or numbers are wrong; InvalidDtypeError: a weight that is sharded over processes.
+        InvalidInputError: shapes or numbers are wrong; InvalidDtypeError: the weight is sharded over processes.
 
     >>> LinearHead(torch.eye(2), scale=3.0)(torch.ones(1, 2))
     tensor([[3., 3.]])

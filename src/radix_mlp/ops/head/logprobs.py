@@ -1,6 +1,6 @@
-"""Log-probabilities of tokens given their left context, one number a row.
+"""Log-probabilities of tokens given their left context, one number per row.
 
-The next token after a row is a compact row itself, a child of it.  So every (context, token) pair of the batch is one
+The next token after a row is itself a compact row, a child of it.  So every (context, token) pair of the batch is one
 row, and the output head runs once on each parent, however many continuations follow it.
 """
 
@@ -28,14 +28,14 @@ FIRST_ROWS = 8
 
 
 class TokenLogprobs(NamedTuple):
-    """Of the rows asked for; NaN and False elsewhere."""
+    """Log-probabilities of the requested rows; NaN and False elsewhere."""
 
     logprob: Tensor
     """`[M]` float32, log p(token of the row | its left context)."""
     is_greedy: Tensor
-    """`[M]` bool, whether that token has the largest logit (the first of equals, as argmax has it)."""
+    """`[M]` bool, whether that token has the largest logit (of equal logits the first, like argmax)."""
     top_ids: Tensor | None = None
-    """`[M, k]` int64, with `top=k`: the likeliest tokens after the row's parent, best first; -1 elsewhere."""
+    """`[M, k]` int64, with `top=k`: the most likely tokens after the row's parent, best first; -1 elsewhere."""
     top_logprobs: Tensor | None = None
     """`[M, k]` float32, with `top=k`: their log-probabilities; NaN elsewhere."""
 
@@ -51,15 +51,15 @@ def token_logprobs(
     top: int = 0,
     max_logits: int = MAX_LOGITS,
 ) -> TokenLogprobs:
-    """How likely the token of every row is after its parent. No gradients (`edge_logprobs` has them).
+    """The log-probability of every row's token after its parent. No gradients (`edge_logprobs` has them).
 
     Args:
         hidden: `[M, h]`, the model's last hidden states on the rows of the plan.
         head: `[V, h]` weight, or a function `[R, h] -> [R, V]` logits.
         plan: of the batch.
-        rows: rows wanted, on the host; all that have a parent if None. First tokens of sequences have none.
+        rows: the rows to compute, on the host; None means all rows with a parent. First tokens of sequences have none.
         bias: `[V]`, with a weight.
-        top: how many of the likeliest tokens after each row's parent to tell; at most the vocabulary.
+        top: how many of the most likely tokens after each row's parent to return; at most the vocabulary.
         max_logits: logits (rows times vocabulary) computed at a time.
 
     Raises:
@@ -73,7 +73,7 @@ def token_logprobs(
     tensor([-1,  0,  0])
     """
     if top < 0:
-        raise InvalidInputError(f"top is {top}: pass the number of likeliest tokens wanted, or 0 for none")
+        raise InvalidInputError(f"top is {top}: pass how many of the most likely tokens to return, or 0 for none")
     device_plan = to_device(plan, hidden.device) if isinstance(plan, RadixPlan) else plan
     host = device_plan.plan
     _check(hidden, head, bias, host)
@@ -112,7 +112,7 @@ def token_logprobs(
 
 
 def _edges(plan: RadixPlan, rows: ArrayLike | None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Wanted rows and their parents, in the order of the parents."""
+    """The requested rows and their parents, in the order of the parents."""
     parent = plan.parent
     if rows is None:
         children = np.flatnonzero(parent >= 0)
@@ -139,7 +139,7 @@ def _check(hidden: Tensor, head: Tensor | Callable[[Tensor], Tensor], bias: Tens
     elif not callable(head):
         raise InvalidDtypeError(f"head is a {type(head).__name__}: pass a weight [V, h] or a function")
     elif bias is not None:
-        raise InvalidInputError("bias goes with a weight: a function adds its own")
+        raise InvalidInputError("bias is for a weight: a function adds its own")
 
 
 def _to(array: NDArray[np.int64], like: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""Triton kernels for the arithmetic on tiles of logits: what `head_tiles` does in a dozen passes, in one.
+"""Triton kernels for the arithmetic on tiles of logits: one pass instead of the dozen of `head_tiles`.
 
-Forward: one program a row reads its part of the tile twice, for the maximum and for sums relative to it; the second
-time from cache.  Backward: one program for some columns of a row.
+Forward: one program per row reads its part of the tile twice, for the maximum and then, from cache, for the sums
+relative to it.  Backward: one program for some columns of a row.
 """
 
 # device code: the compiler types it
@@ -45,7 +45,7 @@ def forward_kernel(
     HAS_BIAS: tl.constexpr, CAPPED: tl.constexpr, ENTROPY: tl.constexpr, SQUARED: tl.constexpr, MEAN: tl.constexpr,
     BLOCK: tl.constexpr, EDGES: tl.constexpr,
 ):  # fmt: skip
-    """Program `r` adds row `r` of the tile to what is kept of row `first + r`."""
+    """Program `r` adds row `r` of the tile to the running sums of row `first + r`."""
     row = tl.program_id(0).to(tl.int64)
     logits += row * row_stride
     row += first
@@ -61,7 +61,7 @@ def forward_kernel(
         if MEAN:
             total += tl.where(inside, z, 0.0)
         z = tl.where(inside, z, -float("inf"))
-        # of equals the first stays
+        # of equal values the first stays
         better = z > best
         best = tl.where(better, z, best)
         place = tl.where(better, offsets, place)
@@ -71,7 +71,7 @@ def forward_kernel(
         tl.store(greedy_ids + row, low + tl.min(tl.where(best == largest, place, num_columns), 0))
     new = tl.maximum(before, largest)
     tl.store(maximum + row, new)
-    # where all that was seen is -inf, so that what is -inf less -inf stays 0
+    # where every logit so far is -inf: -inf - 0 keeps exp at 0, -inf - -inf would be NaN
     base = tl.where(new == -float("inf"), 0.0, new)
     if MEAN:
         tl.store(sum_logit + row, tl.load(sum_logit + row) + tl.sum(total, 0))
@@ -130,7 +130,7 @@ def backward_kernel(
     for edge in range(tl.load(cuts + row), tl.load(cuts + row + 1)):
         grad += tl.where(offsets == tl.load(targets + edge) - low, tl.load(of_edges + edge), 0.0)
     if CAPPED:
-        # the derivative of the cap, from its own value
+        # the derivative of the cap, from the capped value
         capped = z / (inverse_temperature * softcap)
         grad *= 1 - capped * capped
     grad *= scale * inverse_temperature
@@ -138,7 +138,7 @@ def backward_kernel(
 
 
 def add_tile(sums: RowSums, tile: Tile, logits: Tensor, bias: Tensor | None) -> None:
-    """As `RowSums.add`; float32."""
+    """Like `RowSums.add`, for float32."""
     options, edges = sums.options, sums.edges
     with on_device(logits.device):
         forward_kernel[(tile.last - tile.first,)](
@@ -154,7 +154,7 @@ def add_tile(sums: RowSums, tile: Tile, logits: Tensor, bias: Tensor | None) -> 
 def gradient_of_tile(
     by_row: RowGradients, tile: Tile, logits: Tensor, bias: Tensor | None, edges: HeadEdges, options: TileOptions
 ) -> Tensor:
-    """As `RowGradients.of_products`; float32 logits."""
+    """Like `RowGradients.of_products`, for float32 logits."""
     out = logits if options.compute_dtype == logits.dtype else torch.empty_like(logits, dtype=options.compute_dtype)
     nothing = by_row.of_rows
     with on_device(logits.device):

@@ -1,158 +1,102 @@
-"""The figures of `docs/benchmarks.md`, drawn from the summaries: SVG.
+"""Draws the figures of `docs/benchmarks.md` as SVG, all in one style.
 
-`stale` tells whether a figure was drawn from other numbers than those of today: every file carries a hash of its data.
-A figure of which nothing has been measured yet is not drawn, and appears with its numbers.
+Every file carries a hash of its data, so that `stale` knows whether to draw it again.
 
-  python benchmarks/plots.py                draw those that are stale into docs/images
-  python benchmarks/plots.py --png FOLDER   all of them as PNG somewhere else, to look at
+  python benchmarks/plots.py                draw the stale figures into docs/images
+  python benchmarks/plots.py --png FOLDER   draw all figures as PNG into another folder
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import figures
-import serving_figures
-from figures import Data
+from matplotlib.ticker import LogLocator
 
-__all__ = ["FIGURES", "IMAGES", "Figure", "draw", "stale"]
+from figures import FIGURES, Panel
+
+__all__ = ["IMAGES", "draw", "stale"]
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One picture."""
-
-    about: str
-    command: str
-    """Makes its numbers; `radix-mlp bench summarise` and `make docs` the picture."""
-    data: Callable[[], Data | None]
-    plot: Callable[[Data, Any], None]
-    panels: tuple[int, int] | Callable[[Data], tuple[int, int]] = (1, 1)
-    """Rows and columns."""
-    inches: tuple[float, float] = (8, 4)
-
-
-FIGURES = {
-    "speed-up": Figure(
-        "Speed-up over the length of the shared prefix, by model: predicted lines, measured points, the paper's points",
-        'radix-mlp bench forward_gpu --arguments "--grid"',
-        figures.speed_up_data,
-        figures.speed_up,
-        lambda data: (len(data["suffixes"]), 1),
-        (8, 4.5),
-    ),
-    "roofline": Figure(
-        "Part of the roofline that whole models reach, by row and model",
-        "radix-mlp bench forward_gpu",
-        figures.roofline_data,
-        figures.roofline,
-        inches=(8, 3.6),
-    ),
-    "attention": Figure(
-        "Attention times by implementation, forward and backward",
-        "radix-mlp bench attention",
-        figures.attention_data,
-        figures.attention,
-        (2, 1),
-        (9, 7),
-    ),
-    "training": Figure(
-        "Time and memory of a training step, packed and folded",
-        "radix-mlp bench training",
-        figures.training_data,
-        figures.training,
-        (3, 1),
-        (11, 8),
-    ),
-    "planner": Figure(
-        "Planner: how many times faster than the Rust package, by kind of batch",
-        "radix-mlp bench planner",
-        figures.planner_data,
-        figures.planner,
-        inches=(8, 3.4),
-    ),
-    "scaling": Figure(
-        "Planner: time by tokens, sequences and depth",
-        "radix-mlp bench scaling",
-        figures.scaling_data,
-        figures.scaling,
-        (1, 3),
-        (10, 3.4),
-    ),
-    "batch-order": Figure(
-        "Compression of named workloads by the order of batches",
-        "radix-mlp bench workloads",
-        figures.batch_order_data,
-        figures.batch_order,
-        inches=(9, 3.8),
-    ),
-    "shards": Figure(
-        "Compression by number of shards: at random, by a hash of the first tokens, by range of tokens",
-        "radix-mlp bench sharding --data DATA",
-        figures.shards_data,
-        figures.shards,
-        (2, 2),
-        (9, 6.5),
-    ),
-    "latency": Figure(
-        "Distribution of latencies through HTTP, folding on and off",
-        "radix-mlp bench serve",
-        serving_figures.latency_data,
-        serving_figures.latency,
-        (1, 3),
-        (10, 4.2),
-    ),
-    "energy": Figure(
-        "Energy of a thousand texts, by model and way",
-        'radix-mlp bench forward_gpu --arguments "--energy 3"',
-        serving_figures.energy_data,
-        serving_figures.energy,
-        (2, 2),
-        (13, 8),
-    ),
-}
-"""Name -> figure."""
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#000000")
+"""Okabe and Ito's, for the colour-blind; marks, lines or hatches tell the sides apart too."""
+HATCHES = ("", "//", "..", "xx", "--")
 
 
 def stale(name: str, folder: Path = IMAGES) -> bool:
-    """Whether there is something to draw that is not drawn yet, or other than it was."""
-    path, data = folder / f"{name}.svg", FIGURES[name].data()
-    if data is None:
-        return False
-    return not path.exists() or _hash(data) not in path.read_text(encoding="utf-8")
+    """Whether there are numbers, and the file is missing or shows other ones."""
+    path, panels = folder / f"{name}.svg", FIGURES[name].measured()
+    return bool(panels) and not (path.exists() and _hash(panels) in path.read_text(encoding="utf-8"))
 
 
 def draw(name: str, path: Path) -> None:
-    """Write one figure that has data; the ending says as what."""
+    """Write a figure that has numbers; the suffix of the path chooses the format."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    figure = FIGURES[name]
-    data = figure.data()
-    assert data is not None, name
-    panels = figure.panels(data) if callable(figure.panels) else figure.panels
-    inches = (figure.inches[0], figure.inches[1] * (panels[0] if callable(figure.panels) else 1))
-    with mpl.rc_context({"svg.hashsalt": name, "font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
-        drawn, axes = pyplot.subplots(*panels, figsize=inches, layout="constrained", squeeze=False, facecolor="white")
-        figure.plot(data, list(axes.flat))
-        about = {"Description": f"data {_hash(data)}"} | ({"Date": None} if path.suffix == ".svg" else {})
+    figure, panels = FIGURES[name], FIGURES[name].measured()
+    lines = -(-len(panels) // figure.columns)
+    with mpl.rc_context({"svg.hashsalt": name, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}):
+        size = (figure.inches[0], figure.inches[1] * lines)
+        drawn, axes = pyplot.subplots(lines, figure.columns, figsize=size, layout="constrained", squeeze=False)
+        for ax, panel in zip(axes.flat, panels, strict=False):
+            _plot(panel, ax)
+        for ax in list(axes.flat)[len(panels) :]:
+            ax.set_axis_off()
+        about = {"Description": f"data {_hash(panels)}"} | ({"Date": None} if path.suffix == ".svg" else {})
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(path, metadata=about, dpi=110)
+        drawn.savefig(path, metadata=about, dpi=110, facecolor="white")
         pyplot.close(drawn)
 
 
-def _hash(data: Data) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+def _plot(panel: Panel, ax: Any) -> None:
+    frame = panel.frame.dropna(axis=1, how="all")
+    if panel.lines is None:
+        # a side has the same colour in all panels
+        places = [panel.frame.columns.get_loc(name) for name in frame]
+        colours = [COLOURS[place] for place in places]
+        frame.plot.bar(ax=ax, width=0.8, rot=0, color=colours, edgecolor="black", linewidth=0.5)
+        for place, bars in zip(places, ax.containers, strict=True):
+            for bar in bars:
+                bar.set_hatch(HATCHES[place])
+            if panel.label:
+                shown = ["" if height != height else panel.label.format(height) for height in bars.datavalues]
+                ax.bar_label(bars, shown, fontsize=6, padding=1)
+    else:
+        styles = dict(zip(panel.frame, panel.lines, strict=True))
+        for name, values in frame.items():
+            found, style = values.dropna(), styles[name]
+            x, y = (found, found.index) if panel.swap else (found.index, found)
+            colour, hollow = COLOURS[int(style[0])], {"markerfacecolor": "white"} if style.endswith("!") else {}
+            ax.plot(x, y, style[1:].rstrip("!"), color=colour, label=name, **hollow)
+    for letter in panel.log.rstrip("2"):
+        getattr(ax, f"set_{letter}scale")("log", base=2 if "2" in panel.log else 10)
+        axis = getattr(ax, f"{letter}axis")
+        axis.set_major_formatter("{x:,.7g}")
+        axis.set_minor_formatter("")
+        low, high = axis.get_view_interval()
+        if high / low < 100:
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.margins(y=0.12)
+    ax.set(
+        title=panel.title,
+        xlabel=panel.x + " (log scale)" * ("x" in panel.log),
+        ylabel=panel.y + " (log scale)" * ("y" in panel.log),
+    )
+    if "y" not in panel.log:
+        ax.set_ylim(0)
+    ax.grid(axis="both" if panel.lines else "y", alpha=0.3)
+    ax.set_axisbelow(True)
+    ax.legend(fontsize=7, ncol=1 if panel.lines else 5)
+
+
+def _hash(panels: list[Panel]) -> str:
+    data = "".join(panel.title + panel.frame.to_json(double_precision=6) for panel in panels)
+    return hashlib.sha256(data.encode()).hexdigest()[:16]
 
 
 def main() -> None:
@@ -160,7 +104,7 @@ def main() -> None:
     parser.add_argument("--png", type=Path, metavar="FOLDER")
     options = parser.parse_args()
     for name, figure in FIGURES.items():
-        if options.png and figure.data() is not None:
+        if options.png and figure.measured():
             draw(name, options.png / f"{name}.png")
         elif not options.png and stale(name):
             draw(name, IMAGES / f"{name}.svg")

@@ -19,7 +19,7 @@ from typing import Any
 
 from registry import BENCHMARKS, Benchmark
 
-__all__ = ["RESULTS", "absorb", "find", "merge", "rows", "source", "summarise", "summary"]
+__all__ = ["RESULTS", "absorb", "find", "kinds_of_planner", "merge", "rows", "source", "summarise", "summary"]
 
 RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
@@ -50,6 +50,14 @@ def find(name: str, column: str, **where: Any) -> Any:
     """One value, or None if it was not measured."""
     found = [row[column] for row in rows(name, **where) if row.get(column) is not None]
     return found[0] if found else None
+
+
+def kinds_of_planner() -> Iterator[tuple[str, float, float | None, float | None]]:
+    """(kind, least, median, most) of how many times faster it is; one number where there are few rows."""
+    for kind in dict.fromkeys(row["kind"] for row in rows("planner") if "ratio" in row):
+        ratios = [row["ratio"] for row in rows("planner", kind=kind)]
+        many = len(ratios) > 2
+        yield kind, min(ratios), statistics.median(ratios) if many else None, max(ratios) if len(ratios) > 1 else None
 
 
 def source(name: str) -> str:

@@ -7,21 +7,21 @@ Where nothing has been measured yet, the command stands that would.
 from __future__ import annotations
 
 import re
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import forward_tables
 import scaling_tables
+from figures import FIGURES
 from markdown_table import best, table
 from names import ATTENTION_METHODS, CASE_NAMES, CASES, CPU_BATCHES
 from registry import BENCHMARKS
 from report import number
 from serving_tables import energy, multi_gpu, serve
-from summaries import find, rows, source
+from summaries import find, kinds_of_planner, rows, source
 
-__all__ = ["TABLES", "fill", "kinds_of_planner"]
+__all__ = ["TABLES", "fill"]
 
 
 def fill(text: str) -> str:
@@ -77,14 +77,6 @@ def attention_heads() -> str:
         if rows("attention", case=case, heads=16)
     ]
     return table(["`triton`, 16 query and 8 kv heads", "forward", "backward"], lines)
-
-
-def kinds_of_planner() -> Iterator[tuple[str, float, float | None, float | None]]:
-    """(kind, least, median, most) of how many times faster it is; one number where there are few rows."""
-    for kind in dict.fromkeys(row["kind"] for row in rows("planner") if "ratio" in row):
-        ratios = [row["ratio"] for row in rows("planner", kind=kind)]
-        many = len(ratios) > 2
-        yield kind, min(ratios), statistics.median(ratios) if many else None, max(ratios) if len(ratios) > 1 else None
 
 
 def planner() -> str:
@@ -284,10 +276,8 @@ def measured(make: Callable[[], str], command: str) -> Callable[[], str]:
 
 def figure(name: str) -> str:
     """The picture and what it comes from, or the command that is still to be run."""
-    from plots import FIGURES
-
     chosen = FIGURES[name]
-    if chosen.data() is None:
+    if not chosen.measured():
         return f"*Not measured yet*: {chosen.about[0].lower()}{chosen.about[1:]}; `{chosen.command}`."
     return f"![{chosen.about}](images/{name}.svg)\n\n`{chosen.command}`"
 
@@ -319,11 +309,5 @@ TABLES: dict[str, Callable[[], str]] = {
 TABLES |= scaling_tables.TABLES
 TABLES |= {name.replace("_", "-"): measured(*need) for name, need in NEEDS.items()}
 TABLES |= {f"source-{name.replace('_', '-')}": partial(source, name) for name in BENCHMARKS}
-TABLES |= {
-    f"figure-{name}": partial(figure, name)
-    for name in (
-        *("speed-up", "roofline", "attention", "training", "planner", "scaling"),
-        *("batch-order", "latency", "energy", "shards"),
-    )
-}
+TABLES |= {f"figure-{name}": partial(figure, name) for name in FIGURES}
 """Name -> Markdown."""

@@ -161,7 +161,8 @@ SWEEP: dict[str, Callable[[], str]] = {
 
 def main(*, check: bool, quick: bool) -> int:
     """Write the documents, or count those that are out of date."""
-    from plots import FIGURES, IMAGES, draw
+    from figures import FIGURES
+    from plots import IMAGES, draw
     from plots import stale as is_stale
 
     stale = 0

@@ -81,14 +81,16 @@ def test_a_number_that_is_changed_by_hand_is_found(document: str) -> None:
 
 
 def test_every_figure_shows_the_numbers_of_today(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert [name for name in plots.FIGURES if plots.stale(name)] == []
-    data = figures.training_data()
-    assert data is not None
-    data["rows"][0]["milliseconds"] = {"folded": 1.0, "packed": 2.0}
-    monkeypatch.setitem(plots.FIGURES, "training", dataclasses.replace(plots.FIGURES["training"], data=lambda: data))
+    assert [name for name in figures.FIGURES if plots.stale(name)] == []
+    panels = figures.training()
+    panels[0].frame.iloc[0, 0] += 1
+    changed = dataclasses.replace(figures.FIGURES["training"], panels=lambda: panels)
+    monkeypatch.setitem(figures.FIGURES, "training", changed)
     assert plots.stale("training")
-    plots.draw("training", tmp_path / "training.svg")
-    assert not plots.stale("training", tmp_path)
+    for name in ("a", "b"):
+        plots.draw("training", tmp_path / name / "training.svg")
+        assert not plots.stale("training", tmp_path / name)
+    assert (tmp_path / "a/training.svg").read_bytes() == (tmp_path / "b/training.svg").read_bytes()
 
 
 def test_the_predicted_speed_up() -> None:
@@ -122,8 +124,8 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
 def test_what_was_not_measured_says_how_to() -> None:
     for name in tables.NEEDS:
         assert tables.TABLES[name.replace("_", "-")]().startswith("*Not measured yet*: `radix-mlp bench "), name
-    for name, figure in plots.FIGURES.items():
-        assert figure.data() is None, name
+    for name, figure in figures.FIGURES.items():
+        assert figure.measured() == [], name
         assert not plots.stale(name, Path("no-such-folder"))
     assert tables.TABLES["figure-energy"]().startswith("*Not measured yet*: energy of")
 
@@ -151,9 +153,8 @@ def test_figures_and_tables_appear_with_their_numbers(results: Callable[..., Non
     # a batch of 32 sequences, the fastest folded side
     assert "| 0.6b, 2048 / 256 / 32 | 2,000 | **1,000** |" in tables.TABLES["energy"]()
     assert "**1.61x** | 95% |" in tables.TABLES["serve"]()
-    data = plots.FIGURES["speed-up"].data()
-    assert data is not None
-    assert data["suffixes"]["1024"]["measured"]["0.6b"] == [(1, 3.0), (2048, 3.0)]
+    measured = figures.speed_up()[1].frame["0.6b, measured"].dropna()
+    assert measured.to_dict() == {1: 3.0, 2048: 3.0}
     for name in ("speed-up", "latency", "energy"):
         assert plots.stale(name, tmp_path)
         plots.draw(name, tmp_path / f"{name}.svg")

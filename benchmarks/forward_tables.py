@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from markdown_table import best, table
 from radix_mlp.report.predict import SHAPES
-from report import number
+from report import best, markdown, number
 from summaries import find, rows
 
 __all__ = ["GRID_PREFIXES", "PAPER", "fastest", "forward", "forward_short", "grid", "possible_speed_up", "sustained"]
@@ -66,7 +65,7 @@ def _table(names: list[str], *, with_sustained: bool = False) -> str:
         lines.append(cells)
     heading = ["model", "prefix / suffix / sequences", "M", *SIDES, "roofline", "part of it"]
     heading += ["over padded", "over off", "over expand", "predicted over off"]
-    return table([*heading, *(["no pause: off", "folded"] if with_sustained else [])], lines)
+    return markdown([*heading, *(["no pause: off", "folded"] if with_sustained else [])], lines)
 
 
 def _size(shape: str) -> float:
@@ -96,4 +95,4 @@ def forward_short() -> str:
         ]
         lines.append([*cells, f"{row['roofline'] / own:.0%}"])
     heading = ["shape", "prefix / suffix / sequences", "padded", "folding off", "folded"]
-    return table([*heading, "over padded", "over off", "of the roofline"], lines)
+    return markdown([*heading, "over padded", "over off", "of the roofline"], lines)

@@ -27,7 +27,6 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +84,7 @@ def run_parts(options: argparse.Namespace) -> None:
         print(f"# {name}: {time.monotonic() - began:.0f} s", flush=True)
     for name in options.parts:
         found = [row for row in rows if row["part"] == name]
-        print(f"\n{text_table(replace(BENCHMARKS['multi_gpu'], bars=()), found)}" if found else "", flush=True)
+        print(f"\n{text_table(BENCHMARKS['multi_gpu'], found)}" if found else "", flush=True)
     sys.exit(f"failed: {', '.join(failed)}" if failed else 0)
 
 

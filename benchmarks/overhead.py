@@ -159,7 +159,10 @@ def measure(engine: Engine, texts: list[np.ndarray], rounds: int, seconds: float
 
 @contextmanager
 def unfolded() -> Iterator[None]:
-    """Every plan has a row a token, whatever is shared."""
+    """The same kernels on plans in which no token is shared.
+
+    The engine has no option for this yet, so it replaces the function that makes plans; nothing else does so.
+    """
     before = step.plan_of
     step.plan_of = step.unshared_plan
     try:

@@ -28,8 +28,6 @@ class Benchmark:
     """Takes `--json`; without it the JSON objects among the lines that it prints are its rows."""
     settings: tuple[str, ...] = ()
     """More columns that tell rows apart, of things that are seldom changed: shown nowhere, but kept."""
-    bars: tuple[str, ...] = ()
-    """The columns that a terminal gets as bars."""
     needs: tuple[str, ...] = ()
     """Modules without which it cannot run."""
     processes: int = 1
@@ -58,7 +56,6 @@ BENCHMARKS = {
             ("at_once", "arrival", "length", "lexicographic"),
             quick={"cpu": "--scale 0.25"},
             unit="unique tokens / tokens",
-            bars=("arrival", "lexicographic"),
         ),
         Benchmark(
             "planner",
@@ -68,7 +65,6 @@ BENCHMARKS = {
             ("ours_us", "theirs_us", "ratio", "ours_mb", "theirs_mb"),
             quick={"cpu": "--rows short,edge --rounds 3 --milliseconds 1"},
             unit="us",
-            bars=("ratio",),
         ),
         Benchmark(
             "scaling",
@@ -77,7 +73,6 @@ BENCHMARKS = {
             ("what", "size"),
             ("tokens", "ms", "ns_per_token", "spread"),
             quick={"cpu": "--quick"},
-            bars=("ns_per_token",),
         ),
         Benchmark(
             "public",
@@ -99,7 +94,6 @@ BENCHMARKS = {
             quick={"cpu": "--layers 2 --width 128 --batch 8 --batches 1 --rounds 3"},
             data=True,
             unit="s",
-            bars=("speed_up",),
         ),
         Benchmark(
             "forward_gpu",
@@ -121,7 +115,6 @@ BENCHMARKS = {
             ),
             full={"cpu": "--more", "cuda": "--shape 0.6b 4b 8b --more --seconds 8"},
             quick={"cpu": "--more --rounds 3", "cuda": "--shape 0.6b --rows 2048/256/32 128/96/10 --more --rounds 5"},
-            bars=("padded", "packed", "off", "expand", "upstream", "modules", "fused", "graphs"),
         ),
         Benchmark(
             "attention",
@@ -132,7 +125,6 @@ BENCHMARKS = {
             full={"cuda": "--backward --methods triton,auto,expand,compact,packed"},
             quick={"cuda": "--cases 2048/256/32,128/96/64,0/256/64 --repeats 7"},
             settings=("heads", "kv_heads", "width", "dtype", "layout"),
-            bars=("ms",),
         ),
         Benchmark(
             "gather",
@@ -141,7 +133,6 @@ BENCHMARKS = {
             ("case", "what", "method"),
             ("ms", "gb_per_s"),
             settings=("heads", "kv_heads", "width", "dtype", "layout"),
-            bars=("gb_per_s",),
         ),
         Benchmark(
             "engine",
@@ -152,7 +143,6 @@ BENCHMARKS = {
             full={"cpu": "--queries 4 --documents 50", "cuda": "--shape 0.6b 4b --energy 5"},
             quick={"cpu": "--queries 2 --documents 8 --rounds 2", "cuda": "--shape 0.6b --queries 5"},
             data=True,
-            bars=("texts_per_s",),
         ),
         Benchmark(
             "library",
@@ -167,7 +157,6 @@ BENCHMARKS = {
             },
             data=True,
             unit="s",
-            bars=("speed_up",),
             needs=("sentence_transformers",),
         ),
         Benchmark(
@@ -179,7 +168,6 @@ BENCHMARKS = {
             full={"cuda": "--shape 0.6b 4b --checkpointing 4b"},
             quick={"cpu": "--quick", "cuda": "--shape 0.6b --rows 1024/1024/8 0/2048/8 --rounds 3"},
             settings=("compiled", "checkpointing"),
-            bars=("milliseconds",),
         ),
         Benchmark(
             "training_distributed",
@@ -190,7 +178,6 @@ BENCHMARKS = {
             full={"cpu": "--shape small --prompt 64 --answer 16", "cuda": "--shape 0.6b"},
             quick={"cpu": "--shape small --prompt 64 --answer 16 --rounds 2"},
             settings=("checkpointing",),
-            bars=("speed_up",),
             processes=2,
         ),
         Benchmark(
@@ -203,7 +190,6 @@ BENCHMARKS = {
             quick={"cpu": "--layers 1 --width 128 --sequences 4 --rounds 3"},
             unit="s",
             settings=("shape", "device"),
-            bars=("auto", "forced"),
         ),
         Benchmark(
             "scheduling",
@@ -213,7 +199,6 @@ BENCHMARKS = {
             ("tokens_per_s", "compression", "p50_ms", "p99_ms"),
             quick={"cpu": "--calls 200 --loads 0.8"},
             data=True,
-            bars=("tokens_per_s",),
         ),
         Benchmark(
             "sharding",
@@ -242,7 +227,6 @@ BENCHMARKS = {
             data=True,
             json=False,
             settings=("swap", "texts", "in_flight", "workload", "api"),
-            bars=("texts/s",),
             needs=("fastapi", "uvicorn", "orjson", "prometheus_client"),
         ),
         Benchmark(
@@ -251,7 +235,6 @@ BENCHMARKS = {
             ("cuda",),
             ("part", "model", "shape", "what", "row"),
             ("texts/s", "p50", "p99", "one_ms", "two_ms", "sums_ms", "speed_up", "error_one", "error_two"),
-            bars=("speed_up",),
             needs=("fastapi", "uvicorn", "orjson", "prometheus_client"),
         ),
     )

@@ -1,16 +1,13 @@
-"""Rows as text in a terminal: tables, bars, two commits beside each other."""
+"""Rows as text: tables of a terminal and of documents, two commits beside each other."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from registry import Benchmark
 
-__all__ = ["aligned", "bars", "compared", "number", "text_table"]
-
-BLOCKS = " ▏▎▍▌▋▊▉█"
+__all__ = ["best", "compared", "markdown", "number", "text_table"]
 
 
 def number(value: Any) -> str:
@@ -34,46 +31,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> str:
 
 
 def text_table(benchmark: Benchmark, rows: list[dict[str, Any]]) -> str:
-    """The registered columns that any row has, and the registered bars."""
+    """The registered columns that any row has."""
     if not rows:
         return "no rows"
     columns = [name for name in (*benchmark.keys, *benchmark.values) if any(name in row for row in rows)]
-    table = aligned([columns, *([number(row.get(name)) for name in columns] for row in rows)])
-    labels, values = [], []
-    for row in rows:
-        name = " ".join(str(row[key]) for key in benchmark.keys if row.get(key) is not None)
-        for column in benchmark.bars:
-            found = row.get(column)
-            # milliseconds by side, say
-            for part, value in found.items() if isinstance(found, dict) else [("", found)]:
-                if isinstance(value, int | float) and value == value:
-                    several = column if len(benchmark.bars) > 1 else ""
-                    labels.append(" ".join(filter(None, [name, several, part])))
-                    values.append(float(value))
-    return f"{table}\n\n{', '.join(benchmark.bars)}\n{bars(labels, values)}" if values else table
-
-
-def bars(labels: Sequence[str], values: Sequence[float], width: int = 50) -> str:
-    """Horizontal bars from zero; on a logarithmic scale, and saying so, where one is over 200 times another.
-
-    >>> print(bars(["off", "folded"], [4.0, 1.0], width=8))
-    off     ████████ 4
-    folded  ██ 1
-    """
-    largest = max([*values, 1e-300])
-    least = min([value for value in values if value > 0], default=largest)
-    logarithmic = largest / least > 200
-    left = max(map(len, labels))
-    lines = [f"{'(log scale)':{left}}"] if logarithmic else []
-    for label, value in zip(labels, values, strict=True):
-        part = max(value, 0) / largest
-        if logarithmic:
-            # the least is a tenth of the way up
-            part = 0.1 + 0.9 * math.log(value / least) / math.log(largest / least) if value > 0 else 0
-        eighths = round(8 * width * part)
-        bar = "█" * (eighths // 8) + (BLOCKS[eighths % 8] if eighths % 8 else "")
-        lines.append(f"{label:{left}}  {bar} {number(value)}")
-    return "\n".join(lines)
+    return aligned([columns, *([number(row.get(name)) for name in columns] for row in rows)])
 
 
 def compared(benchmark: Benchmark, base: list[dict[str, Any]], this: list[dict[str, Any]]) -> str:
@@ -96,3 +58,21 @@ def _pairs(a: Any, b: Any) -> list[tuple[str, float, float]]:
         return [(key, a[key], b[key]) for key in b if _pairs(a.get(key), b[key])]
     fine = all(isinstance(value, int | float) and value == value for value in (a, b))
     return [("", a, b)] if fine else []
+
+
+def markdown(heading: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
+    """Heading and lines; columns that are empty in all lines are left out."""
+    heading, cells = list(heading), [list(line) for line in lines]
+    kept = [place for place in range(len(heading)) if place == 0 or any(line[place] for line in cells)]
+    found = [heading, ["---"] * len(heading), *cells]
+    return "\n".join("| " + " | ".join(line[place] for place in kept) + " |" for line in found)
+
+
+def best(values: Sequence[float | None]) -> list[str]:
+    """Cells, the smallest in bold, empty where there is none."""
+    least = min((value for value in values if value is not None), default=None)
+    shown = ["" if value is None else number(value) for value in values]
+    return [
+        f"**{cell}**" if value is not None and value == least else cell
+        for cell, value in zip(shown, values, strict=True)
+    ]

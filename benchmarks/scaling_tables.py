@@ -11,9 +11,8 @@ from dataclasses import fields, replace
 from functools import partial
 
 from forward_tables import fastest, sustained
-from markdown_table import table
 from radix_mlp.report.predict import SHAPES
-from report import number
+from report import markdown, number
 from sharding import METHODS, Levels, projected
 from summaries import find, rows
 
@@ -88,7 +87,7 @@ def spread(column: str, digits: Callable[[float], str]) -> str:
             lines.append(
                 [about if method == "random" else "", method, *("" if v is None else digits(v) for v in found)]
             )
-    return table(["texts", "way", *(f"{k:,}" for k in shards)], lines)
+    return markdown(["texts", "way", *(f"{k:,}" for k in shards)], lines)
 
 
 def closed_form() -> str:
@@ -103,7 +102,7 @@ def closed_form() -> str:
             start = [about, *cells] if method == "random" else ["", "", ""]
             lines.append([*start, method, *(f"{value:.3f}" for value in found)])
     heading = ["texts", "tokens: of all + of a group + own", "texts a group", "way"]
-    return table([*heading, *(f"{k:,}" for k in shards)], lines)
+    return markdown([*heading, *(f"{k:,}" for k in shards)], lines)
 
 
 def sampling() -> str:
@@ -113,7 +112,7 @@ def sampling() -> str:
     for workload, about in WORKLOADS.items():
         found = [find("sharding", "largest", workload=workload, kind="sampling", sample=each) for each in samples]
         lines.append([about, *("" if value is None else f"{value:.2f}" for value in found)])
-    return table(["texts", *(f"{each} sampled a range" for each in samples)], lines)
+    return markdown(["texts", *(f"{each} sampled a range" for each in samples)], lines)
 
 
 def cost() -> str:
@@ -128,7 +127,7 @@ def cost() -> str:
             speed = 1 / seconds(model, own, "range")
             lines.append([start, model, *cells, f"{off / ranges:.1f}x", number(speed), f"${ranges * 1000:,.0f}"])
     heading = ["texts", "model", "folding off", "folded, at random", "folded, by range", "off over range"]
-    return table([*heading, "texts a second and GPU", "a billion, by range"], lines)
+    return markdown([*heading, "texts a second and GPU", "a billion, by range"], lines)
 
 
 def fleet() -> str:
@@ -144,7 +143,7 @@ def fleet() -> str:
             cells += [f"${gpus * PRICE * 24 * 30:,.0f}", number(1000 / gpus), f"{traffic:.1f} MB"]
             lines.append([f"{documents} of {own.tokens:.0f} tokens", model, *cells])
     heading = ["documents a query", "model", "GPUs, folding off", "GPUs, folded", "dollars a month"]
-    return table([*heading, "requests a second and GPU", "text a second and GPU"], lines)
+    return markdown([*heading, "requests a second and GPU", "text a second and GPU"], lines)
 
 
 def limits() -> str:
@@ -163,7 +162,7 @@ def limits() -> str:
             cells += [f"{each / 1e6:,.1f} MB" for each in traffic]
             lines.append([about if model == "0.6b" else "", model, number(speed), *cells])
     heading = ["texts", "model", "texts/s", "tokens/s", "of one tokenizer", "of a core, planning"]
-    return table([*heading, "text in, a second", "vectors out, a second"], lines)
+    return markdown([*heading, "text in, a second", "vectors out, a second"], lines)
 
 
 def assumptions() -> str:

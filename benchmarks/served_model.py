@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,7 +107,7 @@ def without_model(width: int) -> None:
 def serve(engine: Any, name: str, mode: str) -> None:
     """Serve in a mode of `serve.py` until told to stop."""
     import radix_mlp.serve.run
-    from radix_mlp.engine.execution import step
+    from overhead import unfolded
     from radix_mlp.serve.settings import ServeSettings
 
     settings = ServeSettings(
@@ -119,14 +120,9 @@ def serve(engine: Any, name: str, mode: str) -> None:
     )
     chosen = engine.unfolded() if mode == "0" else engine
     radix_mlp.serve.run.load_engine = lambda settings: (chosen, None)
-    folded = step.plan_of
-    if mode == "off":
-        # the same kernels on rows of which none is shared; batches are cut as before, so these are larger
-        step.plan_of = step.unshared_plan
-    try:
+    # batches are cut as before, so with nothing shared these are larger
+    with unfolded() if mode == "off" else nullcontext():
         radix_mlp.serve.run.run(settings)
-    finally:
-        step.plan_of = folded
 
 
 async def engine_alone(engine: Any, options: Any, source: list[str]) -> dict[str, Any]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from markdown_table import best, table
-from report import number
+from report import best, markdown, number
 from summaries import find, rows
 
 __all__ = ["energy", "energy_rows", "multi_gpu", "serve", "served"]
@@ -37,7 +36,7 @@ def serve() -> str:
         lines.append([*cells, f"**{ratio:.2f}x**" if ratio else "", f"{part:.0%}" if part else ""])
     heading = ["model", "load", "", "texts x in flight", "folding", "texts/s", "tokens/s", "p50 ms", "p90 ms"]
     heading += ["p99 ms", "compression", "joules a thousand texts", "on over off", "of the engine's own"]
-    return table(heading, lines)
+    return markdown(heading, lines)
 
 
 def multi_gpu() -> str:
@@ -66,7 +65,7 @@ def multi_gpu() -> str:
         ]
         for row in rows("multi_gpu", part="tensor-parallel")
     ]
-    return table(["", "", "", "two over one"], [*by_http, *ratios, *dealt])
+    return markdown(["", "", "", "two over one"], [*by_http, *ratios, *dealt])
 
 
 def served() -> list[dict[str, Any]]:
@@ -105,4 +104,4 @@ def energy_rows() -> Iterator[tuple[str, dict[str, float]]]:
 def energy() -> str:
     sides = ("padded", "packed", "off", "expand", "folded")
     lines = [[name, *best([values.get(side) for side in sides])] for name, values in energy_rows()]
-    return table(["joules a thousand texts", "padded", "packed", "folding off", "expand", "folded"], lines)
+    return markdown(["joules a thousand texts", "padded", "packed", "folding off", "expand", "folded"], lines)

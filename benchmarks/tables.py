@@ -14,10 +14,9 @@ from typing import Any
 import forward_tables
 import scaling_tables
 from figures import FIGURES
-from markdown_table import best, table
 from names import ATTENTION_METHODS, CASE_NAMES, CASES, CPU_BATCHES
 from registry import BENCHMARKS
-from report import number
+from report import best, markdown, number
 from serving_tables import energy, multi_gpu, serve
 from summaries import find, kinds_of_planner, rows, source
 
@@ -30,6 +29,23 @@ def fill(text: str) -> str:
     return marked.sub(lambda found: f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->", text)
 
 
+Columns = dict[str, str | Callable[[dict[str, Any]], str]]
+"""Heading -> the name of a column, which a format may follow, or what makes the cell of a row."""
+
+
+def columns_of(benchmark: str, columns: Columns) -> str:
+    """A line for each row of a benchmark; empty where a value is missing."""
+
+    def cell(row: dict[str, Any], column: str | Callable[[dict[str, Any]], str]) -> str:
+        if callable(column):
+            return column(row)
+        key, _, digits = column.partition(" ")
+        value = row.get(key)
+        return "" if value is None else format(value, digits) if digits else number(value)
+
+    return markdown(columns, [[cell(row, column) for column in columns.values()] for row in rows(benchmark)])
+
+
 def commands() -> str:
     lines = [
         [
@@ -40,7 +56,7 @@ def commands() -> str:
         ]
         for each in BENCHMARKS.values()
     ]
-    return table(["name", "what it shows", "runs on", "in `--quick`"], lines)
+    return markdown(["name", "what it shows", "runs on", "in `--quick`"], lines)
 
 
 def attention() -> str:
@@ -59,7 +75,7 @@ def attention() -> str:
             ]
         lines.append([CASE_NAMES.get(case, case.replace("/", " / ")), *cells])
     heading = [ATTENTION_METHODS[method] + (", backward" if kind == "backward" else "") for method, kind in columns]
-    return table(["prefix / suffix / sequences", *heading], lines)
+    return markdown(["prefix / suffix / sequences", *heading], lines)
 
 
 def _attention(case: str, kind: str, method: str, column: str = "ms", heads: int = 32) -> float | None:
@@ -76,7 +92,7 @@ def attention_heads() -> str:
         for case in CASES
         if rows("attention", case=case, heads=16)
     ]
-    return table(["`triton`, 16 query and 8 kv heads", "forward", "backward"], lines)
+    return markdown(["`triton`, 16 query and 8 kv heads", "forward", "backward"], lines)
 
 
 def planner() -> str:
@@ -91,7 +107,7 @@ def planner() -> str:
         [names[kind], *("" if value is None else f"{value:.{1 if value < 10 else 0}f}x" for value in values)]
         for kind, *values in kinds_of_planner()
     ]
-    return table(["batches", "least", "median", "most"], lines)
+    return markdown(["batches", "least", "median", "most"], lines)
 
 
 def planner_sentence() -> str:
@@ -119,27 +135,27 @@ def scaling() -> str:
         "depth": "a comb, so many tokens deep",
         "threads": "threads, each with a plan of its own",
     }
-    lines = [
-        [
-            what[row["what"]],
-            number(row["size"]),
-            number(row["tokens"]),
-            f"{row['ms']:.3g}",
-            f"{row['ns_per_token']:.3g}",
-        ]
-        for row in rows("scaling")
-    ]
-    return table(["", "size", "tokens", "ms a plan", "ns a token"], lines)
+    columns: Columns = {
+        "": lambda row: what[row["what"]],
+        "size": "size",
+        "tokens": "tokens",
+        "ms a plan": "ms .3g",
+        "ns a token": "ns_per_token .3g",
+    }
+    return columns_of("scaling", columns)
 
 
 def forward_cpu() -> str:
-    lines = []
-    for row in rows("forward_cpu"):
-        cells = [CPU_BATCHES.get(row["name"], row["name"]), number(row["tokens"]), number(row["compact"])]
-        cells += [f"{number(row['padded_s'])} s", f"{row['folded_s']:.2f} s", f"**{row['speed_up']:.1f}**"]
-        lines.append([*cells, f"{row['possible']:.1f}"])
-    heading = ["32 sequences a batch, 2-core Xeon VM, 2 threads", "tokens", "computed", "padded", "folded"]
-    return table([*heading, "speed-up", "possible"], lines)
+    columns: Columns = {
+        "32 sequences a batch, 2-core Xeon VM, 2 threads": lambda row: CPU_BATCHES.get(row["name"], row["name"]),
+        "tokens": "tokens",
+        "computed": "compact",
+        "padded": lambda row: f"{number(row['padded_s'])} s",
+        "folded": lambda row: f"{row['folded_s']:.2f} s",
+        "speed-up": lambda row: f"**{row['speed_up']:.1f}**",
+        "possible": "possible .1f",
+    }
+    return columns_of("forward_cpu", columns)
 
 
 def training_name(row: dict[str, Any]) -> str:
@@ -160,18 +176,22 @@ def training() -> str:
             possible = f"{row['possible']:.2f}" if column == "milliseconds" else ""
             lines.append([training_name(row), label, *cells, f"**{number(folded)}**", ratio, possible])
     heading = ["prompt / answer / answers", "", "TRL's head", "padded", "packed", "folded", "packed / folded"]
-    return table([*heading, "by operations"], lines)
+    return markdown([*heading, "by operations"], lines)
 
 
 def training_distributed() -> str:
-    lines = [
-        [row["shape"], row["wrapper"].upper(), str(row["processes"]), row["row"].replace("/", " / ")]
-        + [number(row["padded_ms"]), f"**{number(row['folded_ms'])}**", f"{row['speed_up']:.2f}x"]
-        + [number(row["peak_gib"][side]) if row["peak_gib"] else "" for side in ("padded", "folded")]
-        for row in rows("training_distributed")
-    ]
-    heading = ["model", "", "processes", "prompt / answer / answers each", "padded ms", "folded ms", "speed-up"]
-    return table([*heading, "padded GiB", "folded GiB"], lines)
+    columns: Columns = {
+        "model": "shape",
+        "": lambda row: row["wrapper"].upper(),
+        "processes": "processes",
+        "prompt / answer / answers each": lambda row: row["row"].replace("/", " / "),
+        "padded ms": "padded_ms",
+        "folded ms": lambda row: f"**{number(row['folded_ms'])}**",
+        "speed-up": lambda row: f"{row['speed_up']:.2f}x",
+        "padded GiB": lambda row: number((row["peak_gib"] or {}).get("padded", "")),
+        "folded GiB": lambda row: number((row["peak_gib"] or {}).get("folded", "")),
+    }
+    return columns_of("training_distributed", columns)
 
 
 LIBRARY_CALLS = {
@@ -191,7 +211,7 @@ def library() -> str:
             cells = [name, row["shape"], number(row["items"]), f"{row['stock_s']:.3f} s ({row['stock_batch_size']})"]
             lines.append([*cells, f"**{row['ours_s']:.3f} s**", f"{row['speed_up']:.2f}x"])
     heading = ["", "model", "texts, pairs or requests", "stock (its best batch size)", "with the adapter", "speed-up"]
-    return table(heading, lines)
+    return markdown(heading, lines)
 
 
 def library_short() -> str:
@@ -206,61 +226,37 @@ def library_short() -> str:
             ]
             lines.append([name, number(found[0]["items"]), *(cell for each in cells for cell in each)])
     heading = [title for shape in shapes for title in (f"Qwen3-{shape.upper()}: stock", "with the adapter", "")]
-    return table(["", "texts, pairs or requests", *heading], lines)
+    return markdown(["", "texts, pairs or requests", *heading], lines)
 
 
 def engine() -> str:
-    lines = [
-        [row["shape"], number(row["texts"]), f"{row['compression']:.3f}", number(row["texts_per_s"])]
-        + [number(row["tokens_per_s"])]
-        + [f"{row[key]:.3f} s" for key in ("job_s", "forward_s", "tokenization_s")]
-        + [number(row["joules_per_1000_texts"]) if row.get("joules_per_1000_texts") else ""]
-        for row in rows("engine")
-    ]
-    heading = [
-        "model",
-        "texts",
-        "compression",
-        "texts/s",
-        "tokens/s",
-        "job",
-        "forward passes alone",
-        "tokenization alone",
-    ]
-    return table([*heading, "joules a thousand texts"], lines)
+    seconds = {"job": "job_s", "forward passes alone": "forward_s", "tokenization alone": "tokenization_s"}
+    columns: Columns = {"model": "shape", "texts": "texts", "compression": "compression .3f"}
+    columns |= {"texts/s": "texts_per_s", "tokens/s": "tokens_per_s"}
+    columns |= {name: lambda row, key=key: f"{row[key]:.3f} s" for name, key in seconds.items()}
+    return columns_of("engine", columns | {"joules a thousand texts": "joules_per_1000_texts"})
 
 
 def workloads() -> str:
-    lines = [
-        [row["workload"], number(row["sequences"]), number(row["tokens"])]
-        + [f"{row[key]:.3f}" for key in ("at_once", "arrival", "length", "lexicographic")]
-        for row in rows("workloads")
-    ]
-    heading = ["workload", "sequences", "tokens", "all at once", "as they came", "by length", "by tokens"]
-    return table(heading, lines)
+    orders = {"all at once": "at_once", "as they came": "arrival", "by length": "length", "by tokens": "lexicographic"}
+    columns: Columns = {name: name for name in ("workload", "sequences", "tokens")}
+    return columns_of("workloads", columns | {name: f"{key} .3f" for name, key in orders.items()})
 
 
 def overhead() -> str:
-    lines = [
-        [
-            row["lengths"],
-            number(row["tokens"]),
-            f"{row['off_s']:.3f} s",
-            *(f"{row[key]:.3f}" for key in ("auto", "forced")),
-            f"{row['same']:.3f} ({row['same_low']:.3f} to {row['same_high']:.3f})" if row.get("same") else "",
-            str(row["folded"]),
-        ]
-        for row in rows("overhead")
-    ]
-    heading = [
-        "lengths",
-        "tokens",
-        "folding off",
-        "`auto` / off",
-        "forced / off",
-        "`auto` / same layers not folded (95%)",
-    ]
-    return table([*heading, "batches folded"], lines)
+    def same(row: dict[str, Any]) -> str:
+        return f"{row['same']:.3f} ({row['same_low']:.3f} to {row['same_high']:.3f})" if row.get("same") else ""
+
+    columns: Columns = {
+        "lengths": "lengths",
+        "tokens": "tokens",
+        "folding off": lambda row: f"{row['off_s']:.3f} s",
+        "`auto` / off": "auto .3f",
+        "forced / off": "forced .3f",
+        "`auto` / same layers not folded (95%)": same,
+        "batches folded": "folded",
+    }
+    return columns_of("overhead", columns)
 
 
 def measured(make: Callable[[], str], command: str) -> Callable[[], str]:
@@ -283,20 +279,13 @@ def figure(name: str) -> str:
 
 
 NEEDS: dict[str, tuple[Callable[[], str], str]] = {
-    "forward_gpu": (forward_tables.forward, "radix-mlp bench forward_gpu"),
-    "attention": (attention, "radix-mlp bench attention"),
-    "planner": (planner, "radix-mlp bench planner"),
-    "scaling": (scaling, "radix-mlp bench scaling"),
-    "forward_cpu": (forward_cpu, "radix-mlp bench forward_cpu --data DATA"),
-    "training": (training, "radix-mlp bench training"),
-    "training_distributed": (training_distributed, "radix-mlp bench training_distributed"),
-    "library": (library, "radix-mlp bench library --data DATA"),
-    "engine": (engine, "radix-mlp bench engine --data DATA"),
-    "serve": (serve, "radix-mlp bench serve"),
-    "workloads": (workloads, "radix-mlp bench workloads"),
-    "overhead": (overhead, "radix-mlp bench overhead"),
-    "multi_gpu": (multi_gpu, "radix-mlp bench multi_gpu"),
+    "forward_gpu": (forward_tables.forward, ""),
+    "forward_cpu": (forward_cpu, " --data DATA"),
+    "library": (library, " --data DATA"),
+    "engine": (engine, " --data DATA"),
 }
+PLAIN = (attention, planner, scaling, training, training_distributed, serve, workloads, overhead, multi_gpu)
+NEEDS |= {make.__name__: (make, "") for make in PLAIN}
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,
     "attention-heads": attention_heads,
@@ -307,7 +296,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "energy": measured(energy, 'radix-mlp bench forward_gpu --arguments "--energy 3"'),
 }
 TABLES |= scaling_tables.TABLES
-TABLES |= {name.replace("_", "-"): measured(*need) for name, need in NEEDS.items()}
+TABLES |= {
+    name.replace("_", "-"): measured(make, f"radix-mlp bench {name}{more}") for name, (make, more) in NEEDS.items()
+}
 TABLES |= {f"source-{name.replace('_', '-')}": partial(source, name) for name in BENCHMARKS}
 TABLES |= {f"figure-{name}": partial(figure, name) for name in FIGURES}
 """Name -> Markdown."""

@@ -15,7 +15,6 @@ import pytest
 import launch
 import power
 import registry
-import report
 import run as runner
 import timing
 import verify
@@ -302,12 +301,6 @@ def test_every_registered_benchmark_can_be_run() -> None:
             for word in arguments.split():
                 assert not word.startswith("--") or f'"{word}"' in text, f"{each.name}: {word}"
         assert set(each.quick) <= set(each.devices)
-
-
-def test_bars_are_as_long_as_their_values() -> None:
-    lines = report.bars(["off", "folded", "none"], [4.0, 1.0, 0.0], width=8).splitlines()
-    assert [line.count("█") for line in lines] == [8, 2, 0]
-    assert [line.split()[0] for line in lines] == ["off", "folded", "none"]
 
 
 def test_a_reader_that_has_enough_is_no_error() -> None:

@@ -41,7 +41,7 @@ class Outcome:
     rows: list[Row]
 
     def lines(self) -> list[Row]:
-        """An object for each row, with all that tells where it comes from."""
+        """An object for each row, with its provenance."""
         about = {"benchmark": self.benchmark.name, "side": self.side, "turn": self.turn, "command": self.command}
         return [about | {"row": row, "provenance": self.provenance} for row in self.rows]
 
@@ -95,22 +95,22 @@ def launch(
                 clock.cancel()
                 _end(process)
         written = rows_file.read_text().splitlines() if rows_file.exists() else []
-    told = list(_objects(printed))
-    provenance = next((each for each in told if "commit" in each), {})
-    rows = list(_objects(written)) or [each for each in told if "commit" not in each]
+    said = list(_objects(printed))
+    provenance = next((each for each in said if "commit" in each), {})
+    rows = list(_objects(written)) or [each for each in said if "commit" not in each]
     rows = [_without(provenance, row, benchmark) for row in rows]
     if meter.reading is not None:
         provenance = provenance | {"power": asdict(meter.reading)}
-    # where things lie on this machine is nobody's business
-    told_of = ["PATH" if Path(argument).is_absolute() else argument for argument in arguments]
-    shown = shlex.join([*_shown(benchmark), *told_of, *(["--data", "DATA"] if real else [])])
+    # paths of this machine stay private
+    shown_arguments = ["PATH" if Path(argument).is_absolute() else argument for argument in arguments]
+    shown = shlex.join([*_shown(benchmark), *shown_arguments, *(["--data", "DATA"] if real else [])])
     seconds = time.perf_counter() - began
     kept = rows if clock.rang or not process.returncode else []
     return Outcome(benchmark, side, turn, shown, process.returncode or 0, clock.rang, seconds, provenance, kept)
 
 
 class _Clock:
-    """Ends a process, and tells whether it did."""
+    """Ends a process, and knows whether it did."""
 
     def __init__(self, process: subprocess.Popen[str], limit: float) -> None:
         self.rang = False

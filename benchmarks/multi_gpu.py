@@ -1,4 +1,4 @@
-"""Several GPUs of one host: replicas of the server behind one address, and a model dealt out to two GPUs.
+"""Several GPUs of one host: replicas of the server behind one address, and a model sharded over two GPUs.
 
 Replicas: texts a second by HTTP of one server (no front before it) and of `--replicas 2`, under the same load: requests
 of 64 texts, 75 to 200 tokens each, of which 61% are unique (a reranker's prompt, about 8.2 passages a query), closed
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--shape", default="0.6b", help="of the replicas: of shapes.py, or the name of a model")
     parser.add_argument("--in-flight", type=int, default=32, help="requests on their way, all clients together")
     parser.add_argument("--seconds", type=float, default=6, help="of a measurement by HTTP")
-    parser.add_argument("--tensor-shape", nargs="+", default=["8b"], help="of the model that is dealt out")
+    parser.add_argument("--tensor-shape", nargs="+", default=["8b"], help="of the sharded model")
     parser.add_argument("--rows", nargs="+", default=ROWS, help="prefix/suffix/sequences")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--limit", type=float, default=240, help="seconds of a part, at most")
@@ -174,12 +174,12 @@ def under_load(address: str, options: argparse.Namespace) -> dict[str, Any]:
     command += ["--window", str(options.seconds), "--warm-seconds", "4", "--bodies", "32"]
 
     def client(seed: int) -> dict[str, Any]:
-        told = subprocess.run(
+        done = subprocess.run(
             [*command, "--seed", str(seed)], capture_output=True, text=True, timeout=options.limit, check=False
         )
-        if told.returncode:
-            raise RuntimeError(f"load failed: {told.stdout[-1000:]}{told.stderr[-2000:]}")
-        return dict(json.loads(told.stdout.splitlines()[-1]))
+        if done.returncode:
+            raise RuntimeError(f"load failed: {done.stdout[-1000:]}{done.stderr[-2000:]}")
+        return dict(json.loads(done.stdout.splitlines()[-1]))
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         found = list(pool.map(client, range(CLIENTS)))

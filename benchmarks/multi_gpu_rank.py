@@ -1,4 +1,4 @@
-"""One of the two processes that `multi_gpu.py` starts for a model that is dealt out."""
+"""One of the two processes that `multi_gpu.py` starts for a sharded model."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["run_rank"]
 
 
 def run_rank(options: argparse.Namespace) -> None:
-    """Rank 0 measures and prints; the others have the same weights, and do what they are told."""
+    """Rank 0 measures and prints; the others have the same weights, and follow it."""
     rank = int(os.environ["LOCAL_RANK"])
     if options.device == "cuda":
         torch.cuda.set_device(rank)

@@ -1,4 +1,4 @@
-"""Power, energy and clocks of a GPU while something runs, as NVML tells them through `nvidia-smi`."""
+"""Power, energy and clocks of a GPU while something runs, as NVML reports them through `nvidia-smi`."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Meter:
             try:
                 self._samples.append((time.perf_counter(), [float(cell) for cell in line.split(",")]))
             except ValueError:
-                # "[N/A]": this GPU does not tell
+                # "[N/A]": this GPU does not report it
                 return
 
     def _wait_for_first(self) -> None:

@@ -231,7 +231,7 @@ BENCHMARKS = {
         ),
         Benchmark(
             "multi_gpu",
-            "two replicas by HTTP beside one, and a model dealt out to two GPUs beside one GPU",
+            "two replicas by HTTP beside one, and a model sharded over two GPUs beside one GPU",
             ("cuda",),
             ("part", "model", "shape", "what", "row"),
             ("texts/s", "p50", "p99", "one_ms", "two_ms", "sums_ms", "speed_up", "error_one", "error_two"),

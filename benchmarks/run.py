@@ -207,6 +207,6 @@ if __name__ == "__main__":
         main()
         sys.stdout.flush()
     except BrokenPipeError:
-        # whoever reads has enough; what is left in the buffer goes nowhere as the interpreter ends
+        # the reader has closed the pipe; drop what is left in the buffer
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)

@@ -166,7 +166,7 @@ def limits() -> str:
 
 
 def assumptions() -> str:
-    """The numbers that nobody measured."""
+    """The numbers that were assumed, not measured."""
     engine = rows("engine", shape="0.6b")[0]
     share = engine["forward_s"] / engine["job_s"]
     return (

@@ -147,7 +147,7 @@ class Served:
             self.truth = {key_of(each): np.asarray(self.ask({"truth": first_texts(each)})["numbers"]) for each in loads}
         for mode in self.options.modes:
             some = loads if mode == "auto" else [each for each in loads if each.in_flight > 1 and "64" not in each.api]
-            # as transformers runs it is told once
+            # padded as in transformers is measured once
             for each in some[:1] if mode == "0" else some:
                 row = self._served(mode, each, meter)
                 found[mode, key_of(each)] = row
@@ -284,7 +284,7 @@ def first_texts(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def key_of(options: argparse.Namespace) -> str:
-    """What tells one load from another."""
+    """What distinguishes the loads."""
     return json.dumps([options.workload, options.swap, options.texts, options.in_flight, options.api])
 
 

@@ -105,7 +105,7 @@ def without_model(width: int) -> None:
 
 
 def serve(engine: Any, name: str, mode: str) -> None:
-    """Serve in a mode of `serve.py` until told to stop."""
+    """Serve in a mode of `serve.py` until SIGTERM."""
     import radix_mlp.serve.run
     from overhead import unfolded
     from radix_mlp.serve.settings import ServeSettings

@@ -56,16 +56,16 @@ def multi_gpu() -> str:
         for row in rows("multi_gpu", part="replicas")
         if row.get("speed_up")
     ]
-    dealt = [
+    sharded = [
         [
-            f"{row['shape']} dealt out, {row['row'].replace('/', ' / ')}",
+            f"{row['shape']} sharded, {row['row'].replace('/', ' / ')}",
             f"{number(row['one_ms'])} ms on one",
             f"{number(row['two_ms'])} ms on two ({number(row['sums_ms'])} in sums)",
             f"**{row['speed_up']:.2f}x**",
         ]
         for row in rows("multi_gpu", part="tensor-parallel")
     ]
-    return markdown(["", "", "", "two over one"], [*by_http, *ratios, *dealt])
+    return markdown(["", "", "", "two over one"], [*by_http, *ratios, *sharded])
 
 
 def served() -> list[dict[str, Any]]:

@@ -184,7 +184,7 @@ class Levels:
         return self.head + self.prefix + self.own
 
     def pairs(self, heads: float, prefixes: float, owns: float) -> float:
-        """Query-key pairs of so many heads, prefixes and texts."""
+        """Query-key pairs of these numbers of heads, prefixes and texts."""
         head = heads * self.head**2 / 2
         prefix = prefixes * self.prefix * (self.head + self.prefix / 2)
         return head + prefix + owns * self.own * (self.head + self.prefix + self.own / 2)

@@ -4,7 +4,7 @@
     radix-mlp bench summarise rows.jsonl               rows.jsonl -> benchmarks/results/attention.json
 
 A row takes the place of an older one of the same name (the columns `keys` and `settings` of the registry) and leaves
-the others alone, so runs on several machines and days add up; every row tells its run, and a run its command, machine,
+the others alone, so runs on several machines and days add up; every row names its run, and a run its command, machine,
 versions and commit.
 """
 
@@ -131,7 +131,7 @@ def absorb(benchmark: Benchmark, lines: list[Row], folder: Path = RESULTS) -> st
 
 
 def identity(benchmark: Benchmark, row: Row) -> tuple[str, ...]:
-    """What tells a row from all others of its benchmark."""
+    """What identifies a row of its benchmark."""
     return tuple(str(row.get(key)) for key in (*benchmark.keys, *benchmark.settings))
 
 

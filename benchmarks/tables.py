@@ -24,7 +24,7 @@ __all__ = ["TABLES", "fill"]
 
 
 def fill(text: str) -> str:
-    """The text with every marked part written anew. KeyError: a part that is not known."""
+    """The text with every marked part regenerated. KeyError: the name of a part is unknown."""
     marked = re.compile(r"<!-- table: (\S+) -->\n.*?<!-- end -->", re.DOTALL)
     return marked.sub(lambda found: f"<!-- table: {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->", text)
 
@@ -132,7 +132,7 @@ def scaling() -> str:
     what = {
         "tokens": "two sequences that share a half, tokens in all",
         "sequences": "sequences of 3 tokens",
-        "depth": "a comb, so many tokens deep",
+        "depth": "a comb of this depth in tokens",
         "threads": "threads, each with a plan of its own",
     }
     columns: Columns = {

@@ -20,14 +20,14 @@ import timing
 import verify
 
 
-def test_sides_take_turns_and_medians_are_told() -> None:
+def test_sides_take_turns_and_medians_are_reported() -> None:
     calls: list[str] = []
     ticks = iter(itertools.count())
     sides = {name: lambda name=name: calls.append(name) for name in "abc"}
     times = timing.in_turn(sides, 20, warm_up=0, clock=lambda: float(next(ticks)))
     rounds = ["".join(calls[start : start + 3]) for start in range(0, 60, 3)]
     assert {"".join(sorted(each)) for each in rounds} == {"abc"}
-    # whoever comes first, each of the others follows it at times
+    # each of the others sometimes follows the first
     assert {each[:2] for each in rounds} == {"ab", "ac", "ba", "bc", "ca", "cb"}
     assert times["a"].samples == (1000.0,) * 20
     found = timing.Timing((1.0, 2.0, 3.0, 4.0, 100.0))
@@ -82,7 +82,7 @@ def test_samples_are_joined_by_lines() -> None:
 
 
 @pytest.mark.parametrize("lines", [None, "print('[N/A], [N/A], [N/A], 40')", "raise SystemExit(9)"])
-def test_no_power_where_nothing_tells_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str | None) -> None:
+def test_no_power_where_nothing_reports_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str | None) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     if lines is not None:
         fake_nvidia_smi(tmp_path, monkeypatch, lines)
@@ -255,7 +255,7 @@ def has_ended(pid: int) -> bool:
 
 def is_running(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
-    # one that nobody waits for stays as a zombie
+    # a process without a waiting parent stays as a zombie
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 

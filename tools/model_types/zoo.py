@@ -208,6 +208,7 @@ def tiny_model(
     dtype: torch.dtype | None = None,
     seed: int = 0,
     attn_implementation: str | None = None,
+    config: PretrainedConfig | None = None,
 ) -> PreTrainedModel:
     """A tiny model of this type in evaluation mode, its weights large and drawn from `seed`.
 
@@ -215,6 +216,7 @@ def tiny_model(
         dtype: torch.float64 or torch.float32; None takes `zoo_dtype(model_type)`.
         attn_implementation: as in transformers; None takes its default, or "eager" where sdpa drops something
             (a softcap) in some of the supported versions.
+        config: instead of `tiny_config(model_type)`.
 
     Raises:
         KeyError: the installed transformers does not know the type.
@@ -230,7 +232,7 @@ def tiny_model(
     dtype = zoo_dtype(model_type) if dtype is None else dtype
     if attn_implementation is None and model_type in EAGER_ONLY:
         attn_implementation = "eager"
-    config = tiny_config(model_type)
+    config = tiny_config(model_type) if config is None else config
     if model_type in DECODER_PARTS:
         builder = causal_class(model_type)._from_config
     else:

@@ -16,7 +16,7 @@ from radix_mlp.engine.tokenization.token_ids import rows_of_ids
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf import disable, enable
 from radix_mlp.hf.adapters import opened
-from radix_mlp.models.heads import output_head
+from radix_mlp.models.heads import language_head
 
 __all__ = ["BOUNDS", "TextDifference", "Verification", "verify"]
 
@@ -112,7 +112,7 @@ def verify(
     result = Verification(BOUNDS[model.dtype] if bound is None else bound)
     disable(model)
     has_head = model.get_output_embeddings() is not None and bool(sequences)
-    head = output_head(model, sequences[0]) if has_head else None
+    head = language_head(model, probe=sequences[0]) if has_head else None
     total = 0.0
     for batches in _groups(schedule(sequences, max_batch_tokens), model.config.get_text_config().hidden_size):
         enable(model, impl=impl, threshold=0)

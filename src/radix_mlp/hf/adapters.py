@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from radix_mlp.errors import UnsupportedModelError
+from radix_mlp.errors import InvalidDtypeError, UnsupportedModelError
 
-__all__ = ["PROVEN_TUNERS", "opened", "pretrained_in", "why_not_opened"]
+__all__ = ["PROVEN_TUNERS", "opened", "pretrained_in", "pretrained_of", "why_not_opened"]
 
 PROVEN_TUNERS = frozenset(
     [
@@ -46,6 +46,24 @@ def pretrained_in(model: torch.nn.Module) -> PreTrainedModel | None:
     while _is_peft(model):
         model = _inside(model)
     return model if isinstance(model, PreTrainedModel) else None
+
+
+def pretrained_of(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model itself, out of a PEFT model or as it is.
+
+    Raises:
+        InvalidDtypeError: there is none. Wrappers that must see the forward call (DistributedDataParallel) are not
+            opened, since gradients would then not be synchronised.
+        UnsupportedModelError: a PEFT model whose adapter is more than layers of the model, such as a learnt prompt.
+    """
+    inner = opened(model)
+    if isinstance(inner, PreTrainedModel):
+        return inner
+    raise InvalidDtypeError(
+        f"model is a {type(model).__name__}: pass a transformers PreTrainedModel or a PEFT model around one. A wrapper "
+        "that synchronises gradients (DistributedDataParallel) must be called itself: let the forward that it wraps "
+        "compute the log-probabilities."
+    )
 
 
 def why_not_opened(model: torch.nn.Module) -> str | None:

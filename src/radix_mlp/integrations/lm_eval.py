@@ -34,8 +34,9 @@ from radix_mlp.engine.task import Item, Rows, Task
 from radix_mlp.engine.tasks.score import scored_rows, scored_vocabulary
 from radix_mlp.engine.tokenization.tokenize import unknown_id
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
-from radix_mlp.models.heads import output_head
+from radix_mlp.models.heads import language_head
 from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.head.logprobs import MAX_LOGITS
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 
@@ -45,8 +46,6 @@ NAME = "radix-mlp"
 
 TEXTS_A_CALL = 1000
 """Texts tokenised at a time."""
-MAX_LOGITS = 1 << 25
-"""Logits at a time: 128 MiB of float32."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """(context and continuation as text, their tokens)."""
@@ -249,7 +248,7 @@ class Continuations(Task):
         return np.unique(_predicting_rows(plan, items)).astype(np.int64)
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
-        head = output_head(self.engine.model, items[0].ids, checked=self.engine.checked_heads)
+        head = language_head(self.engine.model, probe=items[0].ids)
         tokens = np.concatenate([item.target for item in items if isinstance(item, Continuation)])
         return next_token_logprobs(hidden, head, _predicting_rows(plan.plan, items), tokens)
 

@@ -121,7 +121,6 @@ class FoldingMethod:
         self.tail = tail
         self.options = options
         self.stats = JobStats()
-        self.checked: set[Any] = set()
         """Output heads that gave the transformer's own logits."""
         self.__name__ = method
         self.__doc__ = getattr(type(model), method).__doc__
@@ -132,7 +131,7 @@ class FoldingMethod:
         return Engine(self.tail.transformer, tokenizer=self.model.tokenizer, **self.options)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "engine"} | {"checked": set()}
+        return {name: value for name, value in vars(self).items() if name != "engine"}
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -204,7 +203,7 @@ class _Call:
         order = text_order(inputs)
         folding = self.folding
         engine = folding.engine
-        make_work = folding.tail.work(kwargs, wants_tokens=self.wants_tokens, checked=folding.checked)
+        make_work = folding.tail.work(kwargs, wants_tokens=self.wants_tokens)
         works: list[Work] = []
 
         def call_of(part: Sequence[int]) -> Request[None]:

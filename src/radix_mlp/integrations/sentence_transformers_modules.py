@@ -27,7 +27,7 @@ from radix_mlp.engine.tasks.classify import rows_to_classify
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.support import decoder_of
-from radix_mlp.models.heads import classification_head, output_head, pad_token_of
+from radix_mlp.models.heads import classification_head, language_head, pad_token_of
 from radix_mlp.models.model_kind import kind_of
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.row_copies import copy_rows
@@ -115,13 +115,12 @@ class Tail:
                 "radix_mlp.integrations.sentence_transformers.disable(model) for this call."
             )
 
-    def work(self, options: Features, *, wants_tokens: bool, checked: set[Any]) -> Callable[[Features], Work]:
+    def work(self, options: Features, *, wants_tokens: bool) -> Callable[[Features], Work]:
         """What the engine does with the texts of a call, by the features that they share.
 
         Args:
             options: what the caller passes on to modules.
             wants_tokens: whether the vectors of all tokens are wanted besides.
-            checked: output heads that gave the transformer's own logits before.
         """
         first: Any = self.model._modules[self.name_of_first]
         taken = options.keys() & {*(self.model.module_kwargs or {}).get(self.name_of_first, ()), *first.forward_kwargs}
@@ -144,7 +143,7 @@ class Tail:
                 # two rows of the head, in float32, instead of the whole vocabulary
                 del modules[key]
                 score = module
-        return lambda shared: FromScores(rest, shared, options, output, self.transformer, score, checked)
+        return lambda shared: FromScores(rest, shared, options, output, self.transformer, score)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +184,6 @@ class FromScores(Work):
     transformer: PreTrainedModel
     score: LogitScore | None
     """Done here, in place of the head and itself."""
-    checked: set[Any]
 
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows:
         return np.unique(self._rows(plan, items))
@@ -202,11 +200,11 @@ class FromScores(Work):
     def _head(self, hidden: Tensor, probe: Ids) -> Features:
         """The features that the transformer's head adds, `hidden [S, h]`."""
         if kind_of(self.transformer) == "classifier":
-            return {self.output: classification_head(self.transformer, probe, checked=self.checked)(hidden)}
+            return {self.output: classification_head(self.transformer, probe=probe)(hidden)}
         if self.score is None:
-            return {self.output: output_head(self.transformer, probe, checked=self.checked)(hidden)[:, None]}
+            return {self.output: language_head(self.transformer, probe=probe)(hidden)[:, None]}
         tokens = [token for token in (self.score.true_token_id, self.score.false_token_id) if token is not None]
-        logits = output_head(self.transformer, probe, tokens, checked=self.checked)(hidden)
+        logits = language_head(self.transformer, tokens, probe=probe)(hidden)
         return {"scores": logits[:, :1] if len(tokens) == 1 else logits[:, :1] - logits[:, 1:]}
 
 

@@ -1,75 +1,92 @@
-"""The output heads of models as functions of hidden states."""
+"""The output heads of models as functions of hidden states, compared with the models' own logits before use."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from radix_mlp.engine.batching.scheduler import Ids
-from radix_mlp.engine.execution.step import hidden_of_one
 from radix_mlp.errors import UnsupportedModelError
+from radix_mlp.hf.adapters import pretrained_of
+from radix_mlp.hf.added_code import reason_of_called_module
+from radix_mlp.hf.fingerprint import fingerprint, hooks_of
 from radix_mlp.hf.folding_forward import FoldingForward
-from radix_mlp.ops.head.linear_head import is_plain_linear
+from radix_mlp.hf.support import decoder_of
+from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear
 
-__all__ = ["classification_head", "output_head", "pad_token_of", "require_output_head"]
+__all__ = ["Head", "classification_head", "language_head", "pad_token_of", "require_language_head", "scale_and_softcap"]
 
-PROBE_TOKENS = 8
-Compared = tuple[Tensor, Tensor, Tensor]
-"""A head's logits, the model's own, and all of the model's own, which tell how large they are."""
+Head = Callable[[Tensor], Tensor]
+"""Hidden states `[R, h]` -> logits `[R, V]`."""
 NUM_PROBES = 3
-"""Runs of tokens, besides those of the first text, that a head may be tried on until one can decide."""
+"""Random runs of tokens on which a head may be tried until one can decide, before those of the caller."""
+PROBE_TOKENS = 8
+NUM_KEPT = 4
+"""Heads of one model that are remembered as right."""
 
 
-def output_head(
-    model: PreTrainedModel, probe: Ids, tokens: Sequence[int] | None = None, *, checked: set[Any] | None = None
-) -> Callable[[Tensor], Tensor]:
-    """Hidden states `[R, h]` -> logits `[R, V]`, as the model's own forward makes them.
+class _Checked(NamedTuple):
+    """What a comparison of a head holds for: everything between the trunk's hidden states and the model's logits."""
 
-    With `tokens`, the logits of these alone, `[R, len(tokens)]`, from as many rows of the head and in float32 or
-    wider: the difference of two logits in bfloat16 has three digits at best. A head that is more than a linear layer
-    (an adapter, a quantized one) is called, and its logits of these tokens taken.
+    model_class: type
+    class_forward: Any
+    own_forward: Any
+    hooks: list[Any]
+    layer: Any
+    form: tuple[float, float | None]
 
-    Architectures scale or cap their logits in different ways, so the function is compared with the model's own logits
-    of a few tokens before it is used, unless it is in `checked`, where it is then entered.
+
+_CHECKED: WeakKeyDictionary[PreTrainedModel, list[_Checked]] = WeakKeyDictionary()
+
+
+def language_head(
+    model: torch.nn.Module,
+    tokens: Sequence[int] | None = None,
+    *,
+    probe: NDArray[np.int32] | None = None,
+    check: bool = True,
+) -> LinearHead | Head:
+    """The function from last hidden states `[R, h]` to logits `[R, V]`, with the model's own scale and soft cap.
+
+    It is a `LinearHead` if the head is a plain linear layer. Otherwise (adapters on the head, sharded or quantised
+    heads) it calls the layer. Architectures scale and cap their logits in different ways, so the function is compared
+    with the model's own logits of a few tokens before it is first used, and again after the head has changed.
 
     Args:
-        probe: tokens of a text, to compare on where no others can decide.
+        model: with a language-model head; a PEFT model around one, too.
+        tokens: compute the logits of these alone, `[R, len(tokens)]`, in float32 or wider: the difference of two
+            logits in bfloat16 has three digits at best.
+        probe: `[n]` token ids to compare on if random ones cannot decide (NaN logits, or all zero).
+        check: False where the comparison cannot run: within a forward pass, on sharded weights.
 
     Raises:
-        UnsupportedModelError: the model has no output head, or one that does something else besides.
+        UnsupportedModelError: the model has no language-model head, or one that computes something else.
+        InvalidDtypeError: `model` is not a transformers model.
+
+    >>> from radix_mlp.models.tiny import tiny_model
+    >>> language_head(tiny_model()).weight.shape
+    torch.Size([259, 64])
+    >>> language_head(tiny_model(), [5, 7])(torch.zeros(1, 64))
+    tensor([[0., 0.]], grad_fn=<MmBackward0>)
     """
-    require_output_head(model)
-    layer: Any = model.get_output_embeddings()
-    config = model.config.get_text_config()
-    softcap = getattr(config, "final_logit_softcapping", None)
-    factor = getattr(config, "logit_scale", None) or 1.0
-    divisor = getattr(config, "logits_scaling", None) or 1.0
-
-    project = layer if tokens is None else _rows(layer, tokens)
-
-    def head(hidden: Tensor) -> Tensor:
-        logits: Tensor = project(hidden) * factor / divisor
-        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
-
-    key = _key(model, layer, tokens)
-    if checked is None or key not in checked:
-
-        def logits_of(begin: Ids) -> Compared:
-            own = _own_logits(model, begin)[0]
-            return head(hidden_of_one(model, begin)), own if tokens is None else own[:, list(tokens)], own
-
-        if _agrees(model, probe, logits_of) and checked is not None:
-            checked.add(key)
-    return head
+    inner = pretrained_of(model)
+    require_language_head(inner)
+    layer: Any = inner.get_output_embeddings()
+    form = scale_and_softcap(inner)
+    head = LinearHead(layer.weight, layer.bias, *form) if is_plain_linear(layer) else _called(layer, *form)
+    if check:
+        _check(inner, layer, form, probe, lambda begin: head(_hidden_of(inner, begin)[0]))
+    return head if tokens is None else _narrowed(head, tokens)
 
 
-def require_output_head(model: PreTrainedModel) -> None:
+def require_language_head(model: PreTrainedModel) -> None:
     """Raise `UnsupportedModelError` if the model has no logits over a vocabulary."""
     if model.get_output_embeddings() is None:
         raise UnsupportedModelError(
@@ -78,36 +95,31 @@ def require_output_head(model: PreTrainedModel) -> None:
         )
 
 
-def classification_head(
-    model: PreTrainedModel, probe: Ids, *, checked: set[Any] | None = None
-) -> Callable[[Tensor], Tensor]:
+def classification_head(model: torch.nn.Module, *, probe: NDArray[np.int32] | None = None, check: bool = True) -> Head:
     """Hidden states `[R, h]` -> scores `[R, L]` of a `ForSequenceClassification` model, in float32 or wider.
 
-    Compared with the model's own scores of a few tokens before it is used, unless it is in `checked`; `probe` as in
-    `output_head`.
+    Arguments as in `language_head`.
 
     Raises:
         UnsupportedModelError: the model's scores are not its `score` layer on the last token.
     """
-    layer = getattr(model, "score", None)
+    inner = pretrained_of(model)
+    layer = getattr(inner, "score", None)
     if not isinstance(layer, torch.nn.Module):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no layer `score`, so it makes its scores in a way that is not known "
-            "here. Call it through radix_mlp.enable(model) and its own forward."
+            f"{type(inner).__name__} has no layer `score`, so its way to compute scores is not known here. Load the "
+            "checkpoint's ForSequenceClassification class, or call the model through radix_mlp.enable(model)."
         )
-    head = _rows(layer, None)
-    key = _key(model, layer, None)
-    if checked is None or key not in checked:
+    head = _widened_head(LinearHead(layer.weight, layer.bias) if is_plain_linear(layer) else layer)
 
-        def scores_of(begin: Ids) -> Compared:
-            # the model reads its scores at the last token that is not padding
-            ends = np.flatnonzero(begin != pad_token_of(model))
-            last = int(ends[-1]) if len(ends) else 0
-            own = _own_logits(model, begin)
-            return head(hidden_of_one(model, begin)[last : last + 1]), own, own
+    def scores_of(begin: NDArray[np.int32]) -> Tensor:
+        # the model reads its scores at the last token that is not padding
+        ends = np.flatnonzero(begin != pad_token_of(inner))
+        last = int(ends[-1]) if len(ends) else 0
+        return head(_hidden_of(inner, begin)[0, last : last + 1])
 
-        if _agrees(model, probe, scores_of) and checked is not None:
-            checked.add(key)
+    if check:
+        _check(inner, layer, (1.0, None), probe, scores_of)
     return head
 
 
@@ -117,84 +129,122 @@ def pad_token_of(model: PreTrainedModel) -> int:
     return -1 if pad is None else int(pad)
 
 
-def _key(model: PreTrainedModel, layer: torch.nn.Module, tokens: Sequence[int] | None) -> tuple[Any, ...]:
+def scale_and_softcap(model: PreTrainedModel) -> tuple[float, float | None]:
+    """What the model's configuration multiplies logits by, and where it caps them."""
     config = model.config.get_text_config()
-    form = [getattr(config, name, None) for name in ("final_logit_softcapping", "logit_scale", "logits_scaling")]
-    # what is called is what the model calls, whatever becomes of it; of a linear layer the weight is taken out
-    address = layer.weight.data_ptr() if is_plain_linear(layer) else None
-    return type(model), _own_forward(model), id(layer), address, *form, None if tokens is None else tuple(tokens)
+    scale = 1.0
+    for name in ("logit_scale", "output_multiplier"):
+        value = getattr(config, name, None)
+        scale *= 1.0 if value is None else value
+    scaling = getattr(config, "logits_scaling", None) or 1.0
+    # granite divides by it, hyperclovax multiplies
+    scale = scale * scaling if config.model_type == "hyperclovax" else scale / scaling
+    return float(scale), getattr(config, "final_logit_softcapping", None)
 
 
-def _own_forward(model: PreTrainedModel) -> Callable[..., Any] | None:
-    """The forward that somebody put into this instance, if any: it may do something to the logits."""
-    forward: Callable[..., Any] | None = vars(model).get("forward")
-    while isinstance(forward, FoldingForward):
-        forward = forward.previous
-    return forward
+def _called(layer: torch.nn.Module, scale: float, softcap: float | None) -> Head:
+    def head(hidden: Tensor) -> Tensor:
+        logits: Tensor = layer(hidden) * scale
+        return logits if softcap is None else torch.tanh(logits / softcap) * softcap
+
+    return head
 
 
-def _rows(layer: torch.nn.Module, rows: Sequence[int] | None) -> Callable[[Tensor], Tensor]:
-    """The outputs `rows` of a head, all unless given, in float32 or wider."""
-    if not is_plain_linear(layer):
-        return lambda hidden: _widened(_chosen(layer(hidden), rows, dim=1))
-    weight = _widened(_chosen(layer.weight.detach(), rows, dim=0))
-    bias = None if layer.bias is None else _widened(_chosen(layer.bias.detach(), rows, dim=0))
-    return lambda hidden: torch.nn.functional.linear(hidden.to(weight.dtype), weight, bias)
+def _narrowed(head: LinearHead | Head, tokens: Sequence[int]) -> Head:
+    """The outputs `tokens` of a head, in float32 or wider."""
+    if not isinstance(head, LinearHead):
+        return lambda hidden: _widened(_chosen(head(hidden), tokens, dim=1))
+    bias = None if head.bias is None else _chosen(head.bias, tokens, dim=0)
+    return _widened_head(LinearHead(_chosen(head.weight, tokens, dim=0), bias, head.scale, head.softcap))
 
 
-def _chosen(whole: Tensor, places: Sequence[int] | None, dim: int) -> Tensor:
-    size = whole.shape[dim]
-    if places is None or (len(places) == size and list(places) == list(range(size))):
+def _widened_head(head: LinearHead | Head) -> Head:
+    """The outputs of a head in float32 or wider; a linear head is computed in that, too."""
+    if not isinstance(head, LinearHead):
+        return lambda hidden: _widened(head(hidden))
+    bias = None if head.bias is None else _widened(head.bias)
+    wide = LinearHead(_widened(head.weight), bias, head.scale, head.softcap)
+    return lambda hidden: _widened(wide(hidden.to(wide.weight.dtype)))
+
+
+def _chosen(whole: Tensor, places: Sequence[int], dim: int) -> Tensor:
+    if list(places) == list(range(whole.shape[dim])):
         return whole
     # slices, since sending an index to the device would wait for the forward pass that runs there
-    return torch.cat([whole.narrow(dim, place, 1) for place in places], dim)
+    return torch.cat([whole.narrow(dim, int(place), 1) for place in places], dim)
 
 
 def _widened(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _own_logits(model: PreTrainedModel, begin: Ids) -> Tensor:
-    input_ids = torch.from_numpy(begin.astype("int64"))[None].to(model.device)
-    logits: Tensor = model(input_ids, use_cache=False).logits
-    return logits
+def _check(
+    model: PreTrainedModel,
+    layer: torch.nn.Module,
+    form: tuple[float, float | None],
+    probe: NDArray[np.int32] | None,
+    logits_of: Callable[[NDArray[np.int32]], Tensor],
+) -> None:
+    """Compare a head with the model's own logits, unless this very head was found right before.
+
+    Where no tokens can decide, nothing is remembered: then the answers themselves show it.
+    """
+    known = _CHECKED.setdefault(model, [])
+    now = _Checked(
+        type(model),
+        type(model).forward,
+        _own_forward(model),
+        hooks_of(model),
+        # a layer that is called is what the model calls, whatever its weights; of a linear one the weight is taken
+        (id(layer), fingerprint(layer, addresses=is_plain_linear(layer))),
+        form,
+    )
+    if now not in known and _agrees(model, probe, logits_of):
+        known.append(now)
+        del known[:-NUM_KEPT]
 
 
-def _agrees(model: PreTrainedModel, probe: Ids, compared: Callable[[Ids], Compared]) -> bool:
-    """Whether a head gives the model's own logits; False where no tokens can decide: then every answer shows why.
+def _own_forward(model: PreTrainedModel) -> Any:
+    """The forward that was put into this instance, if any: it may change the logits."""
+    forward = vars(model).get("forward")
+    while isinstance(forward, FoldingForward):
+        forward = forward.previous
+    return forward
+
+
+@torch.no_grad()
+def _agrees(
+    model: PreTrainedModel, probe: NDArray[np.int32] | None, logits_of: Callable[[NDArray[np.int32]], Tensor]
+) -> bool:
+    """Whether a head gives the model's own logits; False if no tokens can decide.
 
     Raises:
         UnsupportedModelError: it gives others.
     """
-    with torch.inference_mode():
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
         for begin in _probes(model, probe):
-            off = _difference(*compared(begin))
+            own = _own_logits(model, begin)[0]
+            off = _difference(logits_of(begin), own if own.dim() == 2 else own[None])
             if off is None:
                 continue
-            if not off < (1e-4 if model.dtype.itemsize >= 4 else 3e-2):
+            if not off < (1e-4 if own.dtype.itemsize >= 4 and model.dtype.itemsize >= 4 else 3e-2):
                 raise UnsupportedModelError(
                     f"{type(model).__name__} makes its logits in a way that is not known here (off by {off:.1g} of the "
-                    "largest). Score it through radix_mlp.enable(model) and the model's own forward."
+                    "largest). Call radix_mlp.enable(model) and the model's own forward. Pass a function that makes "
+                    "them in training: tree_logprobs(model, batch, head=function)."
                 )
             return True
+    finally:
+        for module in training:
+            module.training = True
     return False
 
 
-def _difference(ours: Tensor, own: Tensor, all_own: Tensor) -> float | None:
-    """Largest difference, relative to the largest logit; None where the model's own are NaN, or all of both are 0."""
-    if all_own.isnan().any():
-        return None
-    # what overflows in the model's dtype does so here
-    same = ours.to(own.dtype) == own
-    difference = float((ours - own).abs().masked_fill(same, 0).max())
-    largest = float(all_own.masked_fill(all_own.isinf(), 0).abs().max())
-    if largest == 0:
-        return None if difference == 0 else math.inf
-    return difference / largest
-
-
-def _probes(model: PreTrainedModel, probe: Ids) -> Iterator[Ids]:
-    """Tokens to try a head on, the same for every job; last, the first ones of a text."""
+def _probes(model: PreTrainedModel, probe: NDArray[np.int32] | None) -> Iterator[NDArray[np.int32]]:
+    """Tokens to try a head on, the same for every job; last, the first ones of the caller's."""
     embeddings: Any = model.get_input_embeddings()
     draw = np.random.default_rng(0)
     for _ in range(NUM_PROBES):
@@ -202,4 +252,37 @@ def _probes(model: PreTrainedModel, probe: Ids) -> Iterator[Ids]:
         ids = ids[ids != pad_token_of(model)]
         if len(ids):
             yield ids
-    yield probe[:PROBE_TOKENS]
+    if probe is not None:
+        yield probe[:PROBE_TOKENS]
+
+
+def _own_logits(model: PreTrainedModel, begin: NDArray[np.int32]) -> Tensor:
+    """By the class's forward, past mixed precision and the like around it, unless other code stands around it."""
+    call: Any = model if reason_of_called_module(model) else type(model).forward.__get__(model)
+    logits: Tensor = call(_on_device(model, begin), use_cache=False, return_dict=True).logits
+    return logits
+
+
+def _hidden_of(model: PreTrainedModel, begin: NDArray[np.int32]) -> Tensor:
+    trunk = decoder_of(model)
+    hidden: Tensor = trunk(_on_device(model, begin), use_cache=False, return_dict=True).last_hidden_state
+    return hidden
+
+
+def _on_device(model: PreTrainedModel, begin: NDArray[np.int32]) -> Tensor:
+    return torch.from_numpy(begin.astype("int64"))[None].to(model.device)
+
+
+def _difference(ours: Tensor, own: Tensor) -> float | None:
+    """Largest difference relative to the largest logit; None if the model's own are NaN, or all of both are 0."""
+    if own.isnan().any():
+        return None
+    if ours.shape != own.shape:
+        return math.inf
+    # what overflows in the model's dtype does so here
+    same = ours.to(own.dtype) == own
+    difference = float((ours - own).abs().masked_fill(same, 0).max())
+    largest = float(own.masked_fill(own.isinf(), 0).abs().max())
+    if largest == 0:
+        return None if difference == 0 else math.inf
+    return difference / largest

@@ -5,6 +5,8 @@ result = tree_logprobs(radix_mlp.enable(model), batch)           # [E] log-proba
 cross_entropy(result.logprob, batch).backward()
 """
 
+from radix_mlp.hf.adapters import pretrained_of
+from radix_mlp.models.heads import language_head
 from radix_mlp.train.batch import PaddedLayout, TreeBatch
 from radix_mlp.train.collate import TreeCollator
 from radix_mlp.train.contrastive import info_nce, kl_distillation, margin_mse
@@ -13,7 +15,7 @@ from radix_mlp.train.dpo import DPO_LOSSES, DPOLoss, PairTerms, dpo_loss
 from radix_mlp.train.forward import sequence_logprobs, tree_embeddings, tree_hidden, tree_logprobs, tree_scores
 from radix_mlp.train.grpo import GRPO_LOSSES, GRPOLoss, grpo_loss
 from radix_mlp.train.micro_batches import GroupBatchSampler, compact_size, split_batch
-from radix_mlp.train.model import check_trainable, head_logprobs, language_head, pretrained_of
+from radix_mlp.train.model import check_trainable, head_logprobs
 
 __all__ = [
     "DPO_LOSSES",

@@ -9,19 +9,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
-from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.errors import InvalidInputError
+from radix_mlp.hf.adapters import pretrained_of
 from radix_mlp.hf.forward import forward_compact
+from radix_mlp.models.heads import classification_head, language_head
 from radix_mlp.ops import pool
 from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, Head, edge_logprobs
 from radix_mlp.ops.head.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
-from radix_mlp.ops.head.linear_head import LinearHead
 from radix_mlp.ops.head.logprobs import MAX_LOGITS
 from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 from radix_mlp.train.batch import TreeBatch
-from radix_mlp.train.model import check_not_wrapped, check_trainable, head_logprobs, language_head, pretrained_of
+from radix_mlp.train.model import check_not_wrapped, check_trainable, head_logprobs
 
 __all__ = ["sequence_logprobs", "tree_embeddings", "tree_hidden", "tree_logprobs", "tree_scores"]
 
@@ -131,28 +133,15 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
     check_not_wrapped(model)
     hidden = tree_hidden(model, batch.plan)
     if tokens is None:
-        layer = getattr(inner, "score", None)
-        if not isinstance(layer, torch.nn.Module):
-            raise UnsupportedModelError(
-                f"{type(inner).__name__} has no layer `score`: pass tokens=(yes, no) for a causal language model, or "
-                "load the checkpoint's ForSequenceClassification class."
-            )
+        head = classification_head(inner, check=not isinstance(inner, FSDPModule))
         rows = send(_last_rows_before_padding(batch.plan, inner.config.get_text_config().pad_token_id), hidden.device)
-        scores: Tensor = layer(copy_rows(hidden, rows))
-        return scores
+        return head(copy_rows(hidden, rows))
     last = pool.last_token(hidden, batch.plan)
-    head = language_head(model)
     chosen = list(tokens)
     vocabulary = inner.config.get_text_config().vocab_size
     if len(chosen) != 2 or not all(isinstance(token, int | np.integer) and 0 <= token < vocabulary for token in chosen):
         raise InvalidInputError(f"tokens={tokens}: pass the ids of (yes, no), each below {vocabulary}")
-    if isinstance(head, LinearHead):
-        bias = None if head.bias is None else head.bias[chosen]
-        logits = LinearHead(head.weight[chosen], bias, head.scale, head.softcap)(last)
-    else:
-        logits = head(last)[:, chosen]
-    # the difference of two logits in half precision would have three digits at best
-    logits = logits.to(torch.promote_types(last.dtype, torch.float32))
+    logits = language_head(inner, chosen)(last)
     return logits[:, 0] - logits[:, 1]
 
 

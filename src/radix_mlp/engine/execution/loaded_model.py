@@ -95,8 +95,6 @@ class LoadedModel:
         """Which lengths may share a batch."""
         self.stats = JobStats()
         """Of the last job."""
-        self.checked_heads: set[Any] = set()
-        """Output heads that gave the model's own logits; see `radix_mlp.models.heads`."""
         self.device_priority = DevicePriority()
         """Held while a batch is cut, planned or launched; those who tokenize ahead wait for it."""
         self._poolers: dict[str | None, Pooler] = {}

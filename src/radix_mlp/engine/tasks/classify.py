@@ -114,7 +114,7 @@ def classify_request(
 
 def label_scores(loaded: LoadedModel, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
     """What a classifier says of every sequence, `[S, L]`, float32 or wider."""
-    head = classification_head(loaded.model, items[0].ids, checked=loaded.checked_heads)
+    head = classification_head(loaded.model, probe=items[0].ids)
     return head(classified_rows(hidden, plan.plan, [item.ids for item in items], pad_token_of(loaded.model)))
 
 

@@ -19,7 +19,7 @@ from radix_mlp.engine.tasks.classify import label_scores, rows_to_classify
 from radix_mlp.engine.tasks.rerank_template import Template, choose_template, encode_pairs
 from radix_mlp.engine.tokenization.tokenize import check_pairs, encode, num_characters
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
-from radix_mlp.models.heads import output_head, pad_token_of
+from radix_mlp.models.heads import language_head, pad_token_of
 from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import kind_of, require_kind
 from radix_mlp.models.sentence_transformers_folder import FolderSettings
@@ -60,7 +60,7 @@ class Relevance(Task):
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
         if self.tokens:
-            head = output_head(self.loaded.model, items[0].ids, self.tokens, checked=self.loaded.checked_heads)
+            head = language_head(self.loaded.model, self.tokens, probe=items[0].ids)
             scores = head(last_token(hidden, plan))
             score = scores[:, 0] if len(self.tokens) == 1 else scores[:, 0] - scores[:, 1]
         else:

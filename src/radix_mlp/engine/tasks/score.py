@@ -16,7 +16,7 @@ from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import num_characters, tokenize_texts
 from radix_mlp.engine.tokenization.tokenize_pairs import tokenize_pairs
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.models.heads import output_head, require_output_head
+from radix_mlp.models.heads import language_head, require_language_head
 from radix_mlp.ops import token_logprobs
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
@@ -61,7 +61,7 @@ class Scoring(Task):
         return np.unique(plan.parent[np.concatenate(scored_rows(plan, items))]).astype(np.int64)
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> tuple[Tensor, ...]:
-        head = output_head(self.loaded.model, items[0].ids, checked=self.loaded.checked_heads)
+        head = language_head(self.loaded.model, probe=items[0].ids)
         rows = np.unique(np.concatenate(scored_rows(plan.plan, items)))
         return tuple(found for found in token_logprobs(hidden, head, plan, rows, top=self.top) if found is not None)
 
@@ -110,7 +110,7 @@ def score_request(
         vocabulary=scored_vocabulary(loaded),
     )
     if sequences:
-        require_output_head(loaded.model)
+        require_language_head(loaded.model)
     task = Scoring(loaded)
 
     def value(answers: list[Score]) -> list[Score]:
@@ -125,7 +125,7 @@ def token_scores_request(
     loaded: LoadedModel, tokenizer: Any, texts: Sequence[TextOrIds], *, top: int, truncate: bool
 ) -> Request[list[TokenScores]]:
     """What `Engine.token_scores` does before and after the model."""
-    require_output_head(loaded.model)
+    require_language_head(loaded.model)
     vocabulary = scored_vocabulary(loaded)
     if not 0 <= top <= vocabulary:
         raise InvalidInputError(f"top={top}: must be from 0 to {vocabulary}, the size of the model's vocabulary.")

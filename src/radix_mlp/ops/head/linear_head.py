@@ -53,5 +53,7 @@ class LinearHead:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """`[R, h] -> [R, V]`: all logits."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias) * self.scale
+        logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+        if self.scale != 1:
+            logits = logits * self.scale
         return logits if self.softcap is None else torch.tanh(logits / self.softcap) * self.softcap

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,21 +13,16 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.models.sentence_transformers_folder import FolderModule, FolderSettings, find_file
-from radix_mlp.ops import cls, last_token, mean, weighted_mean
 from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.pool import POOLINGS
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["POOLINGS", "Pooler", "pooler_of"]
+__all__ = ["Pooler", "pooler_of"]
 
-POOLINGS: dict[str, Callable[[Tensor, RadixPlan | DevicePlan], Tensor]] = {
-    "last": last_token,
-    "mean": mean,
-    "weighted_mean": weighted_mean,
-    "cls": cls,
-}
-# names in a folder's files -> ours; the flags of older folders in the order in which their vectors are joined
-_FOLDER_MODES = {"lasttoken": "last", "mean": "mean", "weightedmean": "weighted_mean", "cls": "cls"}
+# names in a folder's files -> ours
+_FOLDER_MODES = {function.__name__.replace("_", ""): name for name, function in POOLINGS.items()}
+# the flags of older folders in the order in which their vectors are joined
 _FOLDER_FLAGS = {
     "pooling_mode_cls_token": "cls",
     "pooling_mode_max_tokens": "max",
@@ -218,7 +212,7 @@ def _pool_after(mode: str, hidden: Tensor, plan: RadixPlan, skip: NDArray[np.int
     places = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     rows = plan.unfold_index[places + np.repeat(starts, lengths)].astype(np.int64)
     wide = hidden if hidden.dtype == torch.float64 else hidden.float()
-    weights = np.ones(len(rows)) if mode == "mean" else places + np.repeat(skip, lengths) + 1
+    weights = {"mean": np.ones(len(rows)), "weighted_mean": places + np.repeat(skip, lengths) + 1}[mode]
     column = send(weights, hidden.device).to(wide.dtype)[:, None]
     offsets = send(np.concatenate([[0], np.cumsum(lengths)]), hidden.device)
 

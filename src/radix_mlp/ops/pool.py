@@ -6,7 +6,8 @@ each path. Pieces are the segments of the plan, cut wherever a sequence ends.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from radix_mlp.ops.send import send
 from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan.radix_plan import RadixPlan
 
-__all__ = ["cls", "last_token", "mean", "weighted_mean"]
+__all__ = ["POOLINGS", "PoolingName", "cls", "last_token", "mean", "weighted_mean"]
 
 
 def last_token(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
@@ -76,6 +77,16 @@ def weighted_mean(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
     wide = _wide(hidden)
     weighted = wide * (plan.depth + 1)[:, None]
     return (_path_sums(weighted, plan.plan) / total[:, None].to(wide.dtype)).to(hidden.dtype)
+
+
+PoolingName = Literal["last", "mean", "weighted_mean", "cls"]
+POOLINGS: dict[str, Callable[[Tensor, RadixPlan | DevicePlan], Tensor]] = {
+    "last": last_token,
+    "mean": mean,
+    "weighted_mean": weighted_mean,
+    "cls": cls,
+}
+"""All poolings by the names that callers give; folders and the server know them by the functions' own names."""
 
 
 class _Pieces(NamedTuple):

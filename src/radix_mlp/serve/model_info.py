@@ -11,6 +11,7 @@ from radix_mlp.errors import InvalidInputError
 from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import kind_of
 from radix_mlp.models.pooler import pooler_of
+from radix_mlp.ops.pool import POOLINGS
 from radix_mlp.serve.http.errors import WrongModelError
 from radix_mlp.serve.settings import POOLING_NAMES, ServeSettings
 
@@ -24,7 +25,6 @@ _WRONG = {
     "reranker": "model is not a re-ranker model",
     "classifier": "model is not a classifier model",
 }
-_POOLING = {"last": "last_token"}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ class ModelInfo:
     def type_for_info(self) -> dict[str, Any]:
         """`model_type` of `/info`."""
         if self.type == "embedding":
-            return {"embedding": {"pooling": _POOLING.get(self.pooling or "", self.pooling)}}
+            function = POOLINGS.get(self.pooling or "")
+            return {"embedding": {"pooling": self.pooling if function is None else function.__name__}}
         id2label = {str(index): label for index, label in enumerate(self.labels)}
         # a name of several labels has no number
         label2id = {label: index for index, label in enumerate(self.labels) if self.labels.count(label) == 1}

@@ -8,10 +8,11 @@ from typing import Any, Literal
 
 from radix_mlp.engine.tasks.rerank_template import TEMPLATES
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.ops.pool import POOLINGS
 
 __all__ = ["POOLING_NAMES", "ServeSettings", "settings_from_line", "settings_to_line"]
 
-POOLING_NAMES = {"last-token": "last", "mean": "mean", "weighted-mean": "weighted_mean", "cls": "cls"}
+POOLING_NAMES = {function.__name__.replace("_", "-"): name for name, function in POOLINGS.items()}
 """Names on the command line -> the engine's."""
 TEXTS = ("model_id", "served_model_name", "default_prompt", "default_prompt_name", "otlp_service_name")
 """Settings that go into texts or answers."""

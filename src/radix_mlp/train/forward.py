@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,10 @@ from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf.adapters import pretrained_of
 from radix_mlp.hf.forward import forward_compact
 from radix_mlp.models.heads import classification_head, language_head
-from radix_mlp.ops import pool
 from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, Head, edge_logprobs
 from radix_mlp.ops.head.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
 from radix_mlp.ops.head.logprobs import MAX_LOGITS
+from radix_mlp.ops.pool import POOLINGS, PoolingName, last_token
 from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
@@ -26,14 +26,6 @@ from radix_mlp.train.batch import TreeBatch
 from radix_mlp.train.model import check_not_wrapped, check_trainable, head_logprobs
 
 __all__ = ["sequence_logprobs", "tree_embeddings", "tree_hidden", "tree_logprobs", "tree_scores"]
-
-Pooling = Literal["last", "mean", "weighted_mean", "cls"]
-_POOLINGS: dict[str, Callable[[Tensor, RadixPlan], Tensor]] = {
-    "last": pool.last_token,
-    "mean": pool.mean,
-    "weighted_mean": pool.weighted_mean,
-    "cls": pool.cls,
-}
 
 
 def tree_hidden(model: torch.nn.Module, plan: RadixPlan) -> Tensor:
@@ -97,7 +89,7 @@ def tree_embeddings(
     model: torch.nn.Module,
     batch: TreeBatch,
     *,
-    pooling: Pooling | Callable[[Tensor, RadixPlan], Tensor] = "last",
+    pooling: PoolingName | Callable[[Tensor, RadixPlan], Tensor] = "last",
     normalize: bool = True,
 ) -> Tensor:
     """One vector a sequence, `[S, h]`, with gradients.
@@ -108,9 +100,9 @@ def tree_embeddings(
         pooling: `last`, `mean`, `weighted_mean`, `cls`, or a function `([M, h], plan) -> [S, d]`.
         normalize: divide every vector by its length.
     """
-    if not callable(pooling) and pooling not in _POOLINGS:
-        raise InvalidInputError(f"pooling is {pooling!r}: pass one of {', '.join(_POOLINGS)}, or a function")
-    function = pooling if callable(pooling) else _POOLINGS[pooling]
+    if not callable(pooling) and pooling not in POOLINGS:
+        raise InvalidInputError(f"pooling is {pooling!r}: pass one of {', '.join(POOLINGS)}, or a function")
+    function = pooling if callable(pooling) else POOLINGS[pooling]
     vectors = function(tree_hidden(model, batch.plan), batch.plan)
     return torch.nn.functional.normalize(vectors, dim=-1) if normalize else vectors
 
@@ -136,7 +128,7 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
         head = classification_head(inner, check=not isinstance(inner, FSDPModule))
         rows = send(_last_rows_before_padding(batch.plan, inner.config.get_text_config().pad_token_id), hidden.device)
         return head(copy_rows(hidden, rows))
-    last = pool.last_token(hidden, batch.plan)
+    last = last_token(hidden, batch.plan)
     chosen = list(tokens)
     vocabulary = inner.config.get_text_config().vocab_size
     if len(chosen) != 2 or not all(isinstance(token, int | np.integer) and 0 <= token < vocabulary for token in chosen):

@@ -217,8 +217,7 @@ def test_a_worker_writes_a_file_a_part(tmp_path, suffix):
     boundaries = choose_boundaries(KEYS([row for row in table.to_pylist() if row["reason"] is None]), 3)
     found = assigned(table, KEYS, boundaries, [(0, 0, len(lines))], dict.fromkeys(range(4), 0))
     folder = open_folder(str(tmp_path / f"out{suffix}"))
-    arguments = dict.fromkeys(("prompt", "prompt_name", "dimensions", "pooling"))
-    task = Embedding({**arguments, "normalize": True, "truncate": False})
+    task = Embedding({"normalize": True, "field": "text"})
     settings = WorkerSettings(folder, suffix, [path], 3, skip=True, with_ids=False)
     # what is done already is not done again
     save_stats(folder, PartStats(1, num_rows=-1))

@@ -8,16 +8,15 @@ import numpy as np
 import torch
 
 from radix_mlp import Engine
-from radix_mlp.engine.tasks.classify import classify_request
-from radix_mlp.engine.tasks.embed import embed_request, embed_tokens_request
-from radix_mlp.engine.tasks.rerank import rerank_request
-from radix_mlp.engine.tasks.score import score_request, token_scores_request
+from radix_mlp.engine.tasks.classify import ClassifyOptions, classify_request
+from radix_mlp.engine.tasks.embed import EmbedOptions, EmbedTokensOptions, embed_request, embed_tokens_request
+from radix_mlp.engine.tasks.rerank import RerankOptions, rerank_request
+from radix_mlp.engine.tasks.score import ScoreOptions, TokenScoresOptions, score_request, token_scores_request
 from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
 
 POISON = "~"
 """Its embedding is infinite, as where a model overflows."""
 STEMS = ("a radix is a root", "a radix is a fruit", "why", "")
-PLAIN = {"prompt": None, "prompt_name": None, "truncate": False}
 
 
 def poisoned(model):
@@ -106,17 +105,22 @@ def _pairs(texts):
     return [("What", text) for text in texts]
 
 
-RERANK = {"instruction": None, "prompt_name": None, "template": "auto", "raw_scores": False, "truncate": False}
-EMBED = {**PLAIN, "normalize": True, "dimensions": None, "pooling": None}
 CASES = {
-    "embed": TaskCase(tiny_model, tiny_tokenizer, partial(embed_request, **EMBED), _vector, np.asarray, "embed"),
+    "embed": TaskCase(
+        tiny_model, tiny_tokenizer, partial(embed_request, options=EmbedOptions()), _vector, np.asarray, "embed"
+    ),
     "embed_tokens": TaskCase(
-        tiny_model, tiny_tokenizer, partial(embed_tokens_request, **PLAIN), _hidden, np.asarray, "embed_tokens"
+        tiny_model,
+        tiny_tokenizer,
+        partial(embed_tokens_request, options=EmbedTokensOptions()),
+        _hidden,
+        np.asarray,
+        "embed_tokens",
     ),
     "score": TaskCase(
         tiny_model,
         tiny_tokenizer,
-        partial(score_request, add_bos=False, truncate=False),
+        partial(score_request, options=ScoreOptions(add_bos=False)),
         _token_logprobs,
         lambda answer: np.asarray(answer.token_logprobs),
         "score",
@@ -125,7 +129,7 @@ CASES = {
     "token_scores": TaskCase(
         tiny_model,
         tiny_tokenizer,
-        partial(token_scores_request, top=2, truncate=False),
+        partial(token_scores_request, options=TokenScoresOptions(top=2)),
         _token_logprobs,
         lambda answer: np.asarray(answer.logprobs[1:]),
         "token_scores",
@@ -133,7 +137,7 @@ CASES = {
     "rerank": TaskCase(
         tiny_reranker,
         tiny_reranker_tokenizer,
-        partial(rerank_request, **RERANK),
+        partial(rerank_request, options=RerankOptions()),
         _relevance,
         np.asarray,
         "rerank_pairs",
@@ -142,7 +146,7 @@ CASES = {
     "classify": TaskCase(
         tiny_classifier,
         tiny_tokenizer,
-        partial(classify_request, raw_scores=False, truncate=False),
+        partial(classify_request, options=ClassifyOptions()),
         _labels,
         lambda answer: np.asarray(_by_name(answer)),
         "classify",

@@ -9,8 +9,8 @@ from tests.engine.faults import InjectedForward
 
 from radix_mlp import AsyncEngine, Engine
 from radix_mlp.engine.execution.batch import FailedBatch, collect, launch, launch_or_halve, prepare
-from radix_mlp.engine.tasks.embed import embed_request, embed_tokens_request
-from radix_mlp.engine.tasks.score import score_request, token_scores_request
+from radix_mlp.engine.tasks.embed import EmbedOptions, EmbedTokensOptions, embed_request, embed_tokens_request
+from radix_mlp.engine.tasks.score import ScoreOptions, TokenScoresOptions, score_request, token_scores_request
 from radix_mlp.errors import DeviceMemoryError
 
 TEXTS = [f"the same begin, end {end}" for end in range(8)]
@@ -59,7 +59,7 @@ def test_other_errors_of_a_job_are_not_tried_again():
 
 def test_one_item_that_breaks_a_batch_fails_alone():
     engine = Engine("tiny", threshold=1.0)
-    items = embed_request(engine, engine.tokenizer, TEXTS, **EMBED).items
+    items = embed_request(engine, engine.tokenizer, TEXTS, EmbedOptions()).items
     poison = ord("5")
 
     def before(plan, rows):
@@ -77,35 +77,24 @@ def test_one_item_that_breaks_a_batch_fails_alone():
 
 def test_a_model_that_always_fails_is_given_up():
     engine = Engine("tiny", threshold=1.0)
-    items = embed_request(engine, engine.tokenizer, TEXTS * 50, **EMBED).items
+    items = embed_request(engine, engine.tokenizer, TEXTS * 50, EmbedOptions()).items
     seen = limited(engine, 0, ValueError)
     outcomes = list(launch_or_halve(engine, items, retry=True))
     assert sum(len(outcome.items) for outcome in outcomes) == 400
     assert len(seen) < 200
 
 
-EMBED = {
-    "prompt": None,
-    "prompt_name": None,
-    "normalize": True,
-    "dimensions": None,
-    "pooling": None,
-    "truncate": False,
-}
-
-
 @pytest.mark.parametrize("threshold", [1.0, 0])
 def test_tasks_share_a_batch(threshold):
     engine = Engine("tiny", threshold=threshold)
     tokenizer = engine.tokenizer
-    mean = {**EMBED, "pooling": "mean", "dimensions": 9}
     pairs = [(text, " yes") for text in TEXTS]
     calls = [
-        embed_request(engine, tokenizer, TEXTS, **EMBED),
-        embed_request(engine, tokenizer, TEXTS, **mean),
-        embed_tokens_request(engine, tokenizer, TEXTS[:2], prompt=None, prompt_name=None, truncate=False),
-        score_request(engine, tokenizer, pairs, add_bos=None, truncate=False),
-        token_scores_request(engine, tokenizer, TEXTS, top=2, truncate=False),
+        embed_request(engine, tokenizer, TEXTS, EmbedOptions()),
+        embed_request(engine, tokenizer, TEXTS, EmbedOptions(pooling="mean", dimensions=9)),
+        embed_tokens_request(engine, tokenizer, TEXTS[:2], EmbedTokensOptions()),
+        score_request(engine, tokenizer, pairs, ScoreOptions()),
+        token_scores_request(engine, tokenizer, TEXTS, TokenScoresOptions(top=2)),
     ]
     alone = [engine.answer(call) for call in calls]
     items = [item for call in calls for item in call.items]

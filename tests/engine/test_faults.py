@@ -296,7 +296,7 @@ def test_a_tokenizer_that_panics_is_a_typed_error(engine, monkeypatch):
     class Panic(BaseException):
         pass
 
-    def panic(engine, tokenizer, texts, **options):
+    def panic(engine, tokenizer, texts, options):
         raise Panic("injected")
 
     async def main():

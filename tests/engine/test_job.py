@@ -9,11 +9,7 @@ from tests.engine.test_engine import TEXTS
 
 from radix_mlp import Engine
 from radix_mlp.engine.execution import job
-from radix_mlp.engine.tasks.embed import embed_request
-
-OPTIONS = {
-    "prompt": None, "prompt_name": None, "normalize": True, "dimensions": None, "pooling": None, "truncate": False
-}  # fmt: skip
+from radix_mlp.engine.tasks.embed import EmbedOptions, embed_request
 
 
 def rows(lengths, shared=0):
@@ -70,7 +66,7 @@ def test_batches_are_planned_ahead_by_another_thread(monkeypatch):
 
 def test_a_job_that_is_left_early_leaves_no_thread():
     engine = Engine("tiny", threshold=1.0, max_batch_tokens=60)
-    call = embed_request(engine, engine.tokenizer, TEXTS, **OPTIONS)
+    call = embed_request(engine, engine.tokenizer, TEXTS, EmbedOptions())
     found = engine.run_windows([(call.items, call.order)], len(TEXTS))
     next(found)
     found.close()

@@ -12,7 +12,7 @@ from radix_mlp.cli import options as o
 from radix_mlp.cli.jobs.job import make_job, text_records
 from radix_mlp.cli.jobs.read import Record
 from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
-from radix_mlp.cli.settings import engine_of, pick
+from radix_mlp.cli.settings import Given, engine_of, options_of
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine, Labels
@@ -90,26 +90,27 @@ def classify(
     engine = engine_of(given)
     job = make_job("classify", given, ("kind", "field", "pair_field", "raw_scores", "template"))
     read = partial(text_records, fields=fields, id_field=id_field)
-    job.run(read, Classification(pick(given, "raw_scores", "truncate", "template")), engine)
+    job.run(read, Classification(given), engine)
 
 
 class Classification:
-    """Texts, or pairs of texts, to labels; `arguments` are those of `Engine.classify`."""
+    """Texts, or pairs of texts, to labels; `given` has the options of `Engine.classify`."""
 
     name = "classifying"
     compared = "scores"
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
+    def __init__(self, given: Given) -> None:
+        self.given = given
         self.labels: list[str] = []
 
     def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
-        from radix_mlp.engine.tasks.classify import classify_request
+        from radix_mlp.engine.tasks.classify import ClassifyOptions, classify_request
         from radix_mlp.models.labels import label_names
 
         self.labels = label_names(engine.model)
         inputs = [record.values if len(record.values) > 1 else record.values[0] for record in records]
-        return classify_request(engine, engine.tokenizer, inputs, **self.arguments)  # type: ignore[arg-type]
+        options = options_of(ClassifyOptions, self.given)
+        return classify_request(engine, engine.tokenizer, inputs, options)  # type: ignore[arg-type]
 
     def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> Any:
         """Scores `[n, labels]` in the model's order."""

@@ -12,7 +12,7 @@ from radix_mlp.cli import options as o
 from radix_mlp.cli.jobs.job import make_job, text_records
 from radix_mlp.cli.jobs.read import Record
 from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
-from radix_mlp.cli.settings import engine_of, pick
+from radix_mlp.cli.settings import Given, engine_of, options_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,23 +94,23 @@ def embed(
     engine = engine_of(given)
     job = make_job("embed", given, ("field", "prompt", "prompt_name", "pooling", "normalize", "dimensions"))
     read = partial(text_records, fields=(field,), id_field=id_field)
-    arguments = pick(given, "prompt", "prompt_name", "normalize", "dimensions", "pooling", "truncate")
-    job.run(read, Embedding(arguments), engine)
+    job.run(read, Embedding(given), engine)
 
 
 class Embedding:
-    """Texts to vectors; `arguments` are those of `Engine.embed`."""
+    """Texts to vectors; `given` has the options of `Engine.embed`."""
 
     name = "embedding"
     compared = "vectors"
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
+    def __init__(self, given: Given) -> None:
+        self.given = given
 
     def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
-        from radix_mlp.engine.tasks.embed import embed_request
+        from radix_mlp.engine.tasks.embed import EmbedOptions, embed_request
 
-        return embed_request(engine, engine.tokenizer, [record.values[0] for record in records], **self.arguments)
+        texts = [record.values[0] for record in records]
+        return embed_request(engine, engine.tokenizer, texts, options_of(EmbedOptions, self.given))
 
     def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = engine.answer(prepared, progress)

@@ -13,7 +13,7 @@ from radix_mlp.cli.jobs.job import make_job
 from radix_mlp.cli.jobs.pairs import best, indices_of, pair_records
 from radix_mlp.cli.jobs.read import Record
 from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
-from radix_mlp.cli.settings import engine_of, pick
+from radix_mlp.cli.settings import Given, engine_of, options_of
 from radix_mlp.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -141,26 +141,25 @@ def rerank(
     deciding = ("kind", "template", *fields, "instruction", "prompt_name", "top_n", "sort", "raw_scores")
     job = make_job("rerank", given, deciding)
     read = partial(pair_records, fields=(query_field, documents_field, document_field), id_field=id_field)
-    arguments = pick(given, "instruction", "prompt_name", "template", "raw_scores", "truncate")
-    job.run(read, Reranking(arguments, sort, top_n), engine, ranked=sort)
+    job.run(read, Reranking(given), engine, ranked=sort)
 
 
 class Reranking:
-    """Queries and documents to scores; `arguments` are those of `Engine.rerank_pairs`."""
+    """Queries and documents to scores; `given` has the options of `Engine.rerank_pairs`, `sort` and `top_n`."""
 
     name = "reranking"
     compared = "scores"
 
-    def __init__(self, arguments: dict[str, Any], sort: bool, top_n: int | None) -> None:
-        self.arguments = arguments
-        self.sort = sort
-        self.top_n = top_n
+    def __init__(self, given: Given) -> None:
+        self.given = given
+        self.sort: bool = given["sort"]
+        self.top_n: int | None = given["top_n"]
 
     def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
-        from radix_mlp.engine.tasks.rerank import rerank_request
+        from radix_mlp.engine.tasks.rerank import RerankOptions, rerank_request
 
         pairs = [(record.values[0], record.values[1]) for record in records]
-        return rerank_request(engine, engine.tokenizer, pairs, **self.arguments)
+        return rerank_request(engine, engine.tokenizer, pairs, options_of(RerankOptions, self.given))
 
     def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> NDArray[np.float64]:
         scores: NDArray[np.float64] = engine.answer(prepared, progress)
@@ -186,5 +185,5 @@ class Reranking:
     def notes(self, engine: Engine) -> dict[str, str]:
         from radix_mlp.engine.tasks.rerank_template import choose_template
 
-        template: Any = self.arguments["template"]
+        template: Any = self.given["template"]
         return {"template": choose_template(template, engine.model, engine.tokenizer, engine.folder).name}

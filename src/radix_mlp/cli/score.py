@@ -12,7 +12,7 @@ from radix_mlp.cli import options as o
 from radix_mlp.cli.jobs.job import make_job, text_records
 from radix_mlp.cli.jobs.read import Record
 from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
-from radix_mlp.cli.settings import engine_of, pick
+from radix_mlp.cli.settings import Given, engine_of, options_of
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine, Score
@@ -88,23 +88,23 @@ def score(
     job = make_job("score", given, ("context_field", "continuation_field", "add_bos"))
     fields = (context_field, continuation_field)
     read = partial(text_records, fields=fields, id_field=id_field, may_be_empty={context_field})
-    job.run(read, Scoring(pick(given, "add_bos", "truncate")), engine)
+    job.run(read, Scoring(given), engine)
 
 
 class Scoring:
-    """Contexts and continuations to log-probabilities; `arguments` are those of `Engine.score`."""
+    """Contexts and continuations to log-probabilities; `given` has the options of `Engine.score`."""
 
     name = "scoring"
     compared = "log-probabilities"
 
-    def __init__(self, arguments: dict[str, Any]) -> None:
-        self.arguments = arguments
+    def __init__(self, given: Given) -> None:
+        self.given = given
 
     def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
-        from radix_mlp.engine.tasks.score import score_request
+        from radix_mlp.engine.tasks.score import ScoreOptions, score_request
 
         pairs = [(record.values[0], record.values[1]) for record in records]
-        return score_request(engine, engine.tokenizer, pairs, **self.arguments)
+        return score_request(engine, engine.tokenizer, pairs, options_of(ScoreOptions, self.given))
 
     def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> list[Score]:
         scores: list[Score] = engine.answer(prepared, progress)

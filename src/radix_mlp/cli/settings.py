@@ -1,4 +1,4 @@
-"""What a command was told, by name -> the settings of its job, the engine, and the arguments of its task."""
+"""The parameters of a command -> the settings of its job, its engine, and the options of its task."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from radix_mlp.cli.options import parse_threshold
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine
 
-__all__ = ["Given", "JobSettings", "engine_of", "make_engine", "pick", "settings_of", "show_loading"]
+__all__ = ["Given", "JobSettings", "engine_of", "make_engine", "options_of", "pick", "settings_of", "show_loading"]
+
+Options = TypeVar("Options")
 
 Given = Mapping[str, Any]
 """All parameters of a command by their names, as `locals()` has them where it begins."""
@@ -56,6 +58,12 @@ def settings_of(command: str, given: Given, deciding: Sequence[str]) -> dict[str
     """The fields of `JobSettings`; `deciding` are the command's own parameters that decide the answers."""
     names = [field.name for field in fields(JobSettings) if field.name != "options"]
     return {**pick(given, *names), "options": {"command": command, **pick(given, *DECIDING, *deciding)}}
+
+
+def options_of(kind: type[Options], given: Given) -> Options:
+    """The options of a task, one of the dataclasses of `radix_mlp.engine.tasks`, from the parameters of their names."""
+    names = (field.name for field in fields(kind) if field.name in given)  # type: ignore[arg-type]
+    return kind(**pick(given, *names))
 
 
 def engine_of(given: Given) -> partial[Engine]:

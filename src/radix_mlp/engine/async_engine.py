@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,26 @@ from numpy.typing import NDArray
 from radix_mlp.arguments import items_of
 from radix_mlp.engine.online.dispatcher import Dispatcher
 from radix_mlp.engine.online.reports import Answer, BatchReport, FrontStats
-from radix_mlp.engine.tasks.classify import Labels, classify_request
-from radix_mlp.engine.tasks.embed import embed_request, embed_tokens_request
-from radix_mlp.engine.tasks.rerank import document_pairs, rerank_request
-from radix_mlp.engine.tasks.score import Score, TokenScores, score_request, token_scores_request
+from radix_mlp.engine.tasks.classify import ClassifyKeywords, ClassifyOptions, Labels, classify_request
+from radix_mlp.engine.tasks.embed import (
+    EmbedKeywords,
+    EmbedOptions,
+    EmbedTokensKeywords,
+    EmbedTokensOptions,
+    embed_request,
+    embed_tokens_request,
+)
+from radix_mlp.engine.tasks.rerank import RerankKeywords, RerankOptions, document_pairs, rerank_request
+from radix_mlp.engine.tasks.score import (
+    Score,
+    ScoreKeywords,
+    ScoreOptions,
+    TokenScores,
+    TokenScoresKeywords,
+    TokenScoresOptions,
+    score_request,
+    token_scores_request,
+)
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize_chats import Chat
 
@@ -24,8 +40,9 @@ __all__ = ["Answer", "AsyncEngine", "BatchReport", "FrontStats", "TokenScores"]
 class AsyncEngine(Dispatcher):
     """Answers many calls at a time; their texts share batches, and batches are formed by shared prefixes.
 
-    Every method returns an `Answer`. A call's texts may be spread over several batches, and calls with different tasks
-    and options may share one. One thread owns the model. Use it from one event loop.
+    Every method takes the options of `Engine`'s method of the same name, and `timeout`, in seconds; a wrong keyword is
+    a `TypeError`. Every method returns an `Answer`. The texts of a call may be spread over several batches, and calls
+    with different tasks and options may share one. One thread owns the model. Use it from one event loop.
 
     Args:
         engine: its options hold, `max_batch_tokens`, `max_length` and `threshold` among them.
@@ -61,134 +78,52 @@ class AsyncEngine(Dispatcher):
     """
 
     async def embed(
-        self,
-        texts: Sequence[TextOrIds],
-        *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        normalize: bool = True,
-        dimensions: int | None = None,
-        pooling: Literal["last", "mean", "weighted_mean", "cls"] | None = None,
-        truncate: bool = False,
-        timeout: float | None = None,
+        self, texts: Sequence[TextOrIds], *, timeout: float | None = None, **options: Unpack[EmbedKeywords]
     ) -> Answer[NDArray[np.float32]]:
         """`Engine.embed`: `[n, d]` float32."""
-        return await self._answer(
-            embed_request,
-            timeout,
-            items_of(texts, "texts"),
-            prompt=prompt,
-            prompt_name=prompt_name,
-            normalize=normalize,
-            dimensions=dimensions,
-            pooling=pooling,
-            truncate=truncate,
-        )
+        return await self.answer(embed_request, timeout, items_of(texts, "texts"), EmbedOptions(**options))
 
     async def embed_tokens(
-        self,
-        texts: Sequence[TextOrIds],
-        *,
-        prompt: str | None = None,
-        prompt_name: str | None = None,
-        truncate: bool = False,
-        timeout: float | None = None,
+        self, texts: Sequence[TextOrIds], *, timeout: float | None = None, **options: Unpack[EmbedTokensKeywords]
     ) -> Answer[list[NDArray[np.float32]]]:
-        """`Engine.embed_tokens`: a `[tokens, hidden]` float32 array a text, neither pooled nor scaled."""
-        return await self._answer(
-            embed_tokens_request,
-            timeout,
-            items_of(texts, "texts"),
-            prompt=prompt,
-            prompt_name=prompt_name,
-            truncate=truncate,
-        )
+        """`Engine.embed_tokens`: a `[tokens, hidden]` float32 array per text, neither pooled nor scaled."""
+        return await self.answer(embed_tokens_request, timeout, items_of(texts, "texts"), EmbedTokensOptions(**options))
 
     async def rerank(
-        self,
-        query: str,
-        documents: Sequence[str],
-        *,
-        instruction: str | None = None,
-        prompt_name: str | None = None,
-        template: Literal["auto", "qwen3", "chat", "pair"] = "auto",
-        raw_scores: bool = False,
-        truncate: bool = False,
-        timeout: float | None = None,
+        self, query: str, documents: Sequence[str], *, timeout: float | None = None, **options: Unpack[RerankKeywords]
     ) -> Answer[NDArray[np.float64]]:
         """Relevance of every document, `[n]` float64 in the caller's order; `ranked` sorts them."""
-        return await self._answer(
-            rerank_request,
-            timeout,
-            document_pairs(query, items_of(documents, "documents")),
-            instruction=instruction,
-            prompt_name=prompt_name,
-            template=template,
-            raw_scores=raw_scores,
-            truncate=truncate,
-            what="documents",
-        )
+        pairs = document_pairs(query, items_of(documents, "documents"))
+        return await self.answer(rerank_request, timeout, pairs, RerankOptions(**options), what="documents")
 
     async def rerank_pairs(
-        self,
-        pairs: Sequence[tuple[str, str]],
-        *,
-        instruction: str | None = None,
-        prompt_name: str | None = None,
-        template: Literal["auto", "qwen3", "chat", "pair"] = "auto",
-        raw_scores: bool = False,
-        truncate: bool = False,
-        timeout: float | None = None,
+        self, pairs: Sequence[tuple[str, str]], *, timeout: float | None = None, **options: Unpack[RerankKeywords]
     ) -> Answer[NDArray[np.float64]]:
         """`Engine.rerank_pairs`: the relevance of every (query, document), `[n]` float64."""
-        return await self._answer(
-            rerank_request,
-            timeout,
-            items_of(pairs, "pairs"),
-            instruction=instruction,
-            prompt_name=prompt_name,
-            template=template,
-            raw_scores=raw_scores,
-            truncate=truncate,
-        )
+        return await self.answer(rerank_request, timeout, items_of(pairs, "pairs"), RerankOptions(**options))
 
     async def classify(
         self,
         inputs: Sequence[TextOrIds | tuple[str, str] | Chat],
         *,
-        template: Literal["plain", "chat"] = "plain",
-        raw_scores: bool = False,
-        truncate: bool = False,
         timeout: float | None = None,
+        **options: Unpack[ClassifyKeywords],
     ) -> Answer[list[Labels]]:
         """`Engine.classify`: all `(label, score)` of every input, the highest score first."""
-        return await self._answer(
-            classify_request,
-            timeout,
-            items_of(inputs, "inputs"),
-            template=template,
-            raw_scores=raw_scores,
-            truncate=truncate,
-        )
+        return await self.answer(classify_request, timeout, items_of(inputs, "inputs"), ClassifyOptions(**options))
 
     async def score(
         self,
         pairs: Sequence[tuple[TextOrIds, TextOrIds]],
         *,
-        add_bos: bool | None = None,
-        truncate: bool = False,
         timeout: float | None = None,
+        **options: Unpack[ScoreKeywords],
     ) -> Answer[list[Score]]:
         """`Engine.score`: log-probability of every continuation after its context."""
-        return await self._answer(score_request, timeout, items_of(pairs, "pairs"), add_bos=add_bos, truncate=truncate)
+        return await self.answer(score_request, timeout, items_of(pairs, "pairs"), ScoreOptions(**options))
 
     async def token_scores(
-        self,
-        texts: Sequence[TextOrIds],
-        *,
-        top: int = 1,
-        truncate: bool = False,
-        timeout: float | None = None,
+        self, texts: Sequence[TextOrIds], *, timeout: float | None = None, **options: Unpack[TokenScoresKeywords]
     ) -> Answer[list[TokenScores]]:
         """`Engine.token_scores`: log-probability of every token of whole texts, and the `top` likeliest ones."""
-        return await self._answer(token_scores_request, timeout, items_of(texts, "texts"), top=top, truncate=truncate)
+        return await self.answer(token_scores_request, timeout, items_of(texts, "texts"), TokenScoresOptions(**options))

@@ -13,10 +13,17 @@ from radix_mlp.engine.execution.job import JobStats, Progress
 from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.execution.tokenize_ahead import answer_in_chunks
 from radix_mlp.engine.task import Request
-from radix_mlp.engine.tasks.classify import Label, Labels, classify_request
-from radix_mlp.engine.tasks.embed import embed_request, embed_tokens_request
-from radix_mlp.engine.tasks.rerank import Ranked, check_top_n, document_pairs, ranked, rerank_request
-from radix_mlp.engine.tasks.score import Score, TokenScores, score_request, token_scores_request
+from radix_mlp.engine.tasks.classify import ClassifyOptions, Label, Labels, classify_request
+from radix_mlp.engine.tasks.embed import EmbedOptions, EmbedTokensOptions, embed_request, embed_tokens_request
+from radix_mlp.engine.tasks.rerank import Ranked, RerankOptions, check_top_n, document_pairs, ranked, rerank_request
+from radix_mlp.engine.tasks.score import (
+    Score,
+    ScoreOptions,
+    TokenScores,
+    TokenScoresOptions,
+    score_request,
+    token_scores_request,
+)
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize_chats import Chat
 
@@ -95,8 +102,7 @@ class Engine(LoadedModel):
             RejectedItemsError: texts that are empty or too long; `.rejected` lists all of them.
             UnsupportedModelError: the folder has a module that is not supported.
         """
-        call = self._maker(
-            embed_request,
+        options = EmbedOptions(
             prompt=prompt,
             prompt_name=prompt_name,
             normalize=normalize,
@@ -104,7 +110,7 @@ class Engine(LoadedModel):
             pooling=pooling,
             truncate=truncate,
         )
-        return answer_in_chunks(self, call, items_of(texts, "texts"), progress)
+        return answer_in_chunks(self, self._maker(embed_request, options), items_of(texts, "texts"), progress)
 
     def embed_tokens(
         self,
@@ -124,8 +130,8 @@ class Engine(LoadedModel):
             >>> [vectors.shape for vectors in Engine("tiny").embed_tokens(["ab", "abc"])]
             [(2, 64), (3, 64)]
         """
-        call = self._maker(embed_tokens_request, prompt=prompt, prompt_name=prompt_name, truncate=truncate)
-        return answer_in_chunks(self, call, items_of(texts, "texts"), progress)
+        options = EmbedTokensOptions(prompt=prompt, prompt_name=prompt_name, truncate=truncate)
+        return answer_in_chunks(self, self._maker(embed_tokens_request, options), items_of(texts, "texts"), progress)
 
     def rerank(
         self,
@@ -165,17 +171,16 @@ class Engine(LoadedModel):
             [0]
         """
         check_top_n(top_n)
-        call = self._maker(
-            rerank_request,
+        options = RerankOptions(
             instruction=instruction,
             prompt_name=prompt_name,
             template=template,
             raw_scores=raw_scores,
             truncate=truncate,
-            what="documents",
         )
         given = items_of(documents, "documents")
-        scores = answer_in_chunks(self, call, document_pairs(query, given), progress)
+        make = self._maker(rerank_request, options, what="documents")
+        scores = answer_in_chunks(self, make, document_pairs(query, given), progress)
         return ranked(given, scores, top_n)
 
     def rerank_pairs(
@@ -195,15 +200,14 @@ class Engine(LoadedModel):
             >>> Engine("tiny-reranker").rerank_pairs([("a radix?", "a root"), ("an orange?", "a fruit")]).shape
             (2,)
         """
-        call = self._maker(
-            rerank_request,
+        options = RerankOptions(
             instruction=instruction,
             prompt_name=prompt_name,
             template=template,
             raw_scores=raw_scores,
             truncate=truncate,
         )
-        return answer_in_chunks(self, call, items_of(pairs, "pairs"), progress)
+        return answer_in_chunks(self, self._maker(rerank_request, options), items_of(pairs, "pairs"), progress)
 
     def classify(
         self,
@@ -237,8 +241,8 @@ class Engine(LoadedModel):
             >>> [label for label, _ in Engine("tiny-classifier").classify(["a text"])[0]]
             ['negative', 'positive', 'neutral']
         """
-        call = self._maker(classify_request, template=template, raw_scores=raw_scores, truncate=truncate)
-        return answer_in_chunks(self, call, items_of(inputs, "inputs"), progress)
+        options = ClassifyOptions(template=template, raw_scores=raw_scores, truncate=truncate)
+        return answer_in_chunks(self, self._maker(classify_request, options), items_of(inputs, "inputs"), progress)
 
     def score(
         self,
@@ -265,8 +269,8 @@ class Engine(LoadedModel):
             RejectedItemsError: pairs that are too long or have no continuation; `.rejected` lists all of them.
             UnsupportedModelError: the model has no language-model head.
         """
-        call = self._maker(score_request, add_bos=add_bos, truncate=truncate)
-        return answer_in_chunks(self, call, items_of(pairs, "pairs"), progress)
+        options = ScoreOptions(add_bos=add_bos, truncate=truncate)
+        return answer_in_chunks(self, self._maker(score_request, options), items_of(pairs, "pairs"), progress)
 
     def token_scores(
         self,
@@ -296,11 +300,11 @@ class Engine(LoadedModel):
             >>> found.logprobs[0], len(found.top_ids[1])
             (None, 2)
         """
-        call = self._maker(token_scores_request, top=top, truncate=truncate)
-        return answer_in_chunks(self, call, items_of(texts, "texts"), progress)
+        options = TokenScoresOptions(top=top, truncate=truncate)
+        return answer_in_chunks(self, self._maker(token_scores_request, options), items_of(texts, "texts"), progress)
 
     def _maker(
-        self, make_request: Callable[..., Request[Value]], **options: Any
+        self, make_request: Callable[..., Request[Value]], options: Any, **names: str
     ) -> Callable[[Sequence[Any]], Request[Value]]:
-        """Texts -> the call of a task with these options."""
-        return lambda texts: make_request(self, self.tokenizer, texts, **options)
+        """Texts -> the request of a task with these options."""
+        return lambda texts: make_request(self, self.tokenizer, texts, options, **names)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 
 from radix_mlp.engine.engine import Engine
+from radix_mlp.engine.tasks.embed import EmbedTokensOptions
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.models.pooler import pooler_of
@@ -17,6 +19,8 @@ from radix_mlp.serve.settings import POOLING_NAMES, ServeSettings
 from radix_mlp.serve.tokenizer import Tokens
 
 __all__ = ["Inputs"]
+
+Options = TypeVar("Options", bound=EmbedTokensOptions)
 
 CHARACTERS_UNCHECKED = 8
 """For each token of the limit: what is not longer is tokenised together with documents only."""
@@ -48,31 +52,32 @@ class Inputs:
     async def texts(
         self,
         texts: Sequence[TextOrIds],
-        prompt_name: str | None,
+        options: Options,
         truncate: bool | None,
         max_tokens: int | None,
         left: bool,
         name: str,
-    ) -> tuple[Sequence[TextOrIds], dict[str, str | None], bool]:
-        """Checked texts, the prompt that goes before them, and whether to cut."""
+    ) -> tuple[Sequence[TextOrIds], Options]:
+        """Checked texts, and `options` with the prompt that goes before them and whether to cut."""
         check_not_empty(texts, name)
         self.check_ids(texts, name)
         cut, limit = self.cutting(truncate, max_tokens)
-        if prompt_name is not None:
-            prompts: dict[str, str | None] = {"prompt": None, "prompt_name": prompt_name}
-        else:
-            prompts = {"prompt": self.settings.default_prompt, "prompt_name": self.settings.default_prompt_name}
+        options = replace(options, truncate=cut)
+        if options.prompt_name is None:
+            settings = self.settings
+            options = replace(options, prompt=settings.default_prompt, prompt_name=settings.default_prompt_name)
         found = [self.cut(text, truncate=cut, name=name, left=left) for text in texts]
         if not (cut and left) and limit is None:
-            return found, prompts, cut
-        prompt = self.folder.prompt(prompts["prompt"], prompts["prompt_name"])
+            return found, options
+        prompt = self.folder.prompt(options.prompt, options.prompt_name)
         if prompt and not self.pools_prompt:
             raise InvalidInputError(
                 "`truncation_direction` left and `truncate_prompt_tokens`: not with this model, which leaves the "
                 "prompt out of its vectors."
             )
         limit = self.info.max_input_length if limit is None else limit
-        return await self.tokens.cut(found, limit, prompt, left=left), {"prompt": ""}, cut
+        rows = await self.tokens.cut(found, limit, prompt, left=left)
+        return rows, replace(options, prompt="", prompt_name=None)
 
     async def texts_or_pairs(
         self,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,8 +14,11 @@ from numpy.typing import NDArray
 
 from radix_mlp.engine.async_engine import Answer, AsyncEngine, TokenScores
 from radix_mlp.engine.engine import Engine
-from radix_mlp.engine.tasks.classify import Labels
-from radix_mlp.engine.tasks.score import Score
+from radix_mlp.engine.task import Request
+from radix_mlp.engine.tasks.classify import ClassifyOptions, Labels, classify_request
+from radix_mlp.engine.tasks.embed import EmbedOptions, EmbedTokensOptions, embed_request, embed_tokens_request
+from radix_mlp.engine.tasks.rerank import RerankOptions, rerank_request
+from radix_mlp.engine.tasks.score import Score, ScoreOptions, TokenScoresOptions, score_request, token_scores_request
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.serve.checked_inputs import Inputs
 from radix_mlp.serve.http.errors import EmptyInputError
@@ -30,6 +32,12 @@ from radix_mlp.serve.tokenizer import Tokens
 __all__ = ["Service"]
 
 Value = TypeVar("Value")
+Part = Callable[[Sequence[Any], float | None, AsyncEngine], Awaitable[Answer[Value]]]
+
+EMBED = EmbedOptions()
+EMBED_TOKENS = EmbedTokensOptions()
+RERANK = RerankOptions()
+CLASSIFY = ClassifyOptions()
 
 
 class Service:
@@ -62,10 +70,8 @@ class Service:
     async def embed(
         self,
         texts: Sequence[TextOrIds],
+        options: EmbedOptions = EMBED,
         *,
-        prompt_name: str | None = None,
-        normalize: bool = True,
-        dimensions: int | None = None,
         truncate: bool | None = None,
         max_tokens: int | None = None,
         left: bool = False,
@@ -73,121 +79,81 @@ class Service:
         single: bool = False,
         num_items: int | None = None,
     ) -> Answer[NDArray[np.float32]]:
-        """A vector a text, `[n, d]`; the batch limit counts `num_items`, unless all texts."""
+        """A vector a text, `[n, d]`; the batch limit counts `num_items`, unless all texts.
+
+        The server decides on pooling, on truncation (by `truncate`, `max_tokens` and its settings), and on the prompt
+        where `options` names none; it replaces these fields of `options`.
+        """
         self.info.require("embedding")
         self.inputs.check_size(len(texts) if num_items is None else num_items, len(texts))
-        self.inputs.check_dimensions(dimensions)
-        texts, prompts, cut = await self.inputs.texts(texts, prompt_name, truncate, max_tokens, left, name)
-
-        async def part(front: AsyncEngine, items: Sequence[TextOrIds], timeout: float | None) -> Any:
-            return await front.embed(
-                items,
-                **prompts,
-                normalize=normalize,
-                dimensions=dimensions,
-                pooling=self._pooling,
-                truncate=cut,
-                timeout=timeout,
-            )
-
+        self.inputs.check_dimensions(options.dimensions)
+        texts, options = await self.inputs.texts(texts, options, truncate, max_tokens, left, name)
+        options = replace(options, pooling=self._pooling)
+        part = _part(embed_request, options)
         return await self._run("embed", part, texts, np.concatenate, single=single, num_items=num_items)
 
     async def embed_tokens(
         self,
         texts: Sequence[TextOrIds],
+        options: EmbedTokensOptions = EMBED_TOKENS,
         *,
-        prompt_name: str | None = None,
         truncate: bool | None = None,
         max_tokens: int | None = None,
         left: bool = False,
         name: str = "inputs",
         single: bool = False,
     ) -> Answer[list[NDArray[np.float32]]]:
-        """A vector a token."""
+        """A vector a token; arguments as in `embed`."""
         self.info.require("embedding")
         self.inputs.check_size(len(texts))
-        texts, prompts, cut = await self.inputs.texts(texts, prompt_name, truncate, max_tokens, left, name)
-
-        async def part(front: AsyncEngine, items: Sequence[TextOrIds], timeout: float | None) -> Any:
-            return await front.embed_tokens(items, **prompts, truncate=cut, timeout=timeout)
-
-        return await self._run("embed", part, texts, _join, single=single)
+        texts, options = await self.inputs.texts(texts, options, truncate, max_tokens, left, name)
+        return await self._run("embed", _part(embed_tokens_request, options), texts, _join, single=single)
 
     async def rerank(
         self,
         query: str,
         documents: Sequence[str],
+        options: RerankOptions = RERANK,
         *,
-        instruction: str | None = None,
-        raw_scores: bool = False,
         truncate: bool | None = None,
         max_tokens: int | None = None,
         name: str = "texts",
     ) -> Answer[NDArray[np.float64]]:
-        """How relevant every document is to the query."""
+        """The relevance of every document; the server's template and truncation replace those of `options`."""
         self.info.require("reranker")
         self.inputs.check_size(len(documents))
         check_not_empty([query], "query")
         if not documents:
             raise EmptyInputError(f"`{name}` cannot be empty")
-        cut = self.inputs.cutting_pairs(truncate, max_tokens)
-        await self.inputs.check_heads([query], instruction)
-        documents = [self.inputs.cut(document, truncate=cut, name=name) for document in documents]
-
-        async def part(front: AsyncEngine, items: Sequence[str], timeout: float | None) -> Any:
-            return await front.rerank(
-                query,
-                items,
-                instruction=instruction,
-                template=self._template,
-                raw_scores=raw_scores,
-                truncate=cut,
-                timeout=timeout,
-            )
-
-        return await self._run("predict", part, documents, np.concatenate)
+        pairs = [(query, document) for document in documents]
+        return await self.rerank_pairs(pairs, options, truncate=truncate, max_tokens=max_tokens, name=name)
 
     async def rerank_pairs(
-        self, pairs: Sequence[tuple[str, str]], *, instruction: str | None = None, max_tokens: int | None = None
+        self,
+        pairs: Sequence[tuple[str, str]],
+        options: RerankOptions = RERANK,
+        *,
+        truncate: bool | None = None,
+        max_tokens: int | None = None,
+        name: str = "documents",
     ) -> Answer[NDArray[np.float64]]:
-        """How relevant every pair's document is to its query."""
+        """How relevant every pair's document is to its query; as `rerank`."""
         self.info.require("reranker")
         self.inputs.check_size(len(pairs))
-        check_not_empty([query for query, _ in pairs], "query")
-        cut = self.inputs.cutting_pairs(None, max_tokens)
-        await self.inputs.check_heads([query for query, _ in pairs], instruction)
-        checked = []
-        for query, document in pairs:
-            checked.append((query, self.inputs.cut(document, truncate=cut, name="documents")))
-
-        async def part(front: AsyncEngine, items: Sequence[tuple[str, str]], timeout: float | None) -> Any:
-            places: dict[str, list[int]] = {}
-            for index, (query, _) in enumerate(items):
-                places.setdefault(query, []).append(index)
-            calls = [
-                front.rerank(
-                    query,
-                    [items[index][1] for index in indices],
-                    instruction=instruction,
-                    template=self._template,
-                    truncate=cut,
-                    timeout=timeout,
-                )
-                for query, indices in places.items()
-            ]
-            answer = _joined(list(await asyncio.gather(*calls)), np.concatenate)
-            order = np.concatenate(list(places.values()))
-            scores = np.empty(len(items))
-            scores[order] = answer.value
-            return replace(answer, value=scores)
-
-        return await self._run("predict", part, checked, np.concatenate)
+        queries = [query for query, _ in pairs]
+        check_not_empty(queries, "query")
+        cut = self.inputs.cutting_pairs(truncate, max_tokens)
+        await self.inputs.check_heads(queries, options.instruction)
+        pairs = [(query, self.inputs.cut(document, truncate=cut, name=name)) for query, document in pairs]
+        options = replace(options, template=self._template, truncate=cut)
+        part = _part(rerank_request, options, what="documents")
+        return await self._run("predict", part, pairs, np.concatenate)
 
     async def classify(
         self,
         inputs: Sequence[TextOrIds | tuple[str, str]],
+        options: ClassifyOptions = CLASSIFY,
         *,
-        raw_scores: bool = False,
         truncate: bool | None = None,
         max_tokens: int | None = None,
         left: bool = False,
@@ -197,32 +163,21 @@ class Service:
         """The labels of every text or pair, the highest score first."""
         self.inputs.check_size(len(inputs))
         items, cut = await self.inputs.texts_or_pairs(inputs, truncate, max_tokens, left, name)
-
-        async def part(front: AsyncEngine, items: Sequence[Any], timeout: float | None) -> Any:
-            return await front.classify(items, raw_scores=raw_scores, truncate=cut, timeout=timeout)
-
-        return await self._run("predict", part, items, _join, single=single)
+        options = replace(options, truncate=cut)
+        return await self._run("predict", _part(classify_request, options), items, _join, single=single)
 
     async def score(self, pairs: Sequence[tuple[TextOrIds, TextOrIds]], *, num_items: int) -> Answer[list[Score]]:
         """Log-probability of every continuation; the batch limit counts `num_items`, of which the pairs are made."""
         for pair in pairs:
             self.inputs.check_ids(pair, "label_token_ids and items")
-
-        async def part(front: AsyncEngine, items: Sequence[Any], timeout: float | None) -> Any:
-            return await front.score(items, timeout=timeout)
-
-        return await self._run("score", part, pairs, _join, num_items=num_items)
+        return await self._run("score", _part(score_request, ScoreOptions()), pairs, _join, num_items=num_items)
 
     async def token_scores(self, texts: Sequence[TextOrIds], *, single: bool = False) -> Answer[list[TokenScores]]:
         """Log-probability of every token, with the likeliest in its place."""
         self.inputs.check_size(len(texts))
         check_not_empty(texts, "prompt")
         self.inputs.check_ids(texts, "prompt")
-
-        async def part(front: AsyncEngine, items: Sequence[TextOrIds], timeout: float | None) -> Any:
-            return await front.token_scores(items, top=1, timeout=timeout)
-
-        return await self._run("score", part, texts, _join, single=single)
+        return await self._run("score", _part(token_scores_request, TokenScoresOptions()), texts, _join, single=single)
 
     async def _probe(self, front: AsyncEngine, timeout: float | None) -> None:
         """A small call of what the model is for."""
@@ -237,7 +192,7 @@ class Service:
     async def _run(
         self,
         task: str,
-        part: Callable[..., Awaitable[Answer[Value]]],
+        part: Part[Value],
         items: Sequence[Any],
         join: Callable[[list[Value]], Value],
         *,
@@ -261,10 +216,19 @@ class Service:
             for first in range(0, len(items), most):
                 left = None if deadline is None else max(0.001, deadline - time.monotonic())
                 some = items[first : first + most]
-                answers.append(await self.supervisor.run(partial(part, items=some, timeout=left)))
+                answers.append(await self.supervisor.run(partial(part, some, left)))
         answer = answers[0] if len(answers) == 1 else _joined(answers, join)
         self.metrics.observe_answer(task, method, len(items), time.monotonic() - began, answer)
         return answer
+
+
+def _part(make_request: Callable[..., Request[Value]], options: Any, **names: str) -> Part[Value]:
+    """Runs some of a request's items."""
+
+    async def run(items: Sequence[Any], timeout: float | None, front: AsyncEngine) -> Answer[Value]:
+        return await front.answer(make_request, timeout, list(items), options, **names)
+
+    return run
 
 
 def _join(parts: list[list[Any]]) -> list[Any]:

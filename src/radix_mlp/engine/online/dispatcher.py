@@ -117,9 +117,10 @@ class Dispatcher:
         """Counts since the start."""
         return self._loop.stats
 
-    async def _answer(
+    async def answer(
         self, make_request: Callable[..., Request[Value]], timeout: float | None, *arguments: Any, **options: Any
     ) -> Answer[Value]:
+        """The answer to the request that `make_request(engine, tokenizer, *arguments, **options)` makes."""
         if timeout is not None and not timeout > 0:
             raise InvalidInputError(f"timeout={timeout}: must be above 0 seconds.")
         self._admit()

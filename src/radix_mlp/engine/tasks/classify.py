@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -28,6 +28,8 @@ from radix_mlp.plan import RadixPlan
 
 __all__ = [
     "Classification",
+    "ClassifyKeywords",
+    "ClassifyOptions",
     "Label",
     "Labels",
     "classified_rows",
@@ -35,6 +37,34 @@ __all__ = [
     "label_scores",
     "rows_to_classify",
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifyOptions:
+    """Options of `Engine.classify`.
+
+    Raises:
+        InvalidInputError: no such template.
+    """
+
+    template: Literal["plain", "chat"] = "plain"
+    """How a pair becomes one text: as the tokenizer joins it, or as turns of the tokenizer's chat template."""
+    raw_scores: bool = False
+    """The model's own scores instead of probabilities."""
+    truncate: bool = False
+    """Cut inputs that are longer than the engine's `max_length` instead of refusing them."""
+
+    def __post_init__(self) -> None:
+        if self.template not in ("plain", "chat"):
+            raise InvalidInputError(f"template={self.template!r}: must be 'plain' or 'chat'.")
+
+
+class ClassifyKeywords(TypedDict, total=False):
+    """The fields of `ClassifyOptions`, for signatures."""
+
+    template: Literal["plain", "chat"]
+    raw_scores: bool
+    truncate: bool
 
 
 class Label(NamedTuple):
@@ -84,25 +114,18 @@ def classify_request(
     loaded: LoadedModel,
     tokenizer: Any,
     inputs: Sequence[TextOrIds | tuple[str, str] | Chat],
-    *,
-    raw_scores: bool,
-    truncate: bool,
-    template: str = "plain",
+    options: ClassifyOptions,
 ) -> Request[list[Labels]]:
     """What `Engine.classify` does before and after the model."""
     require_kind(loaded.model, ("classifier",), "classify")
     limits: dict[str, Any] = {
         "max_length": loaded.max_length,
-        "truncate": truncate,
+        "truncate": options.truncate,
         "vocabulary": loaded.vocabulary,
     }
-    if template == "chat":
-        sequences = tokenize_chats(tokenizer, inputs, **limits)
-    elif template == "plain":
-        sequences = tokenize_inputs(tokenizer, inputs, **limits)
-    else:
-        raise InvalidInputError(f"template={template!r}: must be 'plain' or 'chat'.")
-    task = Classification(loaded, raw_scores)
+    tokenize = tokenize_chats if options.template == "chat" else tokenize_inputs
+    sequences = tokenize(tokenizer, inputs, **limits)
+    task = Classification(loaded, options.raw_scores)
 
     def value(answers: list[Labels]) -> list[Labels]:
         finite = [np.isfinite(labels.scores).all() for labels in answers]

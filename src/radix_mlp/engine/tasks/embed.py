@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -28,9 +28,59 @@ from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["Embedding", "TokenEmbedding", "embed_request", "embed_tokens_request"]
+__all__ = [
+    "EmbedKeywords",
+    "EmbedOptions",
+    "EmbedTokensKeywords",
+    "EmbedTokensOptions",
+    "Embedding",
+    "TokenEmbedding",
+    "embed_request",
+    "embed_tokens_request",
+]
 
 Vectors = NDArray[np.float32]
+Pooling = Literal["last", "mean", "weighted_mean", "cls"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedTokensOptions:
+    """Options of `Engine.embed_tokens`."""
+
+    prompt: str | None = None
+    """Prepended to every text, as one string with it; None takes the model's default prompt."""
+    prompt_name: str | None = None
+    """The name of one of the model's prompts."""
+    truncate: bool = False
+    """Cut texts that are longer than the engine's `max_length` instead of refusing them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(EmbedTokensOptions):
+    """Options of `Engine.embed`."""
+
+    normalize: bool = True
+    """Scale every vector to length 1."""
+    dimensions: int | None = None
+    """Keep this many leading dimensions, before scaling; None keeps what the model's files say, or all."""
+    pooling: Pooling | None = None
+    """Which hidden states of the last layer make the vector; None takes what the model's files say, or the last."""
+
+
+class EmbedTokensKeywords(TypedDict, total=False):
+    """The fields of `EmbedTokensOptions`, for signatures."""
+
+    prompt: str | None
+    prompt_name: str | None
+    truncate: bool
+
+
+class EmbedKeywords(EmbedTokensKeywords, total=False):
+    """The fields of `EmbedOptions`, for signatures."""
+
+    normalize: bool
+    dimensions: int | None
+    pooling: Pooling | None
 
 
 @dataclass(frozen=True)
@@ -77,24 +127,18 @@ def embed_request(
     loaded: LoadedModel,
     tokenizer: Any,
     texts: Sequence[TextOrIds],
-    *,
-    prompt: str | None,
-    prompt_name: str | None,
-    normalize: bool,
-    dimensions: int | None,
-    pooling: str | None,
-    truncate: bool,
+    options: EmbedOptions,
 ) -> Request[Vectors]:
     """What `Engine.embed` does before and after the model."""
-    pooler = loaded.pooler(pooling)
+    pooler = loaded.pooler(options.pooling)
     width = pooler.width(loaded.model)
-    dimensions = loaded.folder.dimensions if dimensions is None else dimensions
+    dimensions = loaded.folder.dimensions if options.dimensions is None else options.dimensions
     if dimensions is not None and not (isinstance(dimensions, int | np.integer) and 1 <= dimensions <= width):
         raise InvalidInputError(
             f"dimensions={dimensions!r}: the model has {width}; give a whole number from 1 to that."
         )
-    sequences, skips = _with_prompt(loaded, tokenizer, texts, prompt, prompt_name, truncate, pooler.include_prompt)
-    task = Embedding(loaded, pooling, normalize, dimensions)
+    sequences, skips = _with_prompt(loaded, tokenizer, texts, options, include_prompt=pooler.include_prompt)
+    task = Embedding(loaded, options.pooling, options.normalize, dimensions)
 
     def value(answers: list[Any]) -> Vectors:
         vectors = np.stack(answers) if answers else np.empty((0, dimensions or width), np.float32)
@@ -109,13 +153,10 @@ def embed_tokens_request(
     loaded: LoadedModel,
     tokenizer: Any,
     texts: Sequence[TextOrIds],
-    *,
-    prompt: str | None,
-    prompt_name: str | None,
-    truncate: bool,
+    options: EmbedTokensOptions,
 ) -> Request[list[Vectors]]:
     """What `Engine.embed_tokens` does before and after the model."""
-    sequences, _ = _with_prompt(loaded, tokenizer, texts, prompt, prompt_name, truncate, include_prompt=True)
+    sequences, _ = _with_prompt(loaded, tokenizer, texts, options, include_prompt=True)
     task = TokenEmbedding(loaded)
 
     def value(answers: list[Any]) -> list[Vectors]:
@@ -129,26 +170,25 @@ def _with_prompt(
     loaded: LoadedModel,
     tokenizer: Any,
     texts: Sequence[TextOrIds],
-    prompt: str | None,
-    prompt_name: str | None,
-    truncate: bool,
+    options: EmbedTokensOptions,
+    *,
     include_prompt: bool,
 ) -> tuple[list[NDArray[np.int32]], list[int]]:
-    """Ids of every text, and how many of them at its begin are not pooled."""
+    """Ids of every text, and how many of its first ids are not pooled."""
     folder = loaded.folder
     is_ids = [not isinstance(text, str) for text in texts]
-    if any(is_ids) and (prompt or prompt_name):
+    if any(is_ids) and (options.prompt or options.prompt_name):
         raise InvalidInputError(
             f"texts[{is_ids.index(True)}] is a list of token ids, before which no prompt can be put. Give the text, "
             "or put the prompt's ids there yourself and leave prompt and prompt_name out."
         )
-    prompt = controls_of(tokenizer).named(folder.prompt(prompt, prompt_name) or "")
+    prompt = controls_of(tokenizer).named(folder.prompt(options.prompt, options.prompt_name) or "")
     sequences = tokenize_texts(
         tokenizer,
         texts,
         prompt=prompt,
         max_length=loaded.max_length,
-        truncate=truncate,
+        truncate=options.truncate,
         lower_case=folder.lower_case,
         vocabulary=loaded.vocabulary,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.task import Item, Request, Rows, Task
 from radix_mlp.engine.tasks.classify import label_scores, rows_to_classify
-from radix_mlp.engine.tasks.rerank_template import Template, choose_template, encode_pairs
+from radix_mlp.engine.tasks.rerank_template import Template, check_template, choose_template, encode_pairs
 from radix_mlp.engine.tokenization.tokenize import check_pairs, encode, num_characters
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.models.heads import language_head, pad_token_of
@@ -27,9 +27,52 @@ from radix_mlp.ops import last_token
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["Ranked", "Relevance", "check_top_n", "document_pairs", "ranked", "rerank_request"]
+__all__ = [
+    "Ranked",
+    "Relevance",
+    "RerankKeywords",
+    "RerankOptions",
+    "check_top_n",
+    "document_pairs",
+    "ranked",
+    "rerank_request",
+]
 
 ANSWERS = ("yes", "no")
+TemplateName = Literal["auto", "qwen3", "chat", "pair"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankOptions:
+    """Options of `Engine.rerank` and `Engine.rerank_pairs`.
+
+    Raises:
+        InvalidInputError: no such template.
+    """
+
+    instruction: str | None = None
+    """What relevant means, in words; None takes the model's default."""
+    prompt_name: str | None = None
+    """The name of one of the model's prompts, which becomes the instruction."""
+    template: TemplateName = "auto"
+    """How the model reads query and document."""
+    raw_scores: bool = False
+    """The model's own scores, log-odds for instance, instead of probabilities."""
+    truncate: bool = False
+    """Cut documents that are too long at their end instead of refusing them."""
+
+    def __post_init__(self) -> None:
+        check_template(self.template)
+
+
+class RerankKeywords(TypedDict, total=False):
+    """The fields of `RerankOptions`, for signatures."""
+
+    instruction: str | None
+    prompt_name: str | None
+    template: TemplateName
+    raw_scores: bool
+    truncate: bool
 
 
 class Ranked(NamedTuple):
@@ -77,23 +120,18 @@ def rerank_request(
     loaded: LoadedModel,
     tokenizer: Any,
     pairs: Sequence[tuple[str, str]],
-    *,
-    instruction: str | None,
-    prompt_name: str | None,
-    template: str,
-    raw_scores: bool,
-    truncate: bool,
+    options: RerankOptions,
     what: str = "pairs",
 ) -> Request[NDArray[np.float64]]:
-    """What `Engine.rerank_pairs` does before and after the model."""
+    """What `Engine.rerank_pairs` does before and after the model; errors call the pairs `what`."""
     check_pairs(pairs, what, ("query", "document"))
-    chosen = _check_model(loaded, tokenizer, template)
+    chosen = _check_model(loaded, tokenizer, options.template)
     sequences = encode_pairs(
         chosen,
         pairs,
-        instruction=loaded.folder.prompt(instruction, prompt_name, "instruction"),
+        instruction=loaded.folder.prompt(options.instruction, options.prompt_name, "instruction"),
         max_length=loaded.max_length,
-        truncate=truncate,
+        truncate=options.truncate,
         what=what,
         vocabulary=loaded.vocabulary,
     )
@@ -108,7 +146,7 @@ def rerank_request(
 
     items: list[Item] = []
     if sequences:
-        task = _relevance(loaded, tokenizer, as_probability=not raw_scores and _is_probability(loaded))
+        task = _relevance(loaded, tokenizer, as_probability=not options.raw_scores and _is_probability(loaded))
         items = [Item(ids, task) for ids in sequences]
     return Request(items, value, what, num_characters(pairs))
 

@@ -16,7 +16,7 @@ from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.models.model_kind import kind_of
 from radix_mlp.models.sentence_transformers_folder import FolderSettings
 
-__all__ = ["TEMPLATES", "Template", "choose_template", "encode_pairs"]
+__all__ = ["TEMPLATES", "Template", "check_template", "choose_template", "encode_pairs"]
 
 TEMPLATES = ("auto", "qwen3", "chat", "pair")
 
@@ -59,12 +59,16 @@ def choose_template(
         InvalidInputError: no such template, or a chat template that does not show query and document.
         UnsupportedModelError: "auto", and no way to tell.
     """
-    if template not in TEMPLATES:
-        raise InvalidInputError(f"template={template!r}: must be one of {', '.join(TEMPLATES)}.")
+    check_template(template)
     name = template if template != "auto" else _choice(model, tokenizer, folder)
     if name == "pair":
         return PairTemplate(tokenizer)
     return ChatTemplate(tokenizer) if name == "chat" else Qwen3Template(tokenizer)
+
+
+def check_template(template: str) -> None:
+    if template not in TEMPLATES:
+        raise InvalidInputError(f"template={template!r}: must be one of {', '.join(TEMPLATES)}.")
 
 
 def encode_pairs(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -21,8 +21,54 @@ from radix_mlp.ops import token_logprobs
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["Score", "Scoring", "TokenScores", "TokenScoring", "score_request", "scored_rows"]
-__all__ += ["scored_vocabulary", "token_scores_request"]
+__all__ = [
+    "Score",
+    "ScoreKeywords",
+    "ScoreOptions",
+    "Scoring",
+    "TokenScores",
+    "TokenScoresKeywords",
+    "TokenScoresOptions",
+    "TokenScoring",
+    "score_request",
+    "scored_rows",
+    "scored_vocabulary",
+    "token_scores_request",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """Options of `Engine.score`."""
+
+    add_bos: bool | None = None
+    """True adds a begin token, False none; None leaves it to the tokenizer."""
+    truncate: bool = False
+    """Drop tokens from the left of pairs that are too long instead of refusing them."""
+
+
+class ScoreKeywords(TypedDict, total=False):
+    """The fields of `ScoreOptions`, for signatures."""
+
+    add_bos: bool | None
+    truncate: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenScoresOptions:
+    """Options of `Engine.token_scores`."""
+
+    top: int = 1
+    """How many of the likeliest tokens to return for every place."""
+    truncate: bool = False
+    """Cut texts that are longer than the engine's `max_length` instead of refusing them."""
+
+
+class TokenScoresKeywords(TypedDict, total=False):
+    """The fields of `TokenScoresOptions`, for signatures."""
+
+    top: int
+    truncate: bool
 
 
 @dataclass(frozen=True)
@@ -96,17 +142,15 @@ def score_request(
     loaded: LoadedModel,
     tokenizer: Any,
     pairs: Sequence[tuple[TextOrIds, TextOrIds]],
-    *,
-    add_bos: bool | None,
-    truncate: bool,
+    options: ScoreOptions,
 ) -> Request[list[Score]]:
     """What `Engine.score` does before and after the model."""
     sequences, starts = tokenize_pairs(
         tokenizer,
         pairs,
         max_length=loaded.max_length,
-        truncate=truncate,
-        add_bos=add_bos,
+        truncate=options.truncate,
+        add_bos=options.add_bos,
         vocabulary=scored_vocabulary(loaded),
     )
     if sequences:
@@ -122,18 +166,18 @@ def score_request(
 
 
 def token_scores_request(
-    loaded: LoadedModel, tokenizer: Any, texts: Sequence[TextOrIds], *, top: int, truncate: bool
+    loaded: LoadedModel, tokenizer: Any, texts: Sequence[TextOrIds], options: TokenScoresOptions
 ) -> Request[list[TokenScores]]:
     """What `Engine.token_scores` does before and after the model."""
     require_language_head(loaded.model)
-    vocabulary = scored_vocabulary(loaded)
+    vocabulary, top = scored_vocabulary(loaded), options.top
     if not 0 <= top <= vocabulary:
         raise InvalidInputError(f"top={top}: must be from 0 to {vocabulary}, the size of the model's vocabulary.")
     sequences = tokenize_texts(
         tokenizer,
         texts,
         max_length=loaded.max_length,
-        truncate=truncate,
+        truncate=options.truncate,
         vocabulary=vocabulary,
         encoder=encode_once,
     )

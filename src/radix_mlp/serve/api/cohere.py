@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from radix_mlp.engine.tasks.embed import EmbedOptions
 from radix_mlp.serve.api.body import Body, ListOf, ModelName
 from radix_mlp.serve.api.common import OPENAI_ERRORS, ServiceOf, answered, head
 from radix_mlp.serve.http.errors import WrongBodyError
@@ -60,8 +61,9 @@ async def embed(request: Request, body: CohereEmbedRequest, service: ServiceOf) 
     prompt = PROMPTS.get(body.input_type, body.input_type)
     answer = await service.embed(
         body.texts,
-        prompt_name=prompt if prompt in service.engine.folder.prompts else None,
-        dimensions=body.output_dimension,
+        EmbedOptions(
+            prompt_name=prompt if prompt in service.engine.folder.prompts else None, dimensions=body.output_dimension
+        ),
         truncate=None if body.truncate is None else body.truncate != "NONE",
         max_tokens=body.max_tokens,
         left=body.truncate == "START",

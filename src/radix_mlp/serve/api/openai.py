@@ -11,6 +11,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from radix_mlp.engine.async_engine import TokenScores
+from radix_mlp.engine.tasks.embed import EmbedOptions
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.api.body import Body, Ignored, ListOf, MaxTokens, ModelName, Nothing, TextsOrIds, TextsOrOnlyIds
@@ -151,7 +152,7 @@ async def embeddings(request: Request, body: EmbeddingsRequest, service: Service
     texts, single = as_list(body.input)
     answer = await service.embed(
         texts,
-        dimensions=body.dimensions,
+        EmbedOptions(dimensions=body.dimensions),
         max_tokens=body.truncate_prompt_tokens,
         name="input",
         single=single,

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
-from radix_mlp.engine.tasks.rerank import ranked
+from radix_mlp.engine.tasks.rerank import RerankOptions, ranked
 from radix_mlp.serve.api.body import Body, Ignored, ListOf, MaxTokens, ModelName
 from radix_mlp.serve.api.common import OPENAI_ERRORS, ServiceOf, Usage, answered, head, usage
 from radix_mlp.serve.http.errors import WrongBodyError
@@ -89,11 +89,11 @@ async def rerank_other(
     if body.instruction is not None and body.instruct is not None:
         raise WrongBodyError("`instruction` and `instruct` are the same: send one.")
     documents = [document if isinstance(document, str) else document.text for document in body.documents]
+    instruction = body.instruct if body.instruction is None else body.instruction
     answer = await service.rerank(
         body.query,
         documents,
-        instruction=body.instruct if body.instruction is None else body.instruction,
-        raw_scores=body.raw_scores,
+        RerankOptions(instruction=instruction, raw_scores=body.raw_scores),
         max_tokens=body.truncate_prompt_tokens,
         name="documents",
     )

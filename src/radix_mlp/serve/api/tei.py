@@ -11,6 +11,9 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.responses import Response
 
+from radix_mlp.engine.tasks.classify import ClassifyOptions
+from radix_mlp.engine.tasks.embed import EmbedOptions, EmbedTokensOptions
+from radix_mlp.engine.tasks.rerank import RerankOptions
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.api import tei_bodies as tei
 from radix_mlp.serve.api.common import RERANK_ERRORS, TEI_ERRORS, ServiceOf, answered, as_list, probabilities
@@ -33,9 +36,7 @@ async def embed(request: Request, body: tei.EmbedRequest, service: ServiceOf) ->
     texts, single = as_list(body.inputs)
     answer = await service.embed(
         texts,
-        prompt_name=body.prompt_name,
-        normalize=body.normalize,
-        dimensions=body.dimensions,
+        EmbedOptions(prompt_name=body.prompt_name, normalize=body.normalize, dimensions=body.dimensions),
         truncate=body.truncate,
         left=_left(body.truncation_direction),
         single=single,
@@ -49,7 +50,7 @@ async def embed_all(request: Request, body: tei.EmbedAllRequest, service: Servic
     texts, single = as_list(body.inputs)
     answer = await service.embed_tokens(
         texts,
-        prompt_name=body.prompt_name,
+        EmbedTokensOptions(prompt_name=body.prompt_name),
         truncate=body.truncate,
         left=_left(body.truncation_direction),
         single=single,
@@ -76,7 +77,7 @@ async def predict(request: Request, body: tei.PredictRequest, service: ServiceOf
     items = [_text_or_pair(item) for item in inputs]
     answer = await service.classify(
         items,
-        raw_scores=body.raw_scores,
+        ClassifyOptions(raw_scores=body.raw_scores),
         truncate=body.truncate,
         left=_left(body.truncation_direction),
         single=single,
@@ -97,8 +98,7 @@ async def rerank(request: Request, body: tei.TeiOrOtherRerank, service: ServiceO
     answer = await service.rerank(
         body.query,
         body.texts,
-        instruction=body.instruction,
-        raw_scores=body.raw_scores,
+        RerankOptions(instruction=body.instruction, raw_scores=body.raw_scores),
         truncate=body.truncate,
     )
     scores = answer.value.astype(np.float32)
@@ -117,7 +117,7 @@ async def similarity(request: Request, body: tei.SimilarityRequest, service: Ser
     check_not_empty(body.inputs.sentences, "sentences")
     answer = await service.embed(
         texts,
-        prompt_name=options.prompt_name,
+        EmbedOptions(prompt_name=options.prompt_name),
         truncate=options.truncate,
         left=_left(options.truncation_direction),
     )

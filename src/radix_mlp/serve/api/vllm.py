@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 from starlette.responses import Response
 
+from radix_mlp.engine.tasks.rerank import RerankOptions
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.serve.api.body import Body, Ignored, ListOf, MaxTokens, ModelName, TextsOrOnlyIds, TokenId
 from radix_mlp.serve.api.common import OPENAI_ERRORS, ServiceOf, Usage, answered, as_list, head, probabilities, usage
@@ -150,7 +151,9 @@ async def score(request: Request, body: ScoreRequest, service: ServiceOf) -> Res
     else:
         service.info.require("reranker")
         answer = await service.rerank_pairs(
-            list(zip(lefts, rights, strict=True)), instruction=body.instruction, max_tokens=body.truncate_prompt_tokens
+            list(zip(lefts, rights, strict=True)),
+            RerankOptions(instruction=body.instruction),
+            max_tokens=body.truncate_prompt_tokens,
         )
         scores = answer.value.astype(np.float32)
     data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores)]

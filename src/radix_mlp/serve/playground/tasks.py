@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from radix_mlp.engine.async_engine import Answer
 from radix_mlp.engine.task import Request
-from radix_mlp.engine.tasks.classify import classify_request
-from radix_mlp.engine.tasks.embed import embed_request
-from radix_mlp.engine.tasks.rerank import document_pairs, ranked, rerank_request
-from radix_mlp.engine.tasks.score import score_request
+from radix_mlp.engine.tasks.classify import ClassifyOptions, classify_request
+from radix_mlp.engine.tasks.embed import EmbedOptions, embed_request
+from radix_mlp.engine.tasks.rerank import RerankOptions, document_pairs, ranked, rerank_request
+from radix_mlp.engine.tasks.score import ScoreOptions, score_request
 from radix_mlp.serve.http.errors import WrongBodyError, WrongModelError
 from radix_mlp.serve.http.limits import check_not_empty, cut_characters
 from radix_mlp.serve.playground.body import PlaygroundTask, RunRequest
@@ -51,21 +52,19 @@ async def run_task(service: Service, body: RunRequest) -> Outcome:
 
 
 async def _rerank(service: Service, body: RunRequest) -> Outcome:
-    instruction = body.instruction or None
-    answer = await service.rerank(body.query, body.documents, instruction=instruction, name="documents")
+    options = RerankOptions(instruction=body.instruction or None)
+    answer = await service.rerank(body.query, body.documents, options, name="documents")
     places = ranked(body.documents, answer.value)
     found = {"ranking": [{"index": place.index, "score": np.float32(place.score)} for place in places]}
+
+    template: Any = service.info.template or "auto"
 
     def call(tokenizer: Any) -> Request[Any]:
         return rerank_request(
             service.engine,
             tokenizer,
             document_pairs(body.query, _cut(service, body.documents)),
-            instruction=instruction,
-            prompt_name=None,
-            template=service.info.template or "auto",
-            raw_scores=False,
-            truncate=service.settings.auto_truncate,
+            replace(options, template=template, truncate=service.settings.auto_truncate),
         )
 
     return Outcome(answer, found, call)
@@ -78,17 +77,15 @@ async def _embed(service: Service, body: RunRequest) -> Outcome:
     found = {"similarity": np.round(answer.value @ answer.value.T, 4)}
 
     def call(tokenizer: Any) -> Request[Any]:
-        return embed_request(
-            service.engine,
-            tokenizer,
-            _cut(service, texts),
-            prompt=service.settings.default_prompt,
-            prompt_name=service.settings.default_prompt_name,
-            normalize=True,
-            dimensions=None,
-            pooling=POOLING_NAMES.get(service.settings.pooling or ""),
-            truncate=service.settings.auto_truncate,
+        settings = service.settings
+        pooling: Any = POOLING_NAMES.get(settings.pooling or "")
+        options = EmbedOptions(
+            prompt=settings.default_prompt,
+            prompt_name=settings.default_prompt_name,
+            pooling=pooling,
+            truncate=settings.auto_truncate,
         )
+        return embed_request(service.engine, tokenizer, _cut(service, texts), options)
 
     return Outcome(answer, found, call)
 
@@ -105,10 +102,8 @@ async def _classify(service: Service, body: RunRequest) -> Outcome:
     }
 
     def call(tokenizer: Any) -> Request[Any]:
-        texts = _cut(service, body.documents)
-        return classify_request(
-            service.engine, tokenizer, texts, raw_scores=False, truncate=service.settings.auto_truncate
-        )
+        options = ClassifyOptions(truncate=service.settings.auto_truncate)
+        return classify_request(service.engine, tokenizer, _cut(service, body.documents), options)
 
     return Outcome(answer, found, call)
 
@@ -138,7 +133,7 @@ async def _score(service: Service, body: RunRequest) -> Outcome:
     }
 
     def call(tokenizer: Any) -> Request[Any]:
-        return score_request(service.engine, tokenizer, pairs, add_bos=None, truncate=False)
+        return score_request(service.engine, tokenizer, pairs, ScoreOptions())
 
     return Outcome(answer, found, call)
 

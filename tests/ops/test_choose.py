@@ -171,7 +171,7 @@ def test_more_work_costs_more() -> None:
     assert windowed.milliseconds < full.milliseconds / 4
 
 
-def test_no_rows() -> None:
+def test_a_tree_without_rows() -> None:
     assert math.isfinite(choose(tree_statistics(np.zeros(0, np.int32), np.zeros(0, np.int32)), CALL, H200).milliseconds)
 
 
@@ -197,7 +197,7 @@ def test_report_needs_a_chip() -> None:
         report(plan_of(4, 2, 2), heads=8, kv_heads=2, width=64)
 
 
-def test_auto_is_no_implementation_of_its_own() -> None:
+def test_auto_is_not_listed_as_an_implementation() -> None:
     pytest.importorskip("triton")
     for device_type in ("cpu", "cuda"):
         assert "auto" not in available_impls(device_type)

@@ -179,7 +179,7 @@ def test_autocast_multiplies_in_its_dtype() -> None:
 
 
 @pytest.mark.parametrize("kernels", [False, True])
-def test_of_equal_logits_the_first_is_greedy(
+def test_the_first_of_equal_logits_is_greedy(
     monkeypatch: pytest.MonkeyPatch, small_blocks: None, kernels: bool
 ) -> None:
     """Within a tile and between tiles."""
@@ -219,9 +219,7 @@ def test_kernels_agree_with_torch(monkeypatch: pytest.MonkeyPatch, softcap: floa
 
 @pytest.mark.parametrize("kernels", [False, True])
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the interpreter is for machines without a GPU")
-def test_a_tile_of_nothing_but_minus_infinity(
-    monkeypatch: pytest.MonkeyPatch, small_blocks: None, kernels: bool
-) -> None:
+def test_a_tile_with_only_minus_infinity(monkeypatch: pytest.MonkeyPatch, small_blocks: None, kernels: bool) -> None:
     """Heads shut out ids by a bias of -inf; a whole tile of them, before and after those that count."""
     monkeypatch.setattr(MODULE, "_has_kernels", lambda *_: kernels)
     generator = torch.Generator().manual_seed(0)

@@ -154,7 +154,7 @@ def test_the_backward_is_refused_in_deterministic_mode() -> None:
 
 
 @pytest.mark.skipif(INSTALLED, reason="needs a machine without FlashAttention-4")
-def test_without_the_package() -> None:
+def test_without_the_package_it_is_refused() -> None:
     assert "fa4" not in available_impls("cuda")
     with pytest.raises(UnsupportedImplError, match=r'pip install "radix-mlp\[fa4\]", or use one of'):
         registry.resolve_impl("fa4", CallKind("cuda"))

@@ -127,7 +127,7 @@ def test_rows_without_copies_get_zeros(device: str) -> None:
 
 
 @devices
-def test_sums_have_the_same_bits_again(device: str) -> None:
+def test_sums_are_deterministic(device: str) -> None:
     copies, index, _ = copies_of(0, device)
     tensors = draw(len(index), [(3, 24)], torch.float16, device, "mhd")
     assert torch.equal(triton_sum(tensors, copies)[0], triton_sum(tensors, copies)[0])

@@ -82,7 +82,7 @@ def test_statistics(plan: RadixPlan) -> None:
     assert statistics.flash_pairs == FLASH_ROWS * tiles
 
 
-def test_no_rows() -> None:
+def test_a_tree_without_rows() -> None:
     empty = np.zeros(0, np.int32)
     paths = leaf_paths(empty, empty)
     assert [x.tolist() for x in paths] == [[0], [0], [], []]

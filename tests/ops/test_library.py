@@ -45,7 +45,7 @@ def test_opcheck(options: Options) -> None:
         )
 
 
-def test_the_op_is_seen_by_those_who_watch() -> None:
+def test_modes_and_transformations_see_the_op() -> None:
     """Without gradients, compilers, modes and transformations the implementation is called directly."""
     plan = batch([3, 4])
     q, k, v = (x.detach() for x in inputs(plan, PLAIN))

@@ -65,7 +65,7 @@ def test_half_types_and_no_gradient() -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 70, 1 << 25])
-def test_likeliest_tokens_are_those_of_the_parent(budget: int) -> None:
+def test_most_likely_tokens_follow_the_parent(budget: int) -> None:
     generator = torch.Generator().manual_seed(3)
     plan = build_plan([0, 1, 2, 0, 1, 3, 0, 4], [0, 3, 6, 8])
     hidden, head = torch.randn(5, 6, generator=generator), torch.randn(50, 6, generator=generator)

@@ -98,7 +98,7 @@ def test_backward() -> None:
 
 
 @pytest.mark.parametrize("impl", [name for name in (*IMPLS, *COMPOSITES) if name not in TAKE])
-def test_others_refuse(impl: str) -> None:
+def test_other_implementations_refuse_query_rows(impl: str) -> None:
     assert why_not(impl, CallKind("cuda", query_rows=True)) is not None
     plan, rows = plan_and_rows()
     q, k, v = (x.detach() for x in inputs(plan, PLAIN))

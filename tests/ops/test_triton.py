@@ -227,7 +227,7 @@ def test_few_rows(rows: int, device: str) -> None:
 
 
 @devices
-def test_no_rows(device: str) -> None:
+def test_a_tree_without_rows(device: str) -> None:
     empty = torch.zeros(0, dtype=torch.int32, device=device)
     out, grads = run(make(Case(sinks=True), (empty, empty)), SMALL)
     assert out.shape == (0, 4, 32)
@@ -268,7 +268,7 @@ def test_last_dimension_with_stride(device: str) -> None:
         pytest.param("cuda", marks=pytest.mark.gpu),
     ],
 )
-def test_heads_that_lie_far_apart(device: str) -> None:
+def test_heads_far_apart_in_memory(device: str) -> None:
     """Offsets of the heads of one kv head do not fit into 32 bits."""
     rows, width, apart = 5, 16, 2**30 + 16
     end = torch.full((rows,), rows, dtype=torch.int32, device=device)
@@ -279,7 +279,7 @@ def test_heads_that_lie_far_apart(device: str) -> None:
 
 
 @devices
-def test_same_bits_again(device: str) -> None:
+def test_results_are_deterministic(device: str) -> None:
     problem = make(Case(dtype=torch.float16), small_tree(5, device))
     first, second = run(problem, SMALL), run(problem, SMALL)
     assert all(torch.equal(a, b) for a, b in zip([first[0], *first[1]], [second[0], *second[1]], strict=True))

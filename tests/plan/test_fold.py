@@ -102,7 +102,7 @@ def test_fold_and_scatter_is_the_definition(batch: Batch, pad: int | None) -> No
     check_fold_and_scatter(batch, pad)
 
 
-def test_uint32_to_the_last_value() -> None:
+def test_the_whole_range_of_uint32() -> None:
     top = 2**32 - 1
     ids = np.array([top, top, top, top, 0, top], np.uint32)
     positions = np.array([top, 0, top, 0, top, 0], np.uint32)
@@ -115,11 +115,11 @@ def test_uint32_to_the_last_value() -> None:
     ]
 
 
-def test_ids_that_are_positions_of_others_are_not_mixed_up() -> None:
+def test_ids_and_positions_are_not_confused() -> None:
     check_fold_and_scatter(make([[1], [2], [1], [2]], [[2], [1], [1], [2]]), None)
 
 
-def test_results_are_the_callers_own() -> None:
+def test_results_belong_to_the_caller() -> None:
     """Folding one sequence copies; writing into a result changes neither the input nor the next result."""
     ids, cu = np.arange(9, dtype=np.uint32), np.array([0, 9], np.uint32)
     first = compute_fold_and_scatter(ids, ids, cu)
@@ -159,7 +159,7 @@ def test_plan_is_read_only_and_leaves_the_input_alone() -> None:
     assert plan.compact_ids.tolist() == [1, 2, 3]
 
 
-def test_a_hundred_thousand_first_tokens() -> None:
+def test_a_hundred_thousand_different_first_tokens() -> None:
     """Children are not searched one by one: 100,000 of them under one parent, twice, take no minutes."""
     rng = np.random.default_rng(0)
     firsts = rng.permutation(100_000)

@@ -61,7 +61,7 @@ def test_kernels_release_the_interpreter_lock() -> None:
         assert getattr(kernels, name).targetoptions["nogil"] is True
 
 
-def test_first_use_from_two_threads() -> None:
+def test_first_call_from_two_threads() -> None:
     code = """
 from concurrent.futures import ThreadPoolExecutor
 from radix_mlp.plan import build_plan
@@ -71,7 +71,7 @@ with ThreadPoolExecutor(2) as pool:
     assert run(code).strip() == "[[3, 2, 3], [3, 2, 3]]"
 
 
-def test_nothing_writable_is_no_error() -> None:
+def test_an_unwritable_cache_folder_is_not_an_error() -> None:
     """Then code is compiled in every process."""
     code = """
 from numba.core import caching

@@ -6,7 +6,7 @@ from radix_mlp.plan.reference import reference_fold
 
 
 @pytest.mark.parametrize("depth_first", [True, False])
-def test_by_hand(depth_first: bool) -> None:
+def test_small_batches_by_hand(depth_first: bool) -> None:
     """a b c | a b d | a e | d"""
     folded = reference_fold(
         [0, 1, 2, 0, 1, 3, 0, 4, 3], [0, 1, 2, 0, 1, 2, 0, 1, 0], [0, 3, 6, 8, 9], depth_first=depth_first

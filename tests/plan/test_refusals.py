@@ -76,7 +76,7 @@ def test_shapes(call: Callable[..., None], name: str) -> None:
 
 @arguments
 @pytest.mark.parametrize("dtype", [np.int32, np.int64, np.uint64, np.float32, bool, object, ">u4"])
-def test_fold_takes_uint32_alone(name: str, dtype: Any) -> None:
+def test_fold_takes_only_uint32(name: str, dtype: Any) -> None:
     value = np.zeros(6).astype(dtype)
     refuses(fold, InvalidDtypeError, name, "uint32", value.dtype, **{name: value})
     refuses(fold, TypeError, name, **{name: value})
@@ -92,7 +92,7 @@ def test_fold_takes_no_lists(name: str) -> None:
 @pytest.mark.parametrize(
     "value", [[0.0, 1.0], [True] * 6, ["a"], [None], np.zeros(0), [2**70], [[1], [2, 3]], "text", {1: 2}, object()]
 )
-def test_plan_takes_integers_alone(name: str, value: Any) -> None:
+def test_plan_takes_only_integers(name: str, value: Any) -> None:
     refuses(plan, InvalidDtypeError, name, "integers", **{name: value})
 
 

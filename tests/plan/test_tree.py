@@ -22,7 +22,7 @@ def test_parents_and_depths(batch: Batch, pad: int | None) -> None:
     np.testing.assert_array_equal(plan.depth, depth)
 
 
-def test_writable_and_wider_ends_are_taken_too() -> None:
+def test_writable_and_wider_ends_are_accepted() -> None:
     end = np.array([4, 3, 3, 4], np.int64)
     assert parents(end, 4).tolist() == [-1, 0, 1, 0]
     assert depths(end, 4).tolist() == [0, 1, 2, 1]

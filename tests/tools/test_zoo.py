@@ -45,7 +45,7 @@ def test_a_representative_is_finite_causal_and_sensitive_to_context(model_type: 
 
 
 @pytest.mark.parametrize("model_type", ["llama", "gpt_oss", "mixtral"])
-def test_the_seed_and_nothing_else_decides_the_weights(model_type: str) -> None:
+def test_only_the_seed_decides_the_weights(model_type: str) -> None:
     first = logits(zoo.tiny_model(model_type, seed=1))
     torch.manual_seed(7)
 
@@ -70,7 +70,7 @@ def test_both_dtypes_have_the_same_weights() -> None:
     torch.testing.assert_close(single.double(), double, rtol=1e-3, atol=1e-3)
 
 
-def test_what_changes_attention_is_on() -> None:
+def test_features_that_change_attention_are_on() -> None:
     gemma = zoo.tiny_config("gemma2")
     assert gemma.attn_logit_softcapping == 3.0
     assert set(gemma.layer_types) == {"sliding_attention", "full_attention"}
@@ -91,7 +91,7 @@ def test_an_unknown_type_is_refused() -> None:
         zoo.tiny_model("no_such_type")
 
 
-def test_the_report_sees_what_keywords_do_not_say() -> None:
+def test_the_report_detects_effects_without_keywords() -> None:
     plain = describe("llama")
     assert plain["problem"] is None
     assert plain["keywords_suffice"]

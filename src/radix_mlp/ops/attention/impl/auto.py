@@ -1,6 +1,6 @@
-"""`impl="auto"` on CUDA: asks `auto_cost_model` inside the custom op, so that compiled models choose anew a batch.
+"""`impl="auto"` on CUDA: calls `auto_cost_model` inside the custom op, so that compiled models choose again per batch.
 
-What it may choose saves the same output and log-sum-exp, so the backward pass is chosen on its own.
+All candidates save the same output and log-sum-exp, so the backward pass is chosen separately.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["READS", "SAVES_LSE", "Tables", "backward", "choice", "forward", "pre
 SAVES_LSE = True
 CHOICES: dict[str, Implementation] = {"triton": triton, "varlen": varlen, "fa4": fa4}
 READS = ("auto", *CHOICES)
-"""Whose tables it reads."""
+"""The implementations whose tables it reads."""
 
 
 class Tables(NamedTuple):
@@ -33,7 +33,7 @@ class Tables(NamedTuple):
 
 
 def why_not(kind: CallKind) -> str | None:
-    """See `attention_call.Implementation`. The tree kernel takes whatever it may choose between."""
+    """See `attention_call.Implementation`. The tree kernel accepts every call that the other candidates accept."""
     return f"chooses on CUDA, not on {kind.device_type}" if kind.device_type != "cuda" else triton.why_not(kind)
 
 

@@ -1,7 +1,7 @@
-"""What `impl="auto"` runs on CUDA, by a model of cost: the tree kernel, FlashAttention on leaf paths, or, where it is
+"""The cost model by which `impl="auto"` chooses on CUDA: the tree kernel, FlashAttention on leaf paths, or, if it is
 installed, FlashAttention-4 with the tree as its mask.
 
-The model counts arithmetic, memory traffic and launches from the statistics of the tree, which are made once a batch:
+The model counts arithmetic, memory traffic and launches from the statistics of the tree, which are made once per batch:
 
   triton   pairs of the tree, and for every row half a tile of rows and one masked block of keys it cannot see
   varlen   pairs in FlashAttention's tiles, which never hold rows of two leaf paths; gathered keys and values, unless
@@ -10,8 +10,8 @@ The model counts arithmetic, memory traffic and launches from the statistics of 
 each over its measured rate, but no less than its longest tile takes by itself; and rows of q, the output and their
 gradients, read or written once.  The forward and the backward pass are chosen apart, since both save the same things.
 
-On a chip that nothing was measured on, the tree kernel runs, or `varlen` where nothing is shared: that is then packed
-FlashAttention and nothing else, which is what a model runs without this package.
+On a chip without measurements, the tree kernel runs, or `varlen` if nothing is shared: that is then plain packed
+FlashAttention, as a model without this package runs it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = ["CHIPS", "Call", "Chip", "Choice", "choose", "device_facts", "report"
 
 
 class Call(NamedTuple):
-    """One call of attention but for its tree."""
+    """One call of attention, except its tree."""
 
     heads: int
     kv_heads: int
@@ -59,7 +59,7 @@ class Chip(NamedTuple):
     fa4: tuple[float, float]
     """TFLOP/s of FlashAttention-4 in blocks without a mask, forward and backward."""
     masked: tuple[float, float]
-    """How many of those a block with the mask takes, forward and backward."""
+    """Cost of a masked block relative to an unmasked one, forward and backward."""
     gather: float
     """GB/s of copying and summing rows, bytes read and bytes written."""
     launch: float

@@ -1,6 +1,6 @@
-"""`Copies`: where the copies of every row are, without a list of them.
+"""`Copies`: where the copies of every row are, without listing them.
 
-Those of row `j` are number `starts[t] + depth[j]`, for `first[j] <= t < last[j]`, as `leaf_paths` says.
+The copies of row `j` have the numbers `starts[t] + depth[j]`, for `first[j] <= t < last[j]`; see `leaf_paths`.
 """
 
 from __future__ import annotations

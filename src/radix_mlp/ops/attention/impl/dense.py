@@ -38,7 +38,7 @@ class Tables(NamedTuple):
 
 
 def why_not(kind: CallKind) -> None:
-    """Nothing keeps it from a call."""
+    """None: it runs every call."""
 
 
 def prepare(tree: HostTree) -> Tables:
@@ -52,7 +52,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     heads, kv_heads, width = q.shape[1], k.shape[1], v.shape[2]
     sinks = None if sinks is None else sinks.view(kv_heads, -1)
     out = q.new_empty(q.shape[0], heads, width)
-    # the flash kernel of the CPU wants one head dimension
+    # the CPU's flash kernel needs equal head dimensions of keys and values
     padded = F.pad(v, (0, q.shape[2] - width)) if width < q.shape[2] else v
     rows = torch.arange(len(tree.end), device=q.device, dtype=torch.int32)
     query_rows = host_query_rows(tree)

@@ -1,4 +1,4 @@
-"""Query tiles and the key ranges each of them can see: made once a batch, serving every layer.
+"""Query tiles and the key ranges that each can see, made once per batch for all layers.
 
 The keys that any row of the tile `[start, stop)` can see are the root path of `start` and the tile itself, and a
 root path is a handful of ranges of rows.  So two neighbours merge into one tile with the ranges of the first.

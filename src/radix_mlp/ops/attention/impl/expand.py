@@ -1,6 +1,6 @@
 """The paper's RadixMLP: unfold q, k and v to every token, attend sequence by sequence, fold the result.
 
-The baseline: nothing of attention is shared.  On CUDA, in half precision and without a soft cap or sinks, rows are
+The baseline: attention shares nothing.  On CUDA, in half precision and without a soft cap or sinks, rows are
 copied by one fused kernel for q, k and v, and torch's FlashAttention runs over all `N` tokens as packed sequences;
 elsewhere every sequence goes through torch's scaled dot-product attention by itself.  It runs outside the custom op and
 does not compile into one graph.
@@ -66,7 +66,7 @@ def attention(call: AttentionCall) -> Tensor:
 
 
 def _refuse_second_derivative(grad_out: Tensor) -> None:
-    """torch's fused attention has none on most devices, and says so without a word about what to do."""
+    """torch's fused attention has no second derivative on most devices, and its error names no remedy."""
     if torch.is_grad_enabled():
         raise UnsupportedCallError(
             "impl='expand' has no second derivative: call backward without create_graph, or use impl='reference' "

@@ -1,7 +1,7 @@
 """`impl="fa4"`: FlashAttention-4 with the tree as its mask function and our block lists, forward and backward.
 
-The package's own functions are called, not torch's FlexAttention on top of them, which compiles anew for lengths and
-costs more CPU time a call.  They are private and change between releases, so one release is taken and no other.
+We call the package's own functions rather than torch's FlexAttention on top of them, which recompiles for new lengths
+and costs more CPU time per call.  They are private and change between releases, so exactly one release is accepted.
 """
 
 from __future__ import annotations
@@ -178,7 +178,7 @@ class _Package(NamedTuple):
 @cache
 def _package() -> _Package:
     before = logging.root.manager.disable
-    # with its import it tells that its cache is off, several times
+    # importing it logs several times that its cache is off
     logging.disable(logging.DEBUG)
     try:
         from flash_attn.cute.block_sparsity import BlockSparseTensorsTorch

@@ -1,4 +1,4 @@
-"""Block lists of the tree's mask as FlashAttention-4 reads them, made once a batch.
+"""Block lists of the tree's mask in FlashAttention-4's format, made once per batch.
 
 Rows and keys are cut into blocks of `BLOCK`.  Forward, every block of rows gets the blocks of keys that it needs;
 backward, every block of keys the blocks of rows that see it: each once in a list of pairs of blocks that need the mask,
@@ -55,7 +55,7 @@ class SparseBlocks(NamedTuple):
 
 
 class BlockSizes(NamedTuple):
-    """What `M` does not tell of the lists in one vector."""
+    """The sizes of the lists in one vector that do not follow from `M`."""
 
     forward_masked: int
     """Width of a line, likewise the next two."""

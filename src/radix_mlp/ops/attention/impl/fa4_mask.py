@@ -1,6 +1,6 @@
-"""The tree's mask as FlashAttention-4 compiles it into its kernels. Imports the package: not to be imported elsewhere.
+"""The tree's mask, compiled by FlashAttention-4 into its kernels. Imports the package: import this only in `fa4.py`.
 
-The function has to stand in a file, since the compiler reads its source, without postponed annotations.
+The function must be in a file without postponed annotations, since the compiler reads its source.
 """
 
 # device code

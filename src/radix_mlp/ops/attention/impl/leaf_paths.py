@@ -1,4 +1,4 @@
-"""Leaf paths: the root path of every leaf, and the rows of the tree cut between them. Made once a batch.
+"""Leaf paths: the root path of every leaf, with the tree's rows divided among them. Made once per batch.
 
 In depth-first order the first child of a row is the next row.  So the rows after one leaf up to and including the next
 are a path: each is the first child of the one before.  They are the *own rows* of leaf path `l`, which ends with leaf

@@ -1,4 +1,4 @@
-"""Tree attention with the mask written out, in float64: the oracle, for small batches. Autograd falls out."""
+"""Tree attention with the mask as a matrix, in float64: the oracle, for small batches. Differentiable by autograd."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["attention", "prepare", "why_not"]
 
 
 def why_not(kind: CallKind) -> None:
-    """Nothing keeps it from a call."""
+    """None: it runs every call."""
 
 
 def prepare(tree: HostTree) -> None:
-    """It reads the tree alone."""
+    """None: it reads only the tree."""
 
 
 def attention(call: AttentionCall) -> Tensor:

@@ -1,7 +1,7 @@
-"""FlashAttention for packed sequences as torch brings it, causal from the bottom right, as plain functions.
+"""torch's FlashAttention for packed sequences, causal from the bottom right, as plain functions.
 
-torch keeps its arguments by position from 2.11 to 2.13.  If the user has switched on another FlashAttention with
-`torch.nn.attention.activate_flash_attention_impl`, this runs it.
+Its positional arguments are the same from torch 2.11 to 2.13.  If the user has switched on another FlashAttention with
+`torch.nn.attention.activate_flash_attention_impl`, that one runs.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class InTreeFlash:
 
 
 def why_not(kind: CallKind) -> str | None:
-    """What keeps torch's FlashAttention from a call; None if nothing does."""
+    """Why torch's FlashAttention cannot run a call; None if it can."""
     if kind.device_type != "cuda":
         return f"cannot run on {kind.device_type}"
     if kind.capability is not None and kind.capability < CAPABILITY:

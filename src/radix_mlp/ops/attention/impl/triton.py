@@ -45,7 +45,7 @@ _LONG = 8
 
 
 class Tables(NamedTuple):
-    """What the kernels walk."""
+    """The tables that the kernels walk."""
 
     tables: Tensor
     """int32, all tables in one vector, as `triton_tables.pack_tables` lays them out."""
@@ -94,7 +94,7 @@ def backward(
     end, depth = tree.end, tree.depth
     blocks = _blocks(tree)
     mean_keys = _mean_keys(blocks, len(end), window)
-    # a tree that was made where no gradients are taken comes without the tables of the backward pass
+    # a tree made with gradients disabled lacks the tables of the backward pass
     if blocks.sizes.num_items == 0 or (window is not None and len(end) > _LONG * window):
         blocks = TritonBlocks.make(end, depth, window)
     return triton_backward(

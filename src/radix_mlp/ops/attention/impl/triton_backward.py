@@ -109,7 +109,7 @@ def dq_kernel(
         for i in tl.range(0, pieces, num_stages=STAGES_E):
             start, limit = masked_piece(i, first, full, full_stop, stop, HAS_WINDOW, BLOCK_E)
             key_row = start + tl.arange(0, BLOCK_E)
-            # asked for before the product, which hides how long they take
+            # loaded before the product, which hides their latency
             key_end, key_depth = key_bounds(key_row, end, depth, limit, HAS_WINDOW)
             key = load_keys(k_edge, kv_head, start, num_rows, stride_kt, TMA, True, D, BLOCK_D, BLOCK_E)
             value = load_keys(v_edge, kv_head, start, num_rows, stride_vt, TMA, True, DV, BLOCK_DV, BLOCK_E)
@@ -159,7 +159,7 @@ def _load_queries(
             source
             + tl.cast(t, tl.int64) * stride_t
             + (row * stride_t)[:, None]
-            # heads lie as far apart as `M` rows, perhaps
+            # heads may be as far apart as `M` rows
             + (kv_head * G + packed % G).to(tl.int64)[:, None] * stride_h
             + columns[None, :]
         )

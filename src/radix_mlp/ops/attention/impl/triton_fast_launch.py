@@ -1,7 +1,7 @@
-"""Launching Triton kernels a second time: without asking again what the first call of a kind has settled.
+"""A launch cache: finds the compiled Triton kernel by key and skips Triton's per-argument specialization.
 
-Triton's own launch looks at every argument to find the compiled kernel, which takes most of the time of a launch.
-`launch` finds it by a key instead: the caller says in it all that the compiler looks at.
+Triton's own launch inspects every argument to find the compiled kernel, which takes most of the time of a launch.
+`launch` uses a key instead, in which the caller puts everything that the compiler specializes on.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _INT32 = 2**31
 
 
 def launch(kernel: Any, programs: int, arguments: Sequence[Any], options: dict[str, Any], key: Hashable) -> None:
-    """Run `kernel` as `kernel[(programs,)](*arguments, **options)` does.
+    """Run `kernel` like `kernel[(programs,)](*arguments, **options)`.
 
     Args:
         kernel: what `triton.jit` made.

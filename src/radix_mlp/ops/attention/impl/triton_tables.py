@@ -1,11 +1,11 @@
-"""What the tree kernels need to know of the tree, as small integer tables made once a batch.
+"""The tree as small integer tables for the tree kernels, made once per batch.
 
 Forward: the keys that a query row sees lie on its root path, and a root path is a chain of *ranges* of rows.
-Ranges form a tree of their own (one a segment, linked to the range above), so the table has one line a segment,
+Ranges form a tree of their own (one per segment, linked to the range above), so the table has one line per segment,
 whatever the tile sizes, head counts and windows of the kernels that read it.
 
 Backward: the queries that see one block of keys form one interval (pieces of it under a window); work items cut
-these intervals into chunks of about equal length, so that a prefix that everybody sees does not run on one core.
+these intervals into chunks of about equal length, so that a prefix seen by every row does not run on one core.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 Int32 = NDArray[np.int32]
 
 ORDER_ROWS = 128
-"""Rows a line of `RangeTree.order` stands for; tiles of the forward kernels divide it."""
+"""Rows per line of `RangeTree.order`; tiles of the forward kernels divide it."""
 KEY_BLOCK = 128
 """Key rows a backward work item belongs to; key blocks of the backward kernel divide it."""
 _GRANULE = 64
@@ -72,7 +72,7 @@ class BackwardItems(NamedTuple):
 
 
 class TableSizes(NamedTuple):
-    """What `M` does not tell of the tables in one vector."""
+    """The sizes of the tables in one vector that do not follow from `M`."""
 
     num_ranges: int
     """Lines of `ranges`."""

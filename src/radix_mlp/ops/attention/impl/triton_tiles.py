@@ -27,12 +27,12 @@ class Tiles(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What a batch asks of a kernel."""
+    """The demand of a batch on a kernel."""
 
     rows: int
     """Packed query rows of all kv heads: `M * Hq`."""
     mean_keys: float | None = None
-    """Keys that a row sees on average; None if unknown."""
+    """Mean number of keys that a row sees; None if unknown."""
 
 
 # measured on an H200 with benchmarks/tune_triton.py: bf16, 4 query heads a kv head (512: a guess that fits)
@@ -91,9 +91,7 @@ def choose_tiles(
 
 
 def _short(kernel: str, column: int, work: Work | None) -> Tiles | None:
-    """Smaller tiles where few keys are left out by it: on short paths, and where long ones would leave most of the chip
-    idle at the end.
-    """
+    """Smaller tiles, used on short paths and where long tiles would leave most of the chip idle at the end."""
     if work is None or work.mean_keys is None:
         return None
     waves = work.rows / _WAVE

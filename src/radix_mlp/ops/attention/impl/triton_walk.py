@@ -96,7 +96,7 @@ def load_keys(
 
 @triton.jit
 def key_bounds(key, end, depth, limit, HAS_WINDOW: tl.constexpr):
-    """`end` and, under a window, `depth` of the keys; those from `limit` on are seen by nobody."""
+    """`end` and, under a window, `depth` of the keys; no row sees those from `limit` on."""
     key_end = tl.load(end + key, mask=key < limit, other=0)
     key_depth = key_end
     if HAS_WINDOW:

@@ -218,7 +218,7 @@ def test_hub_models_that_cannot_be_asked_are_not_taken_for_plain_ones(monkeypatc
         lambda name: folders.FolderSettings(name, looked_up=False),
     )
     engine = Engine(str(tmp_path))
-    with pytest.raises(InvalidInputError, match=r"without a network it cannot be told.*pooling="):
+    with pytest.raises(InvalidInputError, match=r"without a network it is not known.*pooling="):
         engine.embed(TEXTS)
     assert close(engine.embed(TEXTS, pooling="last", normalize=False), oracle_vectors())
     with pytest.raises(InvalidInputError, match=r"without a network it cannot be told.*template="):

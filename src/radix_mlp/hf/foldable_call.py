@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from radix_mlp.hf.padding import row_with_holes, tokens_of_mask
 from radix_mlp.hf.tracing import reason_of_tracing
 from radix_mlp.hf.whole_calls import reason_of_whole_calls
 
@@ -90,12 +91,9 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
         cu_seq_lengths = np.append(starts, batch * length)
     else:
         present = (mask != 0).cpu().numpy()
-        lengths = present.sum(1)
-        spans = np.where(lengths > 0, length - present[:, ::-1].argmax(1) - present.argmax(1), 0)
-        if (spans != lengths).any():
+        if row_with_holes(present) is not None:
             return "attention_mask has holes between real tokens"
-        token_index = np.flatnonzero(present)
-        cu_seq_lengths = np.concatenate(([0], np.cumsum(lengths)))
+        token_index, cu_seq_lengths = tokens_of_mask(present)
     call = FoldableCall(
         (batch, length),
         token_index,

@@ -85,7 +85,7 @@ def foreign_function(function: Any, *also: str) -> Any:
 
     `also` begins the names of further modules that count as known.
 
-    The namespace that a function runs in tells where it was written: its name and `__module__` are copied by
+    The namespace that a function runs in shows where it was written: its name and `__module__` are copied by
     `functools.wraps`.
     """
     known = (*_LIBRARIES, *also)

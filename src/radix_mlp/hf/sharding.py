@@ -76,7 +76,7 @@ def why_not_sharded(model: PreTrainedModel, size: int) -> str | None:
         >>> why_not_sharded(tiny_model(), 2) is None
         True
         >>> why_not_sharded(tiny_model(), 4)
-        'it has 4 query and 2 key heads, which cannot be dealt out evenly to 4 processes'
+        'it has 4 query and 2 key heads, which cannot be divided evenly over 4 processes'
     """
     trunk = decoder_of(model)
     config: Any = trunk.config.get_text_config()
@@ -94,7 +94,7 @@ def why_not_sharded(model: PreTrainedModel, size: int) -> str | None:
         style == "colwise" and ("attn" in name or "attention" in name) for name, style in plan.items()
     )
     if deals_out_heads and any(number % size for number in heads):
-        return f"it has {heads[0]} query and {heads[1]} key heads, which cannot be dealt out evenly to {size} processes"
+        return f"it has {heads[0]} query and {heads[1]} key heads, which cannot be divided evenly over {size} processes"
     found = list(_planned(trunk, plan))
     if not found:
         return f"none of its layers is in transformers' plan for {kind}"
@@ -105,7 +105,7 @@ def why_not_sharded(model: PreTrainedModel, size: int) -> str | None:
             return f"{name} is a {type(module).__name__} with weights of its own kind (quantized, or an adapter)"
         width = module.out_features if style in _COLUMNS else module.in_features
         if width % size:
-            return f"{name} has a width of {width}, which cannot be dealt out evenly to {size} processes"
+            return f"{name} has a width of {width}, which cannot be divided evenly over {size} processes"
     return None
 
 

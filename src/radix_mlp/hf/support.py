@@ -111,7 +111,7 @@ def _class_reasons(trunk: PreTrainedModel) -> Iterator[str]:
             "never reach it. Run it unfolded, or with a transformers version in which it does."
         )
     if "position_ids" not in inspect.signature(type(trunk).forward).parameters:
-        yield f"{kind} takes no position_ids, so a folded token cannot be told where it stands. Run it unfolded."
+        yield f"{kind} takes no position_ids, so it cannot take the positions of folded tokens. Run it unfolded."
 
 
 def _module_reasons(name: str, module: torch.nn.Module) -> Iterator[str]:

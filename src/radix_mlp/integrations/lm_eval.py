@@ -291,7 +291,7 @@ def next_token_logprobs(
         logprob[back] = logits[at, token] - logits.logsumexp(dim=1)[at]
         is_greedy[back] = logits.argmax(dim=1)[at] == token
         start += count
-        # the first row tells how many logits there are
+        # the first row shows how many logits there are
         count = max(1, max_logits // logits.shape[1])
     return logprob, is_greedy
 

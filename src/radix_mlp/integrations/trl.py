@@ -226,7 +226,7 @@ def _options_of_fused_head(usual: FoldingForward) -> dict[str, Any]:
             return {name: cells[name].cell_contents for name in ("temperature", "cast_lm_head_to_fp32", "outputs")}
     raise UnsupportedModelError(
         f"{type(usual.module).__name__} has lost the fused head that TRL's trainer gave it (another wrapper has "
-        "replaced its forward). Make the trainer anew and enable it right after."
+        "replaced its forward). Make a new trainer and enable it right after."
     )
 
 

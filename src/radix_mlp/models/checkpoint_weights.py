@@ -109,7 +109,7 @@ def _unexpected_error(name: str, model: PreTrainedModel, kind: Kind, unexpected:
 
 
 def _is_harmless(model: PreTrainedModel, key: str) -> bool:
-    """Whether it is a buffer that is computed anew, or something that the class ignores under its full name."""
+    """Whether it is a buffer that is computed again, or something that the class ignores under its full name."""
     if REMADE_BUFFERS.search(key):
         return True
     # transformers looks its patterns up in names without the prefix where the trunk alone is loaded

@@ -98,7 +98,7 @@ def pooler_of(folder: FolderSettings, pooling: str | None = None) -> Pooler:
         raise InvalidInputError(f"pooling={pooling!r}: must be one of {', '.join(POOLINGS)}.")
     if not folder.looked_up and pooling is None:
         raise InvalidInputError(
-            f"model={folder.name!r}: without a network it cannot be told whether it has a modules.json with its "
+            f"model={folder.name!r}: without a network it is not known whether it has a modules.json with its "
             "pooling. Give the downloaded folder, or say pooling=, as 'last'."
         )
     if not folder.is_sentence_transformers:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from radix_mlp.arguments import items_of, refuse_tables
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.hf.padding import row_with_holes, tokens_of_mask
 from radix_mlp.ops.device_plan import DevicePlan, to_device
 from radix_mlp.ops.head.edges import DeviceEdges, Edges, label_edges, tree_edges
 from radix_mlp.ops.tensors import check_tensors
@@ -148,15 +149,12 @@ class TreeBatch:
         lengths = present.sum(1)
         if (lengths == 0).any():
             raise InvalidInputError(f"row {int((lengths == 0).argmax())} is all padding: leave it out of the batch")
-        spans = shape[1] - present[:, ::-1].argmax(1) - present.argmax(1)
-        if (spans != lengths).any():
-            row = int((spans != lengths).argmax())
+        row = row_with_holes(present)
+        if row is not None:
             raise InvalidInputError(f"attention_mask has holes between the tokens of row {row}: pad at the ends only")
-        token_index = np.flatnonzero(present)
+        token_index, cu_seq_lengths = tokens_of_mask(present)
         layout = PaddedLayout(shape, torch.from_numpy(token_index))
-        plan = build_plan(
-            input_ids.detach().cpu().numpy().reshape(-1)[token_index], np.concatenate(([0], np.cumsum(lengths)))
-        )
+        plan = build_plan(input_ids.detach().cpu().numpy().reshape(-1)[token_index], cu_seq_lengths)
         flat_labels = flat_wanted = None
         if labels is not None:
             array = _same_shape("labels", labels, shape)
@@ -211,7 +209,7 @@ class TreeBatch:
         return self._with(Tensor.pin_memory)
 
     def select(self, indices: Sequence[int] | NDArray[np.int64]) -> TreeBatch:
-        """The batch of some of the sequences, folded anew. A padded layout is dropped."""
+        """The batch of some of the sequences, folded again. A padded layout is dropped."""
         plan, cu = self.plan, self.plan.cu_seq_lengths
         chosen = np.asarray(items_of(indices, "indices"))
         if len(chosen) == 0:

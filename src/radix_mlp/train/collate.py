@@ -21,7 +21,7 @@ class TreeCollator:
 
     A feature has `input_ids` and, if its predictions do not all count, `labels` (unshifted) or the field `wanted`.  An
     item of the dataset may also be a list of features that belong together: a pair, the answers to one prompt.
-    `batch.sequences["group"]` then tells each sequence's item.
+    `batch.sequences["group"]` then holds each sequence's item.
 
     >>> batch = TreeCollator()([[{"input_ids": [5, 6, 7]}, {"input_ids": [5, 6, 8]}], {"input_ids": [9, 9]}])
     >>> batch.num_compact, batch.sequences["group"].tolist()

@@ -29,7 +29,7 @@ class FusedDecoder:
 
     Args:
         model: a model on CUDA (in tests: on the CPU, through Triton's interpreter); it keeps its class, parameters and
-            `state_dict`, and only their storage is arranged anew.
+            `state_dict`, and only their storage changes.
         impl: the way to run attention.
 
     Raises:

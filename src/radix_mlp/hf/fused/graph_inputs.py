@@ -36,7 +36,7 @@ TABLES: dict[str, GraphTables] = {"triton": triton, "fa4": fa4}
 
 
 class GraphAttention(NamedTuple):
-    """How a graph runs attention: whatever would be decided anew for every batch is decided with the graph."""
+    """How a graph runs attention: the choices usually made for each batch are made once, with the graph."""
 
     impl: str
     """One of `TABLES`."""

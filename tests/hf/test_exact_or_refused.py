@@ -1,4 +1,4 @@
-"""Calls and models in which folding would change the answer without a word, each as somebody might meet it."""
+"""Calls and changes of a model under which a careless fold would change the answer: exact, or refused."""
 
 from __future__ import annotations
 

@@ -13,11 +13,12 @@ import pytest
 import sentence_transformers as library
 import torch
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
+from tests.containers import LISTS, NO_LISTS
 from tests.integrations.models import PAIRS, TEXTS, embedder, reranker, save
 
 import radix_mlp
 from radix_mlp import is_enabled as is_transformer_enabled
-from radix_mlp.errors import InvalidInputError, UnsupportedCallError, UnsupportedModelError
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.integrations.sentence_transformers import disable, enable, is_enabled, stats, text_order
 from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_tokenizer
 
@@ -45,6 +46,25 @@ def test_encode(tmp_path, mode, include_prompt):
     for options, stock in zip(calls, expected, strict=True):
         close(model.encode(TEXTS, **options), stock)
         assert stats(model).num_compact < 0.6 * stats(model).num_tokens
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_inputs_of_other_kinds(model, kind):
+    expected = model.encode(TEXTS[:6])
+    close(enable(model, threshold=1).encode(LISTS[kind](TEXTS[:6])), expected)
+
+
+@pytest.mark.parametrize("kind", set(LISTS) - {"array", "pandas index", "polars", "arrow", "arrow, chunked"})
+def test_pairs_of_other_kinds(tmp_path, kind):
+    model = reranker(tmp_path / "model")
+    expected = model.predict(PAIRS[:6])
+    close(enable(model, threshold=1).predict(LISTS[kind](PAIRS[:6])), expected)
+
+
+@pytest.mark.parametrize("kind", ["set", "frozen set", "pandas table", "polars table", "arrow table", "data set"])
+def test_what_is_no_list_is_refused_by_name(model, kind):
+    with pytest.raises(InvalidDtypeError, match="must be a list"):
+        enable(model).encode(NO_LISTS[kind](TEXTS))
 
 
 def test_order_and_attention_matter(model):

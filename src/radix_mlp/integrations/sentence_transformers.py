@@ -16,7 +16,7 @@ import inspect
 import logging
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import copy
 from functools import cached_property
@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from sentence_transformers import CrossEncoder, SentenceTransformer
 from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
+from radix_mlp.arguments import items_of, refuse_tables
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.execution.tokenize_ahead import cut_into_chunks
@@ -147,6 +148,9 @@ class FoldingMethod:
         del call.__dict__[self.method]
         bound = inspect.signature(stock).bind_partial(call, *args, **kwargs)
         arguments = bound.arguments
+        # the library looks the items of a column up by label, and their number before it reads them
+        for name in list(arguments)[1:2]:
+            arguments[name] = _as_list(arguments[name], name)
         self._check(arguments)
         run = _Call(
             self, wants_tokens=arguments.get("output_value") == "token_embeddings", progress=self._shows(arguments)
@@ -285,6 +289,15 @@ def text_order(inputs: Sequence[Any]) -> NDArray[np.int64]:
     if not all(isinstance(key, tuple | list) and all(isinstance(part, str) for part in key) for key in keys):
         return np.arange(len(inputs))
     return np.asarray(sorted(range(len(keys)), key=lambda place: tuple(keys[place])), np.int64)
+
+
+def _as_list(inputs: Any, name: str) -> Any:
+    """A column or an iterator as a list; one input, and the lists that the library reads itself, as they are."""
+    is_objects = isinstance(inputs, np.ndarray) and inputs.dtype == object
+    if isinstance(inputs, str | bytes | list | tuple | dict | np.ndarray | torch.Tensor) and not is_objects:
+        return inputs
+    refuse_tables(inputs, name)
+    return items_of(inputs, name) if isinstance(inputs, Iterable) else inputs
 
 
 def _method_of(model: torch.nn.Module) -> str:

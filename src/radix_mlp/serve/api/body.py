@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, TypeVar
+from functools import cache
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from radix_mlp.serve.api.long_lists import in_one_pass
@@ -58,7 +60,7 @@ def _with_null(schema: dict[str, Any]) -> None:
 
 
 class Body(BaseModel):
-    """A JSON object with these fields and no others; numbers are not taken for strings, nor strings for numbers.
+    """A JSON object with these fields and no others; numbers, strings and booleans are not taken for one another.
 
     A field that may be left out may also be null, which clients send for what they were not given.
 
@@ -79,6 +81,33 @@ class Body(BaseModel):
             raise PydanticCustomError("too_many_fields", "{count} fields", {"count": len(value)})
         left_out = {name for name, field in cls.model_fields.items() if not field.is_required()}
         return {name: item for name, item in value.items() if item is not None or name not in left_out}
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _constants_keep_their_type(cls, value: Any, info: ValidationInfo) -> Any:
+        # in Python False == 0, so a Literal[0] alone takes false
+        if info.field_name is None or type(value) not in (bool, int, float):
+            return value
+        constants = {type(item) for item in _constants(cls.model_fields[info.field_name].annotation)}
+        if type(value) is bool and int in constants and bool not in constants:
+            raise PydanticCustomError("number_type", "must be a number, not a boolean")
+        if type(value) is not bool and bool in constants and int not in constants:
+            raise PydanticCustomError("boolean_type", "must be a boolean, not a number")
+        return value
+
+
+@cache
+def _constants(annotation: Any) -> tuple[Any, ...]:
+    """The values of all `Literal`s in a field's type, outside of lists.
+
+    >>> _constants(Literal[0, 1] | None)
+    (0, 1)
+    """
+    if get_origin(annotation) is Literal:
+        return get_args(annotation)
+    if get_origin(annotation) not in (Union, UnionType, Annotated):
+        return ()
+    return tuple(value for part in get_args(annotation) for value in _constants(part))
 
 
 class Nothing(Body):

@@ -88,7 +88,8 @@ class Body(BaseModel):
         # in Python False == 0, so a Literal[0] alone takes false
         if info.field_name is None or type(value) not in (bool, int, float):
             return value
-        constants = {type(item) for item in _constants(cls.model_fields[info.field_name].annotation)}
+        annotation: Any = cls.model_fields[info.field_name].annotation
+        constants = {type(item) for item in _constants(annotation)}
         if type(value) is bool and int in constants and bool not in constants:
             raise PydanticCustomError("number_type", "must be a number, not a boolean")
         if type(value) is not bool and bool in constants and int not in constants:

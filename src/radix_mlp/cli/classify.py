@@ -75,7 +75,7 @@ def classify(
     each alone for a model of several labels a text. A reward model's single score
     is as it is.
 
-    Files of any size: a job that is stopped goes on when the same command is
+    Files of any size: a job that is stopped resumes when the same command is
     given again.
 
     \b

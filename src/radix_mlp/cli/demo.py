@@ -85,7 +85,7 @@ def demo() -> None:
         "\nComputed: tokens that the model ran on, folded. Difference: the largest, in a number of a vector or in a "
         f"log-probability. Times are the best of {NUM_RUNS} runs. Jobs 2 and 3 show time and equality only: {MODEL} "
         "ranks better as in 1, and does not know the answers to 3.\n"
-        "Next, with your own texts: [bold]radix-mlp explain FILE --tokenizer NAME[/] tells what they share, "
+        "Next, with your own texts: [bold]radix-mlp explain FILE --tokenizer NAME[/] shows what they share, "
         "[bold]radix-mlp verify FILE --model NAME[/] that the answers stay the same."
     )
 

@@ -78,7 +78,7 @@ def embed(
     that was skipped). The others hold line (its number in FILE), text and
     embedding, with file where there are several, and id with --id-field.
 
-    Files of any size: a job that is stopped goes on when the same command is
+    Files of any size: a job that is stopped resumes when the same command is
     given again.
 
     \b

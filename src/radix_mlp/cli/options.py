@@ -79,7 +79,7 @@ OnErrorOption = Annotated[
     typer.Option(
         "--on-error",
         metavar="NAME",
-        help="What a bad line does: fail ends the command, skip reports the line and goes on without it.",
+        help="What a bad line does: fail ends the command, skip reports the line and continues without it.",
         rich_help_panel=INPUT,
     ),
 ]
@@ -209,9 +209,7 @@ OutputOption = Annotated[
 ]
 RestartOption = Annotated[
     bool,
-    typer.Option(
-        "--restart", help="Begin anew instead of going on where the same job was stopped.", rich_help_panel=OUTPUT
-    ),
+    typer.Option("--restart", help="Start over instead of resuming the job where it stopped.", rich_help_panel=OUTPUT),
 ]
 RawScoresOption = Annotated[
     bool,

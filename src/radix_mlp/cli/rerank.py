@@ -118,7 +118,7 @@ def rerank(
     classifiers with one or two labels, and cross-encoders of
     sentence-transformers.
 
-    Files of any size: a job that is stopped goes on when the same command is
+    Files of any size: a job that is stopped resumes when the same command is
     given again.
 
     \b

@@ -73,7 +73,7 @@ def score(
     tokens), is_greedy (every token is the likeliest one) and token_logprobs; a
     .npy file holds logprob alone, float64 (NaN for a line that was skipped).
 
-    Files of any size: a job that is stopped goes on when the same command is
+    Files of any size: a job that is stopped resumes when the same command is
     given again.
 
     \b

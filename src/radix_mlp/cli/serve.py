@@ -131,7 +131,7 @@ def serve(
             "--tensor-parallel-size",
             panel=o.MODEL,
             own=True,
-            help="Deal the model out to so many GPUs, with a process each; for models that one does not hold.",
+            help="Shard the model over this many GPUs, one process each, for models that one GPU cannot hold.",
         ),
     ] = 1,
     huggingface_hub_cache: Annotated[
@@ -205,7 +205,7 @@ def serve(
             "--hang-timeout",
             panel=BATCHING,
             own=True,
-            help="Seconds without a batch done until the engine is started anew.",
+            help="Seconds without a finished batch until the engine is restarted.",
         ),
     ] = 120.0,
     shutdown_timeout: Annotated[
@@ -214,7 +214,7 @@ def serve(
             "--shutdown-timeout",
             panel=BATCHING,
             own=True,
-            help="Seconds to answer what was accepted when told to stop.",
+            help="Seconds to answer accepted requests after a signal to stop.",
         ),
     ] = 30.0,
     hostname: Annotated[

@@ -51,7 +51,7 @@ class JobSettings:
     ray: str | None
     ray_workers: int | None
     options: dict[str, Any]
-    """What decides the answers: a job can be gone on with only while they are the same."""
+    """What decides the answers: a job can be resumed only while they are the same."""
 
 
 def settings_of(command: str, given: Given, deciding: Sequence[str]) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Skipped:
 
 @contextmanager
 def progress_bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None] | None]:
-    """A bar that is told (done, in all); None if quiet, and no bar where standard error is a file."""
+    """A bar to call with (done, total); None if quiet, and no bar where standard error is a file."""
     if quiet:
         yield None
         return
@@ -80,7 +80,7 @@ def show_summary(
     compared: Comparison | None = None,
     notes: Mapping[str, str] | None = None,
 ) -> None:
-    """The closing lines of a job; `folded` is False when it was told never to fold, `notes` come first."""
+    """The closing lines of a job; `folded` is False if the job never folds, `notes` come first."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(justify="right")

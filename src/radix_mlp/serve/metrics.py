@@ -69,7 +69,7 @@ class Metrics:
         self.failed_batches = self._counter("radix_mlp_failed_batches", "Batches that failed.")
         self.tokens = self._counter("radix_mlp_tokens", "Tokens of all texts.")
         self.compact_tokens = self._counter("radix_mlp_compact_tokens", "Tokens that the model ran on.")
-        self.restarts = self._counter("radix_mlp_engine_restarts", "Times the engine was started anew.")
+        self.restarts = self._counter("radix_mlp_engine_restarts", "Times the engine was restarted.")
         self.places = self._gauge("radix_mlp_places_taken", "Texts on their way, of --max-concurrent-requests.")
 
     def watch(self, queue_depth: Callable[[], float], places_taken: Callable[[], float]) -> None:

@@ -29,7 +29,7 @@ _WRONG = {
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model as `/info` tells of it."""
+    """A model as `/info` reports it."""
 
     name: str
     sha: str | None

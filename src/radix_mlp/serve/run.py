@@ -1,4 +1,4 @@
-"""Runs the application until it is told to stop."""
+"""Runs the application until it receives a signal to stop."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def run(settings: ServeSettings, *, on_hang: Callable[[], Awaitable[None]] | Non
     """Load the model, serve it, and return once every accepted request is answered after SIGTERM or SIGINT.
 
     Args:
-        on_hang: what to do when the engine hangs; this process starts anew unless given.
+        on_hang: what to do when the engine hangs; by default, this process replaces itself.
 
     Raises:
         InvalidInputError: the model cannot be loaded, or the address is taken.
@@ -136,7 +136,7 @@ def _server(app: ASGIApp, settings: ServeSettings, lifespan: Literal["on", "off"
         # long enough for what was accepted; the engine ends what is left
         timeout_graceful_shutdown=int(settings.shutdown_timeout) + 1,
         backlog=BACKLOG,
-        # longer than the minute that balancers keep a connection: who closes first loses no request
+        # longer than the minute that balancers keep a connection: so the balancer closes first and no request is lost
         timeout_keep_alive=75,
     )
     return _Server(config)
@@ -144,7 +144,7 @@ def _server(app: ASGIApp, settings: ServeSettings, lifespan: Literal["on", "off"
 
 def _warn_if_open(settings: ServeSettings) -> None:
     if settings.api_key is None and settings.uds_path is None and not _is_loopback(settings.hostname):
-        logger.warning("everybody who reaches %s may ask: there is no --api-key", settings.hostname)
+        logger.warning("anyone who reaches %s can send requests: there is no --api-key", settings.hostname)
 
 
 @contextmanager
@@ -163,7 +163,7 @@ def _signals_that_only_stop_the_server() -> Iterator[None]:
 
 async def _start_over() -> None:
     """Replace this process by a new one: a thread that hangs, on a GPU that does not answer say, cannot be ended."""
-    logger.error("starting this process anew")
+    logger.error("restarting this process")
     # for the answers that are on their way
     await asyncio.sleep(1)
     for handler in logging.getLogger("radix_mlp").handlers:
@@ -180,7 +180,7 @@ def _listen(settings: ServeSettings) -> socket.socket:
         listener = socket.socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        # only who listens has the address for itself; who comes while the model is loaded waits
+        # only a listening socket owns the address; clients that connect while the model loads wait
         listener.listen(BACKLOG)
     except (OSError, UnicodeError) as error:
         if listener is not None:
@@ -201,7 +201,7 @@ def _listen_unix(path: Path) -> socket.socket:
     mask = os.umask(0o077)
     try:
         listener.bind(str(path))
-        # who does not listen is taken for one that was killed
+        # a socket that does not listen looks like one left by a killed server
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()

@@ -29,7 +29,7 @@ LOOK_EVERY = 0.2
 PROBE_SECONDS = 10.0
 
 Probe = Callable[[AsyncEngine, float | None], Awaitable[Any]]
-"""Sends the engine a text of its own, to be answered within so many seconds."""
+"""Sends the engine a text of its own, which must be answered within this many seconds."""
 
 
 class Supervisor:
@@ -48,7 +48,7 @@ class Supervisor:
         self._last_sign = time.monotonic()
 
     def on_hang(self, act: Callable[[], Awaitable[None]]) -> None:
-        """Run this when the engine hangs; unless told, wait for it to come back."""
+        """Run this when the engine hangs; by default, wait for it to come back."""
         self._on_hang = act
 
     async def start(self) -> None:

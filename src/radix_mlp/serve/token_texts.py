@@ -118,7 +118,7 @@ class TokenTexts:
         return [self._known[token] for token in ids]
 
     def _cut(self, prompt: str) -> list[bytes]:
-        """By the places that the tokenizer tells; what it skips goes to the next token."""
+        """By the offsets of the tokenizer; text that it skips goes to the next token."""
         encoded = self._tokenizer(prompt, add_special_tokens=False, return_offsets_mapping=True)
         pieces: list[bytes] = []
         done = 0

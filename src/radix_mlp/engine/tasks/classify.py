@@ -77,7 +77,7 @@ class Label(NamedTuple):
 class Labels(list[Label]):
     """Every `(label, score)` of one input, the highest score first.
 
-    Names of labels need not be distinct: `scores` tells which score belongs to which label of the model.
+    Names of labels need not be distinct: `scores` has them in the order of the model's labels.
     """
 
     def __init__(self, names: Sequence[str], scores: NDArray[np.float64]) -> None:

@@ -43,7 +43,7 @@ TextsOrOnlyIds = Annotated[
 """The same without the mixture."""
 Ignored = Annotated[Any, Field(description="Accepted and without effect: clients always send it.")]
 MaxTokens = Annotated[
-    int | None, Field(ge=-1, description="Cut texts at so many tokens, -1: at the model's limit, as vLLM has it.")
+    int | None, Field(ge=-1, description="Cut texts at this many tokens; -1: at the model's limit, as vLLM does.")
 ]
 
 

@@ -35,7 +35,7 @@ class CohereEmbedRequest(Body):
         ListOf[Literal["float", "base64"]], Field(min_length=1, description="`float` unless given.")
     ] = ["float"]  # noqa: RUF012
     output_dimension: Annotated[int | None, Field(description="Keep this many leading dimensions.")] = None
-    max_tokens: Annotated[int | None, Field(ge=1, description="Cut texts at so many tokens.")] = None
+    max_tokens: Annotated[int | None, Field(ge=1, description="Cut texts at this many tokens.")] = None
     truncate: Annotated[
         Literal["NONE", "START", "END"] | None,
         Field(description="The side that is cut; as --auto-truncate if not given."),

@@ -1,4 +1,4 @@
-"""What tells about the server: `/info`, `/health`, `/metrics`, and its documentation."""
+"""The routes about the server itself: `/info`, `/health`, `/metrics`, and its documentation."""
 
 from __future__ import annotations
 

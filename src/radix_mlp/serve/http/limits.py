@@ -27,7 +27,7 @@ class Places:
         """Hold `count` places for as long as the block runs.
 
         Raises:
-            OverloadedError: so many are not free.
+            OverloadedError: fewer places are free.
         """
         if self.taken + count > self.total:
             raise OverloadedError("Model is overloaded")

@@ -38,7 +38,7 @@ REQUEST_ID = re.compile(r"[\w.:+/=@-]{1,128}", re.ASCII)
 CLIENT_GONE = 499
 """Logged, as nginx does; nobody reads it."""
 ALL_BODIES = 1 << 30
-"""Bytes of all bodies that are being read or answered; who comes with more is refused."""
+"""Bytes of all bodies that are being read or answered; a request that exceeds it is refused."""
 DRAINED_BYTES, DRAINED_SECONDS = 16 << 20, 2.0
 """What is read and dropped of a body that is too large: a client that is still sending would not see the answer."""
 
@@ -122,7 +122,7 @@ class RequestLog:
 
 
 class ApiKey:
-    """Lets in who has the key, and everybody where there is nothing to protect."""
+    """Admits requests with a valid key, and all requests to paths that need none."""
 
     PUBLIC = ("/", "/health", "/ping", "/metrics", "/docs", "/api-doc/openapi.json", "/openapi.json", "/playground")
     PUBLIC_BELOW = ("/docs/", "/playground/")

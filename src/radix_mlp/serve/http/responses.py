@@ -26,7 +26,7 @@ TEI_ROUTES = frozenset(
 
 
 def style_of(path: str, body: Any = None) -> Style:
-    """The form of a route's errors; `/rerank` has two kinds of clients, told apart by the body if it was read."""
+    """The form of a route's errors; `/rerank` has two kinds of clients, which the body distinguishes if it was read."""
     if path == "/rerank" and isinstance(body, dict) and "documents" in body:
         return "openai"
     return "tei" if path in TEI_ROUTES else "openai"

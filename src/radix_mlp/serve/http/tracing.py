@@ -34,7 +34,7 @@ def tracer_for(endpoint: str, service_name: str) -> Any:
 
 
 class Tracing:
-    """Wraps every request in a span, below that of a caller who sends `traceparent`."""
+    """Wraps every request in a span, a child of the span of a caller that sends `traceparent`."""
 
     def __init__(self, app: ASGIApp, tracer: Any) -> None:
         self.app = app

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops import cls, last_token, mean, weighted_mean
+from radix_mlp.ops.pool import POOLINGS, PoolingName
 from radix_mlp.plan import RadixPlan, build_plan
+from radix_mlp.serve.settings import POOLING_NAMES
 
 
 def _weighted(x: Tensor) -> Tensor:
@@ -55,3 +58,8 @@ def test_dtype_empty_batch_and_refusals(pool: Callable[..., Tensor]) -> None:
         pool(torch.ones(2, 2), build_plan([1, 2], [0, 2, 2]))
     with pytest.raises(InvalidInputError, match="M = 3 rows"):
         pool(torch.ones(5, 2), plan)
+
+
+def test_every_list_of_poolings_is_the_one_table() -> None:
+    assert get_args(PoolingName) == tuple(POOLINGS)
+    assert POOLING_NAMES == {"last-token": "last", "mean": "mean", "weighted-mean": "weighted_mean", "cls": "cls"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from radix_mlp.engine.tokenization.tokenize import (
 )
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.pool import PoolingName
 from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
@@ -40,7 +41,6 @@ __all__ = [
 ]
 
 Vectors = NDArray[np.float32]
-Pooling = Literal["last", "mean", "weighted_mean", "cls"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class EmbedOptions(EmbedTokensOptions):
     """Scale every vector to length 1."""
     dimensions: int | None = None
     """Keep this many leading dimensions, before scaling; None keeps what the model's files say, or all."""
-    pooling: Pooling | None = None
+    pooling: PoolingName | None = None
     """Which hidden states of the last layer make the vector; None takes what the model's files say, or the last."""
 
 
@@ -80,7 +80,7 @@ class EmbedKeywords(EmbedTokensKeywords, total=False):
 
     normalize: bool
     dimensions: int | None
-    pooling: Pooling | None
+    pooling: PoolingName | None
 
 
 @dataclass(frozen=True)

@@ -148,7 +148,7 @@ def _tiles(tree: AttentionTree, group: int, causal_below: int = 0) -> Iterator[T
 def _is_causal(tile: Tile, depths: int | None) -> bool:
     """Whether the tile is a path from a root, long enough to be run as one and within the window.
 
-    Depths grow by at most one a row, so they span as many values as there are rows only on a path.
+    Depths grow by at most one per row, so they span as many values as there are rows only on a path.
     """
     length = tile.stop - tile.start
     on_a_path = not tile.ranges and tile.max_depth - tile.min_depth == length - 1
@@ -177,7 +177,7 @@ def _visible(
     num_full, only_full = 0, window is None
     for start, stop, signed_depth in [*tile.ranges, (tile.start, tile.stop, tile.min_depth)]:
         depth = max(signed_depth, -1 - signed_depth)
-        # depths grow by at most one a row, so this drops only keys out of the window, in ranges with gaps too
+        # depths grow by at most one per row, so this drops only keys out of the window, in ranges with gaps too
         start = start if stop == tile.stop else min(stop, start + max(0, lowest - depth))
         only_full = only_full and signed_depth >= 0
         in_full = max(0, min(stop - start, tile.min_depth - depth)) if only_full else 0

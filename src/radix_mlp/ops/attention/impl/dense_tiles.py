@@ -6,7 +6,7 @@ Tiles are packed into one flat int32 array of records:
 
     start, stop, min_depth, max_depth, num_ranges, (range_start, range_stop, range_depth) * num_ranges
 
-`range_depth` is the depth of the first row of the range, and depths grow by one a row: so the keys that the whole
+`range_depth` is the depth of the first row of the range, and depths grow by one per row: so the keys that the whole
 tile sees are those with a depth below `min_depth`.  Short gaps between ranges are closed to keep them few; such a
 range has `-1 - depth` in the place of its depth, and the rows in its gaps have `end <= start`.
 """

@@ -52,7 +52,7 @@ def range_bounds(
     full = first
     if HAS_WINDOW:
         if subtree_end > 0:
-            # depth grows by one a row along a range without gaps
+            # depth grows by one per row along a range without gaps
             offset = tl.load(depth + first) - 1 + window
             full = tl.minimum(tl.maximum(first, first + highest - offset), full_stop)
             first = tl.minimum(tl.maximum(first, first + lowest - offset), full_stop)

@@ -92,7 +92,7 @@ def run_shape(
     job, after_tokens = statistics.median(seconds), statistics.median(after_tokens_seconds)
     forward = statistics.median(forward_seconds)
     began = time.perf_counter()
-    chosen = choose_template("qwen3", engine.model, engine.tokenizer, engine.folder)
+    chosen = choose_template("qwen3", engine.model, engine.tokenizer, engine.loaded.folder)
     encode_pairs(chosen, pairs, instruction=None, max_length=2048, truncate=False, what="pairs")
     tokenization = time.perf_counter() - began
     found = {
@@ -147,11 +147,11 @@ def recorded(engine: Engine, pairs: list[tuple[str, str]]) -> list[tuple[Any, An
     """The batches of a job."""
     forward = engine.forward
     recorder: Any = Recorder(forward)
-    engine.forward = recorder
+    engine.loaded.forward = recorder
     try:
         engine.rerank_pairs(pairs, template="qwen3")
     finally:
-        engine.forward = forward
+        engine.loaded.forward = forward
     return recorder.batches
 
 
@@ -180,7 +180,7 @@ def synchronize() -> None:
 def gate(engine: Engine, pairs: list[tuple[str, str]]) -> None:
     """Log-odds equal those of the unmodified model, one pair at a time."""
     found = np.array(engine.rerank_pairs(pairs, template="qwen3", raw_scores=True))
-    alone = engine.unfolded()
+    alone = engine.with_folding(threshold=0)
     truth = np.array([alone.rerank_pairs([pair], template="qwen3", raw_scores=True)[0] for pair in pairs])
     error = float(np.sqrt(np.mean((found - truth) ** 2)) / np.std(truth))
     # two runs in 16 bits differ by some tenths of the spread, a wrong mask by more than all of it

@@ -48,10 +48,10 @@ from transformers import Qwen3Model
 import radix_mlp
 from power import Meter
 from provenance import provenance
-from radix_mlp.engine.execution.step import unshared_plan
 from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
 from radix_mlp.ops.send import send
+from radix_mlp.plan.build import unshared_plan
 from shapes import SHAPES, qwen3_config
 from timing import in_turn
 from upstream import upstream_forward

@@ -11,7 +11,6 @@ import argparse
 import asyncio
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,7 +40,7 @@ def main() -> None:
         if "serve" in command:
             serve(engine, command["name"], command["serve"])
         elif "truth" in command:
-            found = {"numbers": truth(engine.unfolded(), **command["truth"])}
+            found = {"numbers": truth(engine.with_folding(threshold=0), **command["truth"])}
         else:
             found = asyncio.run(engine_alone(engine, SimpleNamespace(**command["engine"]), command["source"]))
         print(json.dumps(found), file=answers, flush=True)
@@ -99,15 +98,16 @@ def without_model(width: int) -> None:
     import torch
 
     from radix_mlp.engine.execution import batch
+    from radix_mlp.hf import fast_forward
 
     rows = torch.randn(4 * 16384, width)
-    batch.hidden_states = lambda model, step, forward: rows[: step.plan.num_compact]
+    batch.padded_hidden = lambda model, sequences: rows[: sum(map(len, sequences))]
+    fast_forward.forward_compact = lambda model, plan: rows[: plan.num_compact]
 
 
 def serve(engine: Any, name: str, mode: str) -> None:
     """Serve in a mode of `serve.py` until SIGTERM."""
     import radix_mlp.serve.run
-    from overhead import unfolded
     from radix_mlp.serve.settings import ServeSettings
 
     settings = ServeSettings(
@@ -118,11 +118,11 @@ def serve(engine: Any, name: str, mode: str) -> None:
         log_level="info",
         disable_spans=True,
     )
-    chosen = engine.unfolded() if mode == "0" else engine
-    radix_mlp.serve.run.load_engine = lambda settings: (chosen, None)
-    # batches are cut as before, so with nothing shared these are larger
-    with unfolded() if mode == "off" else nullcontext():
-        radix_mlp.serve.run.run(settings)
+    # off: the same kernels on rows of which none is shared; batches are cut as before, so these are larger
+    chosen = {"0": {"threshold": 0}, "off": {"share": False}}.get(mode)
+    served = engine if chosen is None else engine.with_folding(**chosen)
+    radix_mlp.serve.run.load_engine = lambda settings: (served, None)
+    radix_mlp.serve.run.run(settings)
 
 
 async def engine_alone(engine: Any, options: Any, source: list[str]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, Qwen3ForCausalLM
 
 import radix_mlp
-from radix_mlp.engine.execution.step import unshared_plan
 from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.ops import edge_logprobs, edges_to_tokens, tree_edges
 from radix_mlp.plan import RadixPlan, build_plan
+from radix_mlp.plan.build import unshared_plan
 from radix_mlp.train import TreeBatch, grpo_loss
 from shapes import qwen3_config
 

@@ -91,7 +91,12 @@ class InferenceError(EngineError):
 
 
 class DeviceMemoryError(InferenceError):
-    """A request does not fit into the device's memory, not even in a batch of its own."""
+    """A request does not fit into the device's memory, not even in a batch of its own.
+
+    `place` is its place in the caller's list, where that is known.
+    """
+
+    place: int | None = None
 
 
 class NonFiniteAnswersError(InferenceError):

@@ -1,5 +1,9 @@
 """A forward pass that does what a test wants."""
 
+from dataclasses import replace
+
+import numpy as np
+
 from radix_mlp import forward_compact
 
 
@@ -17,6 +21,12 @@ class InjectedForward:
     def prepare(self, plan):
         plan.to(self.engine.model.device)
 
+    def describe(self):
+        return "injected"
+
+    def make(self):
+        return self
+
     def refresh(self):
         return False
 
@@ -33,3 +43,13 @@ class InjectedForward:
         if self.before is not None:
             self.before(plan, needed_rows)
         return forward_compact(self.engine.model, plan) if self.instead is None else self.instead(plan, needed_rows)
+
+
+def without_expiry(engine):
+    """A forward in which siblings see each other: no row ever leaves their view."""
+
+    def forward(plan, needed_rows):
+        wrong = replace(plan, end=np.full_like(plan.end, plan.num_rows))
+        return forward_compact(engine.model, wrong)
+
+    return InjectedForward(engine, instead=forward)

@@ -64,7 +64,7 @@ class TaskCase:
         return Engine(poisoned(self.model()), tokenizer=self.tokenizer(), **options)
 
     def make(self, engine, texts):
-        return self.call(engine, engine.tokenizer, self.arguments(texts))
+        return self.call(engine.loaded, engine.tokenizer, self.arguments(texts))
 
 
 def _hidden(model, item):

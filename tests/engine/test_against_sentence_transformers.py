@@ -79,7 +79,7 @@ def test_cross_encoder_with_a_logit_score(tmp_path, chat, activation):
     theirs = library.CrossEncoder(folder, activation_fn=getattr(torch.nn, activation)(), device="cpu")
     theirs.save_pretrained(str(tmp_path / "saved"))
     engine = Engine(str(tmp_path / "saved"), device="cpu")
-    assert engine.folder.chat == chat
+    assert engine.loaded.folder.chat == chat
     close(engine.rerank_pairs(PAIRS), theirs.predict(PAIRS))
     close(engine.rerank_pairs(PAIRS, instruction="find"), theirs.predict(PAIRS, prompt="find"))
     ranked = theirs.rank(PAIRS[0][0], [document for _, document in PAIRS])

@@ -57,7 +57,7 @@ OTHERS: dict[str, tuple[str, list[Any], Callable[[Any], Any]]] = {
     "verify": (
         "sequences",
         [np.array(ids, np.int32) for ids in IDS],
-        lambda v: [text.index for text in verify(tiny_model(), v).texts],
+        lambda v: [text.index for text in verify(Engine("tiny"), v).texts],
     ),
     "from_sequences": ("input_ids", IDS, lambda v: TreeBatch.from_sequences(v).plan.compact_ids.tolist()),
     "from_sequences, labels": ("labels", IDS, lambda v: TreeBatch.from_sequences(IDS, labels=v).edges.targets.tolist()),
@@ -218,7 +218,7 @@ def test_the_tokenizer_is_not_shared_with_its_owner() -> None:
     # nor does the engine leave anything in it
     rust = tokenizer.backend_tokenizer
     assert rust.truncation["max_length"] == 5
-    engine.max_length = 7
+    engine.loaded.max_length = 7
     engine.embed(texts, truncate=True)
     assert rust.truncation["max_length"] == 5
 

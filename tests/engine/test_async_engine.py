@@ -190,7 +190,7 @@ def test_tokenization_workers_cut_each_call_as_it_asks():
 def test_one_thread_runs_the_model():
     engine = Engine("tiny", threshold=1.0)
     seen = set()
-    engine.forward = InjectedForward(engine, before=lambda plan, rows: seen.add(threading.current_thread().name))
+    engine.loaded.forward = InjectedForward(engine, before=lambda plan, rows: seen.add(threading.current_thread().name))
 
     async def main():
         async with AsyncEngine(engine) as front:

@@ -8,7 +8,8 @@ import torch
 from tests.engine.faults import InjectedForward
 
 from radix_mlp import AsyncEngine, Engine
-from radix_mlp.engine.execution.batch import FailedBatch, collect, launch, launch_or_halve, prepare
+from radix_mlp.engine.execution.batch import ItemBatch, run_batch
+from radix_mlp.engine.execution.halving import FailedBatch, launch_or_halve
 from radix_mlp.engine.tasks.embed import EmbedOptions, EmbedTokensOptions, embed_request, embed_tokens_request
 from radix_mlp.engine.tasks.score import ScoreOptions, TokenScoresOptions, score_request, token_scores_request
 from radix_mlp.errors import DeviceMemoryError
@@ -25,7 +26,7 @@ def limited(engine, rows, error=torch.OutOfMemoryError):
         if plan.num_compact > rows:
             raise error("no memory left")
 
-    engine.forward = InjectedForward(engine, before)
+    engine.loaded.forward = InjectedForward(engine, before)
     return seen
 
 
@@ -53,34 +54,34 @@ def test_other_errors_of_a_job_are_not_tried_again():
         engine.embed(TEXTS)
     assert len(seen) == 1
     # and the engine goes on
-    engine.forward = InjectedForward(engine)
+    engine.loaded.forward = InjectedForward(engine)
     assert engine.embed(TEXTS).shape == (8, 64)
 
 
 def test_one_item_that_breaks_a_batch_fails_alone():
     engine = Engine("tiny", threshold=1.0)
-    items = embed_request(engine, engine.tokenizer, TEXTS, EmbedOptions()).items
+    items = embed_request(engine.loaded, engine.tokenizer, TEXTS, EmbedOptions()).items
     poison = ord("5")
 
     def before(plan, rows):
         if poison in plan.compact_ids:
             raise ValueError("poison")
 
-    engine.forward = InjectedForward(engine, before)
-    outcomes = list(launch_or_halve(engine, prepare(engine, items), retry=True))
+    engine.loaded.forward = InjectedForward(engine, before)
+    outcomes = list(launch_or_halve(engine.loaded, batch_of(engine, items), retry=True))
     failed = [outcome for outcome in outcomes if isinstance(outcome, FailedBatch)]
     assert [list(outcome.items) for outcome in failed] == [[items[5]]]
     assert str(failed[0].error) == "poison"
-    answered = [item for outcome in outcomes if outcome not in failed for item in outcome.items]
-    assert sorted(map(items.index, answered)) == [0, 1, 2, 3, 4, 6, 7]
+    answered = [place for outcome in outcomes if outcome not in failed for place in outcome.batch.places]
+    assert sorted(answered) == [0, 1, 2, 3, 4, 6, 7]
 
 
 def test_a_model_that_always_fails_is_given_up():
     engine = Engine("tiny", threshold=1.0)
-    items = embed_request(engine, engine.tokenizer, TEXTS * 50, EmbedOptions()).items
+    items = embed_request(engine.loaded, engine.tokenizer, TEXTS * 50, EmbedOptions()).items
     seen = limited(engine, 0, ValueError)
-    outcomes = list(launch_or_halve(engine, items, retry=True))
-    assert sum(len(outcome.items) for outcome in outcomes) == 400
+    outcomes = list(launch_or_halve(engine.loaded, batch_of(engine, items), retry=True))
+    assert sum(len(outcome.places) for outcome in outcomes) == 400
     assert len(seen) < 200
 
 
@@ -90,20 +91,19 @@ def test_tasks_share_a_batch(threshold):
     tokenizer = engine.tokenizer
     pairs = [(text, " yes") for text in TEXTS]
     calls = [
-        embed_request(engine, tokenizer, TEXTS, EmbedOptions()),
-        embed_request(engine, tokenizer, TEXTS, EmbedOptions(pooling="mean", dimensions=9)),
-        embed_tokens_request(engine, tokenizer, TEXTS[:2], EmbedTokensOptions()),
-        score_request(engine, tokenizer, pairs, ScoreOptions()),
-        token_scores_request(engine, tokenizer, TEXTS, TokenScoresOptions(top=2)),
+        embed_request(engine.loaded, tokenizer, TEXTS, EmbedOptions()),
+        embed_request(engine.loaded, tokenizer, TEXTS, EmbedOptions(pooling="mean", dimensions=9)),
+        embed_tokens_request(engine.loaded, tokenizer, TEXTS[:2], EmbedTokensOptions()),
+        score_request(engine.loaded, tokenizer, pairs, ScoreOptions()),
+        token_scores_request(engine.loaded, tokenizer, TEXTS, TokenScoresOptions(top=2)),
     ]
     alone = [engine.answer(call) for call in calls]
     items = [item for call in calls for item in call.items]
     # shuffled, so that every task's sequences lie apart
     order = np.random.default_rng(0).permutation(len(items))
-    prepared = prepare(engine, [items[place] for place in order])
-    assert len(prepared.parts) == 5
     answers = [None] * len(items)
-    for place, answer in zip(order, collect(launch(engine, prepared)), strict=True):
+    found = run_batch(engine.loaded, batch_of(engine, [items[place] for place in order]))
+    for place, answer in zip(order, found, strict=True):
         answers[place] = answer
     together = []
     for call in calls:
@@ -121,6 +121,10 @@ def test_tasks_share_a_batch(threshold):
         assert one.top_ids == other.top_ids
 
 
+def batch_of(engine, items):
+    return ItemBatch(items, range(len(items)), engine.start())
+
+
 class Stale:
     """What was made of a model that has been changed since."""
 
@@ -128,6 +132,9 @@ class Stale:
         return torch.full((plan.num_rows, 64), 7.0)
 
     def is_current(self):
+        return False
+
+    def takes(self, plan):
         return False
 
 

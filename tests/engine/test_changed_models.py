@@ -146,6 +146,6 @@ def test_odd_modules_and_configurations(engine):
     for _ in range(2):
         engine.model.config.numbers = np.arange(3)
         engine.embed(TEXTS)
-    engine.impl = "nonsense"
+    engine.loaded.impl = "nonsense"
     with pytest.raises(InvalidInputError, match="nonsense"):
         engine.embed(TEXTS)

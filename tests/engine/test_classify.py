@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 from tests.engine import oracle
+from tests.engine.faults import without_expiry
 
 from radix_mlp import Engine, disable
-from radix_mlp.engine.execution import step
 from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
 from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_tokenizer
@@ -93,17 +93,11 @@ def test_half_precision_stays_close():
     np.testing.assert_allclose(by_label(answers, LABELS), exact, atol=0.15)
 
 
-def test_a_broken_mask_is_found(monkeypatch):
-    model, right = tiny_classifier(), step.plan_of
-
-    def wrong(sequences):
-        """Siblings see each other: nothing expires."""
-        plan = right(sequences)
-        object.__setattr__(plan, "end", np.full_like(plan.end, plan.num_rows))
-        return plan
-
-    monkeypatch.setattr(step, "plan_of", wrong)
-    answers = Engine(model, tokenizer=tiny_tokenizer(), impl="reference", threshold=1.0).classify(INPUTS)
+def test_a_broken_mask_is_found():
+    model = tiny_classifier()
+    engine = Engine(model, tokenizer=tiny_tokenizer(), impl="reference", threshold=1.0)
+    engine.loaded.forward = without_expiry(engine)
+    answers = engine.classify(INPUTS)
     assert np.abs(np.subtract(by_label(answers, LABELS), expected_rows(model, INPUTS, softmax))).max() > 0.01
 
 

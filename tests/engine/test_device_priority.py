@@ -34,14 +34,14 @@ def test_no_text_is_taken_while_a_batch_is_launched(monkeypatch):
     engine = Engine("tiny", threshold=1.0)
     expected = engine.embed(TEXTS)
     # as on a device of its own
-    monkeypatch.setattr(engine, "launching", lambda: engine.device_priority)
+    monkeypatch.setattr(engine.loaded, "launching", lambda: engine.loaded.device_priority)
     seen, first_is_run = [], threading.Event()
 
     def call(*arguments, **options):
         if seen:
             # begins during a launch or after it, and never before the first
             assert first_is_run.wait(30)
-            engine.device_priority.wait()
+            engine.loaded.device_priority.wait()
         seen.append("call")
         return embed_request(*arguments, **options)
 
@@ -49,10 +49,10 @@ def test_no_text_is_taken_while_a_batch_is_launched(monkeypatch):
         first_is_run.set()
         seen.append("begin")
         # whoever waits would go on here if it were let
-        seen.append(engine.device_priority.wait(timeout=0.01))
+        seen.append(engine.loaded.device_priority.wait(timeout=0.01))
 
     monkeypatch.setattr("radix_mlp.engine.engine.embed_request", call)
-    engine.forward = InjectedForward(engine, before=before)
+    engine.loaded.forward = InjectedForward(engine, before=before)
     assert np.allclose(engine.embed(TEXTS), expected, atol=1e-5)
     assert seen.count("begin") == engine.stats.num_batches > 3
     places = [place for place, event in enumerate(seen) if event == "begin"]
@@ -108,8 +108,8 @@ def test_a_job_that_ends_early_leaves_nobody_waiting(fails, monkeypatch):
             raise RuntimeError
 
         if fails == "the model":
-            patch.setattr(engine, "forward", InjectedForward(engine, before=fail))
+            patch.setattr(engine.loaded, "forward", InjectedForward(engine, before=fail))
         with pytest.raises((RuntimeError, InvalidInputError)):
             engine.embed(texts, progress=fail if fails == "the caller" else None)
-    assert engine.device_priority.wait(timeout=30)
+    assert engine.loaded.device_priority.wait(timeout=30)
     assert len(engine.embed(TEXTS)) == len(TEXTS)

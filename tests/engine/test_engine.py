@@ -120,7 +120,7 @@ def test_begin_token_before_every_context(model):
 
 def test_unfolded_engine_takes_turns_with_its_own(model):
     engine = Engine(model, tokenizer=tiny_tokenizer())
-    other = engine.unfolded()
+    other = engine.with_folding(threshold=0)
     a, b, c = engine.embed(TEXTS), other.embed(TEXTS), engine.embed(TEXTS)
     assert np.array_equal(a, c)
     assert np.allclose(a, b, atol=1e-5)
@@ -266,15 +266,15 @@ def test_an_engine_that_never_folds_makes_no_forward_for_folded_rows(monkeypatch
 
 
 def test_the_forward_is_made_of_an_enabled_model(monkeypatch) -> None:
-    engine = Engine("tiny")
-    engine.unfolded().embed(["Query: roots"])
-    assert not is_enabled(engine.model)
+    model, tokenizer = tiny_model(), tiny_tokenizer()
     make = FastForward._make
     seen = []
     monkeypatch.setattr(
         FastForward,
         "_make",
-        lambda forward, trunk: (seen.append(is_enabled(engine.model)), make(forward, trunk))[1],
+        lambda forward, trunk: (seen.append(is_enabled(model)), make(forward, trunk))[1],
     )
-    engine.embed(["Query: roots", "Query: leaves"])
+    Engine(model, tokenizer=tokenizer, threshold=0).embed(["Query: roots"])
+    assert seen == []
+    Engine(model, tokenizer=tokenizer).embed(["Query: roots", "Query: leaves"])
     assert seen == [True]

@@ -33,7 +33,7 @@ class Gate:
         self.open = threading.Event()
         self.reached = threading.Event()
         self.ran = []
-        engine.forward = InjectedForward(engine, self.before)
+        engine.loaded.forward = InjectedForward(engine, self.before)
 
     def before(self, plan, rows):
         self.ran.append(bytes(plan.compact_ids.astype(np.uint8)).decode())
@@ -61,7 +61,7 @@ def failing(engine, *words, error=ValueError):
         if any(word in text for word in words):
             raise error("injected")
 
-    engine.forward = InjectedForward(engine, before)
+    engine.loaded.forward = InjectedForward(engine, before)
 
 
 def test_a_call_past_its_deadline_is_not_run(engine):
@@ -176,7 +176,7 @@ def test_answers_that_are_no_numbers_fail_their_call(engine):
         hidden[plan.compact_ids == ord("!")] = torch.nan
         return hidden
 
-    engine.forward = InjectedForward(engine, instead=nan_for_poison)
+    engine.loaded.forward = InjectedForward(engine, instead=nan_for_poison)
 
     async def main():
         async with AsyncEngine(engine, max_wait=0.2) as front:
@@ -196,7 +196,7 @@ def test_out_of_memory_halves_the_batch(engine):
         if plan.num_compact > 150:
             raise torch.OutOfMemoryError("injected")
 
-    engine.forward = InjectedForward(engine, before)
+    engine.loaded.forward = InjectedForward(engine, before)
 
     async def main():
         async with AsyncEngine(engine, max_wait=0.2) as front:
@@ -313,7 +313,7 @@ def test_a_tokenizer_that_panics_is_a_typed_error(engine, monkeypatch):
 def test_jobs_beside_the_front_change_nothing(engine):
     """A job sets the model up anew, which must not happen under a batch that runs."""
     expected = engine.embed(TEXTS)
-    unfolded = engine.unfolded()
+    unfolded = engine.with_folding(threshold=0)
 
     async def main():
         async with AsyncEngine(engine, max_wait=0) as front:

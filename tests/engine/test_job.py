@@ -31,14 +31,14 @@ def rows(lengths, shared=0):
 def test_auto_runs_a_job_without_sharing_as_with_folding_off(texts, folded):
     engine, off = Engine("tiny", max_batch_tokens=400), Engine("tiny", max_batch_tokens=400, threshold=0)
     seen = []
-    engine.forward = InjectedForward(engine, before=lambda plan, needed: seen.append(plan.num_compact))
+    engine.loaded.forward = InjectedForward(engine, before=lambda plan, needed: seen.append(plan.num_compact))
     assert np.allclose(engine.embed(texts), off.embed(texts), atol=1e-5)
     if folded:
         assert len(seen) == engine.stats.num_batches
         assert engine.stats.compression < 0.95
     else:
         assert not seen
-        assert engine.stats == job.JobStats(len(texts), *stats_of(off), engine.stats.seconds)
+        assert engine.stats == job.JobStats(len(texts), *stats_of(off), seconds=engine.stats.seconds)
 
 
 def stats_of(engine):
@@ -54,7 +54,7 @@ def test_batches_are_planned_ahead_by_another_thread(monkeypatch):
         return planner(*arguments)
 
     monkeypatch.setattr(job, "prepare", prepare)
-    engine.forward = InjectedForward(
+    engine.loaded.forward = InjectedForward(
         engine, before=lambda *_: events.append(("run", threading.current_thread() is threading.main_thread()))
     )
     engine.embed(TEXTS)
@@ -66,8 +66,8 @@ def test_batches_are_planned_ahead_by_another_thread(monkeypatch):
 
 def test_a_job_that_is_left_early_leaves_no_thread():
     engine = Engine("tiny", threshold=1.0, max_batch_tokens=60)
-    call = embed_request(engine, engine.tokenizer, TEXTS, EmbedOptions())
-    found = engine.run_windows([(call.items, call.order)], len(TEXTS))
+    call = embed_request(engine.loaded, engine.tokenizer, TEXTS, EmbedOptions())
+    found = engine.run([call], len(TEXTS))
     next(found)
     found.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("radix-plan")]

@@ -54,13 +54,13 @@ def test_memory_that_runs_out_on_a_cpu_halves_the_batch(error):
         if plan.num_sequences > 3:
             raise error
 
-    engine.forward = InjectedForward(engine, before)
+    engine.loaded.forward = InjectedForward(engine, before)
     np.testing.assert_allclose(engine.embed(TEXTS), expected, atol=1e-5)
 
     def always(plan, rows):
         raise error
 
-    engine.forward = InjectedForward(engine, always)
+    engine.loaded.forward = InjectedForward(engine, always)
     with pytest.raises(DeviceMemoryError, match="does not fit into the memory of cpu"):
         engine.embed(TEXTS)
 
@@ -104,7 +104,7 @@ def test_a_process_forked_from_the_midst_of_a_job_gets_an_error():
             return 7
 
     assert in_child(embeds) == 1
-    forward, engine.forward = engine.forward, InjectedForward(engine, before)
+    forward, engine.loaded.forward = engine.forward, InjectedForward(engine, before)
     thread = threading.Thread(target=engine.embed, args=(TEXTS,))
     thread.start()
     entered.wait(60)
@@ -113,6 +113,6 @@ def test_a_process_forked_from_the_midst_of_a_job_gets_an_error():
     finally:
         go_on.set()
         thread.join()
-    engine.forward = forward
+    engine.loaded.forward = forward
     assert in_child(embeds) == 1
     assert embeds() == 1

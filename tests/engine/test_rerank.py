@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from tests.engine import oracle
+from tests.engine.faults import without_expiry
 from torch.overrides import TorchFunctionMode
 
 from radix_mlp import Engine, disable
-from radix_mlp.engine.execution import step
 from radix_mlp.engine.tasks import rerank_template as template
 from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
@@ -164,7 +164,7 @@ def test_truncated_pairs_keep_the_query_however_long_it_is():
     disable(model)
     expected = [oracle.label_scores(model, list(text.encode())) for text in (query + document[:4], "qd")]
     assert found == pytest.approx([float(logits.sigmoid()[0]) for logits in expected], abs=1e-10)
-    engine.max_length = len(query)
+    engine.loaded.max_length = len(query)
     with pytest.raises(RejectedItemsError, match=r"pairs\[0\]: the query .* leaves no place"):
         engine.rerank_pairs([(query, document), ("q", "d")], template="pair", truncate=True)
 
@@ -188,17 +188,11 @@ def test_a_broken_template_is_found(monkeypatch, name):
     assert np.abs(scores - expected_scores(model, PAIRS)).max() > 1e-3
 
 
-def test_a_broken_mask_is_found(monkeypatch):
-    model, right = tiny_reranker(), step.plan_of
-
-    def wrong(sequences):
-        """Siblings see each other: nothing expires."""
-        plan = right(sequences)
-        object.__setattr__(plan, "end", np.full_like(plan.end, plan.num_rows))
-        return plan
-
-    monkeypatch.setattr(step, "plan_of", wrong)
-    scores = Engine(model, tokenizer=TOKENIZER, impl="reference", threshold=1.0).rerank_pairs(PAIRS)
+def test_a_broken_mask_is_found():
+    model = tiny_reranker()
+    engine = Engine(model, tokenizer=TOKENIZER, impl="reference", threshold=1.0)
+    engine.loaded.forward = without_expiry(engine)
+    scores = engine.rerank_pairs(PAIRS)
     assert np.abs(scores - expected_scores(model, PAIRS)).max() > 1e-3
 
 
@@ -258,7 +252,7 @@ def test_chat_templates_with_roles_of_their_own(model, tolerance):
         texts = [f"{head}{query}|{document}<|im_end|>answer:" for query, document in PAIRS]
         expected = [oracle.relevance(model, TOKENIZER(text)["input_ids"], YES, NO) for text in texts]
         assert scores == pytest.approx(expected, rel=0, abs=tolerance)
-    engine.max_length = 30
+    engine.loaded.max_length = 30
     cut = engine.rerank_pairs([("q", "d" * 100)], truncate=True)
     disable(model)
     kept = "q|" + "d" * (30 - 2 - len("answer:") - 1)

@@ -67,7 +67,11 @@ def test_two_processes_answer_as_the_unmodified_model() -> None:
         assert ours.logprob == pytest.approx(theirs.logprob, abs=1e-5)
         assert ours.is_greedy == theirs.is_greedy
     # padded batches, and folded ones after them
-    np.testing.assert_allclose(engine.unfolded().embed(TEXTS), expected, atol=1e-5)
+    np.testing.assert_allclose(
+        engine.with_folding(threshold=0).embed(TEXTS),
+        expected,
+        atol=1e-5,
+    )
     np.testing.assert_allclose(engine.embed(TEXTS[::-1]), expected[::-1], atol=1e-5)
     with pytest.raises(InvalidInputError, match=r"close\(\) that one first"):
         Engine("tiny", tensor_parallel_size=2, device="cpu")
@@ -264,7 +268,7 @@ LIMITS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", HANGS)
 def test_a_process_that_hangs_is_told_and_ended(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, stage: str) -> None:
-    code = f"if 'radix_mlp.engine.parallel.rank_processes' in sys.orig_argv:\n    {HANGS[stage]}\n"
+    code = f"if 'radix_mlp.engine.parallel.rank_main' in sys.orig_argv:\n    {HANGS[stage]}\n"
     hang = "import sys, time\ndef hang(*_, **__):\n    time.sleep(3600)\n"
     (tmp_path / "sitecustomize.py").write_text(hang + code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
@@ -319,7 +323,7 @@ def children() -> list[str]:
     told = subprocess.run(
         ["ps", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True
     )
-    return [line for line in told.stdout.splitlines() if "radix_mlp.engine.parallel.rank_processes" in line]
+    return [line for line in told.stdout.splitlines() if "radix_mlp.engine.parallel.rank_main" in line]
 
 
 @pytest.mark.gpu

@@ -128,14 +128,14 @@ def test_tasks_read_the_rows_that_they_name(name):
     tokenizer = tiny_reranker_tokenizer() if name == "rerank" else tiny_tokenizer()
     engine = Engine(build(), tokenizer=tokenizer, threshold=1.0)
     expected = run(engine)
-    engine.forward = InjectedForward(engine, instead=only_needed(engine))
+    engine.loaded.forward = InjectedForward(engine, instead=only_needed(engine))
     assert run(engine) == expected
 
 
 def test_pooling_over_all_tokens_needs_all_rows():
     engine = Engine("tiny", threshold=1.0)
     seen = []
-    engine.forward = InjectedForward(engine, before=lambda plan, rows: seen.append(rows))
+    engine.loaded.forward = InjectedForward(engine, before=lambda plan, rows: seen.append(rows))
     engine.embed(TEXTS, pooling="mean")
     engine.embed_tokens(TEXTS)
     assert seen == [None, None]

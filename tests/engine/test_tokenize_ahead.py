@@ -100,7 +100,7 @@ def batches_of_a_job(monkeypatch, *, tokenizer_is_slow):
         batches.append(plan.compact_ids.tolist())
         assert tokenizer_is_slow or all_made.wait(30)
 
-    engine.forward = InjectedForward(engine, before=before)
+    engine.loaded.forward = InjectedForward(engine, before=before)
     with monkeypatch.context() as patch:
         patch.setattr("radix_mlp.engine.engine.embed_request", call)
         return batches, engine.embed(TEXTS)
@@ -126,7 +126,7 @@ def test_the_first_texts_run_before_the_last_are_tokenized(monkeypatch):
         return embed_request(*arguments, **options)
 
     monkeypatch.setattr("radix_mlp.engine.engine.embed_request", slow_call)
-    engine.forward = InjectedForward(engine, before=lambda *_: ran.set())
+    engine.loaded.forward = InjectedForward(engine, before=lambda *_: ran.set())
     seen = []
     assert engine.embed(TEXTS, progress=lambda done, total: seen.append((done, total))).shape == (60, 64)
     assert made == [False] * len(cut_by_text(TEXTS))
@@ -164,7 +164,7 @@ def test_an_answer_that_is_no_number_is_told_by_its_place():
             hidden[first : plan.end[first]] = float("nan")
         return hidden
 
-    engine.forward = InjectedForward(engine, instead=poisoned)
+    engine.loaded.forward = InjectedForward(engine, instead=poisoned)
     with pytest.raises(InferenceError, match=r"texts\[33\]"):
         engine.embed(texts)
 
@@ -177,13 +177,13 @@ def test_other_errors_are_raised_as_they_are(monkeypatch):
         seen.append(plan)
         raise ZeroDivisionError("injected")
 
-    engine.forward = InjectedForward(engine, before=before)
+    engine.loaded.forward = InjectedForward(engine, before=before)
     with pytest.raises(ZeroDivisionError):
         engine.embed(TEXTS)
     assert len(seen) == 1
 
 
 def test_only_engines_that_always_fold_begin_early():
-    assert Engine("tiny", threshold=1.0).always_folds
-    assert not Engine("tiny").always_folds
-    assert not Engine("tiny", threshold=0).always_folds
+    assert Engine("tiny", threshold=1.0).policy().always_folds
+    assert not Engine("tiny").policy().always_folds
+    assert not Engine("tiny", threshold=0).policy().always_folds

@@ -62,7 +62,7 @@ def one_at_a_time(texts, prompt=""):
 
 
 def test_vectors_are_those_of_the_unmodified_model(engine):
-    prompt = engine.folder.prompts["query"]
+    prompt = engine.loaded.folder.prompts["query"]
     assert prompt.startswith("Instruct: ")
     expected = one_at_a_time(queries(), prompt)
     np.testing.assert_allclose(engine.embed(queries(), prompt_name="query"), expected, rtol=0, atol=2e-6)
@@ -111,7 +111,7 @@ def test_the_server_serves_it():
     with TestClient(create_app(engine, settings)) as client:
         found = client.post("/embed", json={"inputs": queries()})
         assert found.status_code == 200, found.text
-        expected = one_at_a_time(queries(), engine.folder.prompts["query"])
+        expected = one_at_a_time(queries(), engine.loaded.folder.prompts["query"])
         np.testing.assert_allclose(np.array(found.json()), expected, rtol=0, atol=2e-6)
         assert client.get("/info").json()["model_id"] == "small"
 

@@ -36,7 +36,7 @@ def test_the_client(addresses: dict[str, str], oracle: Callable[[str], Engine]) 
 def test_the_input_type_chooses_the_prompt(running: Any, oracle: Callable[[str], Engine]) -> None:
     async def main() -> list[Any]:
         async with running() as (client, app):
-            folder = app.state.service.engine.folder
+            folder = app.state.service.engine.loaded.folder
             object.__setattr__(folder, "prompts", {"query": "Query: ", "clustering": "Topic: "})
             kinds = ("search_query", "search_document", "clustering", "classification")
             asked = [client.post("/v2/embed", json={"texts": ["a root"], "input_type": kind}) for kind in kinds]

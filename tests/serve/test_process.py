@@ -268,6 +268,4 @@ def test_a_dealt_out_server_starts_anew_without_a_process_and_ends_with_all(tmp_
 
 def peers_of(pid: int) -> list[int]:
     told = subprocess.run(["ps", "-o", "pid=,args=", "--ppid", str(pid)], capture_output=True, text=True, check=True)
-    return [
-        int(line.split()[0]) for line in told.stdout.splitlines() if "radix_mlp.engine.parallel.rank_processes" in line
-    ]
+    return [int(line.split()[0]) for line in told.stdout.splitlines() if "radix_mlp.engine.parallel.rank_main" in line]

@@ -81,11 +81,11 @@ def test_a_long_document_is_cut_and_the_template_stays(reranker: httpx.Client, o
     long = ["a root " * 200, "a root " * 201]
     found = reranker.post("/v1/rerank", json={"query": QUERY, "documents": long}).json()["results"]
     engine = oracle("tiny-reranker")
-    limit, engine.max_length = engine.max_length, 512
+    limit, engine.loaded.max_length = engine.max_length, 512
     try:
         expected = engine.rerank(QUERY, long, truncate=True)
     finally:
-        engine.max_length = limit
+        engine.loaded.max_length = limit
     same([(each["index"], each["relevance_score"]) for each in found], [(p.index, p.score) for p in expected])
 
 

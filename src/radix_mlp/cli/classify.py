@@ -110,7 +110,7 @@ class Classification:
         self.labels = label_names(engine.model)
         inputs = [record.values if len(record.values) > 1 else record.values[0] for record in records]
         options = options_of(ClassifyOptions, self.given)
-        return classify_request(engine, engine.tokenizer, inputs, options)  # type: ignore[arg-type]
+        return classify_request(engine.loaded, engine.tokenizer, inputs, options)  # type: ignore[arg-type]
 
     def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> Any:
         """Scores `[n, labels]` in the model's order."""

@@ -57,7 +57,7 @@ def demo() -> None:
     describe(console, engine)
     search(console, engine)
     # what is compiled or looked up once should count for neither
-    for warm in (engine, engine.unfolded()):
+    for warm in (engine, engine.with_folding(threshold=0)):
         warm.embed(texts[:2])
         warm.score(pairs[:2])
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
@@ -92,7 +92,7 @@ def demo() -> None:
 
 def describe(console: Console, engine: Engine) -> None:
     """What the model is and how good."""
-    training = json.loads((Path(engine.folder.name) / "training.json").read_text(encoding="utf-8"))
+    training = json.loads((Path(engine.loaded.folder.name) / "training.json").read_text(encoding="utf-8"))
     found = training["judged_queries"]
     numbers = ", ".join(
         f"{name} {found[key]['mrr']:.2f} and {found[key]['recall_at_10']:.3f}"
@@ -145,7 +145,7 @@ def both(
     what: str, engine: Engine, job: Callable[[Engine, Progress | None], Any]
 ) -> tuple[Any, JobStats, Any, JobStats]:
     """Run a job folded and not folded, in turn: result of each, and statistics of the faster run."""
-    other = engine.unfolded()
+    other = engine.with_folding(threshold=0)
     runs = []
     with progress_bar(what, quiet=False) as progress:
         for _ in range(NUM_RUNS):

@@ -110,7 +110,7 @@ class Embedding:
         from radix_mlp.engine.tasks.embed import EmbedOptions, embed_request
 
         texts = [record.values[0] for record in records]
-        return embed_request(engine, engine.tokenizer, texts, options_of(EmbedOptions, self.given))
+        return embed_request(engine.loaded, engine.tokenizer, texts, options_of(EmbedOptions, self.given))
 
     def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> NDArray[np.float32]:
         vectors: NDArray[np.float32] = engine.answer(prepared, progress)

@@ -159,7 +159,7 @@ class Reranking:
         from radix_mlp.engine.tasks.rerank import RerankOptions, rerank_request
 
         pairs = [(record.values[0], record.values[1]) for record in records]
-        return rerank_request(engine, engine.tokenizer, pairs, options_of(RerankOptions, self.given))
+        return rerank_request(engine.loaded, engine.tokenizer, pairs, options_of(RerankOptions, self.given))
 
     def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> NDArray[np.float64]:
         scores: NDArray[np.float64] = engine.answer(prepared, progress)
@@ -186,4 +186,4 @@ class Reranking:
         from radix_mlp.engine.tasks.rerank_template import choose_template
 
         template: Any = self.given["template"]
-        return {"template": choose_template(template, engine.model, engine.tokenizer, engine.folder).name}
+        return {"template": choose_template(template, engine.model, engine.tokenizer, engine.loaded.folder).name}

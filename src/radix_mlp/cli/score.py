@@ -104,7 +104,7 @@ class Scoring:
         from radix_mlp.engine.tasks.score import ScoreOptions, score_request
 
         pairs = [(record.values[0], record.values[1]) for record in records]
-        return score_request(engine, engine.tokenizer, pairs, options_of(ScoreOptions, self.given))
+        return score_request(engine.loaded, engine.tokenizer, pairs, options_of(ScoreOptions, self.given))
 
     def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> list[Score]:
         scores: list[Score] = engine.answer(prepared, progress)

@@ -35,6 +35,15 @@ def verify(
     max_batch_tokens: o.BudgetOption = 16384,
     impl: o.ImplOption = "auto",
     trust_remote_code: o.TrustOption = False,
+    path: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="auto runs the texts as a job does: the forward that jobs use, folding where it pays. fused, compiled "
+            "and modules fold every batch and run it through that forward, or are an error where it does not exist.",
+            rich_help_panel=o.MODEL,
+        ),
+    ] = "auto",
     against: Annotated[
         str,
         typer.Option(
@@ -54,19 +63,20 @@ def verify(
     ] = None,
     quiet: o.QuietOption = False,
 ) -> None:
-    """Run a file folded and through the unmodified model, and report how far the answers are apart.
+    """Run a file as a job does and through the unmodified model, and report how far the answers are apart.
 
-    Compared are the hidden states of every token after the last norm, and the
+    The hidden states of every token after the last norm are compared, and the
     likeliest next token of every text. The exit code is 1 when the largest
-    difference passes the bound. Rounding alone makes small differences: another
-    order of summation; --against padded shows how large those of padding are in
-    the same dtype.
+    difference exceeds the bound. Another order of summation alone makes small
+    differences: --against padded shows how large those of padding are in the same
+    dtype. The report names the forward that ran, and how many batches were folded.
 
     \b
     Examples:
       radix-mlp verify texts.jsonl --model ./Qwen3-0.6B
       radix-mlp verify texts.jsonl -m ./Qwen3-0.6B --dtype float32 --bound 1e-5
       radix-mlp verify table.csv --field question -m tiny --against padded
+      radix-mlp verify texts.jsonl -m ./Qwen3-0.6B --path modules
     """
     skipped = Skipped()
     on_skip = skipped if o.skips(on_error) else None
@@ -74,30 +84,40 @@ def verify(
 
     # torch and transformers take seconds to import: only once the input is read
     from radix_mlp.engine import verify as engine_verify
+    from radix_mlp.engine.engine import Engine
     from radix_mlp.engine.tokenization.tokenize import tokenize_texts
-    from radix_mlp.models.load import load, max_length_of
     from radix_mlp.models.load_tokenizer import checkpoint_of
 
+    path_options = engine_verify.options_of(path)
     show_loading(quiet=quiet)
-    loaded, tokenizer = load(checkpoint_of(model), device=device, dtype=dtype, trust_remote_code=trust_remote_code)
-    limit = max_length or max_length_of(loaded, tokenizer)
+    engine = Engine(
+        checkpoint_of(model),
+        device=device,
+        dtype=dtype,
+        max_batch_tokens=max_batch_tokens,
+        max_length=max_length,
+        impl=impl,
+        trust_remote_code=trust_remote_code,
+        **path_options,
+    )
+    engine_verify.require_path(engine, path)
 
     def run(records: list[Record]) -> Verification:
         texts = [record.values[0] for record in records]
-        sequences = tokenize_texts(tokenizer, texts, prompt=prompt, max_length=limit, truncate=truncate)
+        sequences = tokenize_texts(
+            engine.tokenizer, texts, prompt=prompt, max_length=engine.max_length, truncate=truncate
+        )
         with progress_bar("verifying", quiet=quiet) as progress:
             return engine_verify.verify(
-                loaded,
+                engine,
                 sequences,
                 against=against,  # type: ignore[arg-type]
                 bound=bound,
-                impl=impl,
-                max_batch_tokens=max_batch_tokens,
                 progress=progress,
             )
 
     records, found = without_rejected(file, records, on_skip, run)
-    for line in report(found, records, str(loaded.dtype).removeprefix("torch."), against):
+    for line in report(found, records, str(engine.model.dtype).removeprefix("torch."), against):
         typer.echo(line)
     if not found.passed:
         errors().print(
@@ -114,7 +134,9 @@ def report(found: Verification, records: list[Record], dtype: str, against: str)
     other = "one text at a time" if against == "single" else "in padded batches"
     flips = "no output head" if found.flips is None else f"{found.flips:,} of {len(found.texts):,}"
     lines = [
-        f"folded against the unmodified model, {other}, {dtype}",
+        f"as a job runs them, against the unmodified model, {other}, {dtype}",
+        f"  forward               {found.path}",
+        f"  folded batches        {f'{found.num_folded:,} of {found.num_batches:,}':>12}",
         f"  texts                 {len(found.texts):>12,}",
         f"  tokens                {found.num_tokens:>12,}",
         f"  compact tokens        {found.num_compact:>12,}",

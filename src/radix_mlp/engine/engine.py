@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from radix_mlp.arguments import items_of
 from radix_mlp.engine.execution.job import JobStats, Progress
-from radix_mlp.engine.execution.loaded_model import LoadedModel
-from radix_mlp.engine.execution.tokenize_ahead import answer_in_chunks
-from radix_mlp.engine.task import Request
+from radix_mlp.engine.execution.job_engine import JobEngine
 from radix_mlp.engine.tasks.classify import ClassifyOptions, Label, Labels, classify_request
 from radix_mlp.engine.tasks.embed import EmbedOptions, EmbedTokensOptions, embed_request, embed_tokens_request
 from radix_mlp.engine.tasks.rerank import Ranked, RerankOptions, check_top_n, document_pairs, ranked, rerank_request
@@ -29,10 +27,7 @@ from radix_mlp.engine.tokenization.tokenize_chats import Chat
 
 __all__ = ["Engine", "JobStats", "Label", "Labels", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
 
-Value = TypeVar("Value")
-
-
-class Engine(LoadedModel):
+class Engine(JobEngine):
     """Runs texts through a model so that tokens which texts share are computed once.
 
     Args:
@@ -55,9 +50,12 @@ class Engine(LoadedModel):
         control_tokens: what becomes of control tokens, as `<|im_end|>`, that stand in texts, queries, documents and
             messages: `"model"` reads them as the model does, `"text"` as the letters that they are written with, so
             that no document can end the user's turn. Those of prompts, instructions and templates stay control tokens.
-        tensor_parallel_size: deal the model out to so many GPUs, with a process each (`docs/multi-gpu.md`).
+        tensor_parallel_size: shard the model over this many GPUs, with a process for each (`docs/multi-gpu.md`).
+        share: False computes every token of every text, on packed rows: the same forward with folding off, to compare
+            with. Batches are those of `share=True`, and so hold more tokens than `max_batch_tokens`.
 
-    A loaded model that is passed in is enabled for folding by the jobs, or disabled when `threshold` is 0.
+    Jobs put a loaded model that is passed in into evaluation mode, and enable it for folding, or disable it when
+    `threshold` is 0. `close` leaves it as it was.
 
     Raises:
         InvalidInputError: a wrong argument.
@@ -110,7 +108,7 @@ class Engine(LoadedModel):
             pooling=pooling,
             truncate=truncate,
         )
-        return answer_in_chunks(self, self._maker(embed_request, options), items_of(texts, "texts"), progress)
+        return self._answer(self._encoder(embed_request, options), items_of(texts, "texts"), progress)
 
     def embed_tokens(
         self,
@@ -131,7 +129,7 @@ class Engine(LoadedModel):
             [(2, 64), (3, 64)]
         """
         options = EmbedTokensOptions(prompt=prompt, prompt_name=prompt_name, truncate=truncate)
-        return answer_in_chunks(self, self._maker(embed_tokens_request, options), items_of(texts, "texts"), progress)
+        return self._answer(self._encoder(embed_tokens_request, options), items_of(texts, "texts"), progress)
 
     def rerank(
         self,
@@ -179,8 +177,8 @@ class Engine(LoadedModel):
             truncate=truncate,
         )
         given = items_of(documents, "documents")
-        make = self._maker(rerank_request, options, what="documents")
-        scores = answer_in_chunks(self, make, document_pairs(query, given), progress)
+        make = self._encoder(rerank_request, options, what="documents")
+        scores = self._answer(make, document_pairs(query, given), progress)
         return ranked(given, scores, top_n)
 
     def rerank_pairs(
@@ -207,7 +205,7 @@ class Engine(LoadedModel):
             raw_scores=raw_scores,
             truncate=truncate,
         )
-        return answer_in_chunks(self, self._maker(rerank_request, options), items_of(pairs, "pairs"), progress)
+        return self._answer(self._encoder(rerank_request, options), items_of(pairs, "pairs"), progress)
 
     def classify(
         self,
@@ -242,7 +240,7 @@ class Engine(LoadedModel):
             ['negative', 'positive', 'neutral']
         """
         options = ClassifyOptions(template=template, raw_scores=raw_scores, truncate=truncate)
-        return answer_in_chunks(self, self._maker(classify_request, options), items_of(inputs, "inputs"), progress)
+        return self._answer(self._encoder(classify_request, options), items_of(inputs, "inputs"), progress)
 
     def score(
         self,
@@ -270,7 +268,7 @@ class Engine(LoadedModel):
             UnsupportedModelError: the model has no language-model head.
         """
         options = ScoreOptions(add_bos=add_bos, truncate=truncate)
-        return answer_in_chunks(self, self._maker(score_request, options), items_of(pairs, "pairs"), progress)
+        return self._answer(self._encoder(score_request, options), items_of(pairs, "pairs"), progress)
 
     def token_scores(
         self,
@@ -301,10 +299,4 @@ class Engine(LoadedModel):
             (None, 2)
         """
         options = TokenScoresOptions(top=top, truncate=truncate)
-        return answer_in_chunks(self, self._maker(token_scores_request, options), items_of(texts, "texts"), progress)
-
-    def _maker(
-        self, make_request: Callable[..., Request[Value]], options: Any, **names: str
-    ) -> Callable[[Sequence[Any]], Request[Value]]:
-        """Texts -> the request of a task with these options."""
-        return lambda texts: make_request(self, self.tokenizer, texts, options, **names)
+        return self._answer(self._encoder(token_scores_request, options), items_of(texts, "texts"), progress)

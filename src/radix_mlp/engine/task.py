@@ -72,7 +72,7 @@ class Item:
 class Request(Generic[Value]):
     """All items of one request, and how their answers become its value."""
 
-    items: list[Item]
+    items: Sequence[Item]
     value: Callable[[list[Any]], Value]
     """Gets the answers in the order of `items`."""
     what: str = "texts"

@@ -1,29 +1,45 @@
-"""Folded against unfolded, on the user's own texts and model: how far apart are they?"""
+"""What a job computes against the unmodified model, on the user's own texts and model: how far apart are they?"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from radix_mlp.engine.batching.scheduler import Batch, Ids, cut_by_padding, schedule
-from radix_mlp.engine.execution.step import hidden_of_one, padded_hidden, run_batch
+from radix_mlp.engine.batching.scheduler import cut_by_padding
+from radix_mlp.engine.engine import Engine
+from radix_mlp.engine.execution.batch import collect
+from radix_mlp.engine.task import Item, Kept, Request, Task
 from radix_mlp.engine.tokenization.token_ids import rows_of_ids
-from radix_mlp.errors import InvalidInputError
-from radix_mlp.hf import disable, enable
-from radix_mlp.hf.adapters import opened
+from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.hf.fast_forward import COMPILED, FUSED, MODULES, Mode
+from radix_mlp.hf.forward import hidden_of_one, padded_hidden
 from radix_mlp.models.heads import language_head
+from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.build import Ids
 
-__all__ = ["BOUNDS", "TextDifference", "Verification", "verify"]
+__all__ = ["BOUNDS", "PATHS", "TextDifference", "Verification", "options_of", "require_path", "verify"]
 
 BOUNDS = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 """Largest difference allowed, as a part of the largest hidden value: what other summation orders may change."""
+PATHS: dict[str, tuple[Mode, str]] = {
+    "fused": ("auto", FUSED),
+    "compiled": (True, COMPILED),
+    "modules": (False, MODULES),
+}
+"""Path -> the engine's `compile` for it, and how the description of its forward begins."""
 KEPT_VALUES = 2**28
-"""Hidden values kept while the model changes from folded to unfolded."""
+"""Hidden values that are kept until the model is switched from enabled to unmodified."""
+
+Rows = tuple[Tensor, NDArray[np.int32]]
+"""Hidden states of a batch, and the rows of one text among them."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +59,11 @@ class Verification:
     """Hidden states after the last norm, of every token of every text."""
 
     bound: float
+    path: str = ""
+    """What ran folded batches, and why not something faster."""
+    num_batches: int = 0
+    num_folded: int = 0
+    """Batches that ran on packed rows; the others ran padded, through the unmodified model."""
     num_tokens: int = 0
     num_compact: int = 0
     scale: float = 0.0
@@ -79,81 +100,144 @@ class Verification:
         return self.relative <= self.bound
 
 
+@dataclass(frozen=True)
+class HiddenStates(Task):
+    """All hidden states of a batch, which stay on the device."""
+
+    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Kept:
+        return Kept(hidden, hidden.isnan().any())
+
+    def answers(self, found: Kept, plan: RadixPlan, items: Sequence[Item]) -> list[Rows]:
+        return [(found.value, rows) for rows in np.split(plan.unfold_index, plan.cu_seq_lengths[1:-1])]
+
+
+def options_of(path: str) -> dict[str, Any]:
+    """The options of an `Engine` that takes a path of `verify`: `"auto"`, or one of `PATHS`, which folds all batches.
+
+    Raises:
+        InvalidInputError: there is no such path.
+
+    >>> options_of("modules")
+    {'compile': False, 'threshold': 1.0}
+    """
+    if path == "auto":
+        return {}
+    if path not in PATHS:
+        raise InvalidInputError(f"path={path!r}: must be auto or one of {', '.join(PATHS)}.")
+    return {"compile": PATHS[path][0], "threshold": 1.0}
+
+
+def require_path(engine: Engine, path: str) -> None:
+    """Raise `UnsupportedModelError` if the engine's folded batches do not take the path that `options_of` asked for."""
+    runs = engine.forward.describe()
+    if path != "auto" and not runs.startswith(PATHS[path][1]):
+        raise UnsupportedModelError(f"path={path!r}: this model would run through {runs}. Use path='auto'.")
+
+
 def verify(
-    model: PreTrainedModel,
+    engine: Engine,
     sequences: Sequence[Ids],
     *,
     against: Literal["single", "padded"] = "single",
     bound: float | None = None,
-    impl: str = "auto",
-    max_batch_tokens: int = 16384,
     progress: Callable[[int, int], None] | None = None,
 ) -> Verification:
-    """Run all texts folded, and through the unmodified model, and compare every token's last hidden state.
+    """Run all texts as a job of the engine runs them, and through the unmodified model; compare every hidden state.
 
-    The model is left not enabled.
+    The engine's own forward computes the batches (fused layers and CUDA graphs, where jobs use them), which are cut and
+    folded as its options say: under `threshold="auto"`, texts that share little may not be folded.
 
     Args:
         against: the unmodified model fed one text at a time, or in padded batches.
         bound: on the largest difference over the largest hidden value; by dtype unless given (`BOUNDS`).
 
     Example:
-        >>> import numpy as np
-        >>> from radix_mlp.models.tiny import tiny_model
-        >>> texts = [np.array(ids, np.int32) for ids in ([72, 105, 33], [72, 105, 63])]
-        >>> found = verify(tiny_model(), texts)
-        >>> found.passed, found.flips, found.num_compact
-        (True, 0, 4)
+        >>> found = verify(Engine("tiny"), [np.array(ids, np.int32) for ids in ([72, 105, 33], [72, 105, 63])])
+        >>> found.passed, found.flips, found.num_compact, found.num_folded
+        (True, 0, 4, 1)
+        >>> found.path
+        "the model's own modules: the model is on cpu"
     """
     if against not in ("single", "padded"):
         raise InvalidInputError(f"against={against!r}: must be 'single' or 'padded'.")
     sequences = rows_of_ids(sequences, "sequences")
-    model = opened(model)
-    result = Verification(BOUNDS[model.dtype] if bound is None else bound)
-    disable(model)
-    has_head = model.get_output_embeddings() is not None and bool(sequences)
-    head = language_head(model, probe=sequences[0]) if has_head else None
-    total = 0.0
-    for batches in _groups(schedule(sequences, max_batch_tokens), model.config.get_text_config().hidden_size):
-        enable(model, impl=impl, threshold=0)
-        folded = {}
-        for batch in batches:
-            texts = [sequences[index] for index in batch.indices]
-            (hidden, unfold), plan = run_batch(model, texts, lambda hidden, plan: (hidden, plan.unfold_index))
-            result.num_tokens += plan.num_tokens
-            result.num_compact += plan.num_compact
-            starts = plan.cu_seq_lengths
-            for place, index in enumerate(batch.indices):
-                folded[index] = (hidden, torch.tensor(unfold[starts[place] : starts[place + 1]]))
-        disable(model)
-        for index, unfolded in _unfolded(model, sequences, list(folded), against, max_batch_tokens):
-            hidden, rows = folded[index]
-            ours = hidden[rows.to(hidden.device)]
-            result.scale = max(result.scale, float(unfolded.abs().max()))
-            total += float((ours - unfolded).double().abs().sum()) / unfolded.shape[1]
-            result.texts.append(_difference(index, ours, unfolded, head))
-            if progress is not None:
-                progress(len(result.texts), len(sequences))
-    result.mean_abs = total / max(result.num_tokens, 1)
+    model = engine.model
+    result = Verification(BOUNDS[model.dtype] if bound is None else bound, engine.forward.describe())
+    comparison = _Comparison(engine, sequences, against, result, progress)
+    request = Request([Item(ids, HiddenStates()) for ids in sequences], list)
+    for launched in engine.run([request], len(sequences)):
+        comparison.add(launched.batch.places, collect(launched), launched.batch.plan.num_rows)
+    comparison.finish()
+    stats = engine.stats
+    result.num_batches, result.num_folded = stats.num_batches, stats.num_folded
+    result.num_tokens, result.num_compact = stats.num_tokens, stats.num_compact
+    result.mean_abs /= max(result.num_tokens, 1)
     result.texts.sort(key=lambda text: text.index)
     return result
 
 
-def _groups(batches: list[Batch], width: int) -> Iterator[list[Batch]]:
-    group: list[Batch] = []
-    for batch in batches:
-        if group and sum(other.num_compact for other in [*group, batch]) * width > KEPT_VALUES:
-            yield group
-            group = []
-        group.append(batch)
-    if group:
-        yield group
+class _Comparison:
+    """Compares hidden states with those of the unmodified model, some batches at a time."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        sequences: Sequence[Ids],
+        against: str,
+        result: Verification,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.engine = engine
+        self.sequences = sequences
+        self.against = against
+        self.result = result
+        self.progress = progress
+        self._kept: dict[int, Rows] = {}
+        self._num_rows = 0
+        self._width = engine.model.config.get_text_config().hidden_size
+        self._head: Callable[[Tensor], Tensor] | None = None
+        if engine.model.get_output_embeddings() is not None and sequences:
+            with engine.loaded.turn(folds=False):
+                self._head = language_head(engine.model, probe=sequences[0])
+
+    def add(self, places: Sequence[int], answers: Sequence[Any], num_rows: int) -> None:
+        """Keep the answers of a batch, after comparing those kept so far if there is no room for more."""
+        if self._kept and (self._num_rows + num_rows) * self._width > KEPT_VALUES:
+            self.finish()
+        for place, answer in zip(places, answers, strict=True):
+            if isinstance(answer, Exception):
+                raise answer
+            self._kept[place] = answer
+        self._num_rows += num_rows
+
+    @torch.inference_mode()
+    def finish(self) -> None:
+        """Compare what is kept."""
+        with self.engine.loaded.turn(folds=False):
+            for index, unfolded in self._unfolded():
+                hidden, rows = self._kept[index]
+                ours = hidden[torch.tensor(rows, device=hidden.device)]
+                self.result.scale = max(self.result.scale, float(unfolded.abs().max()))
+                # NaN - NaN is NaN: an answer that is not a number never passes
+                self.result.mean_abs += float((ours - unfolded).double().abs().sum()) / unfolded.shape[1]
+                self.result.texts.append(_difference(index, ours, unfolded, self._head))
+                if self.progress is not None:
+                    self.progress(len(self.result.texts), len(self.sequences))
+        self._kept, self._num_rows = {}, 0
+
+    def _unfolded(self) -> Iterator[tuple[int, Tensor]]:
+        return _unfolded(
+            self.engine.model,
+            {index: self.sequences[index] for index in self._kept},
+            self.against,
+            self.engine.max_batch_tokens,
+        )
 
 
-@torch.inference_mode()
 def _unfolded(
-    model: PreTrainedModel, sequences: Sequence[Ids], indices: list[int], against: str, max_batch_tokens: int
+    model: PreTrainedModel, sequences: Mapping[int, Ids], against: str, max_batch_tokens: int
 ) -> Iterator[tuple[int, Tensor]]:
+    indices = list(sequences)
     if against == "single":
         for index in indices:
             yield index, hidden_of_one(model, sequences[index])
@@ -164,7 +248,6 @@ def _unfolded(
         yield from zip([indices[place] for place in places], parts, strict=True)
 
 
-@torch.inference_mode()
 def _difference(index: int, ours: Tensor, unfolded: Tensor, head: Callable[[Tensor], Tensor] | None) -> TextDifference:
     a, b = ours.double(), unfolded.double()
     cosine = torch.nn.functional.cosine_similarity(a, b, dim=-1).min()

@@ -13,6 +13,7 @@ from radix_mlp.hf.adapters import pretrained_in
 from radix_mlp.hf.attention_function import FALLBACKS, fallback_of, register
 from radix_mlp.hf.fingerprint import fingerprint
 from radix_mlp.hf.folding_forward import CallReport, FoldingForward, HeadForward, Settings, refuse_data_parallel
+from radix_mlp.hf.model_lock import lock_of
 from radix_mlp.hf.support import decoder_of, why_unsupported
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.ops.attention.registry import COMPOSITES, IMPLS
@@ -56,6 +57,12 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
     if impl not in known:
         raise InvalidInputError(f"impl is {impl!r}; it must be one of {', '.join(known)}.")
     inner = _pretrained(model)
+    # an engine's batch may be running in another thread
+    with lock_of(decoder_of(inner)):
+        return _enable(model, inner, impl, threshold)
+
+
+def _enable(model: AnyModel, inner: PreTrainedModel, impl: str, threshold: float | Literal["auto"]) -> AnyModel:
     trunk = decoder_of(inner)
     for module in (inner, trunk):
         disable(module)
@@ -87,6 +94,12 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
 def disable(model: AnyModel) -> AnyModel:
     """Undo `enable`: the model's own forward and attention again. Does nothing to a model that is not enabled."""
     inner = _pretrained(model)
+    with lock_of(decoder_of(inner)):
+        _disable(inner)
+    return model
+
+
+def _disable(inner: PreTrainedModel) -> None:
     for module in (inner, decoder_of(inner)):
         enabled = folding_forward_of(module)
         if enabled is None:
@@ -103,7 +116,6 @@ def disable(model: AnyModel) -> AnyModel:
             state["_radix_within"] = enabled
         enabled.settings.threshold = 0
         _set_attention(inner, enabled.settings.fallback)
-    return model
 
 
 def is_enabled(model: torch.nn.Module) -> bool:

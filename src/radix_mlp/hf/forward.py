@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,16 @@ from radix_mlp.hf.support import check_settings, decoder_of
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.hf.windows import windows_of
 from radix_mlp.ops.device_plan import DevicePlan, to_device
+from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
+from radix_mlp.plan.build import Ids
 
 __all__ = [
     "check_token_ids",
     "compact_arguments",
     "forward_compact",
+    "hidden_of_one",
+    "padded_hidden",
     "signature_of",
     "takes_any_keyword",
     "why_not_compact",
@@ -124,6 +129,39 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
     examination = vars(trunk)["_radix"].examination
     with every_layer_sees_the_tree(trunk, examination.num_attention_layers):
         hidden: torch.Tensor = trunk(**arguments).last_hidden_state
+    return hidden[0]
+
+
+def padded_hidden(model: PreTrainedModel, sequences: Sequence[Ids]) -> torch.Tensor:
+    """Hidden states `[N, hidden]` of the model fed all sequences in one batch, padded on the right.
+
+    Example:
+        >>> from radix_mlp.models.tiny import tiny_model
+        >>> padded_hidden(tiny_model(), [np.array([5, 6, 7]), np.array([5])]).shape
+        torch.Size([4, 64])
+    """
+    lengths = np.array([len(sequence) for sequence in sequences])
+    present = np.arange(lengths.max()) < lengths[:, None]
+    input_ids = np.zeros(present.shape, np.int64)
+    input_ids[present] = np.concatenate(sequences)
+    trunk = decoder_of(model)
+    device = trunk.device
+    output = trunk(
+        send(input_ids, device),
+        attention_mask=send(present.astype(np.int64), device),
+        use_cache=False,
+        return_dict=True,
+    )
+    hidden: torch.Tensor = output.last_hidden_state
+    # indices computed on the host: indexing with a mask would synchronize with the device
+    return hidden.flatten(0, 1).index_select(0, send(np.flatnonzero(present), device))
+
+
+def hidden_of_one(model: PreTrainedModel, sequence: Ids) -> torch.Tensor:
+    """Hidden states `[n, hidden]` of the model fed one sequence alone: the reference of `verify`."""
+    trunk = decoder_of(model)
+    input_ids = torch.from_numpy(sequence.astype(np.int64))[None].to(trunk.device)
+    hidden: torch.Tensor = trunk(input_ids, use_cache=False, return_dict=True).last_hidden_state
     return hidden[0]
 
 

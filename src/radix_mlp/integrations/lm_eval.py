@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 
-from radix_mlp.engine.batching.scheduler import lexicographic_order
+from radix_mlp.engine import task as engine_task
 from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.execution.batch import fill
 from radix_mlp.engine.task import Item, Rows, Task
@@ -194,7 +194,7 @@ class RadixLM(HFLM):
                     f"some of both, and at most {self.max_length} of the continuation (max_length)."
                 )
             ids = np.append(sequence, target[-1:]).astype(np.int32)
-            if (reason := unknown_id(texts or "a text", ids, scored_vocabulary(self._engine))) is not None:
+            if (reason := unknown_id(texts or "a text", ids, scored_vocabulary(self._engine.loaded))) is not None:
                 raise InvalidInputError(f"{reason}. Leave the request out.")
         if not sequences:
             return []
@@ -204,14 +204,13 @@ class RadixLM(HFLM):
             for sequence, target in zip(sequences, targets, strict=True)
         ]
         answers: list[Answer] = [(0.0, False)] * len(requests)
-        windows = [(items, lexicographic_order(sequences))]
         with tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Log-likelihoods") as bar:
-            for indices, launched in self._engine.run_windows(windows, len(items)):
-                fill(answers, indices, launched)
-                for index in indices:
+            for launched in self._engine.run([engine_task.Request(items, list)], len(items)):
+                fill(answers, launched)
+                for index in launched.batch.places:
                     if (texts := requests[index][0]) is not None:
                         self.cache_hook.add_partial("loglikelihood", texts, answers[index])
-                bar.update(len(indices))
+                bar.update(len(launched.batch.places))
         _warn_of_nan(requests, answers, self._engine.model.dtype)
         return answers
 

@@ -31,7 +31,7 @@ from tqdm.auto import tqdm  # type: ignore[import-untyped]
 from radix_mlp.arguments import items_of, refuse_tables
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.engine import Engine, JobStats
-from radix_mlp.engine.execution.tokenize_ahead import cut_into_chunks
+from radix_mlp.engine.execution.tokenize_ahead import cut_into_chunks, requests_of
 from radix_mlp.engine.task import Item, Request
 from radix_mlp.engine.tokenization.tokenize import unknown_id
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError, UnsupportedModelError
@@ -210,39 +210,40 @@ class _Call:
         make_work = folding.tail.work(kwargs, wants_tokens=self.wants_tokens)
         works: list[Work] = []
 
-        def call_of(part: Sequence[int]) -> Request[None]:
+        def encode(part: Sequence[int]) -> Request[None]:
             items: list[Item] = []
             for start in range(0, len(part), TEXTS_A_CALL):
-                engine.device_priority.wait()
+                engine.loaded.device_priority.wait()
                 texts = [inputs[place] for place in part[start : start + TEXTS_A_CALL]]
                 sequences, shared = self._tokenize(texts, features["prompt"], features["options"])
                 if not works or works[-1].shared != shared:
                     works.append(make_work(shared))
                 items += [Item(ids, works[-1]) for ids in sequences]
-            return Request(items, lambda answers: None)
+            return Request(items, _nothing)
 
         places: list[NDArray[np.int64]] = []
         nan_places: list[int] = []
         batches: list[Features] = []
-        # one job, so that batches go on over the windows
+        # one job, so that batches span chunks
         with (
             ThreadPoolExecutor(1, "radix-tokenize-ahead") as worker,
             tqdm(total=len(inputs), desc="Texts", disable=not self.progress) as bar,
         ):
-            calls = [worker.submit(call_of, part) for part in cut_into_chunks(order.tolist())]
+            futures = [worker.submit(encode, part) for part in cut_into_chunks(order.tolist())]
             try:
-                for indices, launched in engine.run_calls(calls, len(inputs)):
+                requests = requests_of(futures, engine.loaded.device_priority)
+                for launched in engine.run(requests, len(inputs)):
                     for part, found in launched.parts:
                         if isinstance(found, Exception):
                             raise found
-                        places.append(order[np.asarray(indices)[part.places]])
+                        places.append(order[np.asarray(launched.batch.places)[part.places]])
                         batches.append(found.value)
                         # the engine runs a text alone before it believes this
                         nan_places += places[-1].tolist() if bool(found.has_nan) else []
-                    bar.update(len(indices))
+                    bar.update(len(launched.batch.places))
             finally:
-                for call in calls:
-                    call.cancel()
+                for future in futures:
+                    future.cancel()
         folding.stats = engine.stats
         warn_of_nan([inputs[place] for place in sorted(nan_places)], engine.model.dtype)
         return gathered(places, batches)
@@ -259,11 +260,15 @@ class _Call:
         if empty:
             raise InvalidInputError(f"the input {empty[0]!r:.60} has no tokens: leave it out.")
         for text, row in zip(texts, sequences, strict=True):
-            reason = unknown_id(text, row, self.folding.engine.vocabulary)
+            reason = unknown_id(text, row, self.folding.engine.loaded.vocabulary)
             if reason is not None:
                 raise InvalidInputError(f"the input {reason}. Leave it out.")
         self.folding.tail.check_features(features)
         return sequences, passed_on(features)
+
+
+def _nothing(answers: list[Any]) -> None:
+    """The value of requests whose batches are read one by one."""
 
 
 def warn_of_nan(inputs: Sequence[Any], dtype: torch.dtype) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,10 @@ from radix_mlp.plan.validate import (
     pad_multiple,
 )
 
-__all__ = ["build_plan"]
+__all__ = ["Ids", "build_plan", "plan_of", "unshared_plan"]
+
+Ids = NDArray[np.int32]
+"""Token ids of one sequence, `[n]`."""
 
 _NO_POSITIONS = np.zeros(0, np.int64)
 
@@ -104,6 +108,35 @@ def _ids_of_rows(
     compact_ids = np.zeros(len(fold_index), np.int64)
     compact_ids[:num_compact] = ids[fold_index[:num_compact]]
     return compact_ids
+
+
+def plan_of(sequences: Sequence[Ids]) -> RadixPlan:
+    """The plan of sequences that are given one by one.
+
+    >>> plan_of([np.array([1, 2], np.int32), np.array([1, 3], np.int32)]).num_compact
+    3
+    """
+    return build_plan(*_packed(sequences))
+
+
+def unshared_plan(sequences: Sequence[Ids]) -> RadixPlan:
+    """A plan in which every token is a row of its own, whatever the sequences share.
+
+    >>> unshared_plan([np.array([1, 2], np.int32), np.array([1, 3], np.int32)]).num_compact
+    4
+    """
+    ids, cu = _packed(sequences)
+    rows = np.arange(len(ids), dtype=np.int32)
+    lengths = np.diff(cu)
+    positions = np.arange(len(ids)) - np.repeat(cu[:-1], lengths)
+    end, depth = np.repeat(cu[1:], lengths).astype(np.int32), positions.astype(np.int32)
+    return RadixPlan(len(ids), ids, positions, end, rows, rows, cu, depth)
+
+
+def _packed(sequences: Sequence[Ids]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    cu = np.zeros(len(sequences) + 1, np.int64)
+    np.cumsum([len(sequence) for sequence in sequences], out=cu[1:])
+    return np.concatenate(sequences).astype(np.int64), cu
 
 
 @functools.cache

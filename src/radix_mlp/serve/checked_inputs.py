@@ -33,9 +33,9 @@ class Inputs:
         self.settings = settings
         self.info = info
         self.tokens = tokens
-        self.folder = engine.folder
+        self.folder = engine.loaded.folder
         pooling: Any = POOLING_NAMES[settings.pooling] if settings.pooling else None
-        self.pools_prompt = info.type != "embedding" or pooler_of(engine.folder, pooling).include_prompt
+        self.pools_prompt = info.type != "embedding" or pooler_of(engine.loaded.folder, pooling).include_prompt
 
     def check_size(self, num_items: int, num_texts: int | None = None) -> None:
         """Refuse what could never run: too many items of a client, or more texts of them than there are places.

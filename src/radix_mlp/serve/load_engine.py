@@ -56,7 +56,7 @@ def load_engine(settings: ServeSettings) -> tuple[Engine, str | None]:
                 "batch could hold, and --auto-truncate is off. Raise it, or set --max-input-length."
             )
         longest = settings.max_batch_tokens
-    engine.max_length = longest
+    engine.loaded.max_length = longest
     return engine, sha
 
 

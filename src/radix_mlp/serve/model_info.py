@@ -78,10 +78,10 @@ def model_info(engine: Engine, settings: ServeSettings, sha: str | None = None) 
     pooling, dimensions = None, None
     if kind == "embedding":
         chosen = POOLING_NAMES[settings.pooling] if settings.pooling else None
-        pooler = pooler_of(engine.folder, chosen)
-        pooling, dimensions = "+".join(pooler.modes), engine.folder.dimensions or pooler.width(engine.model)
+        pooler = pooler_of(engine.loaded.folder, chosen)
+        pooling, dimensions = "+".join(pooler.modes), engine.loaded.folder.dimensions or pooler.width(engine.model)
         # tells at the start of a prompt that is not there
-        engine.folder.prompt(settings.default_prompt, settings.default_prompt_name)
+        engine.loaded.folder.prompt(settings.default_prompt, settings.default_prompt_name)
     else:
         for option in ("pooling", "default_prompt", "default_prompt_name"):
             if getattr(settings, option) is not None:
@@ -110,7 +110,7 @@ def model_info(engine: Engine, settings: ServeSettings, sha: str | None = None) 
 def _template(engine: Engine, kind: ModelType, settings: ServeSettings) -> str | None:
     """The reranker's template, found out when the server starts: not at the first request, and never by a name."""
     if kind == "reranker":
-        return choose_template(settings.template, engine.model, engine.tokenizer, engine.folder).name
+        return choose_template(settings.template, engine.model, engine.tokenizer, engine.loaded.folder).name
     if settings.template != "auto":
         raise InvalidInputError(
             f"--template {settings.template} is for rerankers, and {settings.model_id} is of the type {kind}."
@@ -141,7 +141,7 @@ def model_type(engine: Engine, settings: ServeSettings) -> ModelType:
     if kind_of(engine.model) == "classifier":
         count = len(label_names(engine.model))
         return "reranker" if count == 1 or (count == 2 and is_meant) else "classifier"
-    modules = [module.kind for module in engine.folder.modules]
+    modules = [module.kind for module in engine.loaded.folder.modules]
     if modules:
         return "reranker" if modules[0] == "LogitScore" else "embedding"
     return "reranker" if is_meant and kind_of(engine.model) == "causal" else "embedding"

@@ -37,7 +37,7 @@ class Tokens:
     def __init__(self, engine: Engine, max_length: int) -> None:
         self._tokenizer: Any = copy.deepcopy(engine.tokenizer)
         self._reader: Any = controls_of(self._tokenizer).reader or self._tokenizer
-        self._folder = engine.folder
+        self._folder = engine.loaded.folder
         self._max_length = max_length
         self._texts = TokenTexts(self._tokenizer)
         self._thread = ThreadPoolExecutor(1, "radix-mlp-tokenizer")

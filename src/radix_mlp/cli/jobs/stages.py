@@ -91,7 +91,7 @@ class Stages:
         self.progress = progress
         self.skip = skip
         self.skipped = Skipped()
-        self.unfolded = engine.unfolded() if compare and engine.threshold != 0 else None
+        self.unfolded = engine.with_folding(threshold=0) if compare and engine.threshold != 0 else None
         self.compared = None if self.unfolded is None else Comparison(0.0, 0.0, task.compared)
         self.before = output.state.elapsed_seconds
         self.began = time.perf_counter()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.plan.build import Ids
 
 __all__ = [
     "ORDERS",
@@ -26,8 +27,6 @@ __all__ = [
     "split_by_group",
 ]
 
-Ids = NDArray[np.int32]
-"""Token ids of one request, `[n]`."""
 Order = NDArray[np.int64]
 """Indices of requests, `[n]`."""
 GroupOf = Callable[[int], Hashable]

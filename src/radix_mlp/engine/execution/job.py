@@ -1,49 +1,36 @@
-"""A job: all requests of one call, scheduled and run, and what it tells about itself."""
+"""`Job`: the items of one or more requests, cut into batches and run, and statistics about it."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
-from radix_mlp.engine.batching.scheduler import (
-    Order,
-    cut_by_padding,
-    iter_schedule,
-    schedule,
-    split_by_group,
-)
-from radix_mlp.engine.execution.batch import FailedBatch, LaunchedBatch, PreparedBatch, launch_or_halve, prepare
+from radix_mlp.engine.batching.scheduler import cut_by_padding, iter_schedule, schedule, split_by_group
+from radix_mlp.engine.execution.batch import ItemBatch, LaunchedBatch, PreparedBatch, fill, prepare
 from radix_mlp.engine.execution.device_priority import steps_within
-from radix_mlp.engine.execution.isolation import isolated
-from radix_mlp.engine.execution.step import plan_of
-from radix_mlp.engine.task import Item
+from radix_mlp.engine.execution.fold_policy import FoldPolicy
+from radix_mlp.engine.execution.halving import FailedBatch, isolated, launch_or_halve
+from radix_mlp.engine.execution.loaded_model import LoadedModel
+from radix_mlp.engine.task import Item, Request
 from radix_mlp.hf.threshold import folding_pays
 
-if TYPE_CHECKING:
-    from radix_mlp.engine.execution.loaded_model import LoadedModel
+__all__ = ["Job", "JobStats", "Progress"]
 
-__all__ = ["JobStats", "Progress", "Window", "run_job"]
-
+Value = TypeVar("Value")
 Progress = Callable[[int, int], None]
 """Called with (requests answered, requests in all)."""
-
-Launched = tuple[list[int], LaunchedBatch]
-"""Places of a batch's items in the job, and the batch."""
-Window = tuple[Sequence[Item], Order]
-"""Items, and their places in lexicographic order."""
-Planned = tuple[list[int], float | Literal["auto"]]
 
 PREPARED_AHEAD = 2
 """Batches that are planned, or being planned, while the device is at work."""
 IN_FLIGHT = 2
-"""Batches launched besides the one whose answers are read: the device has work while others have Python's lock."""
+"""Batches launched besides the one whose answers are read: the device has work while other threads hold the GIL."""
 
 
 @dataclass
@@ -56,9 +43,10 @@ class JobStats:
     num_compact: int = 0
     """Tokens that the model computed (padding not counted)."""
     num_batches: int = 0
+    num_folded: int = field(default=0, compare=False)
+    """Batches that ran on packed rows."""
     seconds: float = 0.0
-    """From the first token ids to the last result on the host; what is tokenized meanwhile is in it, if it takes longer
-    than the model."""
+    """From the first token ids to the last result on the host. Includes tokenization that the model waits for."""
     decision: str = field(default="", compare=False)
     """Why `threshold="auto"` folded the job, or did not, where it depends on the job."""
 
@@ -68,144 +56,163 @@ class JobStats:
         return self.num_compact / self.num_tokens if self.num_tokens else 1.0
 
 
-def run_job(
-    engine: LoadedModel, windows: Iterable[Window | None], count: int, stats: JobStats, progress: Progress | None = None
-) -> Iterator[Launched]:
-    """Schedule and run all items; yields each batch with the places of its items, some batches behind the device.
+class Job:
+    """Cuts all items into batches and runs them.
 
-    A batch with an answer that is not a number runs again in parts, so that only the culprit's is.
-
-    The calling thread runs the model; another one takes the windows and plans the batches to come.
+    The calling thread runs the model; another thread takes the requests and plans the batches ahead. A batch with an
+    answer that is not a number runs again in parts, so that only the item that causes it has such an answer.
 
     Args:
-        engine: its model runs.
-        windows: items with an order in which those that share are neighbours; None for "run what there is". Places
-            count the items of all windows, in turn.
-        count: items of all windows.
-        stats: counts, and in the end the time.
+        loaded: its model runs, `start`ed as the policy wants it.
+        policy: how batches are cut and folded.
+        requests: their items are counted on from one request to the next; None: run the items so far.
+        count: items of all requests.
+        stats: updated batch by batch.
         progress: called as items are answered.
+
+    Example:
+        >>> from radix_mlp import Engine
+        >>> from radix_mlp.engine.tasks.embed import TokenEmbedding
+        >>> engine = Engine("tiny", threshold=1.0)
+        >>> items = [Item(np.array(ids, np.int32), TokenEmbedding(engine.loaded)) for ids in ([5, 6, 7], [5, 6])]
+        >>> stats, request = JobStats(), Request(items, list)
+        >>> [answer.shape for answer in Job(engine.loaded, engine.start(), [request], 2, stats).answer(request)]
+        [(3, 64), (2, 64)]
+        >>> stats.num_tokens, stats.num_compact
+        (5, 3)
     """
-    if engine.threshold != 0 and count:
-        # the planner compiles once on a machine; that is not the job's time
-        plan_of([np.zeros(1, np.int32)]).to(engine.model.device)
-    arriving = _Arriving(windows)
-    done = 0
-    for batch in _behind(_launched(engine, arriving)):
-        for launched in isolated(engine, batch):
-            if isinstance(launched, FailedBatch):
-                raise launched.error
-            stats.num_batches += 1
-            stats.num_tokens += launched.step.plan.num_tokens
-            stats.num_compact += launched.step.plan.num_compact
-            yield [arriving.place_of[id(item)] for item in launched.items], launched
-            done += len(launched.items)
-            if progress is not None:
-                progress(done, count)
-    stats.seconds = time.perf_counter() - arriving.began
-    stats.decision = arriving.decision
 
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        policy: FoldPolicy,
+        requests: Iterable[Request[Any] | None],
+        count: int,
+        stats: JobStats,
+        progress: Progress | None = None,
+    ) -> None:
+        self.loaded = loaded
+        self.policy = policy
+        self.requests = requests
+        self.count = count
+        self.stats = stats
+        self.progress = progress
+        self._items: list[Item] = []
+        self._began = time.perf_counter()
+        self._num_answered = 0
+        self._batches = self._cut()
+        device = loaded.model.device
+        # plans are copied in the order of the model's work, on the stream on which the caller runs it
+        self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
-class _Arriving:
-    """The items of a job, of which there may be more to come."""
+    def answer(self, request: Request[Value]) -> Value:
+        """The value of the only request of this job."""
+        answers: list[Any] = [None] * self.count
+        for launched in self.run():
+            fill(answers, launched)
+        return request.value(answers)
 
-    def __init__(self, windows: Iterable[Window | None]) -> None:
-        self.items: list[Item] = []
-        self.place_of: dict[int, int] = {}
-        self.began = time.perf_counter()
-        """When the first of them was there."""
-        self.decision = ""
-        self._windows = windows
+    def run(self) -> Iterator[LaunchedBatch]:
+        """Yield each batch once the device is done with it, `IN_FLIGHT` batches after it was launched."""
+        in_flight: deque[LaunchedBatch] = deque()
+        with self.loaded.inside(), ThreadPoolExecutor(1, "radix-plan") as planner:
+            planned = deque(planner.submit(self.next_batch) for _ in range(PREPARED_AHEAD))
+            try:
+                while (batch := self.loaded.device_priority.take(planned.popleft())) is not None:
+                    planned.append(planner.submit(self.next_batch))
+                    for launched in self.launch(batch):
+                        in_flight.append(launched)
+                        if len(in_flight) > IN_FLIGHT:
+                            yield from self.collect(in_flight.popleft())
+                for launched in in_flight:
+                    yield from self.collect(launched)
+            finally:
+                for future in planned:
+                    future.cancel()
+        self.stats.seconds = time.perf_counter() - self._began
 
-    def add(self, items: Sequence[Item]) -> int:
-        """The place of the first."""
-        first = len(self.items)
+    def next_batch(self) -> PreparedBatch | None:
+        """The next batch, planned; None after the last. In the planner's thread."""
+        batch = next(self._batches, None)
+        if batch is None:
+            return None
+        with torch.cuda.stream(self._stream), self.loaded.launching():
+            return prepare(self.loaded, batch)
+
+    def launch(self, batch: PreparedBatch) -> Iterator[LaunchedBatch]:
+        """Run a batch on the device; in parts where its memory does not suffice."""
+        for outcome in launch_or_halve(self.loaded, batch):
+            if isinstance(outcome, FailedBatch):
+                raise outcome.error
+            yield outcome
+
+    def collect(self, launched: LaunchedBatch) -> Iterator[LaunchedBatch]:
+        """Wait for a batch and count it; in parts where an answer is not a number."""
+        for outcome in isolated(self.loaded, launched):
+            if isinstance(outcome, FailedBatch):
+                raise outcome.error
+            batch = outcome.batch
+            self.stats.num_batches += 1
+            self.stats.num_folded += batch.folded
+            self.stats.num_tokens += batch.plan.num_tokens
+            self.stats.num_compact += batch.plan.num_compact
+            yield outcome
+            self._num_answered += len(batch.items)
+            if self.progress is not None:
+                self.progress(self._num_answered, self.count)
+
+    def _add(self, request: Request[Any] | None) -> int:
+        """The place of the request's first item."""
+        first = len(self._items)
         if first == 0:
-            self.began = time.perf_counter()
-        self.items.extend(items)
-        self.place_of.update({id(item): first + place for place, item in enumerate(items)})
+            self._began = time.perf_counter()
+        self._items += [] if request is None else request.items
         return first
 
-    def batches(self, engine: LoadedModel) -> Iterator[Planned]:
-        """Places of every batch, and the threshold that it is run with."""
-        threshold = engine.batch_threshold
-        if threshold not in (0, "auto"):
-            return ((places, threshold) for places in self._folded(engine))
-        for window in self._windows:
-            self.add([] if window is None else window[0])
-        sequences = [item.ids for item in self.items]
-        group_of = engine.rope.group
-        padded = cut_by_padding([len(sequence) for sequence in sequences], engine.max_batch_tokens, group_of)
-        if threshold == "auto":
-            folded = schedule(sequences, engine.max_batch_tokens, group_of)
-            padded_rows = [len(batch) * len(sequences[batch[0]]) for batch in padded]
-            pays, self.decision = folding_pays([batch.num_compact for batch in folded], padded_rows)
-            if pays:
-                return iter([(batch.indices, threshold) for batch in folded])
-        # longest first, instead of neighbours together
-        return iter([(places, 0.0) for places in padded])
+    def _batch(self, places: list[int], policy: FoldPolicy) -> ItemBatch:
+        return ItemBatch([self._items[place] for place in places], places, policy)
 
-    def _folded(self, engine: LoadedModel) -> Iterator[list[int]]:
-        # what is left of each group, to be filled up from the next window
+    def _cut(self) -> Iterator[ItemBatch]:
+        """All batches. Where folding depends on the job, all requests are read first."""
+        if self.policy.always_folds:
+            for places in self._cut_as_they_come():
+                yield self._batch(places, self.policy)
+            return
+        for request in self.requests:
+            self._add(request)
+        sequences = [item.ids for item in self._items]
+        budget, group_of = self.policy.max_batch_tokens, self.loaded.rope.group
+        padded = cut_by_padding([len(sequence) for sequence in sequences], budget, group_of)
+        if self.policy.threshold == "auto":
+            folded = schedule(sequences, budget, group_of)
+            padded_rows = [len(places) * len(sequences[places[0]]) for places in padded]
+            pays, self.stats.decision = folding_pays([batch.num_compact for batch in folded], padded_rows)
+            if pays:
+                yield from (self._batch(batch.indices, self.policy) for batch in folded)
+                return
+        # longest first, instead of neighbours in the tree together
+        yield from (self._batch(places, replace(self.policy, threshold=0)) for places in padded)
+
+    def _cut_as_they_come(self) -> Iterator[list[int]]:
+        # the last batch of each group, which the next request may fill
         held: dict[Hashable, list[int]] = {}
-        for window in self._windows:
-            if window is None:
+        for request in self.requests:
+            if request is None:
                 yield from held.values()
                 held = {}
                 continue
-            first = self.add(window[0])
-            sequences = [item.ids for item in window[0]]
-            for group, order in split_by_group(sequences, window[1], engine.rope.group).items():
+            first = self._add(request)
+            sequences = [item.ids for item in request.items]
+            for group, order in split_by_group(sequences, request.order, self.loaded.rope.group).items():
                 places = [*held.pop(group, []), *(first + order).tolist()]
-                yield from self._cut(engine, places, group, held)
+                for batch in self._cut_places(places):
+                    if group in held:
+                        yield held[group]
+                    held[group] = batch
         yield from held.values()
 
-    def _cut(
-        self, engine: LoadedModel, places: list[int], group: Hashable, held: dict[Hashable, list[int]]
-    ) -> Iterator[list[int]]:
-        """All batches but the last, which is held."""
-        sequences = [self.items[place].ids for place in places]
-        batches = iter_schedule(sequences, engine.max_batch_tokens, np.arange(len(places)))
-        for batch in steps_within(engine.launching(), batches):
-            if group in held:
-                yield held[group]
-            held[group] = [places[index] for index in batch.indices]
-
-
-def _launched(engine: LoadedModel, arriving: _Arriving) -> Iterator[LaunchedBatch]:
-    device = engine.model.device
-    batches: Iterator[Planned] | None = None
-    # plans are copied in the order of the model's work, on whatever stream the caller runs it
-    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
-
-    def prepare_next() -> PreparedBatch | None:
-        nonlocal batches
-        if batches is None:
-            batches = arriving.batches(engine)
-        places, threshold = next(batches, ([], 0.0))
-        if not places:
-            return None
-        with torch.cuda.stream(stream), engine.launching():
-            return prepare(engine, [arriving.items[place] for place in places], threshold)
-
-    with ThreadPoolExecutor(1, "radix-plan") as planner:
-        planned = deque(planner.submit(prepare_next) for _ in range(PREPARED_AHEAD))
-        try:
-            while (batch := engine.device_priority.take(planned.popleft())) is not None:
-                planned.append(planner.submit(prepare_next))
-                for outcome in launch_or_halve(engine, batch):
-                    if isinstance(outcome, FailedBatch):
-                        raise outcome.error
-                    yield outcome
-        finally:
-            for future in planned:
-                future.cancel()
-
-
-def _behind(batches: Iterator[LaunchedBatch]) -> Iterator[LaunchedBatch]:
-    """The same, each given out once so many more are launched: the device has work while the host reads answers."""
-    waiting: deque[LaunchedBatch] = deque()
-    for batch in batches:
-        waiting.append(batch)
-        if len(waiting) > IN_FLIGHT:
-            yield waiting.popleft()
-    yield from waiting
+    def _cut_places(self, places: list[int]) -> Iterator[list[int]]:
+        sequences = [self._items[place].ids for place in places]
+        batches = iter_schedule(sequences, self.policy.max_batch_tokens, np.arange(len(places)))
+        for batch in steps_within(self.loaded.launching(), batches):
+            yield [places[index] for index in batch.indices]

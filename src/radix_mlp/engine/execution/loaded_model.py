@@ -1,48 +1,50 @@
-"""`LoadedModel`: a loaded model and what it takes to run requests through it; the tasks build on it."""
+"""`LoadedModel`: a model, its tokenizer and its folder's settings, the forward that runs it, and its locks."""
 
 from __future__ import annotations
 
-import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import copy
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from radix_mlp.engine.execution.batch import LaunchedBatch, fill
 from radix_mlp.engine.execution.device_priority import DevicePriority
-from radix_mlp.engine.execution.job import JobStats, Progress, Window, run_job
-from radix_mlp.engine.execution.model_lock import lock_of
-from radix_mlp.engine.execution.tokenize_ahead import SMALL_CHUNKS
-from radix_mlp.engine.task import Request
 from radix_mlp.engine.tokenization.control_tokens import check_control_tokens, keep_as_text
-from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, UnsupportedModelError
+from radix_mlp.errors import NonFiniteAnswersError, UnsupportedModelError
 from radix_mlp.hf import disable, enable
+from radix_mlp.hf.adapters import pretrained_in
 from radix_mlp.hf.enable import folding_forward_of, state_of
 from radix_mlp.hf.fast_forward import FastForward
+from radix_mlp.hf.folding_forward import Settings
 from radix_mlp.hf.forward import why_not_compact
 from radix_mlp.hf.length_dependent_rope import LengthDependentRope
+from radix_mlp.hf.model_lock import lock_of
 from radix_mlp.hf.support import decoder_of
-from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.models.load import check_max_length, load, max_length_of
 from radix_mlp.models.pooler import Pooler, pooler_of
 from radix_mlp.models.sentence_transformers_folder import FolderSettings, read_folder
 from radix_mlp.models.tiny import TINY_NAMES
+from radix_mlp.ops.device_plan import to_device
+from radix_mlp.plan.build import plan_of
 
 __all__ = ["LoadedModel"]
 
-Value = TypeVar("Value")
-
 
 class LoadedModel:
-    """Runs requests of token ids in batches, folded or not; arguments are those of `Engine`."""
+    """What engines on one model share; arguments are those of `Engine`.
+
+    Example:
+        >>> loaded = LoadedModel("tiny")
+        >>> loaded.vocabulary, loaded.max_length, loaded.forward.describe()
+        (259, 8192, "the model's own modules: the model is on cpu")
+    """
 
     def __init__(
         self,
@@ -51,9 +53,7 @@ class LoadedModel:
         tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
-        max_batch_tokens: int = 16384,
         max_length: int | None = None,
-        threshold: float | Literal["auto"] = "auto",
         impl: str = "auto",
         kind: Literal["auto", "causal", "classifier", "trunk"] = "auto",
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
@@ -61,17 +61,14 @@ class LoadedModel:
         tensor_parallel_size: int = 1,
         control_tokens: Literal["model", "text"] = "model",
     ) -> None:
-        check_threshold(threshold)
         check_control_tokens(control_tokens)
-        sizes = {"max_batch_tokens": max_batch_tokens, "max_length": max_length}
-        for name, value in (sizes | {"tensor_parallel_size": tensor_parallel_size}).items():
-            if value is not None and not (isinstance(value, int | np.integer) and value >= 1):
-                raise InvalidInputError(f"{name}={value!r}: must be a whole number, and at least 1.")
         self.folder = FolderSettings()
         """What a sentence-transformers folder says about its model."""
         if isinstance(model, str | Path) and str(model) not in TINY_NAMES:
             self.folder = read_folder(str(model))
             model = self.folder.checkpoint
+        self._given = model if isinstance(model, torch.nn.Module) else None
+        before = None if self._given is None else _StateBefore.of(self._given)
         self.forward: FastForward
         """Runs the trunk on a folded batch: `(plan, needed rows or None) -> [M, hidden]`."""
         how: dict[str, Any] = {"tokenizer": tokenizer, "device": device, "dtype": dtype, "kind": kind}
@@ -86,151 +83,27 @@ class LoadedModel:
             self.forward = FastForward(self.model, impl=impl, mode=compile)
         if control_tokens == "text":
             keep_as_text(self.tokenizer)
-        self.max_batch_tokens = max_batch_tokens
         self.max_length = max_length or self.folder.max_length or max_length_of(self.model, self.tokenizer)
         check_max_length(self.model, self.max_length)
-        self.threshold: float | Literal["auto"] = threshold
         self.impl = impl
         self.rope = LengthDependentRope(decoder_of(self.model))
         """Which lengths may share a batch."""
-        self.stats = JobStats()
-        """Of the last job."""
         self.device_priority = DevicePriority()
-        """Held while a batch is cut, planned or launched; those who tokenize ahead wait for it."""
+        """Held while a batch is formed, planned or launched; threads that tokenize ahead wait for it."""
+        self.why_unfolded: str | None = None
+        """Why batches run unfolded although the model is enabled: code was added to it that would see compact rows."""
         self._poolers: dict[str | None, Pooler] = {}
         self._enabled_as: list[Any] | None = None
-        self._reason_unfolded: str | None = None
-        self._model_lock = lock_of(self.model)
-        self._prepare()
-
-    def unfolded(self) -> Self:
-        """An engine on the same model that never folds: the unmodified model on padded batches.
-
-        The two take turns: do not run their jobs at the same time.
-        """
-        other = copy(self)
-        other.threshold, other.stats = 0, JobStats()
-        return other
+        self._lock = lock_of(decoder_of(self.model))
+        self._planner_is_warm = self._has_warned = False
+        self._before = before
+        if before is not None:
+            before.users.add(self)
 
     @property
-    def batch_threshold(self) -> float | Literal["auto"]:
-        """Whether a batch is folded: always where packed rows run anyway, to which padding could only add."""
-        if self._reason_unfolded is not None:
-            return 0
-        if self.threshold != "auto":
-            return self.threshold
-        # what is made of the model is held to its modules, for which it has to be enabled
-        with nullcontext() if self.forward.is_made else self.model_turn():
-            packs = self.num_processes > 1 or self.forward.is_fused
-        return 1.0 if packs else "auto"
-
-    def close(self) -> None:
-        """End the processes that were started for `tensor_parallel_size`, after the batch that runs; from any thread.
-
-        Later jobs end with `EngineClosedError`. Where there are no such processes, nothing: the engine works on.
-        """
-        self.forward.close()
-
-    def _prepare(self) -> None:
-        """Enable the model as this engine wants it, unless it is so since the last time."""
-        if self.threshold == 0:
-            disable(self.model)
-        elif self._enabled_as is None or self._enabled_as != [self.impl, *state_of(self.model)]:
-            # a direct call of the model then runs unfolded; folded batches go through forward_compact
-            enable(self.model, impl=self.impl, threshold=0)
-            self.forward.reconsider()
-            self._reason_unfolded = self._why_unfolded()
-            self._enabled_as = [self.impl, *state_of(self.model)]
-
-    def _why_unfolded(self) -> str | None:
-        """Why batches run unfolded although folding was asked for, if something was put into the model."""
-        reason = why_not_compact(self.model)
-        if reason is None:
-            return None
-        if self.threshold != "auto" and self.threshold >= 1:
-            raise UnsupportedModelError(f"{reason}. Undo that, or make the engine with threshold='auto' or 0.")
-        warnings.warn(f"radix-mlp runs this model unfolded: {reason}.", UserWarning, stacklevel=2)
-        return reason
-
-    def _is_prepared(self) -> bool:
-        """Whether the model is as this engine wants it; another one may have had it."""
-        enabled = folding_forward_of(self.model)
-        if self.threshold == 0 or enabled is None:
-            return (enabled is None) == (self.threshold == 0)
-        return enabled.settings.impl == self.impl
-
-    def inside(self) -> AbstractContextManager[None]:
-        """Held for a job, by the thread that runs it; `EngineDeadError` in a process forked from the midst of one."""
-        return self._model_lock.inside()
-
-    def _start_job(self) -> None:
-        # another thread may be in the middle of a batch
-        with self._model_lock, self.launching():
-            self._prepare()
-
-    @contextmanager
-    def model_turn(self) -> Iterator[None]:
-        """The model to oneself, enabled as this engine wants it, for one batch."""
-        with self._model_lock:
-            if not self._is_prepared():
-                self._prepare()
-            yield
-
-    def launching(self) -> AbstractContextManager[None]:
-        """`feeding`, but on a CPU, where to launch is to compute, nobody is kept waiting."""
-        return nullcontext() if self.model.device.type == "cpu" else self.device_priority
-
-    @property
-    def always_folds(self) -> bool:
-        """Whether every batch is folded, so that a job can begin before all of its texts are known."""
-        return self.batch_threshold not in (0, "auto")
-
-    def answer(self, call: Request[Value], progress: Progress | None = None) -> Value:
-        """Run all items of a call and return its value."""
-        answers: list[Any] = [None] * len(call.items)
-        for places, launched in self.run_windows([(call.items, call.order)], len(answers), progress):
-            fill(answers, places, launched)
-        return call.value(answers)
-
-    def answers_of(
-        self, calls: Sequence[Future[Request[Any]]], count: int, progress: Progress | None = None
-    ) -> list[list[Any]]:
-        """Run all items, `count` in all, of calls that are being made, each as soon as it is; the answers of each."""
-        answers: list[Any] = [None] * count
-        for places, launched in self.run_calls(calls, count, progress):
-            fill(answers, places, launched)
-        found = iter(answers)
-        return [list(itertools.islice(found, len(call.result().items))) for call in calls]
-
-    def run_calls(
-        self, calls: Sequence[Future[Request[Any]]], count: int, progress: Progress | None = None
-    ) -> Iterator[tuple[list[int], LaunchedBatch]]:
-        """Run all items, `count` in all, of calls that are being made, each as soon as it is.
-
-        Yields each batch once the device is done with it, and the places of its items, counted over all calls.
-        What the first few calls leave over is run at once, so that the device need not wait; which texts share a batch
-        depends on nothing but the texts.
-        """
-
-        def windows() -> Iterator[Window | None]:
-            for number, call in enumerate(calls):
-                made = self.device_priority.take(call)
-                yield made.items, made.order
-                if number < SMALL_CHUNKS:
-                    yield None
-
-        with self.device_priority.expecting(calls[:1]):
-            yield from self.run_windows(windows(), count, progress)
-
-    def run_windows(
-        self, windows: Iterable[Window | None], count: int, progress: Progress | None = None
-    ) -> Iterator[tuple[list[int], LaunchedBatch]]:
-        """As `run_calls`, of items with an order in which those that share are neighbours; None: no more for now."""
-        with self.inside():
-            self._start_job()
-            # another thread's job may put its own in its place
-            stats = self.stats = JobStats(num_requests=count)
-            yield from run_job(self, windows, count, stats, progress)
+    def packs(self) -> bool:
+        """Whether the forward runs packed rows in any case, so that folding never costs more than not folding."""
+        return self.num_processes > 1 or self.forward.is_fused
 
     @property
     def vocabulary(self) -> int:
@@ -238,14 +111,135 @@ class LoadedModel:
         embeddings: Any = self.model.get_input_embeddings()
         return int(embeddings.weight.shape[0])
 
+    def start(self, *, folds: bool, must_fold: bool = False) -> None:
+        """Enable the model and make its forward; without `folds`, disable it. Called at the start of every job.
+
+        A job's time then includes neither the compilation of the planner nor the making of fused layers.
+
+        Raises:
+            UnsupportedModelError: `must_fold`, and code was added to the model that would see compact rows.
+        """
+        # another thread may be in the middle of a batch
+        with self._lock, self.launching():
+            self._set_enabled(folds)
+            if not folds:
+                return
+            if self.why_unfolded is not None:
+                self._report_unfolded(must_fold)
+            elif self.num_processes == 1:
+                self.forward.make()
+            if not self._planner_is_warm:
+                to_device(plan_of([np.zeros(1, np.int32)]), self.model.device)
+                self._planner_is_warm = True
+
+    @contextmanager
+    def turn(self, *, folds: bool) -> Iterator[None]:
+        """Exclusive use of the model for one batch, enabled or disabled as `start` leaves it."""
+        with self._lock:
+            if not self._is_set(folds):
+                self._set_enabled(folds)
+            yield
+
+    def inside(self) -> AbstractContextManager[None]:
+        """Held for a job by the thread that runs it. Raises `EngineDeadError` in a process forked during one."""
+        return self._lock.inside()
+
+    def launching(self) -> AbstractContextManager[None]:
+        """`device_priority`; on a CPU, where launching a batch computes it, nothing."""
+        return nullcontext() if self.model.device.type == "cpu" else self.device_priority
+
+    def close(self, *, at_once: bool = False) -> None:
+        """End the processes of a tensor-parallel model, and leave a model that was passed in as it was before.
+
+        From any thread; after the batch that runs, unless `at_once`. Other engines on the same model keep it as they
+        need it, until the last of them is closed. A later job enables the model again.
+        """
+        self.forward.close(at_once=at_once)
+        if self._before is None or self._given is None or at_once or self.num_processes > 1:
+            return
+        with self._lock:
+            self._before.users.discard(self)
+            if not self._before.users:
+                self._before.restore(self._given)
+            self._enabled_as = None
+
     def pooler(self, pooling: str | None) -> Pooler:
         """`pooler_of` this model's folder, made once."""
         if pooling not in self._poolers:
             self._poolers[pooling] = pooler_of(self.folder, pooling)
         return self._poolers[pooling]
 
-    def check_finite(self, finite: NDArray[np.bool_], kind: str) -> None:
-        """Raise `NonFiniteAnswersError` with all places of answers that are not finite."""
+    def check_finite(self, finite: NDArray[np.bool_], what: str) -> None:
+        """Raise `NonFiniteAnswersError` with the places of all answers that are not finite; `what` names the items."""
         if not finite.all():
             reason = f"the model's answer is not a number. If {self.model.dtype} overflows, try dtype='float32'"
-            raise NonFiniteAnswersError(kind, [(int(place), reason) for place in np.flatnonzero(~finite)])
+            raise NonFiniteAnswersError(what, [(int(place), reason) for place in np.flatnonzero(~finite)])
+
+    def _is_set(self, folds: bool) -> bool:
+        """Whether the model is as a job wants it; another engine, or its owner, may have changed it."""
+        enabled = folding_forward_of(self.model)
+        if self.model.training:
+            return False
+        if not folds or enabled is None:
+            return (enabled is None) == (not folds)
+        return enabled.settings.impl == self.impl
+
+    def _set_enabled(self, folds: bool) -> None:
+        """Enable or disable the model, unless nothing has changed since the last time."""
+        if self.model.training:
+            # its owner trains it between jobs, or has it back after `close`
+            self.model.eval()
+        if not folds:
+            disable(self.model)
+        elif self._enabled_as is None or self._enabled_as != [self.impl, *state_of(self.model)]:
+            # a direct call of the model then runs unfolded; folded batches go through forward_compact
+            enable(self.model, impl=self.impl, threshold=0)
+            self.forward.reconsider()
+            self.why_unfolded = why_not_compact(self.model)
+            self._has_warned = False
+            self._enabled_as = [self.impl, *state_of(self.model)]
+
+    def _report_unfolded(self, must_fold: bool) -> None:
+        if must_fold:
+            raise UnsupportedModelError(
+                f"{self.why_unfolded}. Undo that, or make the engine with threshold='auto' or 0 and"
+                " without share=False."
+            )
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(f"radix-mlp runs this model unfolded: {self.why_unfolded}.", UserWarning, stacklevel=2)
+
+
+class _StateBefore:
+    """What engines change of a model that was passed in, as it was before the first of them."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.users: WeakSet[LoadedModel] = WeakSet()
+        self._training = {name for name, module in model.named_modules() if module.training}
+        self._settings: list[tuple[str, Settings]] = []
+        inner = pretrained_in(model)
+        for name, module in [] if inner is None else [("model", inner), ("trunk", decoder_of(inner))]:
+            enabled = folding_forward_of(module)
+            if enabled is not None:
+                self._settings.append((name, replace(enabled.settings)))
+
+    @classmethod
+    def of(cls, model: torch.nn.Module) -> _StateBefore:
+        """The one that other engines on the model have, or a new one."""
+        found = _BEFORE.get(model)
+        if found is None or not found.users:
+            found = _BEFORE[model] = cls(model)
+        return found
+
+    def restore(self, model: torch.nn.Module) -> None:
+        """Modes of all modules, and what the owner had enabled."""
+        for name, module in model.named_modules():
+            module.training = name in self._training
+        disable(model)
+        for name, settings in self._settings[:1]:
+            inner = pretrained_in(model)
+            assert inner is not None
+            enable(model if name == "model" else decoder_of(inner), impl=settings.impl, threshold=settings.threshold)
+
+
+_BEFORE: WeakKeyDictionary[torch.nn.Module, _StateBefore] = WeakKeyDictionary()

@@ -1,88 +1,139 @@
-"""Many texts in windows: the first are run while the rest is still being turned into token ids."""
+"""Many texts in chunks: the first chunks run while the next are being tokenized."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
 
 import numpy as np
 
+from radix_mlp.engine.execution.device_priority import DevicePriority
 from radix_mlp.engine.task import Request
-from radix_mlp.errors import NonFiniteAnswersError
+from radix_mlp.errors import DeviceMemoryError, NonFiniteAnswersError
 
-if TYPE_CHECKING:
-    from radix_mlp.engine.execution.job import Progress
-    from radix_mlp.engine.execution.loaded_model import LoadedModel
-
-__all__ = ["answer_in_chunks", "cut_by_text", "cut_into_chunks"]
+__all__ = ["FEWEST", "TokenizedAhead", "cut_by_text", "cut_into_chunks", "requests_of"]
 
 Value = TypeVar("Value")
 
 FIRST_CHUNK = 32
-"""Texts that are ready soon, for a device that has nothing to do yet."""
+"""Texts that are ready soon, for a device that is idle."""
 SMALL_CHUNKS = 3
-"""Windows that double and are run by themselves; after them, batches are filled up from the next window."""
+"""Chunks that double in size and form their own batches; after them, a batch may span chunks."""
 FEWEST = 256
-"""Calls of so many texts at most are tokenized at once: in windows they would share less."""
+"""Up to this many texts are tokenized in one go; in chunks they would share less."""
 LARGEST_CHUNK = 512
 GROWTH = 4
-"""A later window is longer by one part in so many: the device is then not done with one before the next is tokenized,
-if tokenizing takes up to four fifths of the model's time."""
+"""A later chunk is longer than the one before it by one part in this many: the next is then tokenized before the device
+is done, if tokenizing takes up to four fifths of the model's time."""
 
 
-def answer_in_chunks(
-    engine: LoadedModel,
-    make_request: Callable[[Sequence[Any]], Request[Value]],
-    given: Sequence[Any],
-    progress: Progress | None = None,
-) -> Value:
-    """What `engine.answer(make_request(given))` returns, with the texts tokenized by a thread beside the model.
+class TokenizedAhead(Generic[Value]):
+    """Texts that a thread tokenizes chunk by chunk, while the model runs those before them.
 
     Texts are taken in the order of their characters, so that those which share a prefix are neighbours, as in the order
-    of token ids. Whatever is wrong with a text is told as if all had been tokenized at once.
+    of token ids. Leaving the context cancels what has not been tokenized.
+
+    Args:
+        encode: makes the request of some of the texts.
+        given: all texts, or pairs of texts.
+        chunks: their places, as `cut_by_text` cuts them.
+        priority: tokenization waits for it.
+
+    Example:
+        >>> from radix_mlp.engine.task import Item, Task
+        >>> texts = [f"text {number}" for number in range(300)]
+        >>> def encode(some: list[str]) -> Request[list[int]]:
+        ...     return Request([Item(np.frombuffer(text.encode(), np.uint8), Task()) for text in some], list)
+        >>> with TokenizedAhead(encode, texts, cut_by_text(texts), DevicePriority()) as ahead:
+        ...     [len(request.items) for request in ahead.requests() if request is not None]
+        [32, 64, 128, 76]
     """
-    with engine.inside():
-        return _answer_in_windows(engine, make_request, given, progress)
+
+    def __init__(
+        self,
+        encode: Callable[[Sequence[Any]], Request[Value]],
+        given: Sequence[Any],
+        chunks: Sequence[Sequence[int]],
+        priority: DevicePriority,
+    ) -> None:
+        self._encode = encode
+        self._given = given
+        self._chunks = chunks
+        self._priority = priority
+        self._worker = ThreadPoolExecutor(1, "radix-tokenize-ahead")
+        self._futures: list[Future[Request[Value]]] = []
+
+    def __enter__(self) -> Self:
+        self._futures = [self._worker.submit(self._encoded, chunk) for chunk in self._chunks]
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for future in self._futures:
+            future.cancel()
+        self._worker.shutdown()
+
+    def _encoded(self, chunk: Sequence[int]) -> Request[Value]:
+        self._priority.wait()
+        return self._encode([self._given[place] for place in chunk])
+
+    def requests(self) -> Iterator[Request[Value] | None]:
+        """The request of each chunk as soon as it is tokenized; None: run the chunks so far."""
+        return requests_of(self._futures, self._priority)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether tokenization raised: its messages count the texts of a chunk, not those of the caller."""
+        return any(future.exception() is not None for future in self._futures if _is_finished(future))
+
+    def value(self, answers: Sequence[Any]) -> Value:
+        """The value in the caller's order, of the answers to all items in the order of the chunks.
+
+        Raises:
+            NonFiniteAnswersError: answers that are not finite, by their places in the caller's list.
+        """
+        values: list[Any] = []
+        rejected: list[tuple[int, str]] = []
+        start, what = 0, ""
+        for future, chunk in zip(self._futures, self._chunks, strict=True):
+            request = future.result()
+            what, stop = request.what, start + len(request.items)
+            try:
+                values.append(request.value(list(answers[start:stop])))
+            except NonFiniteAnswersError as error:
+                rejected += [(chunk[place], reason) for place, reason in error.rejected]
+            start = stop
+        if rejected:
+            raise NonFiniteAnswersError(what, sorted(rejected))
+        joined: Value = _joined(values, self._chunks, len(self._given))
+        return joined
+
+    def locate(self, error: DeviceMemoryError) -> None:
+        """Replace the error's place, counted over the chunks, by that in the caller's list."""
+        if error.place is not None:
+            error.place = [place for chunk in self._chunks for place in chunk][error.place]
 
 
-def _answer_in_windows(
-    engine: LoadedModel,
-    make_request: Callable[[Sequence[Any]], Request[Value]],
-    given: Sequence[Any],
-    progress: Progress | None,
-) -> Value:
-    windows = cut_by_text(given) if engine.always_folds else []
-    if len(windows) < 2:
-        return engine.answer(make_request(given), progress)
+def requests_of(futures: Sequence[Future[Request[Value]]], priority: DevicePriority) -> Iterator[Request[Value] | None]:
+    """The results of the futures as they are ready; None after each of the first few.
 
-    def call_of(texts: Sequence[Any]) -> Request[Value]:
-        engine.device_priority.wait()
-        return make_request(texts)
-
-    with ThreadPoolExecutor(1, "radix-tokenize-ahead") as tokenizing:
-        calls = [tokenizing.submit(call_of, [given[place] for place in window]) for window in windows]
-        try:
-            answers = engine.answers_of(calls, len(given), progress)
-        except Exception:
-            if not _has_failed(calls):
-                raise
-            answers = []
-        finally:
-            for call in calls:
-                call.cancel()
-    if not answers:
-        # places in a message are those in the caller's list
-        return engine.answer(make_request(given), progress)
-    return _joined(_values([call.result() for call in calls], answers, windows), windows, len(given))
+    Batches depend on the texts alone, not on the time that tokenization takes.
+    """
+    for number, future in enumerate(futures):
+        yield priority.take(future)
+        if number < SMALL_CHUNKS:
+            yield None
 
 
 def cut_by_text(given: Sequence[Any]) -> list[Sequence[int]]:
-    """Places of the texts, or pairs of texts, in the order of their characters, cut into windows, a small one first.
+    """Places of the texts, or pairs of texts, in the order of their characters, cut into chunks, a small one first.
 
-    Equal texts are never parted. Empty where there is something else among them than texts or pairs of texts.
+    Equal texts share a chunk. Empty if there are few texts, or anything but texts and pairs of texts.
 
-    >>> [len(window) for window in cut_by_text([f"text {place}" for place in range(1000)])]
+    >>> [len(chunk) for chunk in cut_by_text([f"text {place}" for place in range(1000)])]
     [32, 64, 128, 160, 200, 250, 166]
     """
     if isinstance(given, str) or len(given) <= FEWEST or not _all_texts(given):
@@ -92,7 +143,7 @@ def cut_by_text(given: Sequence[Any]) -> list[Sequence[int]]:
 
 
 def cut_into_chunks(order: Sequence[int], texts: Sequence[Any] | None = None) -> Iterator[Sequence[int]]:
-    """`order`, places of texts, in windows, small ones first; of `texts`, neighbours that are equal are not parted."""
+    """`order`, places of texts, in chunks, small ones first; neighbours that are equal in `texts` stay together."""
     start, size, number = 0, FIRST_CHUNK if len(order) > FEWEST else len(order), 1
     while start < len(order):
         stop = min(start + size, len(order))
@@ -111,36 +162,19 @@ def _all_texts(given: Sequence[Any]) -> bool:
     )
 
 
-def _has_failed(calls: Sequence[Future[Request[Any]]]) -> bool:
-    """Whether tokenization raised: its messages count the texts of a window."""
-    return any(call.exception() is not None for call in calls if call.done() and not call.cancelled())
+def _is_finished(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled()
 
 
-def _values(
-    calls: Sequence[Request[Value]], answers: Sequence[list[Any]], windows: Sequence[Sequence[int]]
-) -> list[Value]:
-    """The value of every window; all answers that are not finite make one error, by their places in the job."""
-    values: list[Value] = []
-    rejected: list[tuple[int, str]] = []
-    for call, found, window in zip(calls, answers, windows, strict=True):
-        try:
-            values.append(call.value(found))
-        except NonFiniteAnswersError as error:
-            rejected += [(window[place], reason) for place, reason in error.rejected]
-    if rejected:
-        raise NonFiniteAnswersError(calls[0].what, sorted(rejected))
-    return values
-
-
-def _joined(values: Sequence[Any], windows: Sequence[Sequence[int]], count: int) -> Any:
-    """One value in the caller's order, out of arrays or lists with a row a text."""
+def _joined(values: Sequence[Any], chunks: Sequence[Sequence[int]], count: int) -> Any:
+    """One value in the caller's order, of arrays or lists with a row per text."""
     if isinstance(values[0], np.ndarray):
         array = np.empty((count, *values[0].shape[1:]), values[0].dtype)
-        for window, value in zip(windows, values, strict=True):
-            array[window] = value
+        for chunk, value in zip(chunks, values, strict=True):
+            array[chunk] = value
         return array
     rows: list[Any] = [None] * count
-    for window, value in zip(windows, values, strict=True):
-        for place, row in zip(window, value, strict=True):
+    for chunk, value in zip(chunks, values, strict=True):
+        for place, row in zip(chunk, value, strict=True):
             rows[place] = row
     return rows

@@ -64,7 +64,7 @@ class Dispatcher:
             max_age=max_age,
             order=order,
             padded=engine.threshold == 0,
-            group_of=engine.rope.group,
+            group_of=engine.loaded.rope.group,
         )
         # a tokenizer keeps how it cuts texts between calls, so two threads never share one
         self._tokenizers: SimpleQueue[Any] = SimpleQueue()
@@ -125,7 +125,7 @@ class Dispatcher:
             raise InvalidInputError(f"timeout={timeout}: must be above 0 seconds.")
         self._admit()
         try:
-            return await self._until(timeout, partial(make_request, self.engine), arguments, options)
+            return await self._until(timeout, partial(make_request, self.engine.loaded), arguments, options)
         except DeadlineExceededError:
             self.stats.num_expired += 1
             raise

@@ -14,24 +14,15 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
 import torch
 
 from radix_mlp.engine.batching.online_scheduler import OnlineScheduler, Waiting
-from radix_mlp.engine.execution.batch import (
-    FailedBatch,
-    LaunchedBatch,
-    PreparedBatch,
-    collect,
-    launch_or_halve,
-    prepare,
-)
-from radix_mlp.engine.execution.isolation import isolated
-from radix_mlp.engine.execution.loaded_model import LoadedModel
-from radix_mlp.engine.execution.step import plan_of
+from radix_mlp.engine.engine import Engine
+from radix_mlp.engine.execution.batch import ItemBatch, LaunchedBatch, PreparedBatch, collect, prepare
+from radix_mlp.engine.execution.halving import FailedBatch, isolated, launch_or_halve
 from radix_mlp.engine.online.accepted_request import AcceptedRequest
 from radix_mlp.engine.online.reports import BatchReport, FrontStats
-from radix_mlp.engine.task import Item, Request
+from radix_mlp.engine.task import Request
 from radix_mlp.errors import EngineClosedError, EngineDeadError, InferenceError, RadixError
 
 __all__ = ["ServingLoop"]
@@ -43,16 +34,20 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    owners: dict[Item, tuple[AcceptedRequest, int]]
-    """Whose item it is, and its place there."""
-    prepared: PreparedBatch | Sequence[Item]
-    """The items alone where planning failed: they are planned once more, in halves."""
+    owners: list[tuple[AcceptedRequest, int]]
+    """Of each item: the request that it belongs to, and its place there."""
+    prepared: ItemBatch
+    """Not a `PreparedBatch` if planning failed: it is planned once more, in halves."""
     oldest_seconds: float
 
     @property
     def num_compact(self) -> int:
         """Unique tokens; 0 if it could not be planned."""
-        return self.prepared.step.plan.num_compact if isinstance(self.prepared, PreparedBatch) else 0
+        return self.prepared.plan.num_compact if isinstance(self.prepared, PreparedBatch) else 0
+
+    def owners_of(self, places: Sequence[int]) -> list[tuple[AcceptedRequest, int]]:
+        """Of the items in these places."""
+        return [self.owners[place] for place in places]
 
 
 class ServingLoop:
@@ -60,7 +55,7 @@ class ServingLoop:
 
     def __init__(
         self,
-        engine: LoadedModel,
+        engine: Engine,
         scheduler: OnlineScheduler,
         on_batch: Callable[[BatchReport], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -183,22 +178,19 @@ class ServingLoop:
         return error
 
     def _plan(self) -> None:
-        # the planner compiles once on a machine; no request waits for it
-        plan_of([np.zeros(1, np.int32)])
-        with self.engine.model_turn():
-            # whatever the model's forward is made of is made before the first request
-            _ = self.engine.batch_threshold
+        # the forward is made before the first request
+        self.engine.start()
         while True:
             self._permits.acquire()
             taken = self._take()
             if not taken:
                 break
             items = [waiting.payload[0] for waiting in taken]
-            owners = {item: (accepted, place) for item, accepted, place in (waiting.payload for waiting in taken)}
+            owners = [waiting.payload[1:] for waiting in taken]
             oldest = max(self.clock() - waiting.arrived for waiting in taken)
-            prepared: PreparedBatch | Sequence[Item] = items
+            prepared = ItemBatch(items, range(len(items)), self.engine.policy())
             try:
-                prepared = prepare(self.engine, items)
+                prepared = prepare(self.engine.loaded, prepared)
             except Exception:
                 logger.exception("a batch could not be planned; its halves are tried")
             batch = _Batch(owners, prepared, oldest)
@@ -230,8 +222,8 @@ class ServingLoop:
 
     def _run_model(self) -> None:
         while (batch := self._prepared.get()) is not None and self.failure is None:
-            if not all(accepted.is_finished for accepted, _ in batch.owners.values()):
-                for outcome in launch_or_halve(self.engine, batch.prepared, retry=True):
+            if not all(accepted.is_finished for accepted, _ in batch.owners):
+                for outcome in launch_or_halve(self.engine.loaded, batch.prepared, retry=True):
                     self._launched.put((batch, outcome))
                     if isinstance(outcome, FailedBatch):
                         self._check_device()
@@ -245,13 +237,15 @@ class ServingLoop:
                 self._under_way.discard(batch)
                 self._permits.release()
             else:
-                parts = [outcome] if isinstance(outcome, FailedBatch) else isolated(self.engine, outcome, retry=True)
-                for part in parts:
+                loaded = self.engine.loaded
+                for part in [outcome] if isinstance(outcome, FailedBatch) else isolated(loaded, outcome, retry=True):
                     self._tell(batch, part)
 
     def _tell(self, batch: _Batch, outcome: LaunchedBatch | FailedBatch) -> None:
         error: Exception | None = None
         answers: list[Any] = []
+        run = outcome if isinstance(outcome, FailedBatch) else outcome.batch
+        owners = batch.owners_of(run.places)
         if isinstance(outcome, FailedBatch):
             error = outcome.error
         else:
@@ -260,8 +254,7 @@ class ServingLoop:
             except Exception as caught:
                 error = caught
         if error is not None:
-            answers = [error for _ in outcome.items]
-        owners = [batch.owners[item] for item in outcome.items]
+            answers = [error for _ in owners]
         report = self._report(batch, outcome, owners, error)
         for accepted in {accepted for accepted, _ in owners}:
             accepted.num_batches += 1
@@ -291,13 +284,14 @@ class ServingLoop:
         error: Exception | None,
     ) -> BatchReport:
         launched = None if isinstance(outcome, FailedBatch) else outcome
+        run = outcome if isinstance(outcome, FailedBatch) else outcome.batch
         report = BatchReport(
             num_calls=len({accepted for accepted, _ in owners}),
             num_requests=len(owners),
-            num_tokens=sum(len(item.ids) for item in outcome.items),
-            num_compact=launched.step.plan.num_compact if launched and error is None else 0,
-            folded=launched is not None and launched.step.folded,
-            plan_seconds=launched.prepare_seconds if launched else 0.0,
+            num_tokens=sum(len(item.ids) for item in run.items),
+            num_compact=launched.batch.plan.num_compact if launched and error is None else 0,
+            folded=launched is not None and launched.batch.folded,
+            plan_seconds=launched.batch.seconds if launched else 0.0,
             forward_seconds=time.perf_counter() - launched.began if launched else 0.0,
             oldest_seconds=batch.oldest_seconds,
             error=error,

@@ -158,7 +158,7 @@ class ProcessGroup:
         return torch.load(io.BytesIO(content), weights_only=False, map_location=self._to_own_device)
 
     def reach(self, stage: str) -> None:
-        """Let `Peers` in the first process see that this one has come so far."""
+        """Let `RankProcesses` in the first process see that this one has come so far."""
         if self._store is not None:
             self._store.set(f"{stage}/{self.rank}", "")
 

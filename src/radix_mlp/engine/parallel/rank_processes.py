@@ -1,14 +1,11 @@
-"""`Peers`: the other processes of a tensor-parallel model, started and watched by the first.
+"""`RankProcesses`: the other ranks of a tensor-parallel model, which rank 0 starts and watches.
 
-Each runs `python -m radix_mlp.engine.parallel.rank_processes` with a port, a rank, the number of ranks and a device.
-It ends when its standard input closes, so none outlives the first process, however that ends.
+Each runs `radix_mlp.engine.parallel.rank_main`, and ends when its standard input closes, so that none outlives rank 0.
 """
 
 from __future__ import annotations
 
-import logging
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,15 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 
-import torch
 import torch.distributed as dist
 
-from radix_mlp.engine.parallel.process_group import ProcessGroup, own_device
-from radix_mlp.errors import EngineError, InvalidInputError, RadixError
+from radix_mlp.engine.parallel.process_group import ProcessGroup
+from radix_mlp.errors import EngineError, InvalidInputError
 
-__all__ = ["Peers"]
-
-logger = logging.getLogger("radix_mlp.engine")
+__all__ = ["END_SECONDS", "HOST", "START", "RankProcesses"]
 
 HOST = "127.0.0.1"
 INTERFACE = "GLOO_SOCKET_IFNAME"
@@ -47,7 +41,7 @@ def _by_loopback() -> Iterator[None]:
             del os.environ[INTERFACE]
 
 
-class Peers:
+class RankProcesses:
     """The processes 1, 2, … of a group; torchrun's, or started here.
 
     Args:
@@ -156,7 +150,7 @@ class Peers:
         environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
         for rank in range(1, self._size):
             place = [str(store.port), str(rank), str(self._size), self._kind]
-            command = [sys.executable, "-m", "radix_mlp.engine.parallel.rank_processes", *place]
+            command = [sys.executable, "-m", "radix_mlp.engine.parallel.rank_main", *place]
             self.processes.append(subprocess.Popen(command, stdin=subprocess.PIPE, env=environment))
         limit = START.total_seconds()
         end = time.monotonic() + limit
@@ -183,42 +177,3 @@ class Peers:
         code = process.wait()
         if not self._is_closing:
             group.fail(f"process {rank} of {self._size} has ended with code {code}")
-
-
-def main() -> None:
-    """Run a part of a model until the first process is done."""
-    # a terminal's Ctrl-C is for the first process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    port, rank, size, kind = int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    threading.Thread(target=_end_with_first, daemon=True).start()
-    store = dist.TCPStore(HOST, port, is_master=False, timeout=START)  # type: ignore[attr-defined]
-
-    from radix_mlp.engine.parallel.tensor_parallel import serve_part
-
-    if own_device(kind, rank).type == "cuda":
-        # a GPU that does not answer shows here, where the first process waits for so long and no longer
-        torch.cuda.synchronize()
-    store.set(f"started/{rank}", "")
-    group = ProcessGroup(kind, store=store, rank=rank, size=size)
-    try:
-        serve_part(group)
-    except Exception as error:
-        # what this package says needs no traceback, and the first process says it too where it can
-        logger.error("process %d of %d: %s", rank, size, error, exc_info=not isinstance(error, RadixError))
-        # a library that waits for other processes at its end would wait forever
-        os._exit(1)
-    # nothing is left to be done, and the interpreter takes seconds to end
-    os._exit(0)
-
-
-def _end_with_first() -> None:
-    with suppress(OSError):
-        while os.read(sys.stdin.fileno(), 1):
-            pass
-    # it may have said that it was done, and this process be about to end
-    time.sleep(END_SECONDS / 2)
-    os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -28,12 +28,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from radix_mlp.engine.execution.step import Forward
 from radix_mlp.engine.parallel.process_group import ProcessGroup
-from radix_mlp.engine.parallel.rank_processes import START, Peers
+from radix_mlp.engine.parallel.rank_processes import START, RankProcesses
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf.enable import enable
-from radix_mlp.hf.fast_forward import FastForward, Mode
+from radix_mlp.hf.fast_forward import FastForward, Mode, TrunkForward
 from radix_mlp.hf.sharding import shard
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.models.load import load
@@ -64,10 +63,6 @@ class _Part(FastForward):
         self.graphed: list[GraphedDecoder] = []
         """What runs batches, if it has CUDA graphs: these hold the sums over processes that are in them."""
 
-    def make(self) -> None:
-        """Make what runs batches, together with the other processes."""
-        self._current()
-
     def refresh(self) -> bool:
         """Nothing: the model is not changed once it is dealt out."""
         return False
@@ -75,10 +70,10 @@ class _Part(FastForward):
     def reconsider(self) -> None:
         """Nothing, too."""
 
-    def _make(self, trunk: PreTrainedModel) -> Forward:
+    def _make(self, trunk: PreTrainedModel) -> TrunkForward:
         made: Any = super()._make(trunk)
         self.graphed.clear()
-        if hasattr(made, "_give_up"):
+        if self.is_fused:
             # a process that alone did without a graph would be out of step
             made._give_up = _raise_last
             self.graphed.append(made)
@@ -92,7 +87,9 @@ class TensorParallelForward(_Part):
         InvalidInputError: `mode` is True.
     """
 
-    def __init__(self, model: PreTrainedModel, group: ProcessGroup, peers: Peers, *, impl: str, mode: Mode) -> None:
+    def __init__(
+        self, model: PreTrainedModel, group: ProcessGroup, peers: RankProcesses, *, impl: str, mode: Mode
+    ) -> None:
         super().__init__(model, impl=impl, mode=mode)
         self.group = group
         self._peers = peers
@@ -127,7 +124,7 @@ class TensorParallelForward(_Part):
         with self.group.telling("run", ({name: getattr(plan, name) for name in PLAN_FIELDS}, needed_rows)):
             return super().__call__(plan, needed_rows)
 
-    def _make(self, trunk: PreTrainedModel) -> Forward:
+    def _make(self, trunk: PreTrainedModel) -> TrunkForward:
         with self.group.telling("make", None):
             return super()._make(trunk)
 
@@ -166,7 +163,7 @@ def lead(
             "compile=True: modules that are dealt out to several processes are not compiled. Use 'auto' or False."
         )
     is_loaded = isinstance(model, torch.nn.Module)
-    peers = Peers(size, _kind_of_device(device, size))
+    peers = RankProcesses(size, _kind_of_device(device, size))
     if is_loaded and peers.are_ours:
         raise InvalidInputError(
             "tensor_parallel_size with a loaded model: other processes cannot take it over. Pass its name or folder, "
@@ -230,7 +227,7 @@ def serve_part(group: ProcessGroup, model: PreTrainedModel | None = None) -> Non
 
 
 def _own_part(
-    group: ProcessGroup, model: Any, tokenizer: Any, options: dict[str, Any], peers: Peers | None = None
+    group: ProcessGroup, model: Any, tokenizer: Any, options: dict[str, Any], peers: RankProcesses | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load the model on the CPU, keep this process' part, and move that to the device; all processes or none."""
     began = time.monotonic()
@@ -284,7 +281,7 @@ def _kind_of_device(device: torch.device | str | None, size: int) -> str:
     return str(device)
 
 
-def _end(graphed: list[GraphedDecoder], peers: Peers) -> None:
+def _end(graphed: list[GraphedDecoder], peers: RankProcesses) -> None:
     if peers.is_fork:
         return
     # once no batch runs, which would keep its graph

@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any
 
 from radix_mlp.engine.batching.scheduler import Ids, lexicographic_order
-from radix_mlp.engine.execution.step import plan_of
+from radix_mlp.plan.build import plan_of
 from radix_mlp.report.tree import SharedPiece, TextTree, text_tree
 
 __all__ = ["shown_tree"]

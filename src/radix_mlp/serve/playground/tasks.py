@@ -61,7 +61,7 @@ async def _rerank(service: Service, body: RunRequest) -> Outcome:
 
     def call(tokenizer: Any) -> Request[Any]:
         return rerank_request(
-            service.engine,
+            service.engine.loaded,
             tokenizer,
             document_pairs(body.query, _cut(service, body.documents)),
             replace(options, template=template, truncate=service.settings.auto_truncate),
@@ -85,7 +85,7 @@ async def _embed(service: Service, body: RunRequest) -> Outcome:
             pooling=pooling,
             truncate=settings.auto_truncate,
         )
-        return embed_request(service.engine, tokenizer, _cut(service, texts), options)
+        return embed_request(service.engine.loaded, tokenizer, _cut(service, texts), options)
 
     return Outcome(answer, found, call)
 
@@ -103,7 +103,7 @@ async def _classify(service: Service, body: RunRequest) -> Outcome:
 
     def call(tokenizer: Any) -> Request[Any]:
         options = ClassifyOptions(truncate=service.settings.auto_truncate)
-        return classify_request(service.engine, tokenizer, _cut(service, body.documents), options)
+        return classify_request(service.engine.loaded, tokenizer, _cut(service, body.documents), options)
 
     return Outcome(answer, found, call)
 
@@ -133,7 +133,7 @@ async def _score(service: Service, body: RunRequest) -> Outcome:
     }
 
     def call(tokenizer: Any) -> Request[Any]:
-        return score_request(service.engine, tokenizer, pairs, ScoreOptions())
+        return score_request(service.engine.loaded, tokenizer, pairs, ScoreOptions())
 
     return Outcome(answer, found, call)
 

@@ -35,8 +35,8 @@ def assert_alone(case, items, answers, bad):
 def answers_of(engine, call):
     """Those of all items, finite or not."""
     answers = [None] * len(call.items)
-    for places, launched in engine.run_windows([(call.items, call.order)], len(answers)):
-        fill(answers, places, launched)
+    for launched in engine.run([call], len(answers)):
+        fill(answers, launched)
     return answers
 
 

@@ -27,6 +27,7 @@ from radix_mlp.engine.tokenization.tokenize_chats import Chat
 
 __all__ = ["Engine", "JobStats", "Label", "Labels", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
 
+
 class Engine(JobEngine):
     """Runs texts through a model so that tokens which texts share are computed once.
 

@@ -62,7 +62,8 @@ async def embed(request: Request, body: CohereEmbedRequest, service: ServiceOf) 
     answer = await service.embed(
         body.texts,
         EmbedOptions(
-            prompt_name=prompt if prompt in service.engine.loaded.folder.prompts else None, dimensions=body.output_dimension
+            prompt_name=prompt if prompt in service.engine.loaded.folder.prompts else None,
+            dimensions=body.output_dimension,
         ),
         truncate=None if body.truncate is None else body.truncate != "NONE",
         max_tokens=body.max_tokens,

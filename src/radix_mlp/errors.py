@@ -98,6 +98,11 @@ class DeviceMemoryError(InferenceError):
 
     place: int | None = None
 
+    @property
+    def rejected(self) -> list[tuple[int, str]]:
+        """(place in the caller's list, reason), as in `NonFiniteAnswersError`; empty where the place is not known."""
+        return [] if self.place is None else [(self.place, str(self).removesuffix("."))]
+
 
 class NonFiniteAnswersError(InferenceError):
     """The model's answers to some items are not finite, even with each item run without the others.

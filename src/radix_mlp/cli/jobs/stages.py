@@ -18,9 +18,9 @@ from radix_mlp.cli.show import Comparison, Skipped
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine, JobStats
     from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-    from radix_mlp.errors import NonFiniteAnswersError
+    from radix_mlp.errors import DeviceMemoryError, NonFiniteAnswersError
 
-    Rejecting = RejectedItemsError | NonFiniteAnswersError
+    Rejecting = RejectedItemsError | NonFiniteAnswersError | DeviceMemoryError
 
 __all__ = ["Stages", "Task", "refuse_bad_lines"]
 
@@ -125,13 +125,15 @@ class Stages:
             raise bad_line_error(bad[places[error.rejected[0][0]]]) from error
 
     def run(self, prepared: Prepared) -> Answered:
-        """The model's part; once more without the lines whose answers are not finite."""
-        from radix_mlp.errors import NonFiniteAnswersError
+        """The model's part; again without lines whose answers are not finite, or that do not fit into memory."""
+        from radix_mlp.errors import DeviceMemoryError, NonFiniteAnswersError
 
         while True:
             try:
                 return self._run(prepared)
-            except NonFiniteAnswersError as error:
+            except (NonFiniteAnswersError, DeviceMemoryError) as error:
+                if not error.rejected:
+                    raise
                 self._add_bad(prepared.bad, error, prepared.places, prepared.records)
                 prepared = self._without(prepared.window, prepared.bad, prepared.fraction)
 

@@ -30,5 +30,5 @@ def test_a_text_that_does_not_fit_is_named_and_can_be_skipped(tmp_path, small_me
     assert failed.exit_code == 1
     assert "texts.jsonl:2: a request of 80 tokens" in failed.stderr
     assert "does not fit into the memory" in failed.stderr
-    assert run(*arguments, "--overwrite", "--on-error", "skip").exit_code == 0
+    assert run(*arguments, "--on-error", "skip", "--restart").exit_code == 0
     assert [json.loads(line)["line"] for line in output.read_text().splitlines()] == [1, 3]

@@ -178,8 +178,6 @@ class ServingLoop:
         return error
 
     def _plan(self) -> None:
-        # the forward is made before the first request
-        self.engine.start()
         while True:
             self._permits.acquire()
             taken = self._take()

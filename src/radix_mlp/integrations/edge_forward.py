@@ -18,6 +18,7 @@ from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.enable import enable, folding_forward_of, install
 from radix_mlp.hf.foldable_call import FoldableCall
 from radix_mlp.hf.folding_forward import FoldingForward
+from radix_mlp.hf.origin import foreign_function
 from radix_mlp.hf.support import why_unsupported
 from radix_mlp.ops import label_edges
 from radix_mlp.train import PaddedLayout, TreeBatch, check_trainable, language_head, pretrained_of
@@ -85,9 +86,11 @@ def install_edge_forward(
     """
     inner = pretrained_of(model)
     check_in_training(model)
+    # calls of a model with a forward of the user's run unfolded and need no head
+    is_own = foreign_function(vars(inner).get("forward")) is not None
     enable(model, impl=impl, threshold=threshold)
     # a reference model that FSDP2 has sharded already has the class of the policy, which is checked
-    if check_head:
+    if check_head and not is_own:
         language_head(inner)
     usual = folding_forward_of(inner)
     assert usual is not None

@@ -46,6 +46,6 @@ def _check(name: str, folder: Path) -> None:
 
 def _broken(name: str, reason: str) -> InvalidInputError:
     return InvalidInputError(
-        f"model={name!r} comes with radix-mlp, but {reason}. Reinstall the package: pip install --force-reinstall "
-        "--no-deps radix-mlp (in a checkout: git checkout src/radix_mlp/models)."
+        f"model={name!r} comes with radix-mlp, but {reason}. Install the package again from where you got it "
+        "(in a checkout: git checkout src/radix_mlp/models)."
     )

@@ -257,9 +257,24 @@ def _probes(model: PreTrainedModel, probe: NDArray[np.int32] | None) -> Iterator
 
 
 def _own_logits(model: PreTrainedModel, begin: NDArray[np.int32]) -> Tensor:
-    """By the class's forward, past mixed precision and the like around it, unless other code stands around it."""
-    call: Any = model if reason_of_called_module(model) else type(model).forward.__get__(model)
-    logits: Tensor = call(_on_device(model, begin), use_cache=False, return_dict=True).logits
+    """By the class's forward, past mixed precision and the like around it, unless other code wraps it.
+
+    Raises:
+        UnsupportedModelError: the other code fails on a call without labels.
+    """
+    ids = _on_device(model, begin)
+    given = {"attention_mask": torch.ones_like(ids), "use_cache": False, "return_dict": True}
+    if reason_of_called_module(model) is None:
+        own: Any = type(model).forward.__get__(model)
+        logits: Tensor = own(ids, **given).logits
+        return logits
+    try:
+        logits = model(ids, **given).logits
+    except Exception as error:
+        raise UnsupportedModelError(
+            f"the code around {type(model).__name__}.forward fails on a call without labels "
+            f"({type(error).__name__}: {error}), so its logits cannot be compared. Remove it, or train unfolded."
+        ) from error
     return logits
 
 

@@ -27,9 +27,6 @@ _LOOKS = frozenset(
         "dim",
         "element_size",
         "get_device",
-        "is_complex",
-        "is_contiguous",
-        "is_floating_point",
         "numel",
         "record_stream",
         "size",
@@ -77,7 +74,7 @@ class TreeMask(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _KEPT_BY:
                 return _marked(func(*args, **kwargs or {}), args[0].windows)
-            if func.__name__ in _LOOKS:
+            if func.__name__ in _LOOKS or func.__name__.startswith(("is_", "_is_")):
                 return func(*args, **kwargs or {})
             # Gemma 4 slices its masks for the last `logits_to_keep` rows, and 0 keeps all
             if func is torch.Tensor.__getitem__ and _selects_all(args[1]):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch._guards import TracingContext
 
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.windows import Windows
@@ -79,6 +80,9 @@ class TreeMask(torch.Tensor):
             # Gemma 4 slices its masks for the last `logits_to_keep` rows, and 0 keeps all
             if func is torch.Tensor.__getitem__ and _selects_all(args[1]):
                 return args[0]
+            # torch.compile describes its inputs to itself before it traces; which functions that takes changes
+            if TracingContext.try_get() is not None:
+                return func(*args, **kwargs or {})
         raise UnsupportedCallError(
             f"{func.__name__} was given the tree of a folded call as an attention mask: this attention is not (or no "
             "longer) radix-mlp's own, as when another thread calls disable during a call. Run it unfolded "

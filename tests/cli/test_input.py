@@ -41,7 +41,7 @@ def test_a_quote_that_never_closes_is_an_error(tmp_path, on_error):
     assert result.exit_code == 1
     assert "q.csv:3: a quote opens in this row and never closes, so that lines 3 to 1,003, the end" in result.stderr
     assert not output.exists()
-    # what came before is kept, and the job goes on once the file is mended
+    # what came before is kept, and the job resumes once the file is corrected
     write(path, QUOTE.replace('"', ""))
     assert run(*command).exit_code == 0
     assert len(output.read_text().splitlines()) == 1002
@@ -415,7 +415,7 @@ def test_jobs_on_all_of_these_go_on_where_they_were_stopped(tmp_path, kind):
         assert "--delimiter not given, and this one has --delimiter" in run(*command, "--delimiter", ";").stderr
     result = run(*command)
     assert result.exit_code == 0, result.output
-    assert "gone on after" in result.stderr
+    assert "resumed after" in result.stderr
     assert [json.loads(line)["text"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == texts
 
 

@@ -93,13 +93,13 @@ def test_the_same_answers_as_without_ray(tmp_path, ray_node):  # noqa: F811
     assert "was complete already" in run(*command).stderr
     assert "had --prompt not given, and this one has --prompt" in run(*command, "--prompt", "x").stderr
     jsonl(tmp_path / "b.jsonl", [{"text": "other", "id": "x"}])
-    assert "changed since the job was begun" in run(*command).stderr
+    assert "changed since the job was started" in run(*command).stderr
     other = tmp_path / "other.jsonl"
     other.mkdir()
     (other / "mine.txt").write_text("x")
     for restart in ([], ["--restart"]):
         result = run("embed", files[0], "-m", "tiny", "-o", str(other), "--ray", *restart)
-        assert "not empty, and no job has begun there" in result.stderr
+        assert "not empty, and no job was started there" in result.stderr
     assert (other / "mine.txt").exists()
 
 
@@ -189,7 +189,7 @@ def test_bad_lines(tmp_path, ray_node):  # noqa: F811
     assert "'./missing': no such folder" in error_of(*begin, "-m", "./missing")
     expected = "error: dtype='int3': must be auto or one of float64, float32, bfloat16, float16.\n"
     assert error_of(*begin, "-m", "tiny", "--dtype", "int3") == expected
-    # begun anew, it is another job
+    # started over, it is another job
     result = run(*command, "--on-error", "skip", "--restart", "--no-normalize")
     assert result.exit_code == 0, result.stderr
     assert len(rows_of(output)) == len(lines) - 1
@@ -230,7 +230,7 @@ def test_killed_in_the_midst(tmp_path, ray_node, victim):  # noqa: F811
     assert {name: after[name] for name in before} == before
     assert len({stats["process"] for stats in after.values()}) >= 2
     if victim == "driver":
-        assert re.search(r"gone on after +\d+ parts", stderr)
+        assert re.search(r"resumed after +\d+ parts", stderr)
     rows = rows_of(output)
     assert [(row["line"], row["text"]) for row in rows] == list(enumerate(texts, 1))
     assert not list(output.glob("_job/new-*"))

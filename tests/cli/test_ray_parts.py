@@ -171,8 +171,8 @@ def test_plans_are_kept_and_compared(tmp_path):
     loaded.check(folder, plan.options, plan.files)
     for options, files, message in (
         ({"model": "other", "window": 3}, plan.files, 'had --model "tiny", and this one has --model "other"'),
-        (plan.options, [["a", 11, "2"]], "a: changed since the job was begun"),
-        (plan.options, [["b", 10, "1"]], "begun on other files"),
+        (plan.options, [["a", 11, "2"]], "a: changed since the job was started"),
+        (plan.options, [["b", 10, "1"]], "started on other files"),
     ):
         with pytest.raises(InvalidInputError, match=message):
             loaded.check(folder, options, files)

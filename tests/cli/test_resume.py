@@ -57,13 +57,13 @@ def test_an_interrupted_job_goes_on(tmp_path, monkeypatch, texts, whole):
     arguments = ["embed", texts, "-m", "tiny", "-o", str(output), *WINDOW]
     result = stopped(monkeypatch, arguments)
     assert result.exit_code == 130
-    assert result.stderr == "stopped. 6 texts are done and kept; the same command goes on after them.\n"
+    assert result.stderr == "stopped. 6 texts are done and kept; run the same command to resume.\n"
     assert not output.exists()
     assert whole.startswith((tmp_path / "out.jsonl.partial").read_bytes())
     # what has no part in the answers may be changed
     result = run(*arguments, "--max-batch-tokens", "500", "--on-error", "skip")
     assert result.exit_code == 0
-    assert re.search(r"gone on after\s+6 texts", result.stderr)
+    assert re.search(r"resumed after\s+6 texts", result.stderr)
     assert re.search(rf"texts\s+{len(TEXTS)} ", result.stderr)
     total = sum(len(text.encode()) for text in TEXTS)
     assert re.search(rf"tokens\s+{total:,} ", result.stderr)
@@ -99,7 +99,7 @@ def test_an_error_keeps_what_is_done_and_says_so(tmp_path, monkeypatch, texts, w
     result = run(*arguments)
     assert result.exit_code == 1
     assert re.match(r"error: .*texts.jsonl:8: not JSON.*--on-error skip\.\n6 texts are done and kept;", result.stderr)
-    # mended, the job goes on: what is done has not changed
+    # corrected, the job resumes: what is done has not changed
     Path(texts).write_text("".join(lines))
     assert run(*arguments).exit_code == 0
     assert (tmp_path / "out.jsonl").read_bytes() == whole
@@ -122,11 +122,11 @@ def test_changed_input_and_options_are_refused(tmp_path, monkeypatch, texts, who
         Path(texts).write_text(changed)
         result = run(*arguments)
         assert result.exit_code == 1
-        assert "changed since the job was begun" in result.stderr
+        assert "changed since the job was started" in result.stderr
         assert "6 texts" in result.stderr
     assert run(*arguments, "--restart").exit_code == 0
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 1
-    assert "nothing to begin anew" in run("embed", texts, "-m", "tiny", "--restart").stderr
+    assert "nothing to start over" in run("embed", texts, "-m", "tiny", "--restart").stderr
 
 
 def test_standard_input_can_be_gone_on_with(tmp_path, monkeypatch, texts, whole):

@@ -10,7 +10,7 @@
     vectors = texts.map_batches(Embed, fn_constructor_args=[model], batch_size=16384, compute=gpus, num_gpus=1)
 
 Each takes a batch as a dictionary of NumPy arrays or as a pyarrow table, and gives the same kind of batch with more
-columns. `radix-mlp embed --ray` does whole jobs, to be gone on with when they are stopped.
+columns. `radix-mlp embed --ray` runs whole jobs, which can be resumed.
 """
 
 from __future__ import annotations

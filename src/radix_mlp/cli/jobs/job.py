@@ -1,4 +1,4 @@
-"""A job of the command line: a file through a model into another file, to be gone on with if it is stopped."""
+"""A job of the command line: runs a file through a model into another file; a stopped job can be resumed."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import typer
 from radix_mlp.cli.jobs.encode import SUFFIXES
 from radix_mlp.cli.jobs.input.find import open_sources
 from radix_mlp.cli.jobs.input.source import Source
-from radix_mlp.cli.jobs.journal import State
+from radix_mlp.cli.jobs.journal import START_OVER, State
 from radix_mlp.cli.jobs.output import FileOutput, Output, StandardOutput, check_output, files_beside
 from radix_mlp.cli.jobs.progress import JobProgress
 from radix_mlp.cli.jobs.read import BadLine, Record, Row, problem_of, read_items
 from radix_mlp.cli.jobs.record_windows import Window, cut_windows, whole_groups
-from radix_mlp.cli.jobs.stages import Stages, Task, refuse_bad_lines
+from radix_mlp.cli.jobs.stages import JobTask, Stages, refuse_bad_lines
 from radix_mlp.cli.jobs.three_stages import run_stages
 from radix_mlp.cli.options import skips
 from radix_mlp.cli.settings import Given, JobSettings, settings_of
@@ -67,22 +67,22 @@ class Job(JobSettings):
             if value is not None and value.encode("utf-8", "replace").decode() != value:
                 raise InvalidInputError(f"--{name.replace('_', '-')} {value!a}: not valid UTF-8.")
         if self.restart and self.path is None:
-            raise InvalidInputError("--restart: there is nothing to begin anew without --output.")
+            raise InvalidInputError("--restart: there is nothing to start over without --output.")
 
     def run(
         self,
         read: Callable[[Sequence[Source]], Iterable[Record | BadLine]],
-        task: Task,
+        task: JobTask,
         engine: Callable[[], Engine],
         *,
         ranked: bool = False,
     ) -> None:
-        """Do what is not done yet.
+        """Run what is not done yet.
 
         Args:
-            read: all records of files, read as they are asked for.
-            engine: makes the engine; called once the first window is read.
-            ranked: groups of records have to stand together.
+            read: yields all records of the files lazily.
+            engine: creates the engine; called after the first window is read.
+            ranked: keep each group of records together.
         """
         items = read(self.sources)
         options = {**self.options, "window": self.window}
@@ -106,7 +106,7 @@ class Job(JobSettings):
     def _run(
         self,
         items: Iterable[Record | BadLine],
-        task: Task,
+        task: JobTask,
         make_engine: Callable[[], Engine],
         output: Output,
         ranked: bool,
@@ -143,7 +143,7 @@ class Job(JobSettings):
         if not self.quiet:
             notes = task.notes(engine)
             if begun.num_rows:
-                notes["gone on after"] = f"{begun.num_rows:,} texts"
+                notes["resumed after"] = f"{begun.num_rows:,} texts"
             show_summary(output.state, folded=engine.threshold != 0, compared=stages.compared, notes=notes)
 
     def _not_done(self, windows: Iterator[Window], begun: State, progress: JobProgress) -> Iterator[Window]:
@@ -161,8 +161,8 @@ class Job(JobSettings):
 
     def _changed(self, begun: State) -> InvalidInputError:
         return InvalidInputError(
-            f"{self._shown()}: changed since the job was begun: the part of it that is done ({begun.num_rows:,} texts) "
-            "reads differently. Put it back as it was to go on, or begin anew with --restart."
+            f"{self._shown()}: changed since the job was started: the part that is done ({begun.num_rows:,} texts) "
+            f"reads differently. Restore the input to resume. {START_OVER}"
         )
 
     def _shown(self) -> str:
@@ -173,11 +173,11 @@ class Job(JobSettings):
             return ""
         if self.output is None:
             return f" {output.state.num_rows:,} texts are written."
-        return f" {output.state.num_rows:,} texts are done and kept; the same command goes on after them."
+        return f" {output.state.num_rows:,} texts are done and kept; run the same command to resume."
 
 
 def _is_interrupt(error: BaseException | None) -> bool:
-    # compiled code may end with an error of its own when Ctrl-C comes in the midst of it
+    # Ctrl-C within compiled code may surface as another error
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
 
 
@@ -188,7 +188,7 @@ def text_records(
     id_field: str | None = None,
     may_be_empty: Container[str] = (),
 ) -> Iterator[Record | BadLine]:
-    """A record of every line, with the texts of `fields`."""
+    """One record per line, with the texts of `fields`."""
 
     def problem(row: dict[str, Any]) -> str | None:
         return problem_of(row, fields, may_be_empty)

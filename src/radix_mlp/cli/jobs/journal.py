@@ -1,4 +1,4 @@
-"""How far a job has come: a small file beside its output, always of a state that can be gone on from."""
+"""Progress of a job: a small file beside its output, from which the job can be resumed at any time."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class State:
     device_seconds: float = 0.0
     elapsed_seconds: float = 0.0
     finished: bool = False
-    """All that remains is to give the output its name."""
+    """Only the rename of the output remains."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +43,15 @@ class Journal:
     """The file with the state of a job.
 
     Args:
-        path: where it stands.
-        options: what decides the answers; values that JSON keeps as they are.
+        path: of the file.
+        options: the options that affect the answers; values that survive JSON unchanged.
     """
 
     path: Path
     options: dict[str, Any] = field(default_factory=dict)
 
     def load(self) -> State | None:
-        """The state that was saved last, or None.
+        """The last saved state, or None.
 
         Raises:
             InvalidInputError: it belongs to a job with other options, or is not a journal.
@@ -64,9 +64,9 @@ class Journal:
         except OSError as error:
             raise InvalidInputError(f"{self.path}: {error.strerror or error}.") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise InvalidInputError(f"{self.path}: not the progress of a job ({error!r}). {BEGIN_ANEW}") from error
+            raise InvalidInputError(f"{self.path}: not the progress of a job ({error!r}). {START_OVER}") from error
         if version != VERSION:
-            raise InvalidInputError(f"{self.path}: begun by another version of radix-mlp. {BEGIN_ANEW}")
+            raise InvalidInputError(f"{self.path}: started by another version of radix-mlp. {START_OVER}")
         check_options(self.path, options, self.options)
         return state
 
@@ -79,18 +79,18 @@ class Journal:
         self.path.unlink(missing_ok=True)
 
 
-BEGIN_ANEW = "Begin anew with --restart."
+START_OVER = "Start over with --restart."
 
 
 def check_options(place: Path | str, then: dict[str, Any], now: dict[str, Any]) -> None:
-    """Raise `InvalidInputError` unless a job that was begun has the options of this one."""
+    """Raise `InvalidInputError` unless the started job has the options of this one."""
     names = [name for name in {**then, **now} if then.get(name) != now.get(name)]
     if names:
         had = ", ".join(f"{_option(name)} {_shown(then.get(name))}" for name in names)
         has = ", ".join(f"{_option(name)} {_shown(now.get(name))}" for name in names)
         raise InvalidInputError(
-            f"{place}: the job that was begun here had {had}, and this one has {has}. Give the same to go on with it, "
-            "or begin anew with --restart."
+            f"{place}: the job that was started here had {had}, and this one has {has}. Give the same options to "
+            f"resume it. {START_OVER}"
         )
 
 

@@ -1,4 +1,4 @@
-"""Where the answers of a job go: a file that a killed job can be gone on with, or standard output."""
+"""Resumable output of a job: a file, or standard output."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from radix_mlp.cli.jobs.encode import Table, encoder_of
-from radix_mlp.cli.jobs.journal import BEGIN_ANEW, Journal, State
+from radix_mlp.cli.jobs.journal import START_OVER, Journal, State
 from radix_mlp.errors import InvalidInputError
 
 __all__ = ["FileOutput", "Output", "StandardOutput", "check_output", "files_beside", "written"]
 
 
 class Output(Protocol):
-    """Takes the windows of a job in turn."""
+    """Writes the windows of a job in order."""
 
     state: State
-    """What is written."""
+    """What has been written."""
 
     def open(self) -> None:
         """Get ready for the first window."""
 
     def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
-        """Write one window; `state` is what will be done then, the sizes of files aside."""
+        """Write one window; `state` describes the job after it, except for the sizes of the files."""
 
     def finish(self) -> None:
-        """Write no more."""
+        """Complete the output after the last window."""
 
     def close(self) -> None:
-        """Let go of the files, finished or not."""
+        """Close the files, finished or not."""
 
 
 class StandardOutput:
     """JSON lines, a window at a time.
 
     Raises:
-        InvalidInputError: there is no standard output, or it takes nothing more.
+        InvalidInputError: there is no standard output, or writing to it fails.
     """
 
     def __init__(self) -> None:
@@ -55,14 +55,14 @@ class StandardOutput:
         try:
             rest = memoryview(self.encoder.encode(table, None))
             while rest:
-                # unbuffered (PYTHONUNBUFFERED), it may take a part and say no more
+                # unbuffered (PYTHONUNBUFFERED), it may write only a part
                 rest = rest[sys.stdout.buffer.write(rest) or 0 :]
             sys.stdout.buffer.flush()
         except BrokenPipeError:
-            # who reads has had enough
+            # the reader has closed the pipe
             raise
         except OSError as error:
-            # what it still holds would fail once more when Python ends
+            # flushing the rest would fail again when Python exits
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise InvalidInputError(f"standard output: {error.strerror or error}.") from error
@@ -76,16 +76,16 @@ class StandardOutput:
 
 
 class FileOutput:
-    """A file that appears when it is whole; until then its beginning stands in `.partial`.
+    """A file that appears when it is complete; until then, what is written is in `.partial`.
 
-    Windows are appended to `.partial` and reach the disk before the journal says that they are there. Whoever opens
-    it again drops what the journal does not know, so that nothing is lost and nothing is there twice.
+    Windows are appended to `.partial` and reach the disk before the journal records them. A job that resumes cuts off
+    what the journal does not record, so nothing is lost or duplicated.
 
     Args:
         output: the file; beside it stand, while the job runs, `.partial` and `.progress.json`, and, where lines were
             skipped, `.errors.jsonl`.
-        options: what decides the answers.
-        restart: drop what an earlier job has left.
+        options: the options that affect the answers.
+        restart: drop what an earlier job left.
 
     Raises:
         InvalidInputError: an earlier job that was not finished had other options or is still running (`open`), or its
@@ -103,7 +103,7 @@ class FileOutput:
         self.state = self._begun or State()
 
     def open(self) -> None:
-        """Take the files and drop what was not finished in them; a job that has done nothing leaves nothing."""
+        """Lock the files and cut off unrecorded bytes; a job that has written nothing leaves no files."""
         try:
             self._open()
         except OSError as error:
@@ -112,12 +112,12 @@ class FileOutput:
     def _open(self) -> None:
         if self.state.finished and not self.partial.exists():
             return
-        # opened for appending: it must not be cut before the lock is held
+        # append mode: the file must not be truncated before the lock is held
         file = self.partial.open("ab")
         try:
             self._take(file)
         except BaseException:
-            # what another job has done stays
+            # keep what another job has written
             file.close()
             raise
         self._file = file
@@ -126,16 +126,18 @@ class FileOutput:
         if not _lock(file):
             raise InvalidInputError(f"{self.partial}: another job is writing this. Wait for it, or give another name.")
         if not os.path.samestat(os.fstat(file.fileno()), self.partial.stat()):
-            raise InvalidInputError(f"{self.partial}: another job has just finished this. Start again.")
+            raise InvalidInputError(f"{self.partial}: another job has just finished this. Run the command again.")
         if self.restart:
             self.journal.remove()
         if self.journal.load() != self._begun:
-            raise InvalidInputError(f"{self.journal.path}: another job has just written this. Start again to go on.")
+            raise InvalidInputError(
+                f"{self.journal.path}: another job has just written this. Run the command again to resume."
+            )
         for path, size in ((self.partial, self.state.output_bytes), (self.errors, self.state.errors_bytes)):
             there = path.stat().st_size if path.exists() else 0
             if there < size:
                 raise InvalidInputError(
-                    f"{path}: shorter than {self.journal.path.name} says ({there:,} of {size:,} bytes). {BEGIN_ANEW}"
+                    f"{path}: shorter than {self.journal.path.name} says ({there:,} of {size:,} bytes). {START_OVER}"
                 )
             if there > size:
                 os.truncate(path, size)
@@ -166,7 +168,7 @@ class FileOutput:
                 self.encoder.finish(self.partial, self.output)
             elif not self.output.exists():
                 raise InvalidInputError(
-                    f"{self.journal.path}: the job is done, but {self.output} is gone. {BEGIN_ANEW}"
+                    f"{self.journal.path}: the job is done, but {self.output} is gone. {START_OVER}"
                 )
             _sync_folder(self.output.parent)
             self.journal.remove()
@@ -179,14 +181,14 @@ class FileOutput:
         if not self.state.num_rows and not self.state.finished:
             self.partial.unlink(missing_ok=True)
             self.journal.remove()
-        # on a full disk it cannot write what it holds; the journal knows nothing of that
+        # on a full disk the buffer cannot be written; the journal does not record it
         with suppress(OSError):
             self._file.close()
         self._file = None
 
 
 def files_beside(output: Path) -> tuple[Path, Path, Path]:
-    """What a job writes besides its output: the answers so far, how far it is, and its bad lines."""
+    """The files beside the output: the answers so far, the progress and the bad lines."""
     partial, progress, errors = (f"{output.name}.{ending}" for ending in ("partial", "progress.json", "errors.jsonl"))
     return output.parent / partial, output.parent / progress, output.parent / errors
 
@@ -227,7 +229,7 @@ def _append(file: BinaryIO, content: bytes) -> None:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Whether this process alone has the file; the lock ends with the process."""
+    """Whether this process got the lock, which ends with the process."""
     try:
         import fcntl
     except ImportError:
@@ -240,7 +242,7 @@ def _lock(file: BinaryIO) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Names that files were given reach the disk, where folders can be opened."""
+    """Sync renames to disk, where folders can be opened."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     Rejecting = RejectedItemsError | NonFiniteAnswersError | DeviceMemoryError
 
-__all__ = ["Stages", "Task", "refuse_bad_lines"]
+__all__ = ["JobTask", "Stages", "refuse_bad_lines"]
 
 
-class Task(Protocol):
+class JobTask(Protocol):
     """What a job does with its records."""
 
     name: str
@@ -83,7 +83,7 @@ class Stages:
     with_ids = False
 
     def __init__(
-        self, task: Task, engine: Engine, output: Output, progress: JobProgress, *, skip: bool, compare: bool
+        self, task: JobTask, engine: Engine, output: Output, progress: JobProgress, *, skip: bool, compare: bool
     ) -> None:
         self.task = task
         self.engine = engine

@@ -31,16 +31,16 @@ from radix_mlp.cli.show import Skipped, errors, note
 from radix_mlp.errors import InvalidInputError, RadixError
 
 if TYPE_CHECKING:
-    from radix_mlp.cli.jobs.stages import Task
+    from radix_mlp.cli.jobs.stages import JobTask
     from radix_mlp.engine.engine import Engine
 
 __all__ = ["RayJob"]
 
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 PARTS_A_GROUP = 8
-"""A worker takes up to so many parts at a time, and reads one while it runs another and writes a third."""
+"""Most parts per worker at a time: it reads one while it runs another and writes a third."""
 PARTS_A_WORKER, MIN_PART = 4, 1024
-"""So many parts at least, unless they would have fewer texts than this."""
+"""At least this many parts per worker, as long as each part has this many texts."""
 MAX_BUCKETS = 1000
 BLOCK_BYTES = 2**25
 
@@ -75,8 +75,8 @@ class RayJob(JobSettings):
         # the plan knows the files, but not what was read of them
         self.options = {**self.options, "window": self.window, "format": self.file_format}
 
-    def run(self, read: Read, task: Task, engine: partial[Engine], *, ranked: bool = False) -> None:
-        """Do what is not done yet; arguments as in `Job.run`."""
+    def run(self, read: Read, task: JobTask, engine: partial[Engine], *, ranked: bool = False) -> None:
+        """Run what is not done yet; arguments as in `Job.run`."""
         with connected(cast(str, self.ray)) as ray:
             found: RadixError | None = None
             try:
@@ -95,7 +95,7 @@ class RayJob(JobSettings):
                     found.add_note(kept.strip())
                 raise found
 
-    def _run(self, ray: Any, read: Read, task: Task, engine: partial[Engine], ranked: bool) -> None:
+    def _run(self, ray: Any, read: Read, task: JobTask, engine: partial[Engine], ranked: bool) -> None:
         began = time.perf_counter()
         if self.restart:
             self._remove()
@@ -107,7 +107,7 @@ class RayJob(JobSettings):
                 return
         elif self.folder.names():
             raise InvalidInputError(
-                f"--output {self.folder.shown}: the folder is not empty, and no job has begun there. Give another "
+                f"--output {self.folder.shown}: the folder is not empty, and no job was started there. Give another "
                 "name, or empty it."
             )
         resources = ray.cluster_resources()
@@ -185,7 +185,7 @@ class RayJob(JobSettings):
         keys: Keys,
         manifest: Manifest,
         done: set[int],
-        task: Task,
+        task: JobTask,
         engine: partial[Engine],
         workers: Workers,
     ) -> None:
@@ -236,8 +236,8 @@ class RayJob(JobSettings):
                     items += stats.num_rows + stats.num_skipped
                     progress.add(stats, items / manifest.num_items)
 
-    def _finish(self, task: Task, manifest: Manifest, before: set[int], workers: Workers, seconds: float) -> None:
-        """Hold what was done against what was counted, list the bad lines, and say that all is there."""
+    def _finish(self, task: JobTask, manifest: Manifest, before: set[int], workers: Workers, seconds: float) -> None:
+        """Check what was done against what was counted, list the bad lines and mark the folder complete."""
         done = parts_done(self.folder)
         stats = load_stats(self.folder, done)
         measured = next((found for found in stats if found.measured), None)
@@ -246,7 +246,7 @@ class RayJob(JobSettings):
         if items != manifest.num_items:
             raise InvalidInputError(
                 f"{self.folder.shown}: {items:,} texts were done and {manifest.num_items:,} were counted: the files "
-                "have changed while they were read. Begin anew with --restart."
+                "changed while they were read. Start over with --restart."
             )
         self._list_errors()
         self.folder.write(SUCCESS, b"")
@@ -272,11 +272,11 @@ class RayJob(JobSettings):
         self.folder.write("_errors.jsonl", lines())
 
     def _remove(self) -> None:
-        """What an earlier job has left, and nothing else."""
+        """Remove what an earlier job left, and nothing else."""
         names = self.folder.names()
         if names and not self.folder.names(JOB):
             raise InvalidInputError(
-                f"--restart: {self.folder.shown} is not empty, and no job has begun there. Give another name, or "
+                f"--restart: {self.folder.shown} is not empty, and no job was started there. Give another name, or "
                 "empty it."
             )
         self.folder.remove()
@@ -286,9 +286,7 @@ class RayJob(JobSettings):
         if not parts:
             return ""
         num_rows = sum(stats.num_rows for stats in parts)
-        return (
-            f" {num_rows:,} texts are done and kept in {len(parts):,} parts; the same command goes on with the others."
-        )
+        return f" {num_rows:,} texts are done and kept in {len(parts):,} parts; run the same command to resume."
 
     def _shown(self) -> str:
         return self.shown[0] if len(self.shown) == 1 else f"{len(self.shown)} files"

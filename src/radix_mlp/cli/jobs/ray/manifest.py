@@ -1,4 +1,4 @@
-"""What a Ray job is and how far it has come: files in its output folder that a job can be gone on with."""
+"""Plan and progress of a Ray job: files in its output folder, from which the job can be resumed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from radix_mlp.cli.jobs.journal import BEGIN_ANEW, check_options
+from radix_mlp.cli.jobs.journal import START_OVER, check_options
 from radix_mlp.cli.jobs.ray.files import JOB, Folder
 from radix_mlp.cli.jobs.ray.parts import Stretch
 from radix_mlp.errors import InvalidInputError
@@ -19,7 +19,7 @@ __all__ = ["SUCCESS", "Manifest", "PartStats", "is_done", "load_stats", "parts_d
 VERSION = 1
 MANIFEST = f"{JOB}/job.json"
 SUCCESS = "_SUCCESS"
-"""An empty file that says that all parts are there, as other tools write it."""
+"""An empty file that marks a complete folder, as other tools write it."""
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Manifest:
     """The cut of a job into parts, made once: the same items are always in the same parts."""
 
     options: dict[str, Any]
-    """What decides the answers."""
+    """The options that affect the answers."""
     files: list[list[Any]]
     """Name, size and time of every file."""
     counts: list[int]
@@ -45,7 +45,7 @@ class Manifest:
         return sum(self.counts)
 
     def save(self, folder: Folder) -> None:
-        """Put it there."""
+        """Write it to the folder."""
         # neighbours have long beginnings in common
         packed = zlib.compress(json.dumps([boundary.hex() for boundary in self.boundaries]).encode())
         content = {
@@ -72,7 +72,7 @@ class Manifest:
         try:
             saved = json.loads(content)
             if saved["version"] != VERSION:
-                raise InvalidInputError(f"{where}: begun by another version of radix-mlp. {BEGIN_ANEW}")
+                raise InvalidInputError(f"{where}: started by another version of radix-mlp. {START_OVER}")
             boundaries = json.loads(zlib.decompress(base64.b64decode(saved["boundaries"])))
             stretches = [(int(file), int(first), int(last)) for file, first, last in saved["stretches"]]
             keys = [bytes.fromhex(boundary) for boundary in boundaries]
@@ -80,7 +80,7 @@ class Manifest:
         except (ValueError, KeyError, TypeError, zlib.error) as error:
             if isinstance(error, InvalidInputError):
                 raise
-            raise InvalidInputError(f"{where}: not the plan of a job ({error!r}). {BEGIN_ANEW}") from error
+            raise InvalidInputError(f"{where}: not the plan of a job ({error!r}). {START_OVER}") from error
 
     def check(self, folder: Folder, options: dict[str, Any], files: list[list[Any]]) -> None:
         """Raise `InvalidInputError` unless it is this job, on files that have not changed."""
@@ -88,13 +88,13 @@ class Manifest:
         for then, now in zip(self.files, files, strict=False):
             if then[0] == now[0] and then != now:
                 raise InvalidInputError(
-                    f"{now[0]}: changed since the job was begun ({then[1]:,} bytes then, {now[1]:,} now, at another "
-                    f"time). Put it back as it was to go on. {BEGIN_ANEW}"
+                    f"{now[0]}: changed since the job was started ({then[1]:,} bytes then, {now[1]:,} now, at another "
+                    f"time). Restore the file to resume. {START_OVER}"
                 )
         if self.files != files:
             raise InvalidInputError(
-                f"{folder.shown}: the job was begun on other files ({len(self.files)} then, {len(files)} now). Give "
-                f"the same in the same order. {BEGIN_ANEW}"
+                f"{folder.shown}: the job was started on other files ({len(self.files)} then, {len(files)} now). Give "
+                f"the same in the same order. {START_OVER}"
             )
 
 
@@ -123,17 +123,17 @@ class PartStats:
 
 
 def save_stats(folder: Folder, stats: PartStats) -> None:
-    """Say that a part is done; its answers must be there before."""
+    """Record that a part is done; its answers must be written first."""
     folder.write(f"{JOB}/{_stats_name(stats.part)}", json.dumps(asdict(stats)).encode())
 
 
 def load_stats(folder: Folder, parts: set[int]) -> list[PartStats]:
-    """What is known of parts that are done."""
+    """Statistics of finished parts."""
 
     def load(part: int) -> PartStats:
         content = folder.read(f"{JOB}/{_stats_name(part)}")
         if content is None:
-            raise InvalidInputError(f"{folder.shown}/{JOB}: {_stats_name(part)} is gone. {BEGIN_ANEW}")
+            raise InvalidInputError(f"{folder.shown}/{JOB}: {_stats_name(part)} is gone. {START_OVER}")
         return PartStats(**json.loads(content))
 
     with ThreadPoolExecutor(16) as threads:

@@ -44,8 +44,8 @@ def show_ray_summary(
     table.add_column()
     table.add_row("parts", f"{len(parts):,}", f"in {output}")
     if len(now) < len(parts):
-        gone_on = sum(stats.num_rows for stats in parts if stats.part in before)
-        table.add_row("gone on after", f"{len(parts) - len(now):,} parts", f"{gone_on:,} texts")
+        resumed = sum(stats.num_rows for stats in parts if stats.part in before)
+        table.add_row("resumed after", f"{len(parts) - len(now):,} parts", f"{resumed:,} texts")
     table.add_row("texts", f"{num_rows:,}", f"in {sum(stats.num_batches for stats in parts):,} batches")
     if num_skipped:
         table.add_row("skipped", f"{num_skipped:,}", f"{skipped_of(num_skipped, num_lines)}, listed in _errors.jsonl")

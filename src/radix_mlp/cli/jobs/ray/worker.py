@@ -15,7 +15,7 @@ from radix_mlp.cli.jobs.ray.files import JOB, Folder
 from radix_mlp.cli.jobs.ray.items import items_of
 from radix_mlp.cli.jobs.ray.manifest import PartStats, is_done, save_stats
 from radix_mlp.cli.jobs.record_windows import Window
-from radix_mlp.cli.jobs.stages import Stages, Task
+from radix_mlp.cli.jobs.stages import JobTask, Stages
 from radix_mlp.cli.jobs.three_stages import run_stages
 from radix_mlp.errors import RadixError
 
@@ -43,7 +43,7 @@ class WorkerSettings:
 class PartWorker:
     """Runs parts; an actor of a Ray Dataset."""
 
-    def __init__(self, engine: Callable[[], Engine], task: Task, settings: WorkerSettings) -> None:
+    def __init__(self, engine: Callable[[], Engine], task: JobTask, settings: WorkerSettings) -> None:
         # what is raised here reaches the command as text alone, so it is raised with the first items
         self.failure: RadixError | None = None
         try:

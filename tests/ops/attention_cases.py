@@ -22,7 +22,7 @@ def error(actual: Tensor, expected: Tensor) -> float:
         return float("inf")
     scale = expected.double().square().mean().sqrt()
     difference = (actual.double() - expected.double()).square().mean().sqrt()
-    return float(difference / scale) if scale > 0 else float(difference)
+    return (difference / scale if scale > 0 else difference).item()
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """How a served reranker reads query and document: set or known when the server starts, and shown."""
 
+import logging
+
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
@@ -70,6 +72,25 @@ def test_a_causal_model_is_a_reranker_where_a_template_is_given(tmp_path):
     assert model_info(engine, ServeSettings(model_id=folder)).type == "embedding"
     info = model_info(engine, ServeSettings(model_id=folder, template="qwen3"))
     assert (info.type, info.template) == ("reranker", "qwen3")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("Qwen3-Reranker", "reranker"), ("model", "embedding")])
+def test_what_only_a_name_decides_is_said(tmp_path, caplog, name, kind):
+    folder = str(write(tmp_path / name, small_model("causal")))
+    engine = Engine(folder)
+    # `caplog` listens at the root
+    logging.getLogger("radix_mlp").propagate = True
+    with caplog.at_level("WARNING", "radix_mlp.serve"):
+        try:
+            assert model_info(engine, ServeSettings(model_id=folder)).type == kind
+        except UnsupportedModelError:
+            # a tokenizer without the words of the template
+            assert kind == "reranker"
+    assert "which only its name decides" in caplog.text
+    caplog.clear()
+    trunk = Engine(folder, kind="trunk")
+    assert model_info(trunk, ServeSettings(model_id=folder)).type == "embedding"
+    assert "which only its name decides" not in caplog.text
 
 
 def test_a_servers_model_does_not_pass_over_its_own_code(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +17,8 @@ from radix_mlp.serve.http.errors import WrongModelError
 from radix_mlp.serve.settings import POOLING_NAMES, ServeSettings
 
 __all__ = ["ModelInfo", "ModelType", "model_info"]
+
+logger = logging.getLogger("radix_mlp.serve")
 
 ModelType = Literal["embedding", "reranker", "classifier"]
 
@@ -144,4 +147,14 @@ def model_type(engine: Engine, settings: ServeSettings) -> ModelType:
     modules = [module.kind for module in engine.loaded.folder.modules]
     if modules:
         return "reranker" if modules[0] == "LogitScore" else "embedding"
-    return "reranker" if is_meant and kind_of(engine.model) == "causal" else "embedding"
+    if kind_of(engine.model) != "causal":
+        return "embedding"
+    if settings.template == "auto":
+        # nothing in the files of a causal language model says which it is
+        logger.warning(
+            "%s is served as %s, which only its name decides: give --template (qwen3, chat or pair) for a reranker, or "
+            "--kind trunk for an embedding model",
+            settings.model_id,
+            "a reranker" if called_reranker else "an embedding model",
+        )
+    return "reranker" if is_meant else "embedding"

@@ -1,5 +1,7 @@
-"""Options of the job commands, found from the commands: a default given explicitly changes nothing, and a value that means
-nothing is refused, so no option is dropped."""
+"""Options of the job commands, found from the commands: none is dropped.
+
+A default given explicitly changes nothing, and a value that means nothing is refused.
+"""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ class Examination:
     def __init__(self, tried: Tried) -> None:
         self._tried = tried
         self._reason: str | None = None
+        self._is_added_code = False
         self._made_for: Fingerprint | None = None
         self.num_attention_layers = 0
         """Layers that have to see the tree of a folded call."""
@@ -33,7 +34,7 @@ class Examination:
             return reason
         if now != self._made_for:
             self.num_attention_layers = now.num_attention_layers
-            self._reason = _examine(self._tried)
+            self._reason, self._is_added_code = _examine(self._tried)
             # a trial may have made what the module makes at its first call
             self._made_for = fingerprint(module)
         return self._reason
@@ -41,27 +42,30 @@ class Examination:
     def reason_to_refuse(self) -> str | None:
         """Why calls cannot be folded in evaluation mode, whatever hooks are removed; None if they can."""
         module = self._tried.module
-        if reason_of_added_code(module) is not None:
-            return None
         training = [part for part in module.modules() if part.training]
         module.eval()
         try:
-            return self.reason()
+            reason = self.reason()
+            return None if self._is_added_code else reason
         finally:
             for part in training:
                 part.training = True
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the module is examined by itself."""
-        return {"_tried": self._tried, "_reason": None, "_made_for": None, "num_attention_layers": 0}
+        return {**vars(Examination(self._tried))}
 
 
-def _examine(tried: Tried) -> str | None:
+def _examine(tried: Tried) -> tuple[str | None, bool]:
+    """The reason not to fold, if any, and whether it is code that was added, which may be removed again."""
     module: PreTrainedModel = tried.module
-    reason = reason_of_added_code(module) or why_unsupported(module)
+    added = reason_of_added_code(module)
+    if added is not None:
+        return added.rstrip("."), True
+    reason = why_unsupported(module)
     if reason is None and not is_proven(module):
         reason = trial(tried)
-    return None if reason is None else reason.rstrip(".")
+    return None if reason is None else reason.rstrip("."), False
 
 
 def reason_of_randomness(model: torch.nn.Module) -> str | None:

@@ -23,13 +23,13 @@ from transformers import PreTrainedModel
 
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.task import Item, Kept, Rows, Task
-from radix_mlp.engine.tasks.classify import rows_to_classify
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.models.heads import classification_head, language_head, pad_token_of
 from radix_mlp.models.model_kind import kind_of
 from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.pool import rows_to_classify
 from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
@@ -186,16 +186,16 @@ class FromScores(Work):
     """Done here, in place of the head and itself."""
 
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows:
-        return np.unique(self._rows(plan, items))
+        return np.unique(self._rows(plan))
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Kept:
-        rows = copy_rows(hidden, send(self._rows(plan.plan, items), hidden.device))
+        rows = copy_rows(hidden, send(self._rows(plan.plan), hidden.device))
         return Kept({"scores": self.run(self._head(rows, items[0].ids))["scores"]}, rows.isnan().any())
 
-    def _rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows:
+    def _rows(self, plan: RadixPlan) -> Rows:
         if kind_of(self.transformer) == "causal":
             return plan.last_rows.astype(np.int64)
-        return rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.transformer))
+        return rows_to_classify(plan, pad_token_of(self.transformer))
 
     def _head(self, hidden: Tensor, probe: Ids) -> Features:
         """The features that the transformer's head adds, `hidden [S, h]`."""

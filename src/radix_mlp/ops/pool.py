@@ -21,7 +21,7 @@ from radix_mlp.ops.send import send
 from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan.radix_plan import RadixPlan
 
-__all__ = ["POOLINGS", "PoolingName", "cls", "last_token", "mean", "weighted_mean"]
+__all__ = ["POOLINGS", "PoolingName", "cls", "last_token", "mean", "rows_to_classify", "weighted_mean"]
 
 
 def last_token(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
@@ -45,6 +45,21 @@ def cls(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
     """
     plan = _checked(hidden, plan)
     return copy_rows(hidden, plan.unfold_index.index_select(0, plan.cu_seq_lengths[:-1]))
+
+
+def rows_to_classify(plan: RadixPlan, pad_token: int) -> NDArray[np.int64]:
+    """The rows `[S]` that transformers' classifiers read: of every sequence the last token that is not `pad_token`.
+
+    Where all tokens are padding, it is the first one. No sequence may be empty.
+
+    >>> from radix_mlp.plan import build_plan
+    >>> rows_to_classify(build_plan([5, 6, 0, 0, 0], [0, 3, 5]), pad_token=0).tolist()
+    [1, 3]
+    """
+    starts = plan.cu_seq_lengths[:-1]
+    places = np.where(plan.compact_ids[plan.unfold_index] == pad_token, -1, np.arange(plan.num_tokens))
+    last = np.maximum(np.maximum.reduceat(places, starts), starts)
+    return plan.unfold_index[last].astype(np.int64)
 
 
 def mean(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:

@@ -7,18 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf.adapters import pretrained_of
 from radix_mlp.hf.forward import forward_compact
-from radix_mlp.models.heads import classification_head, language_head
+from radix_mlp.models.heads import classification_head, language_head, pad_token_of
 from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, Head, edge_logprobs
 from radix_mlp.ops.head.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
 from radix_mlp.ops.head.logprobs import MAX_LOGITS
-from radix_mlp.ops.pool import POOLINGS, PoolingName, last_token
+from radix_mlp.ops.pool import POOLINGS, PoolingName, last_token, rows_to_classify
 from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
@@ -126,7 +125,7 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
     hidden = tree_hidden(model, batch.plan)
     if tokens is None:
         head = classification_head(inner, check=not isinstance(inner, FSDPModule))
-        rows = send(_last_rows_before_padding(batch.plan, inner.config.get_text_config().pad_token_id), hidden.device)
+        rows = send(rows_to_classify(batch.plan, pad_token_of(inner)), hidden.device)
         return head(copy_rows(hidden, rows))
     last = last_token(hidden, batch.plan)
     chosen = list(tokens)
@@ -135,13 +134,3 @@ def tree_scores(model: torch.nn.Module, batch: TreeBatch, *, tokens: tuple[int, 
         raise InvalidInputError(f"tokens={tokens}: pass the ids of (yes, no), each below {vocabulary}")
     logits = language_head(inner, chosen)(last)
     return logits[:, 0] - logits[:, 1]
-
-
-def _last_rows_before_padding(plan: RadixPlan, pad_token: int | None) -> NDArray[np.int64]:
-    """`[S]` row of every sequence's last token that is not `pad_token`; of its first token where all are."""
-    if pad_token is None:
-        return plan.last_rows.astype(np.int64)
-    starts = plan.cu_seq_lengths[:-1]
-    places = np.where(plan.compact_ids[plan.unfold_index] == pad_token, -1, np.arange(plan.num_tokens))
-    last = np.maximum(np.maximum.reduceat(places, starts), starts)
-    return plan.unfold_index[last].astype(np.int64)

@@ -11,7 +11,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.task import Item, Request, Rows, Task
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
@@ -22,6 +21,7 @@ from radix_mlp.models.heads import classification_head, pad_token_of
 from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import require_kind
 from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.pool import rows_to_classify
 from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
@@ -32,10 +32,8 @@ __all__ = [
     "ClassifyOptions",
     "Label",
     "Labels",
-    "classified_rows",
     "classify_request",
     "label_scores",
-    "rows_to_classify",
 ]
 
 
@@ -94,7 +92,7 @@ class Classification(Task):
     raw_scores: bool
 
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
-        return np.unique(rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.loaded.model)))
+        return np.unique(rows_to_classify(plan, pad_token_of(self.loaded.model)))
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
         scores = label_scores(self.loaded, hidden, plan, items)
@@ -138,19 +136,5 @@ def classify_request(
 def label_scores(loaded: LoadedModel, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
     """What a classifier says of every sequence, `[S, L]`, float32 or wider."""
     head = classification_head(loaded.model, probe=items[0].ids)
-    return head(classified_rows(hidden, plan.plan, [item.ids for item in items], pad_token_of(loaded.model)))
-
-
-def classified_rows(hidden: Tensor, plan: RadixPlan, sequences: Sequence[Ids], pad_token: int) -> Tensor:
-    """Hidden states `[S, h]` of the tokens that transformers' classifiers read."""
-    return copy_rows(hidden, send(rows_to_classify(plan, sequences, pad_token), hidden.device))
-
-
-def rows_to_classify(plan: RadixPlan, sequences: Sequence[Ids], pad_token: int) -> Rows:
-    """Compact row `[S]` of every sequence's last token that is not `pad_token`."""
-    places = np.zeros(len(sequences), np.int64)
-    for index, sequence in enumerate(sequences):
-        present = np.flatnonzero(sequence != pad_token)
-        # transformers takes the first token where all are padding
-        places[index] = present[-1] if len(present) else 0
-    return plan.unfold_index[plan.cu_seq_lengths[:-1] + places].astype(np.int64)
+    rows = send(rows_to_classify(plan.plan, pad_token_of(loaded.model)), hidden.device)
+    return head(copy_rows(hidden, rows))

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.task import Item, Request, Rows, Task
-from radix_mlp.engine.tasks.classify import label_scores, rows_to_classify
+from radix_mlp.engine.tasks.classify import label_scores
 from radix_mlp.engine.tasks.rerank_template import Template, check_template, choose_template, encode_pairs
 from radix_mlp.engine.tokenization.tokenize import check_pairs, encode, num_characters
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
@@ -25,6 +25,7 @@ from radix_mlp.models.model_kind import kind_of, require_kind
 from radix_mlp.models.sentence_transformers_folder import FolderSettings
 from radix_mlp.ops import last_token
 from radix_mlp.ops.device_plan import DevicePlan
+from radix_mlp.ops.pool import rows_to_classify
 from radix_mlp.plan import RadixPlan
 
 __all__ = [
@@ -99,7 +100,7 @@ class Relevance(Task):
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows | None:
         if self.tokens:
             return np.unique(plan.last_rows).astype(np.int64)
-        return np.unique(rows_to_classify(plan, [item.ids for item in items], pad_token_of(self.loaded.model)))
+        return np.unique(rows_to_classify(plan, pad_token_of(self.loaded.model)))
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
         if self.tokens:

@@ -11,6 +11,7 @@ from radix_mlp.hf.added_code import reason_of_added_code
 from radix_mlp.hf.fingerprint import Fingerprint, fingerprint
 from radix_mlp.hf.support import is_proven, why_unsupported
 from radix_mlp.hf.trial import Tried, trial
+from radix_mlp.hf.whole_calls import reason_of_whole_calls
 
 __all__ = ["Examination", "reason_of_randomness"]
 
@@ -31,6 +32,9 @@ class Examination:
         module = self._tried.module
         now = fingerprint(module)
         if now.training and (reason := reason_of_randomness(module)) is not None:
+            return reason
+        # not kept: it depends on whether gradients are on
+        if now.counts_ids and torch.is_grad_enabled() and (reason := reason_of_whole_calls(module)) is not None:
             return reason
         if now != self._made_for:
             self.num_attention_layers = now.num_attention_layers
@@ -53,7 +57,7 @@ class Examination:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy of the module is examined by itself."""
-        return {**vars(Examination(self._tried))}
+        return vars(Examination(self._tried))
 
 
 def _examine(tried: Tried) -> tuple[str | None, bool]:

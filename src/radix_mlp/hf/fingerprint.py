@@ -24,10 +24,19 @@ class Fingerprint:
     """What a model's calls run. Equal fingerprints: the same code, up to weights, configuration and training mode."""
 
     def __init__(
-        self, modules: list[type], changes: list[Any], shared: list[Any], *, training: bool, num_attention_layers: int
+        self,
+        modules: list[type],
+        changes: list[Any],
+        shared: list[Any],
+        *,
+        training: bool,
+        counts_ids: bool,
+        num_attention_layers: int,
     ) -> None:
         self.training = training
         """Whether any module is in training mode."""
+        self.counts_ids = counts_ids
+        """Whether an embedding divides gradients by how often an id occurs (`scale_grad_by_freq`)."""
         self.num_attention_layers = num_attention_layers
         """Modules with a flag `is_causal`, as attention layers of transformers have."""
         self._modules = modules
@@ -68,7 +77,7 @@ def fingerprint(model: torch.nn.Module, *, addresses: bool = False) -> Fingerpri
     """
     kinds: list[type] = []
     changes: list[Any] = []
-    training, num_attention_layers = False, 0
+    training, counts_ids, num_attention_layers = False, False, 0
     pending: list[Any] = [model]
     while pending:
         module = pending.pop()
@@ -78,6 +87,7 @@ def fingerprint(model: torch.nn.Module, *, addresses: bool = False) -> Fingerpri
         kinds.append(kind)
         pending.extend(state["_modules"].values())
         training = training or state["training"]
+        counts_ids = counts_ids or bool(state.get("scale_grad_by_freq"))
         if "is_causal" in state:
             num_attention_layers += 1
             changes.append((len(kinds), state["is_causal"]))
@@ -94,7 +104,12 @@ def fingerprint(model: torch.nn.Module, *, addresses: bool = False) -> Fingerpri
         if not is_stock(kind):
             changes.append(state_of_module(module))
     return Fingerprint(
-        kinds, changes, _shared_code(kinds), training=training, num_attention_layers=num_attention_layers
+        kinds,
+        changes,
+        _shared_code(kinds),
+        training=training,
+        counts_ids=counts_ids,
+        num_attention_layers=num_attention_layers,
     )
 
 

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from radix_mlp.hf.padding import row_with_holes, tokens_of_mask
 from radix_mlp.hf.tracing import reason_of_tracing
-from radix_mlp.hf.whole_calls import reason_of_whole_calls
 
 __all__ = ["USES_CACHE", "FoldableCall", "read_call", "selects_logits"]
 
@@ -68,7 +67,7 @@ class FoldableCall:
 def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableCall | str:
     """Read the arguments of a forward call; a string is the reason why this call cannot be folded."""
     given = {name: value for name, value in arguments.items() if value is not None}
-    reason = _reason_of_arguments(model, given) or reason_of_whole_calls(model)
+    reason = _reason_of_arguments(model, given)
     if reason is not None:
         return reason
     input_ids: torch.Tensor = given["input_ids"]

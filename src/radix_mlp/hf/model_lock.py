@@ -75,7 +75,7 @@ _LOCKS: WeakKeyDictionary[torch.nn.Module, ModelLock] = WeakKeyDictionary()
 
 
 def lock_of(model: torch.nn.Module) -> ModelLock:
-    """The one of this model, whoever asks."""
+    """The lock of this model, the same for every caller."""
     return _LOCKS.setdefault(model, ModelLock())
 
 

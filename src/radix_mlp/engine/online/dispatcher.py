@@ -170,7 +170,7 @@ class Dispatcher:
         self._loop.expect(accepted)
         try:
             async with asyncio.timeout(timeout) as limit:
-                # its end is not waited for: the accepted tells what becomes of it, and wakes the event loop once
+                # nothing waits for it here: the accepted request reports its outcome, and wakes the event loop once
                 self._workers.submit(self._submit, accepted, make_request, arguments, options)
                 answer = await answered
         except TimeoutError as error:
@@ -179,7 +179,7 @@ class Dispatcher:
             late = f"no answer within timeout={timeout} seconds; what of the request had not started was not run."
             raise DeadlineExceededError(late) from error
         finally:
-            # whoever waited is gone: no outcome to tell
+            # nobody waits any more, so there is no outcome to report
             answered.cancel()
             self._loop.drop(accepted, EngineClosedError("nobody waits for this request any more."))
         self.stats.num_answered += 1
@@ -231,5 +231,5 @@ def _tell(
     try:
         running.call_soon_threadsafe(tell)
     except RuntimeError:
-        # the event loop has ended, and with it whoever waited
+        # the event loop has ended, so nobody waits any more
         return

@@ -107,7 +107,7 @@ class ServingLoop:
         self._expected.add(accepted)
 
     def submit(self, accepted: AcceptedRequest, call: Request[Any]) -> None:
-        """Let the items of a call wait for batches; its accepted is told in the end, whatever happens."""
+        """Let the items of a request wait for batches. Its outcome is always reported in the end."""
         now = self.clock()
         order = accepted.start(call, now)
         if not order:
@@ -130,7 +130,7 @@ class ServingLoop:
             )
 
     def drop(self, accepted: AcceptedRequest, outcome: Exception) -> None:
-        """End a call early: what waits of it is not run, and what runs is not told."""
+        """End a request early: items that wait are not run, and answers of those that run are dropped."""
         if accepted.finish(outcome):
             self._forget(accepted)
 

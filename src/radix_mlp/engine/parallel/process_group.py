@@ -1,8 +1,8 @@
-"""`ProcessGroup`: the processes among which a model is dealt out, and what the first tells the others.
+"""`ProcessGroup`: the processes of a sharded model, and what rank 0 broadcasts to the others.
 
-The first process decides what is run. Before it runs anything in which the others have a part, it tells them, through
-the hosts' memory (gloo); the results of the parts then meet in collective operations between devices (NCCL, or gloo on
-CPUs). A group in which a process ends, or falls out of step, is of no use any more: all calls end with an error.
+Rank 0 decides what runs. Before it runs anything that the other ranks take part in, it broadcasts the work through host
+memory (gloo). The results of the shards then meet in collective operations between devices (NCCL, or gloo on CPUs).
+Once a process ends or falls out of step, the group cannot be used any more: all calls end with an error.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class ProcessGroup:
             self._abort()
 
     @contextmanager
-    def telling(self, kind: str, payload: Any) -> Iterator[None]:
-        """Tell the others what to do, and do it in the block; within it nothing is told. One thread at a time.
+    def broadcasting(self, kind: str, payload: Any) -> Iterator[None]:
+        """Broadcast what to do, and do it in the block. A block inside it broadcasts nothing. One thread at a time.
 
         Raises:
             EngineDeadError: a process is gone, or was lost while the block ran.
@@ -107,7 +107,7 @@ class ProcessGroup:
                 "there, or make one in this process."
             )
         with self._turn:
-            if self.is_telling:
+            if self.is_broadcasting:
                 yield
                 return
             self.check()
@@ -127,11 +127,11 @@ class ProcessGroup:
                 self._teller = None
 
     @property
-    def is_telling(self) -> bool:
-        """Whether this thread is in a block of `telling`."""
+    def is_broadcasting(self) -> bool:
+        """Whether this thread is in a block of `broadcasting`."""
         return self._teller == threading.get_ident()
 
-    def hear(self) -> tuple[str, Any]:
+    def receive(self) -> tuple[str, Any]:
         """What the first process tells: a kind and its payload. For all others; waits for it.
 
         Raises:
@@ -144,11 +144,11 @@ class ProcessGroup:
             dist.broadcast(content, 0, group=self._control)
         except RuntimeError as lost:
             raise EngineError("the first of the model's processes has ended") from lost
-        told: tuple[str, Any] = pickle.loads(content.numpy())
-        return told
+        message: tuple[str, Any] = pickle.loads(content.numpy())
+        return message
 
     def pack(self, value: Any) -> bytes:
-        """A value that has tensors, to be told."""
+        """A value with tensors, as bytes to broadcast."""
         content = io.BytesIO()
         torch.save(value, content)
         return content.getvalue()
@@ -176,24 +176,24 @@ class ProcessGroup:
         if error is not None:
             logger.debug("process %d cannot go on", self.rank, exc_info=error)
         invalid = isinstance(error, InvalidInputError)
-        told: list[Any] = [None] * self.size
+        errors: list[Any] = [None] * self.size
         try:
-            dist.all_gather_object(told, None if error is None else (str(error), invalid), group=self._control)
+            dist.all_gather_object(errors, None if error is None else (str(error), invalid), group=self._control)
         except RuntimeError as lost:
             reason = self.failure or "another one has ended"
             raise error or EngineError(f"the model's processes did not all start: {reason}.") from lost
         if error is not None:
             raise error
-        for rank, other in enumerate(told):
+        for rank, other in enumerate(errors):
             if other is not None:
                 text = f"process {rank} of {self.size}: {other[0]}"
                 raise InvalidInputError(text) if other[1] else EngineError(text)
 
     def stop(self) -> bool:
-        """Let nothing more be run, and the others end after the batch that runs; False if they cannot be told."""
+        """Run nothing more and end the other ranks after the current batch; False if they cannot be reached."""
         # first, so that a job in another thread does not take turn after turn
         self._is_closed = True
-        if self.rank != 0 or self.is_telling or not self._turn.acquire(timeout=END_SECONDS):
+        if self.rank != 0 or self.is_broadcasting or not self._turn.acquire(timeout=END_SECONDS):
             return False
         try:
             if self.failure is not None:
@@ -217,9 +217,9 @@ class ProcessGroup:
         return EngineClosedError("the engine is closed. Make a new one.")
 
     def _send(self, message: tuple[str, Any]) -> None:
-        told = torch.frombuffer(bytearray(pickle.dumps(message, protocol=5)), dtype=torch.uint8)
-        dist.broadcast(torch.tensor([len(told)]), 0, group=self._control)
-        dist.broadcast(told, 0, group=self._control)
+        content = torch.frombuffer(bytearray(pickle.dumps(message, protocol=5)), dtype=torch.uint8)
+        dist.broadcast(torch.tensor([len(content)]), 0, group=self._control)
+        dist.broadcast(content, 0, group=self._control)
 
     def _to_own_device(self, storage: Any, place: str) -> Any:
         return storage.cuda(self.device.index) if place.startswith("cuda") else storage

@@ -113,7 +113,7 @@ class RankProcesses:
         return os.getpid() != self._pid
 
     def stop(self) -> None:
-        """Let nothing more be run: after the batch that runs they end, or, if they cannot be told, at once."""
+        """Run nothing more: the ranks end after the current batch, or at once if they cannot be reached."""
         self._is_closing = True
         if self._group is not None and not self._group.stop() and self.are_ours:
             self.kill()

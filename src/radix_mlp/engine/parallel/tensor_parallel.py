@@ -1,9 +1,9 @@
-"""Tensor parallelism: an engine's model dealt out to several processes, each with a GPU of its own.
+"""Tensor parallelism: an engine's model sharded over several processes, each with its own GPU.
 
     engine = Engine("Qwen/Qwen3-8B", tensor_parallel_size=2)        # starts the other process, and ends it
 
-The first process has the requests, plans batches, pools and answers; the others (`run_peer`) run their parts of the
-layers when they are told. Under torchrun, which starts the processes itself:
+Rank 0 has the requests, plans batches, pools and answers. The other ranks (`run_peer`) run their shards of the layers
+when rank 0 broadcasts a batch. Under torchrun, which starts the processes itself:
 
     if tensor_parallel.is_peer():
         tensor_parallel.run_peer()
@@ -64,7 +64,7 @@ class _Part(FastForward):
         """What runs batches, if it has CUDA graphs: these hold the sums over processes that are in them."""
 
     def refresh(self) -> bool:
-        """Nothing: the model is not changed once it is dealt out."""
+        """Does nothing: a sharded model does not change."""
         return False
 
     def reconsider(self) -> None:
@@ -121,11 +121,11 @@ class TensorParallelForward(_Part):
     def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
         # made first, where it is not yet, in all processes
         self.make()
-        with self.group.telling("run", ({name: getattr(plan, name) for name in PLAN_FIELDS}, needed_rows)):
+        with self.group.broadcasting("run", ({name: getattr(plan, name) for name in PLAN_FIELDS}, needed_rows)):
             return super().__call__(plan, needed_rows)
 
     def _make(self, trunk: PreTrainedModel) -> TrunkForward:
-        with self.group.telling("make", None):
+        with self.group.broadcasting("make", None):
             return super()._make(trunk)
 
 
@@ -139,7 +139,7 @@ def lead(
     mode: Mode = "auto",
     **options: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, TensorParallelForward]:
-    """The first process' part of a model dealt out to `size` processes, which are started unless torchrun has.
+    """Rank 0's shard of a model on `size` processes, which are started unless torchrun started them.
 
     Args:
         model: as in `Engine`; a loaded one under torchrun only.
@@ -155,12 +155,12 @@ def lead(
 
     Raises:
         InvalidInputError: a wrong argument, or fewer GPUs than processes.
-        UnsupportedModelError: the model cannot be dealt out; the message has the reason.
+        UnsupportedModelError: the model cannot be sharded; the message says why.
         EngineError: a process ended while it started, or hung.
     """
     if mode is True:
         raise InvalidInputError(
-            "compile=True: modules that are dealt out to several processes are not compiled. Use 'auto' or False."
+            "compile=True: modules that are sharded over several processes are not compiled. Use 'auto' or False."
         )
     is_loaded = isinstance(model, torch.nn.Module)
     peers = RankProcesses(size, _kind_of_device(device, size))
@@ -172,10 +172,10 @@ def lead(
     try:
         group = peers.meet()
         spec = {"model": None if is_loaded else str(model), "impl": impl, "mode": mode, "options": options}
-        with group.telling("load", spec):
+        with group.broadcasting("load", spec):
             pass
         part, loaded_tokenizer = _own_part(group, model, tokenizer, options, peers)
-        _tell_calls(decoder_of(part), group)
+        _broadcast_calls(decoder_of(part), group)
     except BaseException:
         peers.give_up()
         raise
@@ -200,7 +200,7 @@ def run_peer(model: PreTrainedModel | None = None, *, device: str | None = None)
 
 def serve_part(group: ProcessGroup, model: PreTrainedModel | None = None) -> None:
     """What `run_peer` does, in a group."""
-    _, spec = group.hear()
+    _, spec = group.receive()
     if (spec["model"] is None) != (model is not None):
         wrong = InvalidInputError("the first process and run_peer must both have a loaded model, or neither of them.")
         group.agree(wrong)
@@ -209,7 +209,7 @@ def serve_part(group: ProcessGroup, model: PreTrainedModel | None = None) -> Non
     enable(part, impl=spec["impl"], threshold=0)
     forward = _Part(part, impl=spec["impl"], mode=spec["mode"])
     while True:
-        kind, payload = group.hear()
+        kind, payload = group.receive()
         with torch.inference_mode():
             if kind == "stop":
                 _release(forward.graphed)
@@ -249,15 +249,15 @@ def _own_part(
     return part, tokenizer
 
 
-def _tell_calls(trunk: Any, group: ProcessGroup) -> None:
+def _broadcast_calls(trunk: Any, group: ProcessGroup) -> None:
     """Let every call of the trunk's own forward run in all processes: padded batches, and what checks heads."""
     own = type(trunk)
 
     @functools.wraps(own.forward)
     def forward(self: Any, *arguments: Any, **keywords: Any) -> Any:
-        # within a batch that was told the others are there already
-        payload = None if group.is_telling else group.pack((arguments, keywords))
-        with group.telling("call", payload):
+        # within a broadcast batch, the other ranks take part already
+        payload = None if group.is_broadcasting else group.pack((arguments, keywords))
+        with group.broadcasting("call", payload):
             return own.forward(self, *arguments, **keywords)
 
     # of the same name, since transformers finds files and tables by it

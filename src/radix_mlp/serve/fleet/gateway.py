@@ -28,7 +28,7 @@ HEALTH_PATHS = ("/health", "/", "/ping")
 MOST_LOST = 2
 """Replicas that may end while they have a request, until it is taken for the cause and given up."""
 METRICS_SECONDS = 5.0
-# of one connection, or set anew; the key is checked here
+# headers of a single connection, or set again for the replica; the key is checked here
 NOT_PASSED_ON = frozenset(
     (
         *(b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade"),

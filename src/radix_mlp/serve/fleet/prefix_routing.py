@@ -47,7 +47,7 @@ class PrefixRouter(Generic[Id]):
     clearly more than the prefix saves, and under load the imbalance stays a fraction of the queue. What all requests
     share (an instruction, a template) soon is known at all replicas and makes none of them better.
 
-    Replicas come and go with the loads that are given: nothing has to be told of, and who is not there is not chosen.
+    Replicas come and go with the loads that are passed in: a replica without a load is never chosen.
     Not for several threads at a time.
 
     Args:

@@ -156,8 +156,8 @@ class Replica:
         assert self.process.stdout is not None
         line = await self.process.stdout.readline()
         with contextlib.suppress(ValueError):
-            told = json.loads(line)
-            return InvalidInputError(told["invalid"]) if "invalid" in told else EngineError(told["failed"])
+            report = json.loads(line)
+            return InvalidInputError(report["invalid"]) if "invalid" in report else EngineError(report["failed"])
         return EngineError(
             f"replica {self.index} ended with code {self.process.returncode} before it could answer; the log says why."
         )

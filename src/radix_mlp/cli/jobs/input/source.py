@@ -59,7 +59,7 @@ class Source:
         self.position = 0
         """Bytes read so far."""
         self.size: int | None = None
-        """Bytes in all; None where that cannot be told."""
+        """Total bytes; None where they cannot be counted."""
         if name != "-":
             try:
                 self.size = self._size()

@@ -117,7 +117,7 @@ class _OnlyInTheFile(logging.Filter):
         # what Ray's own filter of the terminal looks for
         record.hide = True
         if record.exc_info:
-            # whoever keeps the record would keep the frames of the error, and Ray's workers with them
+            # a kept log record would keep the frames of the error, and with them Ray's workers
             record.exc_text = logging.Formatter().formatException(record.exc_info)
             record.exc_info = None
         return True

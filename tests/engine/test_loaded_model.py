@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from radix_mlp import Engine, disable, enable, is_enabled
-from radix_mlp.hf.enable import folding_forward_of
+from radix_mlp.hf.enabled import enabled_of
 from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 TEXTS = [f"a radix is {number % 3}, {number}" for number in range(12)]
 
 
 def state_of(model):
-    enabled = folding_forward_of(model)
+    enabled = enabled_of(model)
     settings = None if enabled is None else (enabled.settings.impl, enabled.settings.threshold)
     modes = {name: module.training for name, module in model.named_modules()}
     return settings, modes, model.config._attn_implementation

@@ -122,7 +122,7 @@ def test_modified_models_give_their_own_answers_or_an_error(modification, when) 
 
 def test_with_the_guard_off_every_modification_is_silently_wrong(monkeypatch) -> None:
     monkeypatch.setattr(examination.Examination, "reason", lambda self: None)
-    monkeypatch.setattr(radix_mlp.hf.forward, "reason_of_called_module", lambda model: None)
+    monkeypatch.setattr(examination.Examination, "reason_on_compact_rows", lambda self: None)
     # another head is also found by the comparison of the output head
     for modification in set(MODIFICATIONS) - {"class with another head"}:
         errors = (error_of(modification, when, use) for when in ("before", "after") for use in USES)

@@ -75,7 +75,7 @@ def main() -> None:
     sys.exit(failed)
 
 
-def parameters_after(make, folder, adapter, **options) -> tuple[dict[str, Tensor], radix_mlp.hf.enable.CallReport]:
+def parameters_after(make, folder, adapter, **options) -> tuple[dict[str, Tensor], radix_mlp.hf.enabled.CallReport]:
     """Whole parameters after training, and what the last call did."""
     forget_processes()
     set_seed(0)

@@ -20,7 +20,7 @@ class Run:
     logs: list[dict[str, float]]
     before: dict[str, torch.Tensor]
     after: dict[str, torch.Tensor]
-    reports: list[radix_mlp.hf.enable.CallReport]
+    reports: list[radix_mlp.hf.enabled.CallReport]
 
     @property
     def losses(self) -> list[float]:

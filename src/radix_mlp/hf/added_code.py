@@ -11,6 +11,7 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from radix_mlp.hf.enabled import enabled_of
 from radix_mlp.hf.fingerprint import global_hooks, hooks_of
 from radix_mlp.hf.origin import foreign_function, is_stock, methods_of, name_of
 
@@ -32,7 +33,7 @@ def reason_of_called_module(model: torch.nn.Module) -> str | None:
 
 def _reasons(model: torch.nn.Module) -> Iterator[str]:
     yield from _hooks("torch.nn.Module", global_hooks())
-    enabled = model.__dict__.get("_radix")
+    enabled = enabled_of(model)
     if enabled is not None and (found := foreign_function(enabled.previous)) is not None:
         yield (
             f"the forward of {type(model).__name__} was replaced by {name_of(found)} before radix_mlp.enable, so it "

@@ -5,12 +5,16 @@ receives.  The keyword `radix_tree` brings the same tree with its block lists ma
 drop unknown keywords get them rebuilt from the mask.
 
 A call without such a mask is not folded and goes to the implementation the model had before (`sdpa` or `eager`).
+
+A folded forward counts the layers whose attention got here: one that did not has attended past its tree.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
@@ -20,12 +24,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
-from radix_mlp.hf.attention_count import note_tree_seen_by
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.hf.windows import Windows, window_of
 from radix_mlp.ops import AttentionTree, tree_attention
 
-__all__ = ["FALLBACKS", "fallback_of", "impl_of", "register"]
+__all__ = ["FALLBACKS", "every_layer_sees_the_tree", "fallback_of", "impl_of", "register"]
 
 FALLBACKS = ("sdpa", "eager")
 """Implementations that calls which are not folded may run on."""
@@ -47,6 +50,7 @@ _HARMLESS_KWARGS = frozenset(
         "use_cache",
     }
 )
+_SEEN: ContextVar[set[int] | None] = ContextVar("radix_layers_that_saw_the_tree", default=None)
 
 
 def register(impl: str, fallback: str) -> str:
@@ -98,7 +102,8 @@ def _radix_attention(
             f"{type(module).__name__} replaced the tree mask of a folded call by its own (got {found}), so its "
             "attention is not plain causal attention. Call radix_mlp.disable(model) and run it unfolded."
         )
-    note_tree_seen_by(module)
+    if not torch.compiler.is_compiling() and (seen := _SEEN.get()) is not None:
+        seen.add(id(module))
     if args:
         raise UnsupportedModelError(f"{type(module).__name__} passes attention options by position; run it unfolded.")
     if radix_tree is None:
@@ -176,3 +181,36 @@ def _fallback_function(module: torch.nn.Module, fallback: str) -> Callable[..., 
             'model.set_attn_implementation("sdpa") before radix_mlp.enable(model).'
         )
     return function
+
+
+@contextmanager
+def every_layer_sees_the_tree(model: torch.nn.Module, num_layers: int) -> Iterator[None]:
+    """Around one folded forward of `model`, which has `num_layers` attention layers.
+
+    Raises:
+        UnsupportedModelError: fewer layers called the attention function with the tree.
+    """
+    seen: set[int] = set()
+    token = _SEEN.set(seen)
+    try:
+        yield
+    finally:
+        _SEEN.reset(token)
+    # a compiled layer cannot be counted
+    if len(seen) < num_layers and not _skips_layers(model) and not _is_compiled(model):
+        raise UnsupportedModelError(
+            f"only {len(seen)} of the {num_layers} attention layers of {type(model).__name__} saw the tree of a folded "
+            "call: the others do not call transformers' attention interface. Run the model unfolded "
+            "(radix_mlp.disable(model))."
+        )
+
+
+def _skips_layers(model: torch.nn.Module) -> bool:
+    return model.training and any(getattr(module, "layerdrop", 0) for module in model.modules())
+
+
+def _is_compiled(model: torch.nn.Module) -> bool:
+    return any(
+        module._compiled_call_impl is not None or hasattr(module.__dict__.get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )

@@ -11,14 +11,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.adapters import pretrained_in
 from radix_mlp.hf.attention_function import FALLBACKS, fallback_of, register
+from radix_mlp.hf.enabled import CallReport, Settings, enabled_of
 from radix_mlp.hf.fingerprint import fingerprint
-from radix_mlp.hf.folding_forward import CallReport, FoldingForward, HeadForward, Settings, refuse_data_parallel
+from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
 from radix_mlp.hf.model_lock import lock_of
 from radix_mlp.hf.support import decoder_of, why_unsupported
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.ops.attention.registry import COMPOSITES, IMPLS
 
-__all__ = ["CallReport", "disable", "enable", "folding_forward_of", "install", "is_enabled", "last_call", "state_of"]
+__all__ = ["disable", "enable", "is_enabled", "last_call", "state_of"]
 
 AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 
@@ -77,14 +78,13 @@ def _enable(model: AnyModel, inner: PreTrainedModel, impl: str, threshold: float
         )
     _set_attention(inner, register(impl, fallback))
     settings = Settings(threshold, impl, fallback)
-    install(FoldingForward(trunk, settings))
+    forwards = [FoldingForward(trunk, settings)]
     if inner is not trunk:
-        install(FoldingForward(inner, settings) if _is_causal_lm(inner) else HeadForward(inner, settings))
-    for module in (trunk, inner):
-        forward = folding_forward_of(module)
-        if forward is None or isinstance(forward, HeadForward):
-            continue
-        reason = forward.examination.reason_to_refuse()
+        forwards.append((FoldingForward if _is_causal_lm(inner) else HeadForward)(inner, settings))
+    for forward in forwards:
+        forward.install()
+    for forward in forwards:
+        reason = None if isinstance(forward, HeadForward) else forward.examination.reason_to_refuse()
         if reason is not None:
             disable(model)
             raise UnsupportedModelError(f"{reason}.")
@@ -101,26 +101,16 @@ def disable(model: AnyModel) -> AnyModel:
 
 def _disable(inner: PreTrainedModel) -> None:
     for module in (inner, decoder_of(inner)):
-        enabled = folding_forward_of(module)
+        enabled = enabled_of(module)
         if enabled is None:
             continue
-        state = module.__dict__
-        del state["_radix"], state["_replicate_for_data_parallel"]
-        is_outermost = state.get("forward") is enabled
-        if is_outermost:
-            del state["forward"]
-            if enabled.previous is not None:
-                state["forward"] = enabled.previous
-        else:
-            # somebody's wrapper around ours stays, and ours then only passes calls on
-            state["_radix_within"] = enabled
-        enabled.settings.threshold = 0
+        enabled.remove()
         _set_attention(inner, enabled.settings.fallback)
 
 
 def is_enabled(model: torch.nn.Module) -> bool:
     """Whether `enable` is in force on this model."""
-    return folding_forward_of(_pretrained(model)) is not None
+    return enabled_of(_pretrained(model)) is not None
 
 
 def state_of(model: torch.nn.Module) -> list[Any]:
@@ -128,7 +118,7 @@ def state_of(model: torch.nn.Module) -> list[Any]:
     found: list[Any] = [fingerprint(model, addresses=True)]
     inner = _pretrained(model)
     for module in (inner, decoder_of(inner)):
-        forward = folding_forward_of(module)
+        forward = enabled_of(module)
         # as text, since lists in it may be changed in place
         found.append(repr(vars(module.config)))
         if forward is not None:
@@ -139,7 +129,7 @@ def state_of(model: torch.nn.Module) -> list[Any]:
 
 def last_call(model: torch.nn.Module) -> CallReport | None:
     """What the last call of an enabled model did: folded or not and why, tokens and compact tokens."""
-    enabled = folding_forward_of(_pretrained(model))
+    enabled = enabled_of(_pretrained(model))
     if enabled is None:
         raise InvalidInputError("model is not enabled: call radix_mlp.enable(model) first.")
     return enabled.settings.last_call
@@ -175,22 +165,3 @@ def _is_causal_lm(model: PreTrainedModel) -> bool:
     return model.get_output_embeddings() is not None and "ForCausalLM" in "".join(
         cls.__name__.replace("LMHeadModel", "ForCausalLM") for cls in type(model).__mro__
     )
-
-
-def install(forward: FoldingForward) -> None:
-    """Make this the forward of its module: `disable` removes it and brings back `forward.previous`."""
-    # in the instance's dictionary, past torch's __setattr__: class, parameters and state_dict stay as they are
-    state = forward.module.__dict__
-    within = state.get("_radix_within")
-    if within is not None and "forward" in state:
-        # a wrapper of somebody's keeps standing around us, and sees its caller's layout
-        within.successor, forward.previous = forward, within.previous
-    else:
-        state["forward"] = forward
-    state.update(_radix=forward, _replicate_for_data_parallel=refuse_data_parallel)
-
-
-def folding_forward_of(module: PreTrainedModel) -> FoldingForward | None:
-    """The forward that is installed on this very module, if any."""
-    found: FoldingForward | None = module.__dict__.get("_radix")
-    return found

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from radix_mlp.hf.added_code import reason_of_added_code
+from radix_mlp.hf.added_code import reason_of_added_code, reason_of_called_module
 from radix_mlp.hf.fingerprint import Fingerprint, fingerprint
 from radix_mlp.hf.support import is_proven, why_unsupported
 from radix_mlp.hf.trial import Tried, trial
@@ -23,6 +23,7 @@ class Examination:
         self._tried = tried
         self._reason: str | None = None
         self._is_added_code = False
+        self._reason_of_called: str | None = None
         self._made_for: Fingerprint | None = None
         self.num_attention_layers = 0
         """Layers that have to see the tree of a folded call."""
@@ -39,9 +40,14 @@ class Examination:
         if now != self._made_for:
             self.num_attention_layers = now.num_attention_layers
             self._reason, self._is_added_code = _examine(self._tried)
+            self._reason_of_called = reason_of_called_module(module)
             # a trial may have made what the module makes at its first call
             self._made_for = fingerprint(module)
         return self._reason
+
+    def reason_on_compact_rows(self) -> str | None:
+        """Why the module cannot be called on compact rows, which its own hooks would see; None if it can."""
+        return self.reason() or self._reason_of_called
 
     def reason_to_refuse(self) -> str | None:
         """Why calls cannot be folded in evaluation mode, whatever hooks are removed; None if they can."""

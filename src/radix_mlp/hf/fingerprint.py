@@ -10,6 +10,7 @@ from torch.nn.modules import module as torch_module
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from radix_mlp.hf.enabled import enabled_of
 from radix_mlp.hf.origin import is_stock
 from radix_mlp.hf.own_state import state_of_module
 
@@ -92,8 +93,8 @@ def fingerprint(model: torch.nn.Module, *, addresses: bool = False) -> Fingerpri
             num_attention_layers += 1
             changes.append((len(kinds), state["is_causal"]))
         if "forward" in state:
-            forward, enabled = state["forward"], state.get("_radix")
-            own = forward.previous if enabled is not None and forward is enabled else forward
+            forward, enabled = state["forward"], enabled_of(module)
+            own = enabled.previous if enabled is not None and forward is enabled else forward
             if own is not None:
                 changes.append((len(kinds), own, state.get("_hf_hook")))
         has_hooks = state["_forward_hooks"] or state["_forward_pre_hooks"] or state["_backward_hooks"]

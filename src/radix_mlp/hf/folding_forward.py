@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 import threading
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from types import CodeType
-from typing import Any, Literal, NoReturn
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
-from radix_mlp.hf.attention_count import every_layer_sees_the_tree
-from radix_mlp.hf.attention_function import register
+from radix_mlp.hf.attention_function import every_layer_sees_the_tree
+from radix_mlp.hf.enabled import CallReport, Enabled, Settings
 from radix_mlp.hf.examination import Examination
-from radix_mlp.hf.foldable_call import USES_CACHE, FoldableCall, read_call
+from radix_mlp.hf.foldable_call import FoldableCall, read_call
 from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
 from radix_mlp.hf.forward import check_token_ids, signature_of
 from radix_mlp.hf.origin import is_stock
@@ -27,75 +24,17 @@ from radix_mlp.hf.threshold import should_fold
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.plan import RadixPlan, build_plan
 
-__all__ = ["CallReport", "FoldingForward", "HeadForward", "Settings", "refuse_data_parallel"]
+__all__ = ["FoldingForward", "HeadForward"]
 
 
-@dataclass(frozen=True)
-class CallReport:
-    """What the last call of an enabled model did."""
+class FoldingForward(Enabled):
+    """Folds the calls of one module where that is exact and pays."""
 
-    folded: bool
-    reason: str
-    num_tokens: int = 0
-    num_compact: int = 0
-
-
-@dataclass
-class Settings:
-    """What `enable` was asked for, shared by the trunk and the head of a model."""
-
-    threshold: float | Literal["auto"]
-    impl: str
-    fallback: str
-    last_call: CallReport | None = None
-    warned: set[str] = field(default_factory=set)
-    unfolded_threads: set[int] = field(default_factory=set)
-    """Threads that are inside a call which runs unfolded, its trunk included."""
-
-    def note_unfolded(self, reason: str) -> None:
-        """Remember and tell why a call runs unfolded; an error where the caller asked to always fold."""
-        self.last_call = CallReport(False, reason)
-        if reason == USES_CACHE:
-            return
-        if self.threshold != "auto" and self.threshold >= 1:
-            raise UnsupportedCallError(
-                f"this call cannot be folded: {reason}. Change the call, or enable the model with threshold='auto' "
-                "to run such calls unfolded."
-            )
-        if reason not in self.warned:
-            self.warned.add(reason)
-            warnings.warn(f"radix-mlp runs this call unfolded: {reason}.", UserWarning, stacklevel=_caller_level())
-
-    def refuse_export(self) -> None:
-        """An error where the caller asked to always fold; else the call is exported as it runs unfolded."""
-        if self.threshold != "auto" and self.threshold >= 1:
-            raise UnsupportedCallError(
-                "an exported call cannot be folded: a plan belongs to its token ids. Enable the model with "
-                "threshold='auto' to export it unfolded, or call radix_mlp.disable(model)."
-            )
-
-    def note_failed(self, error: UnsupportedCallError | UnsupportedModelError) -> None:
-        """The same for a reason that came up only when the call was folded."""
-        if self.threshold != "auto" and self.threshold >= 1:
-            raise error
-        self.note_unfolded(str(error).rstrip("."))
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        """A model loaded in another process needs the attention function there, too."""
-        self.__dict__.update(state, unfolded_threads=set())
-        register(self.impl, self.fallback)
-
-
-class FoldingForward:
-    """Stands in for the forward of one module, which it owns: a copied or pickled model runs its own copy."""
+    examination: Examination
 
     def __init__(self, module: PreTrainedModel, settings: Settings) -> None:
-        self.module = module
-        self.settings = settings
-        self.previous: Callable[..., Any] | None = module.__dict__.get("forward")
+        super().__init__(module, settings)
         self.examination = Examination(self)
-        # of a later `enable`, where this one stays inside of a wrapper that somebody put around it
-        self.successor: FoldingForward | None = None
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -112,20 +51,23 @@ class FoldingForward:
         """Run a call of the module."""
         if self.successor is not None:
             return self.successor(*args, **kwargs)
-        # accelerate's unwrap_model(keep_fp32_wrapper=False) makes this object a method of the module
-        is_method = len(args) > 0 and args[0] is self.module
-        return self.call(*(args[1:] if is_method else args), **kwargs)
+        if len(args) > 0 and args[0] is self.module:
+            # accelerate's unwrap_model(keep_fp32_wrapper=False) makes this object a method of the module
+            args = args[1:]
+        if isinstance(kwargs.get("attention_mask"), TreeMask):
+            # within a folded call
+            return self._run(*args, **kwargs)
+        return self.call(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
         """Fold the call if that is exact and pays."""
-        run = self._run
         # `is_exporting()` is True for torch.compile too in torch 2.11; this flag is what later releases answer with
         if getattr(torch.compiler, "_is_exporting_flag", False):
             # what follows is not for export to read
             self.settings.refuse_export()
-            return run(*args, **kwargs)
-        if isinstance(kwargs.get("attention_mask"), TreeMask) or self._stays_unfolded():
-            return run(*args, **kwargs)
+            return self._run(*args, **kwargs)
+        if self._stays_unfolded():
+            return self._run(*args, **kwargs)
         folded = self._fold(args, kwargs)
         if folded is not None:
             try:
@@ -259,20 +201,4 @@ def _reason_of_own_loss(module: PreTrainedModel, arguments: dict[str, Any]) -> s
     return (
         f"{type(module).__name__} has a forward of its own, which may make another loss of labels than transformers "
         "does. Call it without labels and make the loss from its logits"
-    )
-
-
-def _caller_level() -> int:
-    """The `stacklevel` of a warning that points at who called the model."""
-    frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("radix_mlp.", "torch.")):
-        frame, level = frame.f_back, level + 1
-    return level
-
-
-def refuse_data_parallel() -> NoReturn:
-    """In place of `_replicate_for_data_parallel`: a replica's forward would run the weights of the original."""
-    raise UnsupportedCallError(
-        "torch.nn.DataParallel copies an enabled model without its forward. Use DistributedDataParallel (torchrun or "
-        "accelerate launch), one GPU (CUDA_VISIBLE_DEVICES), or radix_mlp.disable(model)."
     )

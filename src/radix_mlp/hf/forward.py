@@ -12,9 +12,8 @@ import torch
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError
-from radix_mlp.hf.added_code import reason_of_called_module
-from radix_mlp.hf.attention_count import every_layer_sees_the_tree
-from radix_mlp.hf.attention_function import impl_of
+from radix_mlp.hf.attention_function import every_layer_sees_the_tree, impl_of
+from radix_mlp.hf.enabled import Examined, enabled_of
 from radix_mlp.hf.support import check_settings, decoder_of
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.hf.windows import windows_of
@@ -118,7 +117,8 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
         4
     """
     trunk = decoder_of(model)
-    reason = why_not_compact(model)
+    examination = _examination_of(trunk)
+    reason = examination.reason_on_compact_rows()
     if reason is not None:
         raise UnsupportedCallError(
             f"the model cannot run on compact rows: {reason}. Undo that, or run the model unfolded "
@@ -126,7 +126,6 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
         )
     check_token_ids(trunk, plan)
     arguments = compact_arguments(trunk, to_device(plan, trunk.device, tree=False))
-    examination = vars(trunk)["_radix"].examination
     with every_layer_sees_the_tree(trunk, examination.num_attention_layers):
         hidden: torch.Tensor = trunk(**arguments).last_hidden_state
     return hidden[0]
@@ -183,9 +182,11 @@ def why_not_compact(model: PreTrainedModel) -> str | None:
         >>> why_not_compact(model)
         'layers.0 has the hook print, which would see compact rows'
     """
-    trunk = decoder_of(model)
-    forward = vars(trunk).get("_radix")
-    if forward is None:
+    return _examination_of(decoder_of(model)).reason_on_compact_rows()
+
+
+def _examination_of(trunk: PreTrainedModel) -> Examined:
+    enabled = enabled_of(trunk)
+    if enabled is None:
         raise InvalidInputError("model is not enabled: call radix_mlp.enable(model) first.")
-    reason: str | None = forward.examination.reason() or reason_of_called_module(trunk)
-    return reason
+    return enabled.examination

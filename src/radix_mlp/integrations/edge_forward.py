@@ -15,7 +15,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 from radix_mlp.errors import UnsupportedModelError
-from radix_mlp.hf.enable import enable, folding_forward_of, install
+from radix_mlp.hf.enable import enable
+from radix_mlp.hf.enabled import Enabled, enabled_of
 from radix_mlp.hf.foldable_call import FoldableCall
 from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.hf.origin import foreign_function
@@ -71,7 +72,7 @@ class EdgeForward(FoldingForward):
 
 def install_edge_forward(
     model: torch.nn.Module,
-    make: Callable[[FoldingForward], EdgeForward],
+    make: Callable[[Enabled], EdgeForward],
     *,
     impl: str,
     threshold: Any,
@@ -92,12 +93,12 @@ def install_edge_forward(
     # a reference model that FSDP2 has sharded already has the class of the policy, which is checked
     if check_head and not is_own:
         language_head(inner)
-    usual = folding_forward_of(inner)
+    usual = enabled_of(inner)
     assert usual is not None
     forward = make(usual)
     forward.previous = usual.previous
     forward.autocast_dtype = autocast_dtype
-    install(forward)
+    forward.install()
 
 
 def is_sharded(model: torch.nn.Module) -> bool:

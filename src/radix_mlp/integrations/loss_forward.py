@@ -8,8 +8,8 @@ from transformers import PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from radix_mlp.hf.enabled import Enabled
 from radix_mlp.hf.foldable_call import selects_logits
-from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.hf.origin import foreign_function, is_stock
 from radix_mlp.integrations.edge_forward import EdgeForward
 from radix_mlp.train import cross_entropy, head_logprobs, tree_hidden
@@ -20,7 +20,7 @@ __all__ = ["LossForward", "has_usual_loss"]
 class LossForward(EdgeForward):
     """In training, a call with labels returns the loss and no logits; every other call is that of an enabled model."""
 
-    def __init__(self, usual: FoldingForward) -> None:
+    def __init__(self, usual: Enabled) -> None:
         super().__init__(usual.module, usual.settings)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:

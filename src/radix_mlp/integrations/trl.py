@@ -31,8 +31,8 @@ from trl.trainer.utils import FusedCausalLMOutput
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
-from radix_mlp.hf.enable import folding_forward_of, install
-from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
+from radix_mlp.hf.enabled import Enabled, enabled_of
+from radix_mlp.hf.folding_forward import HeadForward
 from radix_mlp.integrations.edge_forward import (
     EdgeForward,
     autocast_dtype_of,
@@ -138,7 +138,7 @@ def disable(trainer: AnyTrainer) -> AnyTrainer:
 class FusedHeadForward(EdgeForward):
     """Answers `fused_lm_head=True` from a tree; every other call is that of an enabled model."""
 
-    def __init__(self, usual: FoldingForward) -> None:
+    def __init__(self, usual: Enabled) -> None:
         super().__init__(usual.module, usual.settings)
         options = _options_of_fused_head(usual)
         self.temperature: float = options["temperature"]
@@ -209,15 +209,15 @@ class ScoreForward(HeadForward):
 
 def _install_score_forward(model: torch.nn.Module) -> None:
     inner = pretrained_of(model)
-    usual = folding_forward_of(inner)
+    usual = enabled_of(inner)
     if not isinstance(usual, HeadForward):
         raise UnsupportedModelError(f"{type(inner).__name__} is no classifier: a reward model has a layer `score`.")
     forward = ScoreForward(inner, usual.settings)
     forward.previous = usual.previous
-    install(forward)
+    forward.install()
 
 
-def _options_of_fused_head(usual: FoldingForward) -> dict[str, Any]:
+def _options_of_fused_head(usual: Enabled) -> dict[str, Any]:
     """What TRL gave the model's fused head when the trainer was made: it is kept in that function alone."""
     for function in _chain(usual.previous):
         code = getattr(function, "__code__", None)
@@ -235,7 +235,7 @@ def _chain(function: Any) -> Iterator[Any]:
     while function is not None:
         function = getattr(function, "__func__", function)
         yield function
-        is_ours = isinstance(function, FoldingForward)
+        is_ours = isinstance(function, Enabled)
         function = function.previous if is_ours else getattr(function, "__wrapped__", None)
 
 

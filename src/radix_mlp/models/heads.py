@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.adapters import pretrained_of
 from radix_mlp.hf.added_code import reason_of_called_module
+from radix_mlp.hf.enabled import Enabled
 from radix_mlp.hf.fingerprint import fingerprint, hooks_of
-from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear
 
@@ -207,7 +207,7 @@ def _check(
 def _own_forward(model: PreTrainedModel) -> Any:
     """The forward that was put into this instance, if any: it may change the logits."""
     forward = vars(model).get("forward")
-    while isinstance(forward, FoldingForward):
+    while isinstance(forward, Enabled):
         forward = forward.previous
     return forward
 

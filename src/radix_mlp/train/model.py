@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.adapters import pretrained_of
 from radix_mlp.hf.added_code import reason_of_added_code, reason_of_called_module
+from radix_mlp.hf.enabled import enabled_of
 from radix_mlp.hf.examination import reason_of_randomness
 from radix_mlp.hf.whole_calls import reason_of_whole_calls
 from radix_mlp.models.heads import language_head, scale_and_softcap
@@ -28,11 +29,11 @@ def check_trainable(model: PreTrainedModel) -> None:
     Dropout and router jitter draw once for all copies of a token, forward hooks see folded rows, and balancing losses
     of experts count unique tokens.
     """
-    forward = vars(model).get("_radix")
-    if forward is None:
+    enabled = enabled_of(model)
+    if enabled is None:
         reason = reason_of_randomness(model) or reason_of_added_code(model)
     else:
-        reason = forward.examination.reason()
+        reason = enabled.examination.reason()
     reason = reason or reason_of_whole_calls(model)
     if reason is None and getattr(model.config.get_text_config(), "output_router_logits", False):
         reason = "config.output_router_logits is on: the balancing loss of experts would count unique tokens"

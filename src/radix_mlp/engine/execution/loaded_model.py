@@ -20,9 +20,9 @@ from radix_mlp.engine.tokenization.control_tokens import check_control_tokens, k
 from radix_mlp.errors import NonFiniteAnswersError, UnsupportedModelError
 from radix_mlp.hf import disable, enable
 from radix_mlp.hf.adapters import pretrained_in
-from radix_mlp.hf.enable import folding_forward_of, state_of
+from radix_mlp.hf.enable import state_of
+from radix_mlp.hf.enabled import Settings, enabled_of
 from radix_mlp.hf.fast_forward import FastForward
-from radix_mlp.hf.folding_forward import Settings
 from radix_mlp.hf.forward import why_not_compact
 from radix_mlp.hf.length_dependent_rope import LengthDependentRope
 from radix_mlp.hf.model_lock import lock_of
@@ -177,7 +177,7 @@ class LoadedModel:
 
     def _is_set(self, folds: bool) -> bool:
         """Whether the model is as a job wants it; another engine, or its owner, may have changed it."""
-        enabled = folding_forward_of(self.model)
+        enabled = enabled_of(self.model)
         if self.model.training:
             return False
         if not folds or enabled is None:
@@ -219,7 +219,7 @@ class _StateBefore:
         self._settings: list[tuple[str, Settings]] = []
         inner = pretrained_in(model)
         for name, module in [] if inner is None else [("model", inner), ("trunk", decoder_of(inner))]:
-            enabled = folding_forward_of(module)
+            enabled = enabled_of(module)
             if enabled is not None:
                 self._settings.append((name, replace(enabled.settings)))
 

@@ -17,6 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
+from radix_mlp.hf.enabled import enabled_of
 from radix_mlp.hf.sharding import SummedLinear
 from radix_mlp.hf.windows import window_of, windows_of
 from radix_mlp.ops.packages import HAS_TRITON
@@ -203,5 +204,5 @@ def _is_changed(module: nn.Module) -> bool:
     if "forward" not in state:
         return False
     # an enabled trunk has a forward of ours, perhaps in place of another
-    ours = state.get("_radix")
+    ours = enabled_of(module)
     return ours is None or state["forward"] is not ours or ours.previous is not None

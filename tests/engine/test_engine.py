@@ -7,7 +7,6 @@ from transformers import GemmaConfig, GemmaModel, Qwen3Config, Qwen3Model
 from radix_mlp import Engine, disable, is_enabled
 from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
-from radix_mlp.hf.fast_forward import FastForward
 from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 PREFIX = "Instruct: find the passage that answers. Query: "
@@ -256,25 +255,11 @@ def test_logits_made_in_an_unknown_way_are_refused():
         engine.score(PAIRS[:1])
 
 
-def test_an_engine_that_never_folds_makes_no_forward_for_folded_rows(monkeypatch) -> None:
-    def make(forward, trunk):
-        raise AssertionError("a model that is not enabled has none")
-
-    monkeypatch.setattr(FastForward, "_make", make)
-    texts = ["Query: roots", "Query: leaves"]
-    assert Engine("tiny", threshold=0).embed(texts).shape == (2, 64)
-
-
-def test_the_forward_is_made_of_an_enabled_model(monkeypatch) -> None:
+def test_the_forward_for_folded_rows_is_made_of_an_enabled_model() -> None:
     model, tokenizer = tiny_model(), tiny_tokenizer()
-    make = FastForward._make
-    seen = []
-    monkeypatch.setattr(
-        FastForward,
-        "_make",
-        lambda forward, trunk: (seen.append(is_enabled(model)), make(forward, trunk))[1],
-    )
-    Engine(model, tokenizer=tokenizer, threshold=0).embed(["Query: roots"])
-    assert seen == []
-    Engine(model, tokenizer=tokenizer).embed(["Query: roots", "Query: leaves"])
-    assert seen == [True]
+    unfolded = Engine(model, tokenizer=tokenizer, threshold=0)
+    assert unfolded.embed(["Query: roots"]).shape == (1, 64)
+    assert not unfolded.forward.is_made
+    assert not is_enabled(model)
+    assert Engine(model, tokenizer=tokenizer).forward.is_made
+    assert is_enabled(model)

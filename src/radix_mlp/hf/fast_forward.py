@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.device_plan import to_device
 from radix_mlp.plan import RadixPlan, build_plan
 
-__all__ = ["COMPILED", "FUSED", "MODULES", "FastForward", "Mode", "TrunkForward", "check_mode"]
+if TYPE_CHECKING:
+    from radix_mlp.hf.fused import GraphedDecoder
 
+__all__ = ["COMPILED", "FUSED", "MODULES", "FastForward", "Mode", "check_mode"]
 
 FUSED = "fused layers"
 COMPILED = "compiled modules"
@@ -32,48 +34,6 @@ def check_mode(mode: object) -> None:
     """Raise `InvalidInputError` for anything but True, False and `"auto"`."""
     if mode not in (True, False, "auto"):
         raise InvalidInputError(f"compile={mode!r}: must be True, False or 'auto'.")
-
-
-class TrunkForward(Protocol):
-    """One way to run the trunk of an enabled model on a folded batch."""
-
-    def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
-        """Hidden states `[M, hidden]` after the final norm. Rows outside `needed_rows` `[R]` may hold NaN."""
-
-    def is_current(self) -> bool:
-        """Whether the model still has the modules and parameters that this was made from."""
-
-    def takes(self, plan: RadixPlan) -> bool:
-        """Whether the batch runs from tensors of this forward's own, so that the plan need not be copied ahead."""
-
-
-class ModulesForward:
-    """The model's own modules."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
-        return forward_compact(self.model, plan)
-
-    def is_current(self) -> bool:
-        return True
-
-    def takes(self, plan: RadixPlan) -> bool:
-        return False
-
-
-class CompiledForward(ModulesForward):
-    """The model's own modules, compiled by torch."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__(model)
-        self._compiled: Any = torch.compile(decoder_of(model), dynamic=True)
-
-    def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
-        trunk = decoder_of(self.model)
-        hidden: Tensor = self._compiled(**compact_arguments(trunk, to_device(plan, trunk.device))).last_hidden_state
-        return hidden[0]
 
 
 class FastForward:
@@ -101,18 +61,22 @@ class FastForward:
         self.model = model
         self.impl = impl
         self.mode = mode
-        self._forward: TrunkForward | None = None
-        self._made_for: object = None
+        self.is_made = False
+        """Whether there is a forward already; `make` and calls make one."""
+        self._decoder: GraphedDecoder | None = None
+        self._compiled: Any = None
         self._reason = ""
 
     def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
-        """Hidden states `[M, h]` after the final norm; rows that are not needed may hold NaN."""
-        return self.make()(plan, needed_rows)
-
-    @property
-    def is_made(self) -> bool:
-        """Whether there is a forward already; `make` and calls make one."""
-        return self._forward is not None
+        """Hidden states `[M, h]` after the final norm; rows outside `needed_rows` `[R]` may hold NaN."""
+        self.make()
+        if self._decoder is not None:
+            return self._decoder(plan, needed_rows)
+        if self._compiled is None:
+            return forward_compact(self.model, plan)
+        trunk = decoder_of(self.model)
+        hidden: Tensor = self._compiled(**compact_arguments(trunk, to_device(plan, trunk.device))).last_hidden_state
+        return hidden[0]
 
     @property
     def is_fused(self) -> bool:
@@ -124,20 +88,15 @@ class FastForward:
         self.make()
         return self._reason
 
-    def make(self) -> TrunkForward:
-        """The forward; a new one if the model was moved or its parameters were replaced."""
-        trunk = decoder_of(self.model)
-        parameters = next(trunk.parameters())
-        made_for = parameters.device, parameters.dtype, parameters.data_ptr()
-        if self._forward is None or self._made_for != made_for:
-            self._forward = self._make(trunk)
-            self._made_for = made_for
-        return self._forward
+    def make(self) -> None:
+        """Make the forward, unless there is one."""
+        if not self.is_made:
+            self._make()
 
     def prepare(self, plan: RadixPlan) -> None:
         """Start copying what a forward pass of this batch reads. From any thread."""
-        forward = self._forward
-        if forward is not None and forward.takes(plan):
+        decoder = self._decoder
+        if decoder is not None and decoder.takes(plan):
             # a graph has a copy of its own, and what follows it is copied while it runs
             return
         with torch.no_grad():
@@ -155,39 +114,48 @@ class FastForward:
         """End the processes that were started to run the model, `at_once` even if they hang. Here there are none."""
 
     def refresh(self) -> bool:
-        """Check again that the forward is made of the model's parameters; True if it has to be made again."""
-        if self._forward is None or self._forward.is_current():
+        """Forget what was made of the model if the model has changed since; True if it has."""
+        if self._is_current():
             return False
-        self._forward = None
+        self._forget()
         return True
 
     def reconsider(self) -> None:
-        """As `refresh`, after a change of the model: what prevented fused layers may be gone."""
-        # merging an adapter does that
-        if self.is_made and not self.is_fused and self._why_not_fused(decoder_of(self.model)) is None:
-            self._forward = None
-        self.refresh()
+        """As `refresh`, after a change of the model: what prevented fused layers may be gone, as an adapter is."""
+        if self._decoder is None or not self._is_current():
+            self._forget()
 
-    def _why_not_fused(self, trunk: PreTrainedModel) -> str | None:
+    def _is_current(self) -> bool:
+        if self._decoder is not None:
+            return self._decoder.is_current()
+        return self._compiled is None or self._compiled._orig_mod is decoder_of(self.model)
+
+    def _forget(self) -> None:
+        self._decoder = self._compiled = None
+        self.is_made = False
+
+    def _why_not_fused(self) -> str | None:
         if self.mode is False:
             return "compile=False"
+        trunk = decoder_of(self.model)
         return why_not_fused(trunk) if trunk.device.type == "cuda" else f"the model is on {trunk.device}"
 
-    def _make(self, trunk: PreTrainedModel) -> TrunkForward:
-        reason = self._why_not_fused(trunk)
+    def _make(self) -> None:
+        reason = self._why_not_fused()
         if reason is None:
             from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
 
             decoder = FusedDecoder(self.model, impl=self.impl)
             reason = _difference_from_modules(self.model, decoder)
-            if reason is None:
-                self._reason = FUSED
-                return GraphedDecoder(decoder)
-        if self.mode is True:
+            self._decoder = GraphedDecoder(decoder) if reason is None else None
+        if reason is None:
+            self._reason = FUSED
+        elif self.mode is True:
             self._reason = f"{COMPILED}: {reason}"
-            return CompiledForward(self.model)
-        self._reason = f"{MODULES}: {reason}"
-        return ModulesForward(self.model)
+            self._compiled = torch.compile(decoder_of(self.model), dynamic=True)
+        else:
+            self._reason = f"{MODULES}: {reason}"
+        self.is_made = True
 
 
 def _difference_from_modules(model: PreTrainedModel, fused: Any) -> str | None:

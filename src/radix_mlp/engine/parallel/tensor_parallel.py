@@ -32,7 +32,7 @@ from radix_mlp.engine.parallel.process_group import ProcessGroup
 from radix_mlp.engine.parallel.rank_processes import START, RankProcesses
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf.enable import enable
-from radix_mlp.hf.fast_forward import FastForward, Mode, TrunkForward
+from radix_mlp.hf.fast_forward import FastForward, Mode
 from radix_mlp.hf.sharding import shard
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.models.load import load
@@ -70,14 +70,13 @@ class _Part(FastForward):
     def reconsider(self) -> None:
         """Nothing, too."""
 
-    def _make(self, trunk: PreTrainedModel) -> TrunkForward:
-        made: Any = super()._make(trunk)
+    def _make(self) -> None:
+        super()._make()
         self.graphed.clear()
-        if self.is_fused:
+        if self._decoder is not None:
             # a process that alone did without a graph would be out of step
-            made._give_up = _raise_last
-            self.graphed.append(made)
-        return made
+            self._decoder.must_capture = True
+            self.graphed.append(self._decoder)
 
 
 class TensorParallelForward(_Part):
@@ -124,9 +123,9 @@ class TensorParallelForward(_Part):
         with self.group.broadcasting("run", ({name: getattr(plan, name) for name in PLAN_FIELDS}, needed_rows)):
             return super().__call__(plan, needed_rows)
 
-    def _make(self, trunk: PreTrainedModel) -> TrunkForward:
+    def _make(self) -> None:
         with self.group.broadcasting("make", None):
-            return super()._make(trunk)
+            super()._make()
 
 
 def lead(
@@ -293,7 +292,3 @@ def _end(graphed: list[GraphedDecoder], peers: RankProcesses) -> None:
 def _release(graphed: list[GraphedDecoder]) -> None:
     for decoder in graphed:
         decoder.release()
-
-
-def _raise_last(*arguments: Any) -> None:
-    raise arguments[-1]

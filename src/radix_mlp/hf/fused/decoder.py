@@ -49,6 +49,8 @@ class FusedDecoder:
         with on_device(trunk.device):
             self.layers = join_layers(trunk)
         self._made_of = fingerprint(trunk, addresses=True)
+        # a graph reads them where they are now, also once the model was moved and until that is noticed
+        self._kept = [x.detach() for x in (trunk.embed_tokens.weight, trunk.norm.weight, trunk.rotary_emb.inv_freq)]
         self.epsilon: float = trunk.config.rms_norm_eps
         self.head_dim: int = trunk.layers[0].self_attn.head_dim
 

@@ -71,6 +71,8 @@ class GraphedDecoder:
         self._seen: set[GraphKey] = set()
         self._pool: Any = None
         self._stream: Any = None
+        self.must_capture = False
+        """Whether a batch that cannot be captured is an error, instead of running without a graph."""
 
     def is_current(self) -> bool:
         """Whether the model still has the parameters that this was made from."""
@@ -100,6 +102,8 @@ class GraphedDecoder:
             try:
                 graph = self._graphs.pop(key, None) or self._captured(key, attention)
             except RuntimeError as error:
+                if self.must_capture:
+                    raise
                 self._give_up(key, error)
                 return self.decoder(plan, needed_rows)
             self._graphs[key] = graph

@@ -19,6 +19,13 @@ from radix_mlp.ops.head.edges import (
 from radix_mlp.ops.head.linear_head import LinearHead
 from radix_mlp.ops.head.logprobs import TokenLogprobs, token_logprobs
 from radix_mlp.ops.pool import cls, last_token, mean, weighted_mean
+from radix_mlp.ops.scan.conv import tree_conv
+from radix_mlp.ops.scan.gated_delta_rule import tree_gated_delta_rule
+from radix_mlp.ops.scan.kimi_delta import tree_kimi_delta
+from radix_mlp.ops.scan.lightning import tree_lightning
+from radix_mlp.ops.scan.mamba1 import tree_mamba1
+from radix_mlp.ops.scan.mamba2 import tree_mamba2
+from radix_mlp.ops.scan.scan_tree import ScanTree
 
 __all__ = [
     "AttentionTree",
@@ -27,6 +34,7 @@ __all__ = [
     "EdgeLogprobs",
     "Edges",
     "LinearHead",
+    "ScanTree",
     "TokenLogprobs",
     "available_impls",
     "cls",
@@ -42,7 +50,13 @@ __all__ = [
     "token_logprobs",
     "tokens_to_edges",
     "tree_attention",
+    "tree_conv",
     "tree_edges",
+    "tree_gated_delta_rule",
+    "tree_kimi_delta",
+    "tree_lightning",
+    "tree_mamba1",
+    "tree_mamba2",
     "unfold",
     "weighted_mean",
 ]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from radix_mlp.ops.attention.attention_tree import AttentionTree, HostTree, Sequences, send_arrays, send_tables
 from radix_mlp.ops.attention.registry import prepare
+from radix_mlp.ops.scan.scan_tree import ScanTree
 from radix_mlp.plan.radix_plan import RadixPlan
 
 __all__ = ["DevicePlan", "to_device"]
@@ -32,6 +33,7 @@ class _Kept:
     """By implementation."""
     backward_trees: dict[str, AttentionTree] = field(default_factory=dict)
     """Likewise, with the tables of the backward pass."""
+    scan_tree: ScanTree | None = None
 
 
 _KEPT: WeakKeyDictionary[RadixPlan, dict[torch.device, _Kept]] = WeakKeyDictionary()
@@ -66,6 +68,13 @@ class DevicePlan:
     def tree(self) -> AttentionTree:
         """The tree that attention takes: `tree_for("auto")`."""
         return self.tree_for("auto")
+
+    @property
+    def scan_tree(self) -> ScanTree:
+        """The tree that convolutions and recurrences take, made on first use and kept with the plan."""
+        if self.kept.scan_tree is None:
+            self.kept.scan_tree = ScanTree(self.plan.end, self.plan.num_compact, self.end.device)
+        return self.kept.scan_tree
 
     def tree_for(self, impl: str) -> AttentionTree:
         """The tree with the tables of implementation `impl`, made on the first call and kept with the plan.

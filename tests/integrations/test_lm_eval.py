@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 from tokenizers.processors import TemplateProcessing
 
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
-from radix_mlp.integrations.lm_eval import RadixLM, next_token_logprobs
+from radix_mlp.integrations.lm_eval import RadixLM
 from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 SHOTS = "Q: Is a radix a root?\nA: yes\n\nQ: Is a radix a fruit?\nA: no\n\n"
@@ -129,16 +129,6 @@ def test_answers_are_cached(tmp_path):
     expected = rolling.loglikelihood_rolling(requests("loglikelihood_rolling", [(SHOTS,)]))
     rolling.lm._engine = None
     assert rolling.loglikelihood_rolling(requests("loglikelihood_rolling", [(SHOTS,)])) == expected
-
-
-def test_next_tokens_in_small_parts():
-    generator = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(9, 6, generator=generator), torch.randn(20, 6, generator=generator)
-    rows, tokens = np.array([5, 1, 5, 8, 0, 1]), np.array([3, 19, 4, 0, 7, 19])
-    logprob, is_greedy = next_token_logprobs(hidden, lambda x: x @ weight.T, rows, tokens, max_logits=40)
-    expected = (hidden @ weight.T).log_softmax(-1)[rows]
-    torch.testing.assert_close(logprob, expected[torch.arange(6), tokens])
-    assert is_greedy.tolist() == (expected.argmax(-1).numpy() == tokens).tolist()
 
 
 def test_lora_adapters():

@@ -275,11 +275,11 @@ def skips(on_error: str) -> bool:
     return on_error == "skip"
 
 
-def parse_threshold(text: str) -> float | Literal["auto"]:
+def parse_threshold(text: str, option: str = "--threshold") -> float | Literal["auto"]:
     """`"auto"` or a number."""
     if text == "auto":
         return "auto"
     try:
         return float(text)
     except ValueError:
-        raise InvalidInputError(f"--threshold {text!r}: must be auto or a number, as 0, 0.8 or 1.") from None
+        raise InvalidInputError(f"{option} {text!r}: must be auto or a number, as 0, 0.8 or 1.") from None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+import json
+import math
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +14,7 @@ from radix_mlp.cli.settings import show_loading
 from radix_mlp.cli.show import Skipped, errors, progress_bar
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.verify import Verification
+    from radix_mlp.engine.verify import TextDifference, Verification
 
 __all__ = ["verify"]
 
@@ -61,6 +63,10 @@ def verify(
             rich_help_panel="Comparison",
         ),
     ] = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print the report as one JSON object, for programs.", rich_help_panel=o.OUTPUT),
+    ] = False,
     quiet: o.QuietOption = False,
 ) -> None:
     """Run a file as a job does and through the unmodified model, and report how far the answers are apart.
@@ -71,12 +77,18 @@ def verify(
     differences: --against padded shows how large those of padding are in the same
     dtype. The report names the forward that ran, and how many batches were folded.
 
+    --json prints one object: same_answers (the verdict), relative_difference and
+    the bound on it, forward (the path that ran) and the other lines of the
+    report. A number that is not finite is null, and next_token_changed is null
+    for a model without an output head.
+
     \b
     Examples:
       radix-mlp verify texts.jsonl --model ./Qwen3-0.6B
       radix-mlp verify texts.jsonl -m ./Qwen3-0.6B --dtype float32 --bound 1e-5
       radix-mlp verify table.csv --field question -m tiny --against padded
       radix-mlp verify texts.jsonl -m ./Qwen3-0.6B --path modules
+      radix-mlp verify texts.jsonl -m ./Qwen3-0.6B --json | jq .same_answers
     """
     skipped = Skipped()
     on_skip = skipped if o.skips(on_error) else None
@@ -117,8 +129,12 @@ def verify(
             )
 
     records, found = without_rejected(file, records, on_skip, run)
-    for line in report(found, records, str(engine.model.dtype).removeprefix("torch."), against):
-        typer.echo(line)
+    dtype = str(engine.model.dtype).removeprefix("torch.")
+    if as_json:
+        facts = json_report(found, records, dtype=dtype, against=against)
+        typer.echo(json.dumps(facts, allow_nan=False))
+    else:
+        typer.echo("\n".join(report(found, records, dtype, against)))
     if not found.passed:
         errors().print(
             f"error: the largest difference is {found.relative:.1e} of the largest hidden value, more than the "
@@ -147,9 +163,48 @@ def report(found: Verification, records: list[Record], dtype: str, against: str)
         f"  next token changed    {flips:>12}",
         "  worst texts:",
     ]
-    worst = sorted(found.texts, key=lambda text: -text.max_abs)[:WORST_SHOWN]
-    for text in worst:
+    for text in worst_texts(found):
         changed = ", next token changed" if text.flipped else ""
         lines.append(f"    line {records[text.index].line}: {text.max_abs:.2e}, cosine {text.cosine:.8f}{changed}")
     lines.append("same answers" if found.passed else "NOT the same answers")
     return lines
+
+
+def json_report(found: Verification, records: list[Record], *, dtype: str, against: str) -> dict[str, Any]:
+    """The report as JSON values; a number that is not finite is None."""
+    return {
+        "same_answers": found.passed,
+        "relative_difference": _finite(found.relative),
+        "bound": _finite(found.bound),
+        "against": against,
+        "dtype": dtype,
+        "forward": found.path,
+        "num_batches": found.num_batches,
+        "num_folded_batches": found.num_folded,
+        "num_texts": len(found.texts),
+        "num_tokens": found.num_tokens,
+        "num_compact_tokens": found.num_compact,
+        "largest_hidden_value": _finite(found.scale),
+        "largest_difference": _finite(found.max_abs),
+        "mean_difference": _finite(found.mean_abs),
+        "smallest_cosine": _finite(found.cosine),
+        "next_token_changed": found.flips,
+        "worst_texts": [
+            {
+                "line": records[text.index].line,
+                "largest_difference": _finite(text.max_abs),
+                "smallest_cosine": _finite(text.cosine),
+                "next_token_changed": text.flipped,
+            }
+            for text in worst_texts(found)
+        ],
+    }
+
+
+def worst_texts(found: Verification) -> list[TextDifference]:
+    """The texts that differ most, those whose difference is not a number first."""
+    return sorted(found.texts, key=lambda text: (not math.isnan(text.max_abs), -text.max_abs))[:WORST_SHOWN]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None

@@ -2,7 +2,7 @@
 
     python -m radix_mlp.integrations.lm_eval --model radix-mlp --model_args pretrained=Qwen/Qwen3-0.6B --tasks ...
 
-is `lm_eval` with one more model.  The harness finds models of other packages only when they have been imported, hence
+is `lm_eval` with one more model. The harness finds models of other packages only when they have been imported, hence
 the module; from Python, importing this one is enough for `simple_evaluate(model="radix-mlp", ...)`.
 
 Tokenisation, truncation, chat templates, generation and arguments are those of the harness's own `hf` model, which
@@ -12,7 +12,7 @@ Tokenisation, truncation, chat templates, generation and arguments are those of 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -36,8 +36,8 @@ from radix_mlp.engine.tokenization.tokenize import unknown_id
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.models.heads import language_head
 from radix_mlp.ops.device_plan import DevicePlan
-from radix_mlp.ops.head.logprobs import MAX_LOGITS
-from radix_mlp.ops.send import send
+from radix_mlp.ops.head.edge_logprobs import edge_logprobs
+from radix_mlp.ops.head.edges import Edges, edges_to_tokens
 from radix_mlp.plan import RadixPlan
 
 __all__ = ["RadixLM", "main"]
@@ -56,7 +56,8 @@ Answer = tuple[float, bool]
 class RadixLM(HFLM):
     """The harness's `hf` model with log-likelihoods computed on unique tokens.
 
-    Log-probabilities are taken in float32.  `batch_size` counts for generation only, `logits_cache` for nothing.
+    Log-probabilities are computed in float32, or in float64 for a float64 model. `batch_size` affects generation only,
+    and `logits_cache` has no effect.
 
     Args:
         pretrained: a hub id, a folder or a loaded causal model.
@@ -244,12 +245,14 @@ class Continuations(Task):
     engine: Engine
 
     def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows:
-        return np.unique(_predicting_rows(plan, items)).astype(np.int64)
+        return target_edges(plan, items).parents
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
         head = language_head(self.engine.model, probe=items[0].ids)
-        tokens = np.concatenate([item.target for item in items if isinstance(item, Continuation)])
-        return next_token_logprobs(hidden, head, _predicting_rows(plan.plan, items), tokens)
+        edges = target_edges(plan.plan, items)
+        found = edge_logprobs(hidden, head, edges, statistics=("is_greedy",))
+        assert found.is_greedy is not None
+        return edges_to_tokens(found.logprob, edges), edges_to_tokens(found.is_greedy, edges)
 
     def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> list[Answer]:
         bounds = np.cumsum([len(item.ids) - item.start for item in items])[:-1]
@@ -257,42 +260,16 @@ class Continuations(Task):
         return [(float(values.sum()), bool(tokens.all())) for values, tokens in zip(logprobs, greedy, strict=True)]
 
 
-def _predicting_rows(plan: RadixPlan, items: Sequence[Item]) -> Rows:
-    """Compact rows of the tokens after which the targets come."""
-    return np.concatenate(scored_rows(plan, items))
-
-
-@torch.no_grad()
-def next_token_logprobs(
-    hidden: Tensor, head: Callable[[Tensor], Tensor], rows: Any, tokens: Any, *, max_logits: int = MAX_LOGITS
-) -> tuple[Tensor, Tensor]:
-    """How likely each of `tokens [T]` is after its compact row `rows [T]`, and whether it is the likeliest.
-
-    The head runs once a row, on as many rows at a time as `max_logits` allows.
-
-    Returns:
-        `[T]` float32 and `[T]` bool.
-
-    >>> next_token_logprobs(torch.eye(3), lambda hidden: hidden, np.array([0, 0]), np.array([0, 1]))
-    (tensor([-0.5514, -1.5514]), tensor([ True, False]))
-    """
-    unique, place = np.unique(rows, return_inverse=True)
-    order = np.argsort(place, kind="stable")
-    sorted_place = place[order]
-    logprob = torch.empty(len(rows), device=hidden.device)
-    is_greedy = torch.empty(len(rows), dtype=torch.bool, device=hidden.device)
-    start, count = 0, 1
-    while start < len(unique):
-        logits = head(hidden[send(unique[start : start + count].astype(np.int64), hidden.device)]).float()
-        wanted = order[slice(*np.searchsorted(sorted_place, [start, start + count]))]
-        indices = (place[wanted] - start, np.asarray(tokens)[wanted], wanted)
-        at, token, back = (send(index, hidden.device) for index in indices)
-        logprob[back] = logits[at, token] - logits.logsumexp(dim=1)[at]
-        is_greedy[back] = logits.argmax(dim=1)[at] == token
-        start += count
-        # the first row shows how many logits there are
-        count = max(1, max_logits // logits.shape[1])
-    return logprob, is_greedy
+def target_edges(plan: RadixPlan, items: Sequence[Item]) -> Edges:
+    """The distinct predictions (row, target) of a batch; the `N` tokens of the edges are all targets in turn."""
+    rows = np.concatenate(scored_rows(plan, items)).astype(np.int64)
+    parts = [item.target for item in items if isinstance(item, Continuation)]
+    targets = np.concatenate(parts)
+    width = int(targets.max()) + 1
+    keys, edge = np.unique(rows * width + targets, return_inverse=True)
+    parents, parent_at = np.unique(keys // width, return_inverse=True)
+    sequence = np.repeat(np.arange(len(items)), [len(part) for part in parts])
+    return Edges(parents, parent_at, keys % width, edge, sequence, len(items), plan.num_rows)
 
 
 def main() -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,14 +11,13 @@ from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedMo
 from radix_mlp.hf.adapters import pretrained_in
 from radix_mlp.hf.attention_function import FALLBACKS, fallback_of, register
 from radix_mlp.hf.enabled import CallReport, Settings, enabled_of
-from radix_mlp.hf.fingerprint import fingerprint
 from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
 from radix_mlp.hf.model_lock import lock_of
 from radix_mlp.hf.support import decoder_of, why_unsupported
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.ops.attention.registry import COMPOSITES, IMPLS
 
-__all__ = ["disable", "enable", "is_enabled", "last_call", "state_of"]
+__all__ = ["disable", "enable", "is_enabled", "last_call"]
 
 AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 
@@ -111,20 +109,6 @@ def _disable(inner: PreTrainedModel) -> None:
 def is_enabled(model: torch.nn.Module) -> bool:
     """Whether `enable` is in force on this model."""
     return enabled_of(_pretrained(model)) is not None
-
-
-def state_of(model: torch.nn.Module) -> list[Any]:
-    """What `enable` looks at and what it sets: while this stays equal, it would find and do the same once more."""
-    found: list[Any] = [fingerprint(model, addresses=True)]
-    inner = _pretrained(model)
-    for module in (inner, decoder_of(inner)):
-        forward = enabled_of(module)
-        # as text, since lists in it may be changed in place
-        found.append(repr(vars(module.config)))
-        if forward is not None:
-            # the engine that compares keeps no model alive
-            found += [weakref.ref(forward), forward.settings.threshold, forward.settings.impl]
-    return found
 
 
 def last_call(model: torch.nn.Module) -> CallReport | None:

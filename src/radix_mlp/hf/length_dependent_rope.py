@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["LengthDependentRope"]
+__all__ = ["LengthDependentRope", "rope_of"]
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,10 @@ class LengthDependentRope:
     Under `longrope` texts up to the original length have one set of frequencies and longer ones another; under
     `dynamic` each length above the original one has its own. Texts of one `group` run with the frequencies that each
     would have alone.
-
-    Args:
-        trunk: a transformers model; those without such rotary embeddings have one group.
-
-    Example:
-        >>> from radix_mlp.models.tiny import tiny_model
-        >>> LengthDependentRope(tiny_model()).group(7)
-        ()
     """
 
-    def __init__(self, trunk: torch.nn.Module) -> None:
-        self._sets = [found for module in trunk.modules() for found in _sets_of(module)]
+    def __init__(self, sets: list[_Frequencies]) -> None:
+        self._sets = sets
 
     def group(self, length: int) -> tuple[int, ...]:
         """Equal for lengths in tokens whose texts may run together."""
@@ -55,6 +47,17 @@ class LengthDependentRope:
             original = getattr(module, f"{one.prefix}original_inv_freq").to(frequencies.device)
             module.register_buffer(f"{one.prefix}inv_freq", original, persistent=False)
             setattr(module, name, one.original_length)
+
+
+def rope_of(trunk: torch.nn.Module) -> LengthDependentRope | None:
+    """The rotary embeddings of a transformers model if they depend on length; None if texts of all lengths may mix.
+
+    Example:
+        >>> from radix_mlp.models.tiny import tiny_model
+        >>> rope_of(tiny_model())
+    """
+    sets = [found for module in trunk.modules() for found in _sets_of(module)]
+    return LengthDependentRope(sets) if sets else None
 
 
 def _sets_of(module: Any) -> Iterator[_Frequencies]:

@@ -12,7 +12,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radix_mlp.ops.attention.attention_tree import AttentionTree, HostTree, Sequences, send_arrays, send_tables
+from radix_mlp.ops.attention.attention_tree import (
+    AttentionTree,
+    HostTree,
+    Sequences,
+    arrays_to_send,
+    send_arrays,
+    with_sent,
+)
 from radix_mlp.ops.attention.registry import prepare
 from radix_mlp.ops.scan.scan_tree import ScanTree
 from radix_mlp.plan.radix_plan import RadixPlan
@@ -144,8 +151,12 @@ def _make_tree(plan: RadixPlan, device: torch.device, kept: _Kept, impl: str, ba
     with torch.inference_mode(False):
         sequences = _sequences(plan, kept) if kept.base else None
         tables = prepare(impl, HostTree(plan.end, plan.depth, device, backward, sequences))
-        send = None if kept.base else lambda arrays: _copy_base(plan, device, kept, arrays)
-        sent = dict(zip(tables, send_tables(list(tables.values()), device, send), strict=True))
+        arrays = arrays_to_send(tables, device)
+        if not kept.base:
+            moved: Sequence[Tensor] = _copy_base(plan, device, kept, list(arrays.values()))
+        else:
+            moved = send_arrays((), list(arrays.values()), device)[1] if arrays else ()
+        sent = with_sent(tables, arrays, moved)
     end, depth = kept.base[-2:]
     tree = AttentionTree(end, depth, sent, kept.query_rows)
     (kept.backward_trees if backward else kept.trees)[impl] = tree

@@ -107,13 +107,15 @@ def iter_schedule(sequences: Sequence[Ids], max_batch_tokens: int, order: Order 
     return _cut(sequences, order, order, max_batch_tokens)
 
 
-def split_by_group(sequences: Sequence[Ids], order: Order, group_of: GroupOf) -> dict[Hashable, Order]:
-    """The places of `order`, those of each group by itself; `group_of` gives it by a request's length.
+def split_by_group(sequences: Sequence[Ids], order: Order, group_of: GroupOf | None) -> dict[Hashable, Order]:
+    """The places of `order`, those of each group by itself; `group_of` gives it by a request's length, None: one group.
 
     >>> rows = [np.zeros(length, np.int32) for length in (1, 5, 2)]
     >>> {group: places.tolist() for group, places in split_by_group(rows, np.arange(3), lambda n: n > 4).items()}
     {False: [0, 2], True: [1]}
     """
+    if group_of is None:
+        return {None: order}
     groups: dict[Hashable, list[int]] = {}
     for place in order.tolist():
         groups.setdefault(group_of(len(sequences[place])), []).append(place)

@@ -13,13 +13,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from radix_mlp.engine.execution.fold_policy import FoldPolicy
 from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.task import Item, Kept, Rows, Task, union_of_rows
 from radix_mlp.errors import RadixError
@@ -30,8 +29,36 @@ from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.build import plan_of, unshared_plan
 
-__all__ = ["ItemBatch", "LaunchedBatch", "PreparedBatch", "collect", "fill", "has_nan", "launch", "prepare"]
-__all__ += ["run_batch"]
+__all__ = [
+    "FoldPolicy",
+    "ItemBatch",
+    "LaunchedBatch",
+    "PreparedBatch",
+    "collect",
+    "fill",
+    "has_nan",
+    "launch",
+    "prepare",
+    "run_batch",
+]
+
+
+@dataclass(frozen=True)
+class FoldPolicy:
+    """How a job cuts and folds its batches."""
+
+    max_batch_tokens: int
+    threshold: float | Literal["auto"]
+    """As in `radix_mlp.enable`, for each batch."""
+    folds: bool = True
+    """Whether the model is enabled for folding while batches run; False: it is the unmodified model."""
+    share: bool = True
+    """False: a row for every token, packed, whatever the sequences share."""
+
+    @property
+    def always_folds(self) -> bool:
+        """Whether every batch is folded, so that a job can begin before all of its texts are known."""
+        return self.threshold not in (0, "auto")
 
 
 @dataclass(frozen=True)
@@ -135,27 +162,24 @@ def launch(loaded: LoadedModel, prepared: PreparedBatch) -> LaunchedBatch:
     """Run the model on a batch, and the tasks on what it gives. An error of one task leaves the others alone."""
     began = time.perf_counter()
     with loaded.turn(folds=prepared.policy.folds), loaded.launching(), torch.inference_mode():
-        loaded.rope.reset()
-        hidden, found = _run_current(loaded, prepared)
+        if loaded.rope is not None:
+            loaded.rope.reset()
+        # whether the model has been changed, perhaps by an adapter, is checked while the device computes
+        try:
+            hidden, found = _run(loaded, prepared)
+            is_old = prepared.folded and loaded.forward.refresh()
+        except Exception:
+            is_old = prepared.folded and loaded.forward.refresh()
+            if not is_old:
+                raise
+        if is_old:
+            hidden, found = _run(loaded, prepared)
         done = None
         if hidden.is_cuda:
             done = torch.cuda.Event()
             # the current device may be another
             done.record(torch.cuda.current_stream(hidden.device))
     return LaunchedBatch(prepared, found, done, began, loaded.forward.check)
-
-
-def _run_current(loaded: LoadedModel, prepared: PreparedBatch) -> tuple[Tensor, list[tuple[Part, Any]]]:
-    """As `_run`, and again if the model has been changed, perhaps by an adapter: checked while the device computes."""
-    if not prepared.folded:
-        return _run(loaded, prepared)
-    try:
-        found = _run(loaded, prepared)
-    except Exception:
-        if not loaded.forward.refresh():
-            raise
-        return _run(loaded, prepared)
-    return _run(loaded, prepared) if loaded.forward.refresh() else found
 
 
 def _run(loaded: LoadedModel, prepared: PreparedBatch) -> tuple[Tensor, list[tuple[Part, Any]]]:

@@ -7,23 +7,20 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from radix_mlp.engine.batching.scheduler import cut_by_padding, iter_schedule, schedule, split_by_group
-from radix_mlp.engine.execution.batch import ItemBatch, LaunchedBatch, PreparedBatch, fill, prepare
+from radix_mlp.engine.execution.batch import FoldPolicy, ItemBatch, LaunchedBatch, PreparedBatch, fill, prepare
 from radix_mlp.engine.execution.device_priority import steps_within
-from radix_mlp.engine.execution.fold_policy import FoldPolicy
 from radix_mlp.engine.execution.halving import FailedBatch, isolated, launch_or_halve
 from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.task import Item, Request
 from radix_mlp.hf.threshold import folding_pays
 
 __all__ = ["Job", "JobStats", "Progress"]
-
-Value = TypeVar("Value")
 Progress = Callable[[int, int], None]
 """Called with (requests answered, requests in all)."""
 
@@ -75,8 +72,8 @@ class Job:
         >>> from radix_mlp.engine.tasks.embed import TokenEmbedding
         >>> engine = Engine("tiny", threshold=1.0)
         >>> items = [Item(np.array(ids, np.int32), TokenEmbedding(engine.loaded)) for ids in ([5, 6, 7], [5, 6])]
-        >>> stats, request = JobStats(), Request(items, list)
-        >>> [answer.shape for answer in Job(engine.loaded, engine.start(), [request], 2, stats).answer(request)]
+        >>> stats = JobStats()
+        >>> [answer.shape for answer in Job(engine.loaded, engine.start(), [Request(items, list)], 2, stats).answers()]
         [(3, 64), (2, 64)]
         >>> stats.num_tokens, stats.num_compact
         (5, 3)
@@ -105,12 +102,12 @@ class Job:
         # plans are copied in the order of the model's work, on the stream on which the caller runs it
         self._stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
 
-    def answer(self, request: Request[Value]) -> Value:
-        """The value of the only request of this job."""
+    def answers(self) -> list[Any]:
+        """Run the job; the answers of all items, in the order of the requests."""
         answers: list[Any] = [None] * self.count
         for launched in self.run():
             fill(answers, launched)
-        return request.value(answers)
+        return answers
 
     def run(self) -> Iterator[LaunchedBatch]:
         """Yield each batch once the device is done with it, `IN_FLIGHT` batches after it was launched."""
@@ -120,8 +117,8 @@ class Job:
             try:
                 while (batch := self.loaded.device_priority.take(planned.popleft())) is not None:
                     planned.append(planner.submit(self.next_batch))
-                    for launched in self.launch(batch):
-                        in_flight.append(launched)
+                    for launched in launch_or_halve(self.loaded, batch):
+                        in_flight.append(_checked(launched))
                         if len(in_flight) > IN_FLIGHT:
                             yield from self.collect(in_flight.popleft())
                 for launched in in_flight:
@@ -139,18 +136,9 @@ class Job:
         with torch.cuda.stream(self._stream), self.loaded.launching():
             return prepare(self.loaded, batch)
 
-    def launch(self, batch: PreparedBatch) -> Iterator[LaunchedBatch]:
-        """Run a batch on the device; in parts where its memory does not suffice."""
-        for outcome in launch_or_halve(self.loaded, batch):
-            if isinstance(outcome, FailedBatch):
-                raise outcome.error
-            yield outcome
-
     def collect(self, launched: LaunchedBatch) -> Iterator[LaunchedBatch]:
         """Wait for a batch and count it; in parts where an answer is not a number."""
-        for outcome in isolated(self.loaded, launched):
-            if isinstance(outcome, FailedBatch):
-                raise outcome.error
+        for outcome in map(_checked, isolated(self.loaded, launched)):
             batch = outcome.batch
             self.stats.num_batches += 1
             self.stats.num_folded += batch.folded
@@ -181,7 +169,7 @@ class Job:
         for request in self.requests:
             self._add(request)
         sequences = [item.ids for item in self._items]
-        budget, group_of = self.policy.max_batch_tokens, self.loaded.rope.group
+        budget, group_of = self.policy.max_batch_tokens, self.loaded.group_of
         padded = cut_by_padding([len(sequence) for sequence in sequences], budget, group_of)
         if self.policy.threshold == "auto":
             folded = schedule(sequences, budget, group_of)
@@ -203,7 +191,7 @@ class Job:
                 continue
             first = self._add(request)
             sequences = [item.ids for item in request.items]
-            for group, order in split_by_group(sequences, request.order, self.loaded.rope.group).items():
+            for group, order in split_by_group(sequences, request.order, self.loaded.group_of).items():
                 places = [*held.pop(group, []), *(first + order).tolist()]
                 for batch in self._cut_places(places):
                     if group in held:
@@ -216,3 +204,9 @@ class Job:
         batches = iter_schedule(sequences, self.policy.max_batch_tokens, np.arange(len(places)))
         for batch in steps_within(self.loaded.launching(), batches):
             yield [places[index] for index in batch.indices]
+
+
+def _checked(outcome: LaunchedBatch | FailedBatch) -> LaunchedBatch:
+    if isinstance(outcome, FailedBatch):
+        raise outcome.error
+    return outcome

@@ -12,8 +12,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.execution import tokenize_ahead
-from radix_mlp.engine.execution.batch import LaunchedBatch, fill
-from radix_mlp.engine.execution.fold_policy import FoldPolicy, fold_policy
+from radix_mlp.engine.execution.batch import FoldPolicy, LaunchedBatch
 from radix_mlp.engine.execution.job import Job, JobStats, Progress
 from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.execution.tokenize_ahead import TokenizedAhead
@@ -144,7 +143,15 @@ class JobEngine:
 
     def policy(self) -> FoldPolicy:
         """How batches are folded, after `start`."""
-        return fold_policy(self.loaded, self.threshold, self.max_batch_tokens, share=self.share)
+        threshold = self.threshold
+        if threshold == 0:
+            return FoldPolicy(self.max_batch_tokens, 0, folds=False)
+        if self.loaded.why_unfolded is not None:
+            return FoldPolicy(self.max_batch_tokens, 0)
+        if not self.share or (threshold == "auto" and self.loaded.packs):
+            # folding packed rows never costs more than leaving them unfolded
+            threshold = 1.0
+        return FoldPolicy(self.max_batch_tokens, threshold, share=self.share)
 
     def answer(self, request: Request[Value], progress: Progress | None = None) -> Value:
         """Run all items of a request and return its value.
@@ -153,7 +160,7 @@ class JobEngine:
             DeviceMemoryError: an item that does not fit into the device's memory alone; `.place` says which.
             NonFiniteAnswersError: answers that are not finite; `.rejected` lists all of them.
         """
-        return self._job(self.start(), [request], len(request.items), progress).answer(request)
+        return request.value(self._job(self.start(), [request], len(request.items), progress).answers())
 
     def run(
         self, requests: Iterable[Request[Any] | None], count: int, progress: Progress | None = None
@@ -187,23 +194,20 @@ class JobEngine:
                     if answers is not None:
                         return ahead.value(answers)
             request = encode(given)
-            return self._job(policy, [request], len(request.items), progress).answer(request)
+            return request.value(self._job(policy, [request], len(request.items), progress).answers())
 
     def _answers_of(
         self, ahead: TokenizedAhead[Any], policy: FoldPolicy, count: int, progress: Progress | None
     ) -> list[Any] | None:
         """The answers of all items; None if a text was refused, and all have to be tokenized for the right message."""
-        answers: list[Any] = [None] * count
         try:
-            for launched in self._job(policy, ahead.requests(), count, progress).run():
-                fill(answers, launched)
+            return self._job(policy, ahead.requests(), count, progress).answers()
         except Exception as error:
             if ahead.has_failed:
                 return None
             if isinstance(error, DeviceMemoryError):
                 ahead.locate(error)
             raise
-        return answers
 
 
 def _check_folding(threshold: float | Literal["auto"], share: bool) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
@@ -15,16 +16,17 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from radix_mlp.engine.batching.scheduler import GroupOf
 from radix_mlp.engine.execution.device_priority import DevicePriority
 from radix_mlp.engine.tokenization.control_tokens import check_control_tokens, keep_as_text
 from radix_mlp.errors import NonFiniteAnswersError, UnsupportedModelError
 from radix_mlp.hf import disable, enable
 from radix_mlp.hf.adapters import pretrained_in
-from radix_mlp.hf.enable import state_of
 from radix_mlp.hf.enabled import Settings, enabled_of
 from radix_mlp.hf.fast_forward import FastForward
+from radix_mlp.hf.fingerprint import fingerprint
 from radix_mlp.hf.forward import why_not_compact
-from radix_mlp.hf.length_dependent_rope import LengthDependentRope
+from radix_mlp.hf.length_dependent_rope import rope_of
 from radix_mlp.hf.model_lock import lock_of
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.models.load import check_max_length, load, max_length_of
@@ -86,8 +88,8 @@ class LoadedModel:
         self.max_length = max_length or self.folder.max_length or max_length_of(self.model, self.tokenizer)
         check_max_length(self.model, self.max_length)
         self.impl = impl
-        self.rope = LengthDependentRope(decoder_of(self.model))
-        """Which lengths may share a batch."""
+        self.rope = rope_of(decoder_of(self.model))
+        """Which lengths may share a batch; None: all."""
         self.device_priority = DevicePriority()
         """Held while a batch is formed, planned or launched; threads that tokenize ahead wait for it."""
         self.why_unfolded: str | None = None
@@ -104,6 +106,11 @@ class LoadedModel:
     def packs(self) -> bool:
         """Whether the forward runs packed rows in any case, so that folding never costs more than not folding."""
         return self.num_processes > 1 or self.forward.is_fused
+
+    @property
+    def group_of(self) -> GroupOf | None:
+        """Length of a text -> its group: texts of one group may share a batch. None: all may."""
+        return None if self.rope is None else self.rope.group
 
     @property
     def vocabulary(self) -> int:
@@ -191,13 +198,26 @@ class LoadedModel:
             self.model.eval()
         if not folds:
             disable(self.model)
-        elif self._enabled_as is None or self._enabled_as != [self.impl, *state_of(self.model)]:
+        elif self._enabled_as is None or self._enabled_as != self._state():
             # a direct call of the model then runs unfolded; folded batches go through forward_compact
             enable(self.model, impl=self.impl, threshold=0)
             self.forward.reconsider()
             self.why_unfolded = why_not_compact(self.model)
             self._has_warned = False
-            self._enabled_as = [self.impl, *state_of(self.model)]
+            self._enabled_as = self._state()
+
+    def _state(self) -> list[Any]:
+        """All that `enable` reads and sets: while it stays equal, calling `enable` again would change nothing."""
+        found: list[Any] = [self.impl, fingerprint(self.model, addresses=True)]
+        inner = pretrained_in(self.model) or self.model
+        for module in (inner, decoder_of(inner)):
+            enabled = enabled_of(module)
+            # as text, since lists in it may be changed in place
+            found.append(repr(vars(module.config)))
+            if enabled is not None:
+                # nothing here keeps a model alive
+                found += [weakref.ref(enabled), enabled.settings.threshold, enabled.settings.impl]
+        return found
 
     def _report_unfolded(self, must_fold: bool) -> None:
         if must_fold:

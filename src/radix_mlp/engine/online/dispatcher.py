@@ -64,7 +64,7 @@ class Dispatcher:
             max_age=max_age,
             order=order,
             padded=engine.threshold == 0,
-            group_of=engine.loaded.rope.group,
+            group_of=engine.loaded.group_of,
         )
         # a tokenizer keeps how it cuts texts between calls, so two threads never share one
         self._tokenizers: SimpleQueue[Any] = SimpleQueue()

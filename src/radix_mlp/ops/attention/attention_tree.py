@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -13,7 +13,16 @@ from torch import Tensor
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.plan.validate import check_query_rows
 
-__all__ = ["AttentionTree", "HostTree", "Sequences", "host_query_rows", "send_arrays", "send_tables", "tables_of"]
+__all__ = [
+    "AttentionTree",
+    "HostTree",
+    "Sequences",
+    "arrays_to_send",
+    "host_query_rows",
+    "send_arrays",
+    "tables_of",
+    "with_sent",
+]
 
 Tables = TypeVar("Tables", bound=tuple[Tensor, ...])
 
@@ -77,9 +86,14 @@ def tables_of(tree: AttentionTree, name: str, prepare: Callable[[HostTree], Tabl
     found: Tables | None = tree.prepared.get(name)
     if found is not None:
         return found
+    device = tree.end.device
     end, depth = (x.to("cpu", torch.int32).numpy() for x in (tree.end, tree.depth))
     with torch.inference_mode(False):
-        return send_tables([prepare(HostTree(end, depth, tree.end.device))], tree.end.device)[0]
+        made = {name: prepare(HostTree(end, depth, device))}
+        arrays = arrays_to_send(made, device)
+        moved = send_arrays((), list(arrays.values()), device)[1] if arrays else ()
+        tables: Tables = with_sent(made, arrays, moved)[name]
+    return tables
 
 
 def host_query_rows(tree: AttentionTree) -> NDArray[np.int32] | None:
@@ -95,30 +109,23 @@ def host_query_rows(tree: AttentionTree) -> NDArray[np.int32] | None:
     return rows
 
 
-def send_tables(
-    tables: Sequence[Tables | None],
-    device: torch.device,
-    send: Callable[[list[NDArray[Any]]], Sequence[Tensor]] | None = None,
-) -> list[Any]:
-    """Move tables from the CPU to `device` in one copy: all int32 fields except those named `host_*`.
-
-    Pass `send` to move other arrays in the same copy. Fields that are on the device already stay.
-    """
-    if device.type == "cpu" and send is None:
-        return list(tables)
-    places = [
-        (i, name)
-        for i, table in enumerate(tables)
+def arrays_to_send(tables: Mapping[str, Any], device: torch.device) -> dict[tuple[str, str], NDArray[np.int32]]:
+    """The fields of tables that have to move to `device`, all but those named `host_*`: (table, field) -> array."""
+    return {
+        (name, field): tensor.numpy()
+        for name, table in tables.items()
         if table is not None
-        for name, tensor in zip(_names(table), table, strict=True)
-        if not name.startswith("host_") and tensor.device != device
-    ]
-    arrays = [getattr(tables[i], name).numpy() for i, name in places]
-    moved = send_arrays((), arrays, device)[1] if send is None else send(arrays)
-    sent: list[Any] = list(tables)
-    for (i, name), tensor in zip(places, moved, strict=True):
-        sent[i] = sent[i]._replace(**{name: tensor})
-    return sent
+        for field, tensor in zip(table._fields, table, strict=True)
+        if not field.startswith("host_") and tensor.device != device
+    }
+
+
+def with_sent(tables: Mapping[str, Any], sent: Iterable[tuple[str, str]], tensors: Sequence[Tensor]) -> dict[str, Any]:
+    """The tables with `tensors` in place of the fields that `arrays_to_send` named."""
+    found = dict(tables)
+    for (name, field), tensor in zip(sent, tensors, strict=True):
+        found[name] = found[name]._replace(**{field: tensor})
+    return found
 
 
 def send_arrays(
@@ -142,8 +149,3 @@ def send_arrays(
             np.concatenate(short, out=host[middle:])
         moved = packed.to(device, non_blocking=True)
         return moved[:middle].view(torch.int64).split(lengths), moved[middle:].split(short_lengths)
-
-
-def _names(table: Any) -> tuple[str, ...]:
-    names: tuple[str, ...] = table._fields
-    return names

@@ -47,7 +47,7 @@ def resolve_impl(impl: str, kind: CallKind) -> str:
     `auto` stays `auto` where `auto_cost_model` chooses at run time, and becomes `dense` elsewhere.
     """
     if impl == "auto":
-        return "dense" if auto.why_not(kind) is not None else "auto"
+        return "auto" if kind.device_type == "cuda" and auto.why_not(kind) is None else "dense"
     known = impl in IMPLS or impl in COMPOSITES
     reason = why_not(impl, kind) if known else f"is not an implementation for {kind.device_type}"
     if reason is not None:

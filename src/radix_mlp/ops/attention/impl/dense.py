@@ -171,9 +171,28 @@ def _visible(
     """Ranges of the keys that rows of the tile see, and the mask `[T * G, K]` over those keys."""
     if window is not None and tile.max_depth < window:
         window = None
+    ranges, num_full = _ranges(tile, window)
+    keys, rest = [], num_full
+    for start, stop in ranges:
+        first = min(stop, start + rest)
+        rest -= first - start
+        if first < stop:
+            keys.append((first, stop))
+    row = rows[tile.start : tile.stop, None]
+    key = _gather_rows(rows, keys)
+    hidden = key > row
+    hidden |= _gather_rows(tree.end, keys) <= row
+    if window is not None:
+        hidden |= tree.depth[tile.start : tile.stop, None] - _gather_rows(tree.depth, keys) >= window
+    mask = torch.zeros(len(row), group, num_full + len(key), device=row.device, dtype=dtype)
+    mask[:, :, num_full:].masked_fill_(hidden[:, None], -torch.inf)
+    return ranges, mask.view(len(row) * group, -1)
+
+
+def _ranges(tile: Tile, window: int | None) -> tuple[list[tuple[int, int]], int]:
+    """Ranges of the keys that rows of the tile see, and how many leading keys every row sees."""
     lowest = 0 if window is None else tile.min_depth - window + 1
     ranges: list[tuple[int, int]] = []
-    # leading keys that every row sees
     num_full, only_full = 0, window is None
     for start, stop, signed_depth in [*tile.ranges, (tile.start, tile.stop, tile.min_depth)]:
         depth = max(signed_depth, -1 - signed_depth)
@@ -187,38 +206,13 @@ def _visible(
             ranges[-1] = (ranges[-1][0], stop)
         elif start < stop:
             ranges.append((start, stop))
-    return ranges, _mask(tile, tree, rows, ranges, num_full, window, group, dtype)
-
-
-def _mask(
-    tile: Tile,
-    tree: AttentionTree,
-    rows: Tensor,
-    ranges: list[tuple[int, int]],
-    num_full: int,
-    window: int | None,
-    group: int,
-    dtype: torch.dtype,
-) -> Tensor:
-    keys, rest = [], num_full
-    for start, stop in ranges:
-        keys.append((min(stop, start + rest), stop))
-        rest -= keys[-1][0] - start
-    keys = [part for part in keys if part[0] < part[1]]
-    row = rows[tile.start : tile.stop, None]
-    key = _gather_rows(rows, keys)
-    hidden = key > row
-    hidden |= _gather_rows(tree.end, keys) <= row
-    if window is not None:
-        hidden |= tree.depth[tile.start : tile.stop, None] - _gather_rows(tree.depth, keys) >= window
-    mask = torch.zeros(len(row), group, num_full + len(key), device=row.device, dtype=dtype)
-    mask[:, :, num_full:].masked_fill_(hidden[:, None], -torch.inf)
-    return mask.view(len(row) * group, -1)
+    return ranges, num_full
 
 
 def _gather_rows(x: Tensor, ranges: list[tuple[int, int]]) -> Tensor:
-    parts = [x[start:stop] for start, stop in ranges]
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+    if len(ranges) == 1:
+        return x[ranges[0][0] : ranges[0][1]]
+    return torch.cat([x[start:stop] for start, stop in ranges])
 
 
 def _gather(x: Tensor, ranges: list[tuple[int, int]]) -> Tensor:

@@ -57,8 +57,9 @@ def unpack_tiles(packed: list[int]) -> Iterator[Tile]:
     while at < len(packed):
         start, stop, min_depth, max_depth, num_ranges = packed[at : at + _HEADER]
         at += _HEADER
-        ranges = [(packed[i], packed[i + 1], packed[i + 2]) for i in range(at, at + 3 * num_ranges, 3)]
+        numbers = packed[at : at + 3 * num_ranges]
         at += 3 * num_ranges
+        ranges = list(zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True))
         yield Tile(start, stop, min_depth, max_depth, ranges)
 
 

@@ -18,6 +18,7 @@ from radix_mlp.ops.attention.attention_tree import (
     Sequences,
     arrays_to_send,
     send_arrays,
+    send_tables,
     with_sent,
 )
 from radix_mlp.ops.attention.registry import prepare
@@ -151,14 +152,13 @@ def _make_tree(plan: RadixPlan, device: torch.device, kept: _Kept, impl: str, ba
     with torch.inference_mode(False):
         sequences = _sequences(plan, kept) if kept.base else None
         tables = prepare(impl, HostTree(plan.end, plan.depth, device, backward, sequences))
-        arrays = arrays_to_send(tables, device)
-        if not kept.base:
-            moved: Sequence[Tensor] = _copy_base(plan, device, kept, list(arrays.values()))
+        if kept.base:
+            sent = send_tables(list(tables.values()), device)
         else:
-            moved = send_arrays((), list(arrays.values()), device)[1] if arrays else ()
-        sent = with_sent(tables, arrays, moved)
+            arrays = arrays_to_send(list(tables.values()), device)
+            sent = with_sent(list(tables.values()), arrays, _copy_base(plan, device, kept, list(arrays.values())))
     end, depth = kept.base[-2:]
-    tree = AttentionTree(end, depth, sent, kept.query_rows)
+    tree = AttentionTree(end, depth, dict(zip(tables, sent, strict=True)), kept.query_rows)
     (kept.backward_trees if backward else kept.trees)[impl] = tree
     return tree
 

@@ -20,6 +20,7 @@ __all__ = [
     "arrays_to_send",
     "host_query_rows",
     "send_arrays",
+    "send_tables",
     "tables_of",
     "with_sent",
 ]
@@ -86,14 +87,9 @@ def tables_of(tree: AttentionTree, name: str, prepare: Callable[[HostTree], Tabl
     found: Tables | None = tree.prepared.get(name)
     if found is not None:
         return found
-    device = tree.end.device
     end, depth = (x.to("cpu", torch.int32).numpy() for x in (tree.end, tree.depth))
     with torch.inference_mode(False):
-        made = {name: prepare(HostTree(end, depth, device))}
-        arrays = arrays_to_send(made, device)
-        moved = send_arrays((), list(arrays.values()), device)[1] if arrays else ()
-        tables: Tables = with_sent(made, arrays, moved)[name]
-    return tables
+        return send_tables([prepare(HostTree(end, depth, tree.end.device))], tree.end.device)[0]
 
 
 def host_query_rows(tree: AttentionTree) -> NDArray[np.int32] | None:
@@ -109,22 +105,31 @@ def host_query_rows(tree: AttentionTree) -> NDArray[np.int32] | None:
     return rows
 
 
-def arrays_to_send(tables: Mapping[str, Any], device: torch.device) -> dict[tuple[str, str], NDArray[np.int32]]:
-    """The fields of tables that have to move to `device`, all but those named `host_*`: (table, field) -> array."""
+def send_tables(tables: Sequence[Tables | None], device: torch.device) -> list[Any]:
+    """Move tables from the CPU to `device` in one copy: all int32 fields except those named `host_*`.
+
+    Fields that are on the device already stay.
+    """
+    arrays = arrays_to_send(tables, device)
+    return with_sent(tables, arrays, send_arrays((), list(arrays.values()), device)[1] if arrays else ())
+
+
+def arrays_to_send(tables: Sequence[Any], device: torch.device) -> dict[tuple[int, str], NDArray[np.int32]]:
+    """What `send_tables` moves: (place of the table, field) -> array."""
     return {
-        (name, field): tensor.numpy()
-        for name, table in tables.items()
+        (place, field): tensor.numpy()
+        for place, table in enumerate(tables)
         if table is not None
         for field, tensor in zip(table._fields, table, strict=True)
         if not field.startswith("host_") and tensor.device != device
     }
 
 
-def with_sent(tables: Mapping[str, Any], sent: Iterable[tuple[str, str]], tensors: Sequence[Tensor]) -> dict[str, Any]:
-    """The tables with `tensors` in place of the fields that `arrays_to_send` named."""
-    found = dict(tables)
-    for (name, field), tensor in zip(sent, tensors, strict=True):
-        found[name] = found[name]._replace(**{field: tensor})
+def with_sent(tables: Sequence[Any], sent: Iterable[tuple[int, str]], tensors: Sequence[Tensor]) -> list[Any]:
+    """The tables with `tensors` in place of what `arrays_to_send` named."""
+    found = list(tables)
+    for (place, field), tensor in zip(sent, tensors, strict=True):
+        found[place] = found[place]._replace(**{field: tensor})
     return found
 
 

@@ -81,7 +81,9 @@ def assert_same_training(found: Run, expected: Run, *, logs: float = 1e-4, updat
     for ours, theirs in zip(found.logs, expected.logs, strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
-            if not any(part in name for part in NOT_COMPARED):
+            # signs of rounding, where the policy still is its reference
+            is_tie = name == "rewards/accuracies" and abs(float(theirs["rewards/margins"])) < 1e-5
+            if not is_tie and not any(part in name for part in NOT_COMPARED):
                 assert ours[name] == _close(value, logs), f"{name} at step {theirs['step']}"
     largest = max(float((expected.after[name] - start).abs().max()) for name, start in expected.before.items())
     # else rounding of the parameters themselves would be all there is to see

@@ -7,6 +7,7 @@ import torch
 from tools.model_types import zoo
 from transformers import PreTrainedModel
 
+import radix_mlp
 from radix_mlp import Engine, disable
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.proven_types import PROVEN_TYPES
@@ -117,3 +118,12 @@ def test_the_comparison_leaves_the_training_mode_of_every_module() -> None:
     before = [module.training for module in model.modules()]
     language_head(model)
     assert [module.training for module in model.modules()] == before
+
+
+def test_a_check_of_the_head_is_not_the_last_call():
+    model = radix_mlp.enable(tiny_model(), threshold=1)
+    model(torch.tensor([[5, 6, 7], [5, 6, 8]]), use_cache=False)
+    before = radix_mlp.last_call(model)
+    assert (before.num_tokens, before.num_compact) == (6, 4)
+    language_head(model)
+    assert radix_mlp.last_call(model) is before

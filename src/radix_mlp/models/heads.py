@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.adapters import pretrained_of
 from radix_mlp.hf.added_code import reason_of_called_module
-from radix_mlp.hf.enabled import Enabled
+from radix_mlp.hf.enabled import Enabled, enabled_of
 from radix_mlp.hf.fingerprint import fingerprint, hooks_of
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear
@@ -222,6 +222,8 @@ def _agrees(
         UnsupportedModelError: it gives others.
     """
     training = [module for module in model.modules() if module.training]
+    enabled = enabled_of(model) or enabled_of(decoder_of(model))
+    last_call = None if enabled is None else enabled.settings.last_call
     for module in training:
         module.training = False
     try:
@@ -240,6 +242,9 @@ def _agrees(
     finally:
         for module in training:
             module.training = True
+        if enabled is not None:
+            # the caller's last call, not one of these
+            enabled.settings.last_call = last_call
     return False
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,8 +15,9 @@ import pytest
 
 from radix_mlp.cli.jobs import output as output_module
 from radix_mlp.cli.jobs.encode import Table, encoder_of
-from radix_mlp.cli.jobs.journal import State
 from radix_mlp.cli.jobs.output import FileOutput, StandardOutput
+from radix_mlp.cli.jobs.record_windows import Window
+from radix_mlp.cli.jobs.store import JobRecord, State, Stats
 from radix_mlp.errors import InvalidInputError
 
 SUFFIXES = [".jsonl", ".csv", ".tsv", ".npy", ".parquet"]
@@ -80,10 +80,9 @@ def job(path, options=None, windows=NUM_WINDOWS, finish=True, restart=False):
     output = FileOutput(path, options or {"model": "tiny"}, restart=restart)
     try:
         output.open()
-        for number in range(output.state.num_windows, windows):
+        for number in range(output.state.num_parts, windows):
             content, errors = table(number)
-            rows = output.state.num_rows + content.num_rows
-            output.commit(content, errors, replace(output.state, num_windows=number + 1, num_rows=rows))
+            output.commit(Window(number, [], ""), content, errors, Stats(1, content.num_rows))
         if finish:
             output.finish()
             output.close()
@@ -195,7 +194,8 @@ def test_a_crash_is_a_crash(tmp_path, monkeypatch):
 def test_a_finished_job_is_not_run_again(tmp_path, monkeypatch):
     path = tmp_path / "out.npy"
     job(path, finish=False)
-    FileOutput(path, {"model": "tiny"}).journal.save(replace(State(num_rows=1, num_windows=4), finished=True))
+    record = JobRecord({"model": "tiny"}, state=State(num_rows=1, num_parts=4, finished=True))
+    (tmp_path / "out.npy.progress.json").write_bytes(record.dump())
     os.replace(tmp_path / "out.npy.partial", path)
     written = path.read_bytes()
     output = job(path)
@@ -218,7 +218,7 @@ def test_other_options_and_damage_are_refused(tmp_path):
     assert len(path.read_text().splitlines()) == 7
     job(path, windows=2, finish=False)
     Path(f"{path}.progress.json").write_text("{}")
-    with pytest.raises(InvalidInputError, match=r"not the progress of a job.*--restart"):
+    with pytest.raises(InvalidInputError, match=r"not the record of a job.*--restart"):
         job(path)
 
 
@@ -248,7 +248,8 @@ import resource, sys
 from pathlib import Path
 from radix_mlp.cli.jobs.output import FileOutput
 from radix_mlp.cli.jobs.encode import Table, encoder_of
-from radix_mlp.cli.jobs.journal import State
+from radix_mlp.cli.jobs.record_windows import Window
+from radix_mlp.cli.jobs.store import Stats
 from radix_mlp.errors import InvalidInputError
 resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
 output = FileOutput(Path({str(path)!r}), {{}})
@@ -256,7 +257,7 @@ output.open()
 try:
     for number in range(9):
         table = Table({{"text": ["x" * 1000]}}, None, [0], 1)
-        output.commit(table, [], State(num_windows=number + 1, num_rows=number + 1))
+        output.commit(Window(number, [], ""), table, [], Stats(1, 1))
 except InvalidInputError as error:
     print(number, error)
 finally:
@@ -300,8 +301,8 @@ def test_progress_that_cannot_be_read(tmp_path):
 def test_standard_output_that_is_full():
     code = (
         "from radix_mlp.cli.jobs.output import StandardOutput; from radix_mlp.cli.jobs.encode import Table; "
-        "from radix_mlp.cli.jobs.journal import State; "
-        "StandardOutput().commit(Table({'line': [1]}, None, [0], 1), [], State())"
+        "from radix_mlp.cli.jobs.store import Stats; "
+        "StandardOutput().commit(None, Table({'line': [1]}, None, [0], 1), [], Stats())"
     )
     with Path("/dev/full").open("wb") as full:
         result = subprocess.run(
@@ -321,5 +322,6 @@ def test_standard_output_that_takes_a_part_at_a_time(monkeypatch):
 
     monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=Parts()))
     output = StandardOutput()
-    output.commit(Table({"line": [1, 2, 3], "text": ["a", "b", "c"]}, np.zeros(3), [0, 1, 2], 3), [], State())
+    table = Table({"line": [1, 2, 3], "text": ["a", "b", "c"]}, np.zeros(3), [0, 1, 2], 3)
+    output.commit(Window(0, [], ""), table, [], Stats(1, 3))
     assert [json.loads(line)["text"] for line in taken.getvalue().splitlines()] == ["a", "b", "c"]

@@ -19,10 +19,10 @@ from radix_mlp.cli.jobs.pairs import pair_records
 from radix_mlp.cli.jobs.ray.dataset import assigned, surveyed
 from radix_mlp.cli.jobs.ray.files import RaySource, find_files, open_folder
 from radix_mlp.cli.jobs.ray.items import items_of, read_files, table_of
-from radix_mlp.cli.jobs.ray.manifest import Manifest, PartStats, load_stats, parts_done, save_stats
 from radix_mlp.cli.jobs.ray.parts import Keys, Sample, choose_boundaries, choose_stretches, part_of
 from radix_mlp.cli.jobs.ray.worker import PartWorker, WorkerSettings
 from radix_mlp.cli.jobs.read import BadLine, Record
+from radix_mlp.cli.jobs.store import JobRecord, Part, Plan
 from radix_mlp.cli.sample import rerank_texts
 from radix_mlp.cli.settings import make_engine
 from radix_mlp.engine.batching.scheduler import lexicographic_order
@@ -161,28 +161,40 @@ def test_stretches_are_spread():
     assert stretches[-1] == (1, 50_000 - 4096, 50_000)
 
 
-def test_plans_are_kept_and_compared(tmp_path):
-    folder = open_folder(str(tmp_path / "out.jsonl"))
-    assert Manifest.load(folder) is None
-    plan = Manifest({"model": "tiny", "window": 3}, [["a", 10, "1"]], [7], [b"\0\0\0a", b"\0\0\0b"], [(0, 0, 7)])
-    plan.save(folder)
-    loaded = Manifest.load(folder)
-    assert (loaded, loaded.num_parts, loaded.num_items) == (plan, 3, 7)
-    loaded.check(folder, plan.options, plan.files)
-    for options, files, message in (
+def test_records_are_kept_and_compared(tmp_path):
+    options = {"model": "tiny", "window": 3}
+    plan = Plan([["a", 10, "1"]], [7], [b"\0\0\0a", b"\0\0\0b"], [(0, 0, 7)])
+    record = JobRecord(options, plan)
+    content = record.dump()
+    assert JobRecord.resume(content, "job.json", options, plan.files) == record
+    assert (plan.num_parts, plan.num_items) == (3, 7)
+    for other, files, message in (
         ({"model": "other", "window": 3}, plan.files, 'had --model "tiny", and this one has --model "other"'),
-        (plan.options, [["a", 11, "2"]], "a: changed since the job was started"),
-        (plan.options, [["b", 10, "1"]], "started on other files"),
+        (options, [["a", 11, "2"]], "a: changed since the job was started"),
+        (options, [["b", 10, "1"]], "started on other files"),
     ):
         with pytest.raises(InvalidInputError, match=message):
-            loaded.check(folder, options, files)
-    folder.write("_job/job.json", b"{}")
-    with pytest.raises(InvalidInputError, match="not the plan of a job"):
-        Manifest.load(folder)
-    for part in (5, 0):
-        save_stats(folder, PartStats(part, num_rows=part))
-    assert parts_done(folder) == {0, 5}
-    assert [stats.num_rows for stats in load_stats(folder, {0, 5})] == [0, 5]
+            JobRecord.resume(content, "job.json", other, files)
+    for damaged, message in (
+        (b"{}", "job.json: not the record of a job"),
+        (content.replace(b'"boundaries": "e', b'"boundaries": "x'), "not the record of a job"),
+        (JobRecord(options).dump(), "not the record of a job"),
+        (content.replace(b'"version": 2', b'"version": 1'), "another version"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            JobRecord.resume(damaged, "job.json", options, plan.files)
+
+
+def test_records_of_parts(tmp_path, place):
+    folder = open_folder(f"{place}/out.jsonl")
+    parts = [Part(part=part, num_rows=part, process=3) for part in (5, 0)]
+    for part in parts:
+        folder.save_part(part)
+    assert folder.parts() == parts[::-1]
+    assert (folder.part(5), folder.part(4)) == (parts[0], None)
+    folder.write("_job/done-000004.json", b'{"part')
+    with pytest.raises(InvalidInputError, match=r"done-000004.json: not the record of a part.*--restart"):
+        folder.parts()
 
 
 def test_every_item_gets_one_part(tmp_path):
@@ -220,7 +232,7 @@ def test_a_worker_writes_a_file_a_part(tmp_path, suffix):
     task = Embedding({"normalize": True, "field": "text"})
     settings = WorkerSettings(folder, suffix, [path], 3, skip=True, with_ids=False)
     # what is done already is not done again
-    save_stats(folder, PartStats(1, num_rows=-1))
+    folder.save_part(Part(part=1, num_rows=-1))
     worker = PartWorker(partial(make_engine, "tiny", max_batch_tokens=2000), task, settings)
     stats = {row["part"]: row for row in worker(found).to_pylist()}
     assert sorted(stats) == [0, 2, 3]
@@ -228,7 +240,7 @@ def test_a_worker_writes_a_file_a_part(tmp_path, suffix):
     assert stats[3]["measured"]
     assert stats[3]["num_rows"] == len(TEXTS)
     assert stats[0]["num_compact"] < stats[0]["num_tokens"]
-    assert parts_done(folder) == {0, 1, 2, 3}
+    assert {part.part for part in folder.parts()} == {0, 1, 2, 3}
     assert worker(found).num_rows == 0
     assert [name for name in folder.names() if name != "_job"] == [f"part-00000{part}{suffix}" for part in (0, 2)]
     if suffix == ".parquet":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,11 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from radix_mlp.cli.jobs.journal import State
+    from radix_mlp.cli.jobs.store import Stats
     from radix_mlp.report.tree_text import TreeLine
 
-__all__ = ["Comparison", "Skipped", "errors", "note", "progress_bar", "show_summary", "skipped_of"]
+__all__ = ["Comparison", "Skipped", "errors", "note", "progress_bar", "ratio", "show_summary"]
 __all__ += ["tree_table"]
+
+Cells = tuple[str, str, str]
 
 MAX_SKIPPED_SHOWN = 10
 
@@ -73,54 +75,33 @@ class Comparison:
     """What the largest difference is one of."""
 
 
-def show_summary(
-    state: State,
-    *,
-    folded: bool = True,
-    compared: Comparison | None = None,
-    notes: Mapping[str, str] | None = None,
-) -> None:
-    """The closing lines of a job; `folded` is False if the job never folds, `notes` come first."""
+def show_summary(stats: Stats, head: Sequence[Cells], tail: Sequence[Cells], *, skipped_in: str = "") -> None:
+    """The closing lines of a job, in three columns: those of `head`, what was done, and those of `tail`.
+
+    Args:
+        skipped_in: the file that lists the bad lines, where it is not said elsewhere.
+    """
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim")
     table.add_column(justify="right")
     table.add_column()
-    for name, text in (notes or {}).items():
-        table.add_row(name, text, "")
-    batches = "batch" if state.num_batches == 1 else "batches"
-    table.add_row("texts", f"{state.num_rows:,}", f"in {state.num_batches:,} {batches}")
-    if state.num_skipped:
-        table.add_row("skipped", f"{state.num_skipped:,}", skipped_of(state.num_skipped, state.num_skipped_lines))
-    table.add_row("tokens", f"{state.num_tokens:,}", "")
-    table.add_row(
-        "compact tokens", f"{state.num_compact:,}", f"compression {_ratio(state.num_compact, state.num_tokens, 1):.3f}"
-    )
-    seconds = state.device_seconds
-    rates = (
-        f"{_ratio(state.num_tokens, seconds):,.0f} tokens/s, {_ratio(state.num_compact, seconds):,.0f} compact tokens/s"
-    )
-    table.add_row("time folded" if folded else "time not folded", f"{seconds:.2f} s", rates)
-    if compared is None:
-        busy = min(_ratio(seconds, state.elapsed_seconds), 1)
-        table.add_row("time in all", f"{state.elapsed_seconds:.2f} s", f"the model at work for {busy:.0%} of it")
-    else:
-        table.add_row(
-            "time not folded", f"{compared.seconds:.2f} s", f"speed-up {_ratio(compared.seconds, seconds):.2f}x"
-        )
-        table.add_row("largest difference", f"{compared.difference:.1e}", f"of {compared.of}")
+    rows = [*head]
+    batches = "batch" if stats.num_batches == 1 else "batches"
+    rows.append(("texts", f"{stats.num_rows:,}", f"in {stats.num_batches:,} {batches}"))
+    if stats.num_skipped:
+        several = stats.num_skipped_lines > stats.num_skipped
+        what = f"bad rows, {stats.num_skipped_lines:,} lines" if several else "bad lines"
+        rows.append(("skipped", f"{stats.num_skipped:,}", f"{what}, listed in {skipped_in}" if skipped_in else what))
+    rows.append(("tokens", f"{stats.num_tokens:,}", ""))
+    compression = ratio(stats.num_compact, stats.num_tokens, 1)
+    rows.append(("compact tokens", f"{stats.num_compact:,}", f"compression {compression:.3f}"))
+    for row in (*rows, *tail):
+        table.add_row(*row)
     errors().print(table)
 
 
-def skipped_of(count: int, num_lines: int) -> str:
-    """What was skipped: `count` bad lines, or rows of more lines in all.
-
-    >>> skipped_of(3, 3), skipped_of(2, 1000)
-    ('bad lines', 'bad rows, 1,000 lines')
-    """
-    return "bad lines" if num_lines <= count else f"bad rows, {num_lines:,} lines"
-
-
-def _ratio(part: float, whole: float, otherwise: float = 0.0) -> float:
+def ratio(part: float, whole: float, otherwise: float = 0.0) -> float:
+    """`part / whole`, or `otherwise` if there is nothing to divide by."""
     return part / whole if whole else otherwise
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,16 +13,16 @@ import typer
 from radix_mlp.cli.jobs.encode import SUFFIXES
 from radix_mlp.cli.jobs.input.find import open_sources
 from radix_mlp.cli.jobs.input.source import Source
-from radix_mlp.cli.jobs.journal import START_OVER, State
 from radix_mlp.cli.jobs.output import FileOutput, Output, StandardOutput, check_output, files_beside
 from radix_mlp.cli.jobs.progress import JobProgress
 from radix_mlp.cli.jobs.read import BadLine, Record, Row, problem_of, read_items
 from radix_mlp.cli.jobs.record_windows import Window, cut_windows, whole_groups
 from radix_mlp.cli.jobs.stages import JobTask, Stages, refuse_bad_lines
+from radix_mlp.cli.jobs.store import START_OVER, State, Stats
 from radix_mlp.cli.jobs.three_stages import run_stages
 from radix_mlp.cli.options import skips
 from radix_mlp.cli.settings import Given, JobSettings, settings_of
-from radix_mlp.cli.show import note, show_summary
+from radix_mlp.cli.show import Comparison, note, ratio, show_summary
 from radix_mlp.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Job(JobSettings):
         output: Output = StandardOutput()
         if self.path is not None:
             output = FileOutput(self.path, options, restart=self.restart)
-        begun = replace(output.state)
+        begun = output.state
         try:
             self._run(items, task, engine, output, ranked)
         except (KeyboardInterrupt, Exception) as error:
@@ -97,7 +97,7 @@ class Job(JobSettings):
                 output.close()
                 note("stopped." + self._kept(output))
                 raise typer.Exit(130) from None
-            if output.state.num_windows > begun.num_windows and (kept := self._kept(output)):
+            if output.state.num_parts > begun.num_parts and (kept := self._kept(output)):
                 error.add_note(kept.strip())
             raise
         finally:
@@ -116,13 +116,13 @@ class Job(JobSettings):
             output.finish()
             note(f"{self.output} was complete already.")
             return
-        begun = replace(output.state)
+        begun = output.state
         progress = JobProgress(task.name, self.sources, begun.num_rows, quiet=self.quiet, wanted=self.progress)
         windows = cut_windows(items, self.window, with_files=len(self.sources) > 1)
         windows = self._not_done(whole_groups(windows) if ranked else windows, begun, progress)
         first = next(windows, None)
         if first is None:
-            if not begun.num_windows:
+            if not begun.num_parts:
                 raise InvalidInputError(f"{self._shown()}: not a single text in it.")
             output.open()
             output.finish()
@@ -133,30 +133,38 @@ class Job(JobSettings):
         # torch and transformers take seconds to import: only once there is something to do
         engine = make_engine()
         output.open()
-        stages = Stages(task, engine, output, progress, skip=self.skip, compare=self.compare)
-        stages.with_files, stages.with_ids = len(self.sources) > 1, self.options.get("id_field") is not None
+        stages = Stages(
+            task,
+            engine,
+            output,
+            progress,
+            skip=self.skip,
+            with_files=len(self.sources) > 1,
+            with_ids=self.options.get("id_field") is not None,
+            compare=self.compare,
+        )
         with progress:
             run_stages(chain([first], windows), stages.prepare, stages.run, stages.write)
         if not output.state.num_rows:
             raise InvalidInputError(f"{self._shown()}: every line was skipped.")
         output.finish()
         if not self.quiet:
-            notes = task.notes(engine)
+            head = [(name, text, "") for name, text in task.notes(engine).items()]
             if begun.num_rows:
-                notes["resumed after"] = f"{begun.num_rows:,} texts"
-            show_summary(output.state, folded=engine.threshold != 0, compared=stages.compared, notes=notes)
+                head.append(("resumed after", f"{begun.num_rows:,} texts", ""))
+            show_summary(output.state, head, _times(output.state, engine.threshold != 0, stages.compared))
 
     def _not_done(self, windows: Iterator[Window], begun: State, progress: JobProgress) -> Iterator[Window]:
         seen = 0
         for window in windows:
             seen += 1
-            if seen > begun.num_windows:
+            if seen > begun.num_parts:
                 yield window
-            elif seen == begun.num_windows:
+            elif seen == begun.num_parts:
                 if window.digest != begun.digest:
                     raise self._changed(begun)
                 progress.fraction = progress.fraction_read()
-        if seen < begun.num_windows:
+        if seen < begun.num_parts:
             raise self._changed(begun)
 
     def _changed(self, begun: State) -> InvalidInputError:
@@ -174,6 +182,22 @@ class Job(JobSettings):
         if self.output is None:
             return f" {output.state.num_rows:,} texts are written."
         return f" {output.state.num_rows:,} texts are done and kept; run the same command to resume."
+
+
+def _times(done: Stats, folded: bool, compared: Comparison | None) -> list[tuple[str, str, str]]:
+    """The closing lines on time; `folded` is False if the job never folds."""
+    seconds = done.device_seconds
+    rates = f"{ratio(done.num_tokens, seconds):,.0f} tokens/s, {ratio(done.num_compact, seconds):,.0f} compact tokens/s"
+    first = ("time folded" if folded else "time not folded", f"{seconds:.2f} s", rates)
+    if compared is None:
+        busy = min(ratio(seconds, done.elapsed_seconds), 1)
+        return [first, ("time in all", f"{done.elapsed_seconds:.2f} s", f"the model at work for {busy:.0%} of it")]
+    speedup = f"speed-up {ratio(compared.seconds, seconds):.2f}x"
+    return [
+        first,
+        ("time not folded", f"{compared.seconds:.2f} s", speedup),
+        ("largest difference", f"{compared.difference:.1e}", f"of {compared.of}"),
+    ]
 
 
 def _is_interrupt(error: BaseException | None) -> bool:

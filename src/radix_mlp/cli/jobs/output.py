@@ -6,37 +6,40 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 from radix_mlp.cli.jobs.encode import Table, encoder_of
-from radix_mlp.cli.jobs.journal import START_OVER, Journal, State
+from radix_mlp.cli.jobs.record_windows import Window
+from radix_mlp.cli.jobs.store import START_OVER, JobRecord, State, Stats, replace_file
 from radix_mlp.errors import InvalidInputError
 
 __all__ = ["FileOutput", "Output", "StandardOutput", "check_output", "files_beside", "written"]
 
 
-class Output(Protocol):
-    """Writes the windows of a job in order."""
+class Output:
+    """Writes the parts of a job in order."""
 
-    state: State
+    state = State()
     """What has been written."""
 
     def open(self) -> None:
-        """Get ready for the first window."""
+        """Get ready for the first part."""
 
-    def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
-        """Write one window; `state` describes the job after it, except for the sizes of the files."""
+    def commit(self, window: Window, table: Table, errors: Sequence[bytes], stats: Stats) -> None:
+        """Write one part: its answers, its bad lines, and then that it is done."""
+        raise NotImplementedError
 
     def finish(self) -> None:
-        """Complete the output after the last window."""
+        """Complete the output after the last part."""
 
     def close(self) -> None:
         """Close the files, finished or not."""
 
 
-class StandardOutput:
-    """JSON lines, a window at a time.
+class StandardOutput(Output):
+    """JSON lines, a part at a time.
 
     Raises:
         InvalidInputError: there is no standard output, or writing to it fails.
@@ -45,13 +48,9 @@ class StandardOutput:
     def __init__(self) -> None:
         if sys.stdout is None:
             raise InvalidInputError("standard output is closed: name a file with --output.")
-        self.state = State()
         self.encoder = encoder_of(None)
 
-    def open(self) -> None:
-        pass
-
-    def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
+    def commit(self, window: Window, table: Table, errors: Sequence[bytes], stats: Stats) -> None:
         try:
             rest = memoryview(self.encoder.encode(table, None))
             while rest:
@@ -66,20 +65,14 @@ class StandardOutput:
             with suppress(OSError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise InvalidInputError(f"standard output: {error.strerror or error}.") from error
-        self.state = state
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+        self.state += stats
 
 
-class FileOutput:
+class FileOutput(Output):
     """A file that appears when it is complete; until then, what is written is in `.partial`.
 
-    Windows are appended to `.partial` and reach the disk before the journal records them. A job that resumes cuts off
-    what the journal does not record, so nothing is lost or duplicated.
+    Parts are appended to `.partial` and reach the disk before the job's record has them. A job that resumes cuts off
+    what the record does not have, so nothing is lost or duplicated.
 
     Args:
         output: the file; beside it stand, while the job runs, `.partial` and `.progress.json`, and, where lines were
@@ -95,12 +88,26 @@ class FileOutput:
     def __init__(self, output: Path, options: dict[str, Any], *, restart: bool = False) -> None:
         self.output = output
         self.encoder = encoder_of(output)
-        self.partial, progress, self.errors = files_beside(output)
-        self.journal = Journal(progress, options)
+        self.partial, self.progress, self.errors = files_beside(output)
+        self.options = options
         self.restart = restart
         self._file: BinaryIO | None = None
-        self._begun = None if restart else self.journal.load()
+        self._begun = None if restart else self._load()
         self.state = self._begun or State()
+
+    def _load(self) -> State | None:
+        """What an earlier run has done, or None."""
+        try:
+            content = self.progress.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise InvalidInputError(f"{self.progress}: {error.strerror or error}.") from error
+        return JobRecord.resume(content, self.progress, self.options).state
+
+    def _save(self, state: State) -> None:
+        replace_file(self.progress, JobRecord(self.options, state=state).dump())
+        self.state = state
 
     def open(self) -> None:
         """Lock the files and cut off unrecorded bytes; a job that has written nothing leaves no files."""
@@ -128,16 +135,16 @@ class FileOutput:
         if not os.path.samestat(os.fstat(file.fileno()), self.partial.stat()):
             raise InvalidInputError(f"{self.partial}: another job has just finished this. Run the command again.")
         if self.restart:
-            self.journal.remove()
-        if self.journal.load() != self._begun:
+            self.progress.unlink(missing_ok=True)
+        if self._load() != self._begun:
             raise InvalidInputError(
-                f"{self.journal.path}: another job has just written this. Run the command again to resume."
+                f"{self.progress}: another job has just written this. Run the command again to resume."
             )
         for path, size in ((self.partial, self.state.output_bytes), (self.errors, self.state.errors_bytes)):
             there = path.stat().st_size if path.exists() else 0
             if there < size:
                 raise InvalidInputError(
-                    f"{path}: shorter than {self.journal.path.name} says ({there:,} of {size:,} bytes). {START_OVER}"
+                    f"{path}: shorter than {self.progress.name} says ({there:,} of {size:,} bytes). {START_OVER}"
                 )
             if there > size:
                 os.truncate(path, size)
@@ -145,33 +152,30 @@ class FileOutput:
             self.errors.unlink(missing_ok=True)
         _sync_folder(self.output.parent)
 
-    def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
+    def commit(self, window: Window, table: Table, errors: Sequence[bytes], stats: Stats) -> None:
         assert self._file is not None
         try:
             _append(self._file, self.encoder.encode(table, self.partial))
             if errors:
                 with self.errors.open("ab") as file:
                     _append(file, b"".join(errors))
-            state.output_bytes = self.partial.stat().st_size
-            state.errors_bytes = self.errors.stat().st_size if self.errors.exists() else 0
-            self.journal.save(state)
+            output_bytes = self.partial.stat().st_size
+            errors_bytes = self.errors.stat().st_size if self.errors.exists() else 0
+            state = self.state + stats
+            self._save(replace(state, digest=window.digest, output_bytes=output_bytes, errors_bytes=errors_bytes))
         except OSError as error:
             raise _not_written(self.output, error) from error
-        self.state = state
 
     def finish(self) -> None:
         try:
             if not self.state.finished:
-                self.state.finished = True
-                self.journal.save(self.state)
+                self._save(replace(self.state, finished=True))
             if self.partial.exists():
                 self.encoder.finish(self.partial, self.output)
             elif not self.output.exists():
-                raise InvalidInputError(
-                    f"{self.journal.path}: the job is done, but {self.output} is gone. {START_OVER}"
-                )
+                raise InvalidInputError(f"{self.progress}: the job is done, but {self.output} is gone. {START_OVER}")
             _sync_folder(self.output.parent)
-            self.journal.remove()
+            self.progress.unlink(missing_ok=True)
         except OSError as error:
             raise _not_written(self.output, error) from error
 
@@ -180,8 +184,8 @@ class FileOutput:
             return
         if not self.state.num_rows and not self.state.finished:
             self.partial.unlink(missing_ok=True)
-            self.journal.remove()
-        # on a full disk the buffer cannot be written; the journal does not record it
+            self.progress.unlink(missing_ok=True)
+        # on a full disk the buffer cannot be written; the record does not have it
         with suppress(OSError):
             self._file.close()
         self._file = None

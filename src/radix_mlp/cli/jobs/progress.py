@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from radix_mlp.cli.jobs.input.source import Source
+from radix_mlp.cli.jobs.store import Stats
 from radix_mlp.cli.show import errors
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine
 
-__all__ = ["Counts", "JobProgress"]
+__all__ = ["JobProgress"]
 
 LINE_SECONDS = 10.0
-
-
-class Counts(Protocol):
-    """What was done."""
-
-    @property
-    def num_requests(self) -> int: ...
-
-    num_tokens: int
-    num_compact: int
 
 
 class JobProgress:
@@ -98,9 +89,9 @@ class JobProgress:
 
         return update
 
-    def add(self, stats: Counts, fraction: float | None) -> None:
+    def add(self, stats: Stats, fraction: float | None) -> None:
         """A window is done."""
-        self.rows += stats.num_requests
+        self.rows += stats.num_rows
         self.tokens += stats.num_tokens
         self.compact += stats.num_compact
         self.fraction = fraction

@@ -13,10 +13,11 @@ from radix_mlp.cli.jobs.output import Output
 from radix_mlp.cli.jobs.progress import JobProgress
 from radix_mlp.cli.jobs.read import BadLine, Record, bad_line_error
 from radix_mlp.cli.jobs.record_windows import Window
+from radix_mlp.cli.jobs.store import Stats
 from radix_mlp.cli.show import Comparison, Skipped
 
 if TYPE_CHECKING:
-    from radix_mlp.engine.engine import Engine, JobStats
+    from radix_mlp.engine.engine import Engine
     from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
     from radix_mlp.errors import DeviceMemoryError, NonFiniteAnswersError
 
@@ -72,29 +73,36 @@ class Answered:
 
     prepared: Prepared
     answers: Any
-    stats: JobStats
+    stats: Stats
 
 
 class Stages:
     """The three steps of a job, over windows."""
 
-    with_files = False
-    """Whether the answers say from which file they are."""
-    with_ids = False
-
     def __init__(
-        self, task: JobTask, engine: Engine, output: Output, progress: JobProgress, *, skip: bool, compare: bool
+        self,
+        task: JobTask,
+        engine: Engine,
+        output: Output,
+        progress: JobProgress,
+        *,
+        skip: bool,
+        with_files: bool,
+        with_ids: bool,
+        compare: bool = False,
     ) -> None:
         self.task = task
         self.engine = engine
         self.output = output
         self.progress = progress
         self.skip = skip
+        self.with_files = with_files
+        """Whether the answers name their file."""
+        self.with_ids = with_ids
         self.skipped = Skipped()
         self.unfolded = engine.with_folding(threshold=0) if compare and engine.threshold != 0 else None
         self.compared = None if self.unfolded is None else Comparison(0.0, 0.0, task.compared)
-        self.before = output.state.elapsed_seconds
-        self.began = time.perf_counter()
+        self.written_at = time.perf_counter()
 
     def prepare(self, window: Window) -> Prepared:
         """Leave bad lines out, also those that turn out to be bad only now, or end with the first of them."""
@@ -145,13 +153,23 @@ class Stages:
             others = self.task.run(self.unfolded, prepared.other_work, lambda done, total: None)
             self.compared.seconds += self.unfolded.stats.seconds
             self.compared.difference = max(self.compared.difference, self.task.difference(answers, others))
-        self.progress.add(stats, prepared.fraction)
-        return Answered(prepared, answers, stats)
+        bad = prepared.bad.values()
+        found = Stats(
+            num_parts=1,
+            num_rows=len(prepared.records),
+            num_skipped=len(bad),
+            num_skipped_lines=sum(line.num_lines for line in bad),
+            num_tokens=stats.num_tokens,
+            num_compact=stats.num_compact,
+            num_batches=stats.num_batches,
+            device_seconds=stats.seconds,
+        )
+        self.progress.add(found, prepared.fraction)
+        return Answered(prepared, answers, found)
 
     def write(self, answered: Answered) -> None:
         """The answers, and the bad lines, and then how far the job is."""
-        prepared, stats, state = answered.prepared, answered.stats, self.output.state
-        window = prepared.window
+        prepared, window = answered.prepared, answered.prepared.window
         order, columns, array = self.task.table(window, prepared.records, answered.answers)
         chosen = [prepared.records[place] for place in order]
         head: dict[str, Any] = {"file": [record.file for record in chosen]} if self.with_files else {}
@@ -160,24 +178,10 @@ class Stages:
             head["id"] = [record.id for record in chosen]
         table = Table({**head, **columns}, array, prepared.places, len(window.items))
         bad = [prepared.bad[place] for place in sorted(prepared.bad)]
-        errors = [_error_line(line) for line in bad]
-        self.output.commit(
-            table,
-            errors,
-            replace(
-                state,
-                num_windows=window.number + 1,
-                num_rows=state.num_rows + len(prepared.records),
-                num_skipped=state.num_skipped + len(bad),
-                num_skipped_lines=state.num_skipped_lines + sum(line.num_lines for line in bad),
-                digest=window.digest,
-                num_tokens=state.num_tokens + stats.num_tokens,
-                num_compact=state.num_compact + stats.num_compact,
-                num_batches=state.num_batches + stats.num_batches,
-                device_seconds=state.device_seconds + stats.seconds,
-                elapsed_seconds=self.before + time.perf_counter() - self.began,
-            ),
-        )
+        now = time.perf_counter()
+        stats = replace(answered.stats, elapsed_seconds=now - self.written_at)
+        self.output.commit(window, table, [_error_line(line) for line in bad], stats)
+        self.written_at = now
         for line in bad:
             self.skipped(str(line))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from radix_mlp.cli.jobs.ray.parts import Keys, Sample, Stretch, part_of
+from radix_mlp.cli.jobs.ray.parts import Keys, Sample, part_of
+from radix_mlp.cli.jobs.store import Stretch
 
 __all__ = ["assigned", "surveyed"]
 

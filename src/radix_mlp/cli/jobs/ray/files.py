@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import posixpath
 import uuid
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from radix_mlp.cli.jobs.input.find import is_input
 from radix_mlp.cli.jobs.input.shorten import shorten
 from radix_mlp.cli.jobs.input.source import Source
+from radix_mlp.cli.jobs.store import START_OVER, Part, replace_file
 from radix_mlp.errors import InvalidInputError
 
 __all__ = ["Folder", "RaySource", "find_files", "open_folder"]
@@ -114,17 +119,40 @@ class Folder:
 
     def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
         """Put a file there, or in the place of another."""
-        parts = [content] if isinstance(content, bytes) else content
         # a name of its own: a worker that was given up for lost may still be writing
         unnamed = self._at(f"{JOB}/new-{uuid.uuid4().hex}")
         self.filesystem.makedirs(self._at(JOB), exist_ok=True)
+        if "://" not in self.address:
+            replace_file(Path(self._at(name)), content, Path(unnamed))
+            return
         with self.filesystem.open(unnamed, "wb") as file:
-            for part in parts:
-                file.write(part)
-            file.flush()
-            with suppress(OSError, AttributeError, ValueError):
-                os.fsync(file.fileno())
+            file.writelines([content] if isinstance(content, bytes) else content)
         self.filesystem.mv(unnamed, self._at(name))
+
+    def parts(self) -> list[Part]:
+        """What the finished parts took; only those that were only measured answer nothing."""
+        names = [f"{JOB}/{name}" for name in self.names(JOB) if name.startswith("done-")]
+        with ThreadPoolExecutor(16) as threads:
+            contents = threads.map(self.read, names)
+            return [self._part(name, content) for name, content in zip(names, contents, strict=True)]
+
+    def part(self, part: int) -> Part | None:
+        """What a part took, None if it is not done."""
+        name = _done(part)
+        content = self.read(name)
+        return None if content is None else self._part(name, content)
+
+    def save_part(self, part: Part) -> None:
+        """Record that a part is done; its answers must be written first."""
+        self.write(_done(part.part), json.dumps(asdict(part)).encode())
+
+    def _part(self, name: str, content: bytes | None) -> Part:
+        try:
+            return Part(**json.loads(content or b""))
+        except (ValueError, TypeError) as error:
+            raise InvalidInputError(
+                f"{self.shown}/{name}: not the record of a part ({error!r}). {START_OVER}"
+            ) from error
 
     def names(self, folder: str = "") -> list[str]:
         """The files in it, or in a folder in it, without those that are being written."""
@@ -150,6 +178,10 @@ class Folder:
 
     def _at(self, name: str) -> str:
         return posixpath.join(self.path, name) if name else self.path
+
+
+def _done(part: int) -> str:
+    return f"{JOB}/done-{part:06}.json"
 
 
 JOB = "_job"

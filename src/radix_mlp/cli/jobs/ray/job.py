@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -19,15 +19,14 @@ from radix_mlp.cli.jobs.ray.cluster import Workers, connected, divide, let_go, o
 from radix_mlp.cli.jobs.ray.dataset import assigned, surveyed
 from radix_mlp.cli.jobs.ray.files import JOB, RaySource, find_files, open_folder
 from radix_mlp.cli.jobs.ray.items import Read, read_files
-from radix_mlp.cli.jobs.ray.manifest import SUCCESS, Manifest, PartStats, load_stats, parts_done
 from radix_mlp.cli.jobs.ray.parts import SAMPLES_A_PART, Keys, Sample, choose_boundaries, choose_stretches
-from radix_mlp.cli.jobs.ray.summary import show_ray_summary
 from radix_mlp.cli.jobs.ray.worker import PartWorker, WorkerSettings
 from radix_mlp.cli.jobs.read import BadLine, bad_line_error
 from radix_mlp.cli.jobs.record_windows import MAX_CHARACTERS
+from radix_mlp.cli.jobs.store import START_OVER, JobRecord, Part, Plan, Stats
 from radix_mlp.cli.options import skips
 from radix_mlp.cli.settings import JobSettings
-from radix_mlp.cli.show import Skipped, errors, note
+from radix_mlp.cli.show import Skipped, errors, note, show_summary
 from radix_mlp.errors import InvalidInputError, RadixError
 
 if TYPE_CHECKING:
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["RayJob"]
 
+RECORD = f"{JOB}/job.json"
+SUCCESS = "_SUCCESS"
+"""An empty file that marks a complete folder, as other tools write it."""
 SUFFIXES = (".jsonl", ".csv", ".tsv", ".parquet")
 PARTS_A_GROUP = 8
 """Most parts per worker at a time: it reads one while it runs another and writes a third."""
@@ -99,9 +101,9 @@ class RayJob(JobSettings):
         began = time.perf_counter()
         if self.restart:
             self._remove()
-        manifest = Manifest.load(self.folder)
-        if manifest is not None:
-            manifest.check(self.folder, self.options, self.facts)
+        plan = None
+        if (content := self.folder.read(RECORD)) is not None:
+            plan = JobRecord.resume(content, f"{self.folder.shown}/{RECORD}", self.options, self.facts).plan
             if self.folder.read(SUCCESS) is not None:
                 note(f"{self.folder.shown} was complete already.")
                 return
@@ -116,12 +118,12 @@ class RayJob(JobSettings):
         workers = divide(num_cpus, num_gpus, count=self.ray_workers, device=device)
         data = self._data(ray, read, max(num_cpus // 2, 1))
         keys = Keys(str(self.options["model"]), bool(engine.keywords["trust_remote_code"]), ranked)
-        if manifest is None:
-            manifest = self._survey(data, keys, workers.count)
-            manifest.save(self.folder)
-        parts_before = parts_done(self.folder)
-        self._work(ray, data, keys, manifest, parts_before, task, engine, workers)
-        self._finish(task, manifest, parts_before, workers, time.perf_counter() - began)
+        if plan is None:
+            plan = self._survey(data, keys, workers.count)
+            self.folder.write(RECORD, JobRecord(self.options, plan).dump())
+        before = self.folder.parts()
+        self._work(ray, data, keys, plan, before, task, engine, workers)
+        self._finish(plan, before, workers, time.perf_counter() - began)
 
     def _data(self, ray: Any, read: Read, num_readers: int) -> Any:
         """All items, as `table_of` has them; read when they are asked for."""
@@ -142,7 +144,7 @@ class RayJob(JobSettings):
         readers = ray.data.TaskPoolStrategy(size=num_readers)
         return data.map_batches(read_files, batch_size=1, batch_format="pyarrow", fn_kwargs=arguments, compute=readers)
 
-    def _survey(self, data: Any, keys: Keys, workers: int) -> Manifest:
+    def _survey(self, data: Any, keys: Keys, workers: int) -> Plan:
         """Count everything, end at bad lines, and cut into parts by a sample of the keys."""
         rate = max(self.window / SAMPLES_A_PART, 1.0)
         found = data.map_batches(
@@ -176,36 +178,37 @@ class RayJob(JobSettings):
         size = min(self.window, max(-(-total // (PARTS_A_WORKER * workers)), MIN_PART))
         num_parts = max(-(-total // size), -(-characters // MAX_CHARACTERS))
         boundaries = choose_boundaries([key for _, key in sample.keys], num_parts)
-        return Manifest(self.options, self.facts, counts, boundaries, choose_stretches(counts))
+        return Plan(self.facts, counts, boundaries, choose_stretches(counts))
 
     def _work(
         self,
         ray: Any,
         data: Any,
         keys: Keys,
-        manifest: Manifest,
-        done: set[int],
+        plan: Plan,
+        before: list[Part],
         task: JobTask,
         engine: partial[Engine],
         workers: Workers,
     ) -> None:
         # one part more: what is measured in the order of arrival
-        todo = [part for part in range(manifest.num_parts + 1) if part not in done]
+        done = {part.part for part in before}
+        todo = [part for part in range(plan.num_parts + 1) if part not in done]
         if not todo:
             return
         size = min(max(len(todo) // (PARTS_A_WORKER * workers.count), 1), PARTS_A_GROUP)
         groups = {part: place // size for place, part in enumerate(todo)}
         arguments = {
             "keys": keys,
-            "boundaries": manifest.boundaries,
-            "stretches": manifest.stretches,
+            "boundaries": plan.boundaries,
+            "stretches": plan.stretches,
             "groups": groups,
         }
         settings = WorkerSettings(
             self.folder,
             self.suffix,
             self.shown,
-            manifest.num_parts,
+            plan.num_parts,
             self.skip,
             self.options.get("id_field") is not None,
         )
@@ -223,36 +226,55 @@ class RayJob(JobSettings):
             )
         )
         answered.set_name(f"radix-mlp {self.options['command']}")
-        before = [stats for stats in load_stats(self.folder, done) if not stats.measured]
-        items = sum(stats.num_rows + stats.num_skipped for stats in before)
-        progress = JobProgress(
-            task.name, [], sum(stats.num_rows for stats in before), quiet=self.quiet, wanted=self.progress
-        )
-        progress.began_at = items / manifest.num_items
+        total = sum_of(before)
+        progress = JobProgress(task.name, [], total.num_rows, quiet=self.quiet, wanted=self.progress)
+        progress.began_at = total.num_items / plan.num_items
         with progress:
             for row in answered.iter_rows():
-                stats = PartStats(**row)
-                if not stats.measured:
-                    items += stats.num_rows + stats.num_skipped
-                    progress.add(stats, items / manifest.num_items)
+                part = Part(**row)
+                if not part.measured:
+                    total += part
+                    progress.add(part, total.num_items / plan.num_items)
 
-    def _finish(self, task: JobTask, manifest: Manifest, before: set[int], workers: Workers, seconds: float) -> None:
+    def _finish(self, plan: Plan, before: list[Part], workers: Workers, seconds: float) -> None:
         """Check what was done against what was counted, list the bad lines and mark the folder complete."""
-        done = parts_done(self.folder)
-        stats = load_stats(self.folder, done)
-        measured = next((found for found in stats if found.measured), None)
-        parts = [found for found in stats if not found.measured]
-        items = sum(found.num_rows + found.num_skipped for found in parts)
-        if items != manifest.num_items:
+        parts = self.folder.parts()
+        total = sum_of(parts)
+        if total.num_items != plan.num_items:
             raise InvalidInputError(
-                f"{self.folder.shown}: {items:,} texts were done and {manifest.num_items:,} were counted: the files "
-                "changed while they were read. Start over with --restart."
+                f"{self.folder.shown}: {total.num_items:,} texts were done and {plan.num_items:,} were counted: the "
+                f"files changed while they were read. {START_OVER}"
             )
         self._list_errors()
         self.folder.write(SUCCESS, b"")
         self.folder.remove_unfinished()
         if not self.quiet:
-            show_ray_summary(parts, before, measured, workers, seconds, self.folder.shown)
+            self._show(parts, total, sum_of(before), workers, seconds)
+
+    def _show(self, parts: list[Part], total: Stats, before: Stats, workers: Workers, seconds: float) -> None:
+        """The closing lines; `before` was done by earlier runs, and this one took `seconds`."""
+        head = [("parts", f"{total.num_parts:,}", f"in {self.folder.shown}")]
+        if before.num_parts:
+            head.append(("resumed after", f"{before.num_parts:,} parts", f"{before.num_rows:,} texts"))
+        measured = next((part for part in parts if part.measured), Part())
+        tail = []
+        if measured.num_tokens:
+            everything = measured.num_rows >= total.num_rows
+            of_what = "all texts" if everything else f"a sample of {measured.num_rows:,} texts"
+            tail.append(
+                (
+                    "in the order of the files",
+                    f"{measured.num_compact / measured.num_tokens:.3f}",
+                    f"compression of the same batches without the parts, {of_what}",
+                )
+            )
+        rate = (total.num_tokens - before.num_tokens) / max(seconds, 1e-9)
+        noun = "worker" if workers.count == 1 else "workers"
+        tail.append(("time in all", f"{seconds:.2f} s", f"{rate:,.0f} tokens/s on {workers.count:,} {noun}"))
+        busy = total.device_seconds - before.device_seconds
+        share = min(busy / max(seconds * workers.count, 1e-9), 1)
+        tail.append(("time of the model", f"{busy:.2f} s", f"of all workers together, {share:.0%} of their time"))
+        show_summary(total, head, tail, skipped_in="_errors.jsonl")
 
     def _list_errors(self) -> None:
         """One file of the bad lines of all parts, and the first of them on the screen."""
@@ -282,11 +304,17 @@ class RayJob(JobSettings):
         self.folder.remove()
 
     def _kept(self) -> str:
-        parts = [stats for stats in load_stats(self.folder, parts_done(self.folder)) if not stats.measured]
-        if not parts:
+        total = sum_of(self.folder.parts())
+        if not total.num_parts:
             return ""
-        num_rows = sum(stats.num_rows for stats in parts)
-        return f" {num_rows:,} texts are done and kept in {len(parts):,} parts; run the same command to resume."
+        return (
+            f" {total.num_rows:,} texts are done and kept in {total.num_parts:,} parts; run the same command to resume."
+        )
 
     def _shown(self) -> str:
         return self.shown[0] if len(self.shown) == 1 else f"{len(self.shown)} files"
+
+
+def sum_of(parts: Iterable[Part]) -> Stats:
+    """What the parts took that were answered, not only measured."""
+    return sum((part for part in parts if not part.measured), Stats())

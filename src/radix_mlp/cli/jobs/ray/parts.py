@@ -10,17 +10,15 @@ from typing import Any
 from zlib import crc32
 
 from radix_mlp.cli.jobs.ray.items import BY_LINE, BY_QUERY
+from radix_mlp.cli.jobs.store import Stretch
 
-__all__ = ["Keys", "Sample", "Stretch", "choose_boundaries", "choose_stretches", "part_of"]
+__all__ = ["Keys", "Sample", "choose_boundaries", "choose_stretches", "part_of"]
 
 SAMPLES_A_PART = 64
 MAX_SAMPLES = 200_000
 BYTES_A_TOKEN = 4
 STRETCHES, STRETCH_ITEMS = 4, 4096
 """Items in the order of arrival, in which compression without the parts is measured."""
-
-Stretch = tuple[int, int, int]
-"""A file, and the numbers of the first item and of the one after the last."""
 
 
 @dataclass(frozen=True)

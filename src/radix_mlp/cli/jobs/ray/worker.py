@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from radix_mlp.cli.jobs.encode import Table, encoder_of
-from radix_mlp.cli.jobs.journal import State
+from radix_mlp.cli.jobs.output import Output
 from radix_mlp.cli.jobs.progress import JobProgress
 from radix_mlp.cli.jobs.ray.files import JOB, Folder
 from radix_mlp.cli.jobs.ray.items import items_of
-from radix_mlp.cli.jobs.ray.manifest import PartStats, is_done, save_stats
 from radix_mlp.cli.jobs.record_windows import Window
 from radix_mlp.cli.jobs.stages import JobTask, Stages
+from radix_mlp.cli.jobs.store import Part, Stats
 from radix_mlp.cli.jobs.three_stages import run_stages
 from radix_mlp.errors import RadixError
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine
 
-__all__ = ["PartOutput", "PartWorker", "WorkerSettings", "errors_name", "part_name"]
+__all__ = ["PartOutput", "PartWorker", "WorkerSettings"]
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,17 @@ class PartWorker:
         settings = self.settings
         output = PartOutput(settings.folder, settings.suffix)
         stages = Stages(
-            self.task, self.engine, output, JobProgress("", [], quiet=True), skip=settings.skip, compare=False
+            self.task,
+            self.engine,
+            output,
+            JobProgress("", [], quiet=True),
+            skip=settings.skip,
+            with_files=len(settings.names) > 1,
+            with_ids=settings.with_ids,
         )
-        stages.with_files, stages.with_ids = len(settings.names) > 1, settings.with_ids
         run_stages(self._windows(table, stages, output), stages.prepare, stages.run, stages.write)
         # none at all where a worker died after its last part
-        schema = pa.Table.from_pylist([asdict(PartStats(0))]).schema
+        schema = pa.Table.from_pylist([asdict(Part())]).schema
         return pa.Table.from_pylist([asdict(stats) for stats in output.written], schema)
 
     def _windows(self, table: Any, stages: Stages, output: PartOutput) -> Iterator[Window]:
@@ -76,7 +81,7 @@ class PartWorker:
         settings = self.settings
         for part in sorted(set(table["part"].to_pylist())):
             # a worker before this one may have died between two parts
-            if is_done(settings.folder, part):
+            if settings.folder.part(part) is not None:
                 continue
             rows = table.filter(pc.equal(table["part"], part)).drop_columns(["part", "group_of_parts"])
             rows = rows.sort_by([("file", "ascending"), ("number", "ascending")])
@@ -86,15 +91,15 @@ class PartWorker:
             else:
                 output.save(self._measure(window, stages))
 
-    def _measure(self, window: Window, stages: Stages) -> PartStats:
+    def _measure(self, window: Window, stages: Stages) -> Part:
         """Tokens and compact tokens of batches in the order of arrival."""
         from radix_mlp.engine.batching.scheduler import arrival_order, cut_by_budget, lexicographic_order
 
         sequences = [item.ids for item in stages.prepare(window).work.items]
         order = arrival_order(sequences)
         batches = cut_by_budget(sequences, order, lexicographic_order(sequences), self.engine.max_batch_tokens)
-        return PartStats(
-            window.number,
+        return Part(
+            part=window.number,
             num_rows=len(sequences),
             num_tokens=sum(batch.num_tokens for batch in batches),
             num_compact=sum(batch.num_compact for batch in batches),
@@ -104,50 +109,25 @@ class PartWorker:
         )
 
 
-class PartOutput:
-    """Takes a part as a window; `state` has what was written of the part in hand."""
+class PartOutput(Output):
+    """A file for each part, in a folder."""
 
     def __init__(self, folder: Folder, suffix: str) -> None:
         self.folder = folder
         self.suffix = suffix
-        self.state = State()
-        self.written: list[PartStats] = []
+        self.written: list[Part] = []
 
-    def commit(self, table: Table, errors: Sequence[bytes], state: State) -> None:
-        """The answers, the bad lines, and then that the part is done."""
-        part = state.num_windows - 1
+    def commit(self, window: Window, table: Table, errors: Sequence[bytes], stats: Stats) -> None:
         if table.num_rows:
-            self.folder.write(part_name(part, self.suffix), part_bytes(table, self.suffix))
+            self.folder.write(f"part-{window.number:06}{self.suffix}", part_bytes(table, self.suffix))
         if errors:
-            self.folder.write(f"{JOB}/{errors_name(part)}", b"".join(errors))
-        self.save(
-            PartStats(
-                part,
-                state.num_rows,
-                state.num_skipped,
-                state.num_tokens,
-                state.num_compact,
-                state.num_batches,
-                state.device_seconds,
-                os.getpid(),
-                state.num_skipped_lines,
-            )
-        )
-        # every part counts for itself
-        self.state = replace(State(), num_windows=state.num_windows)
+            self.folder.write(f"{JOB}/errors-{window.number:06}.jsonl", b"".join(errors))
+        self.save(Part(**asdict(stats), part=window.number, process=os.getpid()))
 
-    def save(self, stats: PartStats) -> None:
-        save_stats(self.folder, stats)
-        self.written.append(stats)
-
-    def open(self) -> None:
-        pass
-
-    def finish(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
+    def save(self, part: Part) -> None:
+        """Record that a part is done."""
+        self.folder.save_part(part)
+        self.written.append(part)
 
 
 def part_bytes(table: Table, suffix: str) -> bytes:
@@ -167,12 +147,3 @@ def part_bytes(table: Table, suffix: str) -> bytes:
     pq.write_table(found, sink)
     written: bytes = sink.getvalue().to_pybytes()
     return written
-
-
-def part_name(part: int, suffix: str) -> str:
-    """`part-000012.parquet`"""
-    return f"part-{part:06}{suffix}"
-
-
-def errors_name(part: int) -> str:
-    return f"errors-{part:06}.jsonl"

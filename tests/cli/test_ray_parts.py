@@ -296,9 +296,7 @@ def test_without_ray(tmp_path, monkeypatch):
 
 def test_addresses_are_told_from_files(monkeypatch):
     found = []
-    monkeypatch.setattr(
-        "radix_mlp.cli.embed.make_job", lambda _, given, __: found.append((given["files"], given["ray"]))
-    )
+    monkeypatch.setattr("radix_mlp.cli.embed.run_job", lambda given, *_: found.append((given["files"], given["ray"])))
     for address in ("10.0.0.1:6379", "local", "auto", "ray://head:10001"):
         run("embed", "--ray", address, "s3://bucket/texts", "-m", "tiny")
         assert found.pop() == (["s3://bucket/texts"], address)

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from radix_mlp.cli import options as o
-from radix_mlp.cli.jobs.job import make_job, text_records
+from radix_mlp.cli.job_command import job_command
+from radix_mlp.cli.jobs.job import run_job, text_records
 from radix_mlp.cli.jobs.read import Record
-from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
-from radix_mlp.cli.settings import Given, engine_of, options_of
+from radix_mlp.cli.jobs.record_windows import Window
+from radix_mlp.cli.jobs.stages import JobTask
+from radix_mlp.cli.settings import Given, options_of
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine, Labels
@@ -21,49 +21,26 @@ if TYPE_CHECKING:
 __all__ = ["classify"]
 
 
+@job_command
 def classify(
-    files: o.FilesArgument,
+    given: Given,
     *,
     field: o.FieldOption = "text",
     pair_field: Annotated[
         str | None,
-        typer.Option(
-            help="Field or column with a second text, for models that classify pairs.", rich_help_panel=o.INPUT
-        ),
+        o.option(o.INPUT, "Field or column with a second text, for models that classify pairs."),
     ] = None,
-    id_field: o.IdFieldOption = None,
-    file_format: o.FormatOption = None,
-    delimiter: o.DelimiterOption = None,
-    on_error: o.OnErrorOption = "fail",
-    window: o.WindowOption = DEFAULT_WINDOW,
-    max_length: o.MaxLengthOption = None,
-    truncate: o.TruncateOption = False,
-    model: o.ModelOption,
     kind: o.KindOption = "auto",
-    device: o.DeviceOption = None,
-    dtype: o.DtypeOption = "auto",
-    max_batch_tokens: o.BudgetOption = 16384,
-    threshold: o.ThresholdOption = "auto",
-    impl: o.ImplOption = "auto",
-    control_tokens: o.ControlTokensOption = "model",
-    trust_remote_code: o.TrustOption = False,
-    output: o.OutputOption = None,
-    restart: o.RestartOption = False,
     template: Annotated[
         str,
-        typer.Option(
-            metavar="plain|chat",
-            help="chat writes FIELD and the pair's as turns of user and assistant through the chat template, as reward "
+        o.option(
+            o.INPUT,
+            "chat writes FIELD and the pair's as turns of user and assistant through the chat template, as reward "
             "models want them.",
-            rich_help_panel=o.INPUT,
+            metavar="plain|chat",
         ),
     ] = "plain",
     raw_scores: o.RawScoresOption = False,
-    compare: o.CompareOption = False,
-    progress: o.ProgressOption = None,
-    quiet: o.QuietOption = False,
-    ray: o.RayOption = None,
-    ray_workers: o.RayWorkersOption = None,
 ) -> None:
     """Classify every text of a file, or score it with a reward model.
 
@@ -85,15 +62,11 @@ def classify(
       radix-mlp classify answers.jsonl --field question --pair-field answer --template chat -m ./reward-model
       radix-mlp classify 'part-*.jsonl' -m ./classifier -o labels.csv --on-error skip
     """
-    given = locals()
     fields = (field,) if pair_field is None else (field, pair_field)
-    engine = engine_of(given)
-    job = make_job("classify", given, ("kind", "field", "pair_field", "raw_scores", "template"))
-    read = partial(text_records, fields=fields, id_field=id_field)
-    job.run(read, Classification(given), engine)
+    run_job(given, partial(text_records, fields=fields, id_field=given["id_field"]), Classification(given))
 
 
-class Classification:
+class Classification(JobTask):
     """Texts, or pairs of texts, to labels; `given` has the options of `Engine.classify`."""
 
     name = "classifying"
@@ -119,9 +92,6 @@ class Classification:
         answers: list[Labels] = engine.answer(prepared, progress)
         return np.asarray([answer.scores for answer in answers]).reshape(len(answers), len(self.labels))
 
-    def difference(self, answers: Any, others: Any) -> float:
-        return float(abs(answers - others).max())
-
     def table(self, window: Window, records: list[Record], answers: Any) -> tuple[list[int], dict[str, Any], Any]:
         best = answers.argmax(1)
         columns: dict[str, Any] = {
@@ -139,6 +109,3 @@ class Classification:
         if len(set(self.labels)) == len(self.labels):
             return dict(zip(self.labels, scores, strict=True))
         return [{"label": label, "score": score} for label, score in zip(self.labels, scores, strict=True)]
-
-    def notes(self, engine: Engine) -> dict[str, str]:
-        return {}

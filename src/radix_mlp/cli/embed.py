@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from radix_mlp.cli import options as o
-from radix_mlp.cli.jobs.job import make_job, text_records
+from radix_mlp.cli.job_command import job_command
+from radix_mlp.cli.jobs.job import run_job, text_records
 from radix_mlp.cli.jobs.read import Record
-from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
-from radix_mlp.cli.settings import Given, engine_of, options_of
+from radix_mlp.cli.jobs.record_windows import Window
+from radix_mlp.cli.jobs.stages import JobTask
+from radix_mlp.cli.settings import Given, options_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,52 +23,27 @@ if TYPE_CHECKING:
 __all__ = ["embed"]
 
 
+@job_command
 def embed(
-    files: o.FilesArgument,
+    given: Given,
     *,
     field: o.FieldOption = "text",
-    id_field: o.IdFieldOption = None,
     prompt: o.PromptOption = None,
     prompt_name: o.PromptNameOption = None,
-    file_format: o.FormatOption = None,
-    delimiter: o.DelimiterOption = None,
-    on_error: o.OnErrorOption = "fail",
-    window: o.WindowOption = DEFAULT_WINDOW,
-    max_length: o.MaxLengthOption = None,
-    truncate: o.TruncateOption = False,
-    model: o.ModelOption,
-    device: o.DeviceOption = None,
-    dtype: o.DtypeOption = "auto",
-    max_batch_tokens: o.BudgetOption = 16384,
-    threshold: o.ThresholdOption = "auto",
-    impl: o.ImplOption = "auto",
-    control_tokens: o.ControlTokensOption = "model",
-    trust_remote_code: o.TrustOption = False,
-    output: o.OutputOption = None,
-    restart: o.RestartOption = False,
     pooling: Annotated[
         str | None,
-        typer.Option(
-            metavar="NAME",
-            help="What of the last layer makes the vector: last, mean, weighted_mean or cls; unless given, as the "
+        o.option(
+            o.OUTPUT,
+            "What of the last layer makes the vector: last, mean, weighted_mean or cls; unless given, as the "
             "model's files say, or last.",
-            rich_help_panel=o.OUTPUT,
+            metavar="NAME",
         ),
     ] = None,
-    normalize: Annotated[bool, typer.Option(help="Scale every vector to length 1.", rich_help_panel=o.OUTPUT)] = True,
+    normalize: Annotated[bool, o.option(o.OUTPUT, "Scale every vector to length 1.")] = True,
     dimensions: Annotated[
         int | None,
-        typer.Option(
-            min=1,
-            help="Keep this many leading dimensions, for models trained to allow it.",
-            rich_help_panel=o.OUTPUT,
-        ),
+        o.option(o.OUTPUT, "Keep this many leading dimensions, for models trained to allow it.", min=1),
     ] = None,
-    compare: o.CompareOption = False,
-    progress: o.ProgressOption = None,
-    quiet: o.QuietOption = False,
-    ray: o.RayOption = None,
-    ray_workers: o.RayWorkersOption = None,
 ) -> None:
     """Embed every text of a file: one vector a text, in the file's order.
 
@@ -90,21 +64,15 @@ def embed(
       radix-mlp embed queries.txt -m ./Qwen3-Embedding-0.6B --prompt-name query
       cat texts.jsonl | radix-mlp embed - -m tiny --on-error skip > vectors.jsonl
     """
-    given = locals()
-    engine = engine_of(given)
-    job = make_job("embed", given, ("field", "prompt", "prompt_name", "pooling", "normalize", "dimensions"))
-    read = partial(text_records, fields=(field,), id_field=id_field)
-    job.run(read, Embedding(given), engine)
+    read = partial(text_records, fields=(field,), id_field=given["id_field"])
+    run_job(given, read, Embedding(given))
 
 
-class Embedding:
+class Embedding(JobTask):
     """Texts to vectors; `given` has the options of `Engine.embed`."""
 
     name = "embedding"
     compared = "vectors"
-
-    def __init__(self, given: Given) -> None:
-        self.given = given
 
     def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
         from radix_mlp.engine.tasks.embed import EmbedOptions, embed_request
@@ -112,18 +80,8 @@ class Embedding:
         texts = [record.values[0] for record in records]
         return embed_request(engine.loaded, engine.tokenizer, texts, options_of(EmbedOptions, self.given))
 
-    def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> NDArray[np.float32]:
-        vectors: NDArray[np.float32] = engine.answer(prepared, progress)
-        return vectors
-
-    def difference(self, answers: NDArray[np.float32], others: NDArray[np.float32]) -> float:
-        return float(abs(answers - others).max())
-
     def table(
         self, window: Window, records: list[Record], answers: NDArray[np.float32]
     ) -> tuple[list[int], dict[str, Any], NDArray[np.float32]]:
         columns = {"text": [record.values[0] for record in records], "embedding": answers}
         return list(range(len(records))), columns, answers
-
-    def notes(self, engine: Engine) -> dict[str, str]:
-        return {}

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -29,20 +28,20 @@ def explain(
     file: o.FileArgument,
     tokenizer: Annotated[
         str,
-        typer.Option(
+        o.option(
+            o.MODEL,
+            "A hub id, a folder, a .tiktoken file of Qwen's ranks, small, or tiny (a token a byte).",
             "--tokenizer",
             "-t",
             metavar="NAME|FOLDER|FILE",
-            help="A hub id, a folder, a .tiktoken file of Qwen's ranks, small, or tiny (a token a byte).",
-            rich_help_panel=o.MODEL,
         ),
     ],
     field: Annotated[
         list[str] | None,
-        typer.Option(
+        o.option(
+            o.INPUT,
+            "Field or column with the text (text unless given); given more than once, the fields are joined.",
             "--field",
-            help="Field or column with the text (text unless given); given more than once, the fields are joined.",
-            rich_help_panel=o.INPUT,
         ),
     ] = None,
     prompt: o.PromptOption = None,
@@ -51,21 +50,17 @@ def explain(
     on_error: o.OnErrorOption = "fail",
     shape: Annotated[
         str,
-        typer.Option(
-            metavar="NAME|FOLDER",
-            help="Predict the speed-up for this model: qwen3-0.6b, -1.7b, -4b, -8b, -14b, -32b, llama-3.2-1b, "
+        o.option(
+            o.MODEL,
+            "Predict the speed-up for this model: qwen3-0.6b, -1.7b, -4b, -8b, -14b, -32b, llama-3.2-1b, "
             "llama-3.1-8b, mistral-7b, or a folder with a config.json.",
-            rich_help_panel=o.MODEL,
+            metavar="NAME|FOLDER",
         ),
     ] = "qwen3-0.6b",
     max_batch_tokens: o.BudgetOption = 16384,
-    lines: Annotated[int, typer.Option(min=1, help="Shared pieces shown of the tree.", rich_help_panel=o.OUTPUT)] = 12,
-    html: Annotated[
-        Path | None, typer.Option(help="Write all of it as one page with a picture.", rich_help_panel=o.OUTPUT)
-    ] = None,
-    png: Annotated[
-        Path | None, typer.Option(help="Write the picture alone (needs matplotlib).", rich_help_panel=o.OUTPUT)
-    ] = None,
+    lines: Annotated[int, o.option(o.OUTPUT, "Shared pieces shown of the tree.", min=1)] = 12,
+    html: Annotated[Path | None, o.option(o.OUTPUT, "Write all of it as one page with a picture.")] = None,
+    png: Annotated[Path | None, o.option(o.OUTPUT, "Write the picture alone (needs matplotlib).")] = None,
     trust_remote_code: o.TrustOption = False,
 ) -> None:
     """Tell what folding would save on a file of texts. Runs no model.

@@ -10,12 +10,18 @@ from typer.core import TyperCommand
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["JobCommand", "parse_threshold", "skips"]
+__all__ = ["JobCommand", "option", "parse_threshold", "skips"]
 
 INPUT, MODEL, OUTPUT, RAY = "Input", "Model", "Output", "Ray"
 
 ADDRESS = re.compile(r"auto|local|ray://.+|[^/]+:\d+")
 """What can follow `--ray`; anything else is a file."""
+
+
+def option(panel: str, text: str, *names: str, **more: Any) -> Any:
+    """An option of a command, in a panel of its help; its name is the parameter's unless `names` are given."""
+    return typer.Option(*names, help=text, rich_help_panel=panel, **more)
+
 
 FileArgument = Annotated[
     str,
@@ -35,21 +41,19 @@ FilesArgument = Annotated[
 ]
 FieldOption = Annotated[
     str,
-    typer.Option(
-        "--field",
-        help="Field of a JSON line, or column of a table, with the text; data.text is the field text of the object "
+    option(
+        INPUT,
+        "Field of a JSON line, or column of a table, with the text; data.text is the field text of the object "
         "data, unless there is one with just this name.",
-        rich_help_panel=INPUT,
     ),
 ]
 FormatOption = Annotated[
     str | None,
-    typer.Option(
+    option(
+        INPUT,
+        "jsonl, json, txt, csv, tsv or parquet, where the extension does not tell; standard input is taken for jsonl.",
         "--format",
         metavar="NAME",
-        help="jsonl, json, txt, csv, tsv or parquet, where the extension does not tell; standard input is taken for "
-        "jsonl.",
-        rich_help_panel=INPUT,
     ),
 ]
 
@@ -65,94 +69,75 @@ def _delimiter(given: str | None) -> str | None:
 
 DelimiterOption = Annotated[
     str | None,
-    typer.Option(
-        "--delimiter",
+    option(
+        INPUT,
+        "What separates the columns of a CSV or TSV file (tab for a tab); unless given, a comma or a tab by the "
+        "extension, or what the header has instead, which is reported.",
         metavar="CHARACTER",
         callback=_delimiter,
-        help="What separates the columns of a CSV or TSV file (tab for a tab); unless given, a comma or a tab by the "
-        "extension, or what the header has instead, which is reported.",
-        rich_help_panel=INPUT,
     ),
 ]
 OnErrorOption = Annotated[
     str,
-    typer.Option(
-        "--on-error",
+    option(
+        INPUT,
+        "What a bad line does: fail ends the command, skip reports the line and continues without it.",
         metavar="NAME",
-        help="What a bad line does: fail ends the command, skip reports the line and continues without it.",
-        rich_help_panel=INPUT,
     ),
 ]
 IdFieldOption = Annotated[
     str | None,
-    typer.Option(
-        "--id-field",
+    option(
+        INPUT,
+        "Field or column with a name of the line (a string or an integer), which its answer then has as id.",
         metavar="FIELD",
-        help="Field or column with a name of the line (a string or an integer), which its answer then has as id.",
-        rich_help_panel=INPUT,
     ),
 ]
 WindowOption = Annotated[
     int,
-    typer.Option(
-        "--window",
-        min=1,
-        help="Texts read, sorted and written at a time: what a stopped job loses at most. More find more that they "
+    option(
+        INPUT,
+        "Texts read, sorted and written at a time: what a stopped job loses at most. More find more that they "
         "share, and take more memory.",
-        rich_help_panel=INPUT,
+        min=1,
     ),
 ]
-PromptOption = Annotated[
-    str | None, typer.Option("--prompt", help="Put this before every text (an instruction).", rich_help_panel=INPUT)
-]
+PromptOption = Annotated[str | None, option(INPUT, "Put this before every text (an instruction).")]
 PromptNameOption = Annotated[
     str | None,
-    typer.Option(
-        "--prompt-name", metavar="NAME", help="Put the model's prompt of this name first.", rich_help_panel=INPUT
-    ),
+    option(INPUT, "Put the model's prompt of this name first.", metavar="NAME"),
 ]
-TruncateOption = Annotated[bool, typer.Option("--truncate", help="Cut texts that are too long.", rich_help_panel=INPUT)]
+TruncateOption = Annotated[bool, option(INPUT, "Cut texts that are too long.", "--truncate")]
 MaxLengthOption = Annotated[
     int | None,
-    typer.Option(
-        "--max-length",
-        min=1,
-        help="Longest text, in tokens; what the model allows unless given.",
-        rich_help_panel=INPUT,
-    ),
+    option(INPUT, "Longest text, in tokens; what the model allows unless given.", min=1),
 ]
 ModelOption = Annotated[
     str,
-    typer.Option(
+    option(
+        MODEL,
+        "A Hugging Face hub id, a folder, or one that needs no download: small (a trained embedder), tiny, "
+        "tiny-reranker, tiny-classifier (random weights).",
         "--model",
         "-m",
         metavar="NAME|FOLDER",
-        help="A Hugging Face hub id, a folder, or one that needs no download: small (a trained embedder), tiny, "
-        "tiny-reranker, tiny-classifier (random weights).",
-        rich_help_panel=MODEL,
     ),
 ]
 KindOption = Annotated[
     str,
-    typer.Option(
-        "--kind",
+    option(
+        MODEL,
+        "What the checkpoint holds: causal or classifier; auto is what its configuration says.",
         metavar="NAME",
-        help="What the checkpoint holds: causal or classifier; auto is what its configuration says.",
-        rich_help_panel=MODEL,
     ),
 ]
 DeviceOption = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:1, …; CUDA where there is one.", rich_help_panel=MODEL),
+    option(MODEL, "cpu, cuda, cuda:1, …; CUDA where there is one."),
 ]
 DtypeOption = Annotated[
     str,
-    typer.Option(
-        "--dtype",
-        metavar="NAME",
-        help="float64, float32, bfloat16 or float16; auto is the checkpoint's own.",
-        rich_help_panel=MODEL,
-    ),
+    option(MODEL, "float64, float32, bfloat16 or float16; auto is the checkpoint's own.", metavar="NAME"),
 ]
 TEMPLATE_HELP = (
     "How a reranker reads query and document: qwen3 (the prompt of Qwen3-Reranker), chat (the tokenizer's chat "
@@ -165,12 +150,7 @@ IMPL_HELP = (
 )
 ImplOption = Annotated[
     str,
-    typer.Option(
-        "--impl",
-        metavar="NAME",
-        help=IMPL_HELP,
-        rich_help_panel=MODEL,
-    ),
+    option(MODEL, IMPL_HELP, metavar="NAME"),
 ]
 CONTROL_TOKENS_HELP = (
     "What becomes of control tokens, as <|im_end|>, inside texts: model reads them as the model does, text as the "
@@ -178,83 +158,76 @@ CONTROL_TOKENS_HELP = (
 )
 ControlTokensOption = Annotated[
     str,
-    typer.Option("--control-tokens", metavar="model|text", help=CONTROL_TOKENS_HELP, rich_help_panel=MODEL),
+    option(MODEL, CONTROL_TOKENS_HELP, metavar="model|text"),
 ]
 TrustOption = Annotated[
     bool,
-    typer.Option("--trust-remote-code", help="Run code that comes with the model.", rich_help_panel=MODEL),
+    option(MODEL, "Run code that comes with the model.", "--trust-remote-code"),
 ]
 ThresholdOption = Annotated[
     str,
-    typer.Option(
-        "--threshold",
+    option(
+        MODEL,
+        "0 never folds, 1 always; between, batches whose compression is below it; auto those where it pays.",
         metavar="NUMBER",
-        help="0 never folds, 1 always; between, batches whose compression is below it; auto those where it pays.",
-        rich_help_panel=MODEL,
     ),
 ]
 BudgetOption = Annotated[
     int,
-    typer.Option("--max-batch-tokens", min=1, help="Compact tokens of a batch, at most.", rich_help_panel=MODEL),
+    option(MODEL, "Compact tokens of a batch, at most.", min=1),
 ]
 OutputOption = Annotated[
     str | None,
-    typer.Option(
+    option(
+        OUTPUT,
+        "A .npy, .jsonl, .csv, .tsv or .parquet file, replaced if it exists; JSON lines on standard output unless "
+        "given.",
         "--output",
         "-o",
-        help="A .npy, .jsonl, .csv, .tsv or .parquet file, replaced if it exists; JSON lines on standard output unless "
-        "given.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 RestartOption = Annotated[
     bool,
-    typer.Option("--restart", help="Start over instead of resuming the job where it stopped.", rich_help_panel=OUTPUT),
+    option(OUTPUT, "Start over instead of resuming the job where it stopped.", "--restart"),
 ]
 RawScoresOption = Annotated[
     bool,
-    typer.Option("--raw-scores", help="What the model itself gives instead of probabilities.", rich_help_panel=OUTPUT),
+    option(OUTPUT, "What the model itself gives instead of probabilities.", "--raw-scores"),
 ]
 CompareOption = Annotated[
     bool,
-    typer.Option(
-        "--compare",
-        help="Run the job a second time, not folded, and report that time and the largest difference.",
-        rich_help_panel=OUTPUT,
+    option(
+        OUTPUT, "Run the job a second time, not folded, and report that time and the largest difference.", "--compare"
     ),
 ]
 ProgressOption = Annotated[
     bool | None,
-    typer.Option(
+    option(
+        OUTPUT,
+        "Show how far the job is: a bar on a terminal, else lines; unless given, the bar alone.",
         "--progress/--no-progress",
-        help="Show how far the job is: a bar on a terminal, else lines; unless given, the bar alone.",
-        rich_help_panel=OUTPUT,
     ),
 ]
 RayOption = Annotated[
     str | None,
-    typer.Option(
-        "--ray",
-        metavar="[ADDRESS]",
-        help="Run on a Ray cluster: HOST:PORT, local (a new one on this machine), or nothing for the one that "
+    option(
+        RAY,
+        "Run on a Ray cluster: HOST:PORT, local (a new one on this machine), or nothing for the one that "
         "RAY_ADDRESS names or that runs here, else a new one. FILE may then be addresses as s3://..., too, and the "
         "output is a folder of parts.",
-        rich_help_panel=RAY,
+        metavar="[ADDRESS]",
     ),
 ]
 RayWorkersOption = Annotated[
     int | None,
-    typer.Option(
-        "--ray-workers",
-        min=1,
-        help="Workers, each with a model of its own: one a GPU of the cluster unless given, or one every 4 CPUs where "
+    option(
+        RAY,
+        "Workers, each with a model of its own: one a GPU of the cluster unless given, or one every 4 CPUs where "
         "there is no GPU.",
-        rich_help_panel=RAY,
+        min=1,
     ),
 ]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress bar and no summary.", rich_help_panel=OUTPUT)
-]
+QuietOption = Annotated[bool, option(OUTPUT, "No progress bar and no summary.", "--quiet", "-q")]
 
 
 class JobCommand(TyperCommand):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from radix_mlp.cli import options as o
-from radix_mlp.cli.jobs.job import make_job
+from radix_mlp.cli.job_command import job_command
+from radix_mlp.cli.jobs.job import run_job
 from radix_mlp.cli.jobs.pairs import best, indices_of, pair_records
 from radix_mlp.cli.jobs.read import Record
-from radix_mlp.cli.jobs.record_windows import DEFAULT_WINDOW, Window
-from radix_mlp.cli.settings import Given, engine_of, options_of
+from radix_mlp.cli.jobs.record_windows import Window
+from radix_mlp.cli.jobs.stages import JobTask
+from radix_mlp.cli.settings import Given, options_of
 from radix_mlp.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -26,84 +25,50 @@ if TYPE_CHECKING:
 __all__ = ["rerank"]
 
 
+@job_command
 def rerank(
-    files: o.FilesArgument,
+    given: Given,
     *,
-    query_field: Annotated[
-        str, typer.Option(help="Field or column with the query.", rich_help_panel=o.INPUT)
-    ] = "query",
+    query_field: Annotated[str, o.option(o.INPUT, "Field or column with the query.")] = "query",
     documents_field: Annotated[
         str,
-        typer.Option(
-            help="Field or column with the list of documents (in a CSV cell, as JSON).", rich_help_panel=o.INPUT
-        ),
+        o.option(o.INPUT, "Field or column with the list of documents (in a CSV cell, as JSON)."),
     ] = "documents",
     document_field: Annotated[
-        str, typer.Option(help="Field or column with one document, where there is no list.", rich_help_panel=o.INPUT)
+        str, o.option(o.INPUT, "Field or column with one document, where there is no list.")
     ] = "document",
     instruction: Annotated[
         str | None,
-        typer.Option(
-            help="What relevant means, in words, for models that take an instruction; unless given, their default.",
-            rich_help_panel=o.INPUT,
+        o.option(
+            o.INPUT, "What relevant means, in words, for models that take an instruction; unless given, their default."
         ),
     ] = None,
     prompt_name: o.PromptNameOption = None,
-    id_field: o.IdFieldOption = None,
-    file_format: o.FormatOption = None,
-    delimiter: o.DelimiterOption = None,
-    on_error: o.OnErrorOption = "fail",
-    window: o.WindowOption = DEFAULT_WINDOW,
-    max_length: o.MaxLengthOption = None,
     truncate: Annotated[
         bool,
-        typer.Option("--truncate", help="Cut documents that are too long at their end.", rich_help_panel=o.INPUT),
+        o.option(o.INPUT, "Cut documents that are too long at their end.", "--truncate"),
     ] = False,
-    model: o.ModelOption,
     kind: o.KindOption = "auto",
     template: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help=o.TEMPLATE_HELP,
-            rich_help_panel=o.MODEL,
-        ),
+        o.option(o.MODEL, o.TEMPLATE_HELP, metavar="NAME"),
     ] = "auto",
-    device: o.DeviceOption = None,
-    dtype: o.DtypeOption = "auto",
-    max_batch_tokens: o.BudgetOption = 16384,
-    threshold: o.ThresholdOption = "auto",
-    impl: o.ImplOption = "auto",
-    control_tokens: o.ControlTokensOption = "model",
-    trust_remote_code: o.TrustOption = False,
     output: Annotated[
         str | None,
-        typer.Option(
+        o.option(
+            o.OUTPUT,
+            "A .jsonl, .csv, .tsv or .parquet file (with --no-sort .npy too), replaced if it exists; JSON lines "
+            "on standard output unless given.",
             "--output",
             "-o",
-            help="A .jsonl, .csv, .tsv or .parquet file (with --no-sort .npy too), replaced if it exists; JSON lines "
-            "on standard output unless given.",
-            rich_help_panel=o.OUTPUT,
         ),
     ] = None,
-    restart: o.RestartOption = False,
-    top_n: Annotated[
-        int | None, typer.Option(min=1, help="Keep this many documents a query.", rich_help_panel=o.OUTPUT)
-    ] = None,
+    top_n: Annotated[int | None, o.option(o.OUTPUT, "Keep this many documents a query.", min=1)] = None,
     sort: Annotated[
         bool,
-        typer.Option(
-            "--sort/--no-sort",
-            help="The documents of a query by their score, or as they are in the file.",
-            rich_help_panel=o.OUTPUT,
-        ),
+        o.option(o.OUTPUT, "The documents of a query by their score, or as they are in the file.", "--sort/--no-sort"),
     ] = True,
     raw_scores: o.RawScoresOption = False,
-    compare: o.CompareOption = False,
-    progress: o.ProgressOption = None,
-    quiet: o.QuietOption = False,
-    ray: o.RayOption = None,
-    ray_workers: o.RayWorkersOption = None,
 ) -> None:
     """Rerank documents: how relevant each is to its query, the most relevant first.
 
@@ -129,22 +94,18 @@ def rerank(
       radix-mlp rerank pairs.parquet -m ./reranker --no-sort -o scores.npy
       radix-mlp rerank queries.jsonl -m tiny-reranker --compare > ranked.jsonl
     """
-    given = locals()
     if sort and output is not None and output.lower().endswith(".npy"):
         raise InvalidInputError(
             f"--output {output}: sorted scores say nothing without their documents. Use .jsonl, or --no-sort."
         )
     if top_n is not None and not sort:
         raise InvalidInputError(f"--top-n {top_n}: with --no-sort nothing is ranked. Leave one of them out.")
-    engine = engine_of(given)
-    fields = ("query_field", "documents_field", "document_field")
-    deciding = ("kind", "template", *fields, "instruction", "prompt_name", "top_n", "sort", "raw_scores")
-    job = make_job("rerank", given, deciding)
-    read = partial(pair_records, fields=(query_field, documents_field, document_field), id_field=id_field)
-    job.run(read, Reranking(given), engine, ranked=sort)
+    fields = (query_field, documents_field, document_field)
+    read = partial(pair_records, fields=fields, id_field=given["id_field"])
+    run_job(given, read, Reranking(given), ranked=sort)
 
 
-class Reranking:
+class Reranking(JobTask):
     """Queries and documents to scores; `given` has the options of `Engine.rerank_pairs`, `sort` and `top_n`."""
 
     name = "reranking"
@@ -160,13 +121,6 @@ class Reranking:
 
         pairs = [(record.values[0], record.values[1]) for record in records]
         return rerank_request(engine.loaded, engine.tokenizer, pairs, options_of(RerankOptions, self.given))
-
-    def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> NDArray[np.float64]:
-        scores: NDArray[np.float64] = engine.answer(prepared, progress)
-        return scores
-
-    def difference(self, answers: NDArray[np.float64], others: NDArray[np.float64]) -> float:
-        return float(abs(answers - others).max())
 
     def table(
         self, window: Window, records: list[Record], answers: NDArray[np.float64]

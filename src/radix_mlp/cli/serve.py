@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import typer
 from typer.core import TyperCommand
 
 from radix_mlp.cli import options as o
@@ -33,7 +32,7 @@ def _option(
     """
     variable = name.removeprefix("--").replace("-", "_").upper()
     variable = f"RADIX_MLP_{variable}" if own else variable
-    return typer.Option(name, *also, envvar=variable, help=text, rich_help_panel=panel, **options)
+    return o.option(panel, text, name, *also, envvar=variable, **options)
 
 
 class ServeCommand(TyperCommand):

@@ -13,12 +13,12 @@ from radix_mlp.cli.options import parse_threshold
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine
 
-__all__ = ["Given", "JobSettings", "engine_of", "make_engine", "options_of", "pick", "settings_of", "show_loading"]
+__all__ = ["DECIDING", "Given", "JobSettings", "engine_of", "make_engine", "options_of", "pick", "show_loading"]
 
 Options = TypeVar("Options")
 
 Given = Mapping[str, Any]
-"""All parameters of a command by their names, as `locals()` has them where it begins."""
+"""The values of all options of a command by their names; `options` are those that decide the answers."""
 
 DECIDING = ("model", "dtype", "id_field", "delimiter", "max_length", "truncate", "control_tokens")
 """What decides the answers of every command."""
@@ -52,12 +52,6 @@ class JobSettings:
     ray_workers: int | None
     options: dict[str, Any]
     """What decides the answers: a job can be resumed only while they are the same."""
-
-
-def settings_of(command: str, given: Given, deciding: Sequence[str]) -> dict[str, Any]:
-    """The fields of `JobSettings`; `deciding` are the command's own parameters that decide the answers."""
-    names = [field.name for field in fields(JobSettings) if field.name != "options"]
-    return {**pick(given, *names), "options": {"command": command, **pick(given, *DECIDING, *deciding)}}
 
 
 def options_of(kind: type[Options], given: Given) -> Options:

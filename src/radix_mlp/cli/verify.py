@@ -39,33 +39,33 @@ def verify(
     trust_remote_code: o.TrustOption = False,
     path: Annotated[
         str,
-        typer.Option(
-            metavar="NAME",
-            help="auto runs the texts as a job does: the forward that jobs use, folding where it pays. fused, compiled "
+        o.option(
+            o.MODEL,
+            "auto runs the texts as a job does: the forward that jobs use, folding where it pays. fused, compiled "
             "and modules fold every batch and run it through that forward, or are an error where it does not exist.",
-            rich_help_panel=o.MODEL,
+            metavar="NAME",
         ),
     ] = "auto",
     against: Annotated[
         str,
-        typer.Option(
+        o.option(
+            "Comparison",
+            "The unmodified model fed one text at a time (single), or in padded batches (padded).",
             metavar="NAME",
-            help="The unmodified model fed one text at a time (single), or in padded batches (padded).",
-            rich_help_panel="Comparison",
         ),
     ] = "single",
     bound: Annotated[
         float | None,
-        typer.Option(
-            min=0.0,
-            help="Largest difference allowed, as a part of the largest hidden value; unless given, 1e-10 for float64, "
+        o.option(
+            "Comparison",
+            "Largest difference allowed, as a part of the largest hidden value; unless given, 1e-10 for float64, "
             "1e-4 for float32, 1e-2 for float16, 5e-2 for bfloat16.",
-            rich_help_panel="Comparison",
+            min=0.0,
         ),
     ] = None,
     as_json: Annotated[
         bool,
-        typer.Option("--json", help="Print the report as one JSON object, for programs.", rich_help_panel=o.OUTPUT),
+        o.option(o.OUTPUT, "Print the report as one JSON object, for programs.", "--json"),
     ] = False,
     quiet: o.QuietOption = False,
 ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,32 +21,36 @@ from radix_mlp.cli.jobs.stages import JobTask, Stages, refuse_bad_lines
 from radix_mlp.cli.jobs.store import START_OVER, State, Stats
 from radix_mlp.cli.jobs.three_stages import run_stages
 from radix_mlp.cli.options import skips
-from radix_mlp.cli.settings import Given, JobSettings, settings_of
+from radix_mlp.cli.settings import Given, JobSettings, engine_of, pick
 from radix_mlp.cli.show import Comparison, note, ratio, show_summary
 from radix_mlp.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from radix_mlp.cli.jobs.ray.job import RayJob
     from radix_mlp.engine.engine import Engine
 
-__all__ = ["Job", "make_job", "text_records"]
+__all__ = ["Job", "run_job", "text_records"]
+
+Read = Callable[[Sequence[Source]], Iterable[Record | BadLine]]
+"""All records of files, in turn; it travels to the workers of a Ray job."""
 
 
-def make_job(command: str, given: Given, deciding: Sequence[str]) -> Job | RayJob:
-    """The job that a command's options ask for, in this process or on a Ray cluster; arguments of `settings_of`."""
-    settings = settings_of(command, given, deciding)
+def run_job(given: Given, read: Read, task: JobTask, *, ranked: bool = False) -> None:
+    """Run the job that a command's options ask for, in this process or on a Ray cluster; arguments of `Job.run`."""
+    engine = engine_of(given)
     if given["id_field"] is not None and str(given["output"]).lower().endswith(".npy"):
         raise InvalidInputError(
             f"--id-field {given['id_field']}: {given['output']} is an array, which has no place for ids. Write .jsonl, "
             ".csv, .tsv or .parquet, or leave the option out: rows are in the order of the lines."
         )
+    settings = pick(given, *(field.name for field in fields(JobSettings)))
     if given["ray"] is not None:
         from radix_mlp.cli.jobs.ray.job import RayJob
 
-        return RayJob(**settings)
+        RayJob(**settings).run(read, task, engine, ranked=ranked)
+        return
     if given["ray_workers"] is not None:
         raise InvalidInputError(f"--ray-workers {given['ray_workers']}: there are no workers without --ray.")
-    return Job(**settings)
+    Job(**settings).run(read, task, engine, ranked=ranked)
 
 
 @dataclass
@@ -71,7 +75,7 @@ class Job(JobSettings):
 
     def run(
         self,
-        read: Callable[[Sequence[Source]], Iterable[Record | BadLine]],
+        read: Read,
         task: JobTask,
         engine: Callable[[], Engine],
         *,

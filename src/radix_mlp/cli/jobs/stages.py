@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from radix_mlp.cli.jobs.encode import Table
 from radix_mlp.cli.jobs.output import Output
@@ -14,10 +14,12 @@ from radix_mlp.cli.jobs.progress import JobProgress
 from radix_mlp.cli.jobs.read import BadLine, Record, bad_line_error
 from radix_mlp.cli.jobs.record_windows import Window
 from radix_mlp.cli.jobs.store import Stats
+from radix_mlp.cli.settings import Given
 from radix_mlp.cli.show import Comparison, Skipped
 
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine
+    from radix_mlp.engine.task import Request
     from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
     from radix_mlp.errors import DeviceMemoryError, NonFiniteAnswersError
 
@@ -26,28 +28,36 @@ if TYPE_CHECKING:
 __all__ = ["JobTask", "Stages", "refuse_bad_lines"]
 
 
-class JobTask(Protocol):
-    """What a job does with its records."""
+class JobTask:
+    """What a job does with its records; `given` has the options of the engine's method."""
 
     name: str
     """As in "embedding"."""
     compared: str
     """What `difference` is one of."""
 
-    def prepare(self, engine: Engine, records: list[Record]) -> Any:
-        """All that is done before the model runs, tokenization above all; in a thread of its own."""
+    def __init__(self, given: Given) -> None:
+        self.given = given
 
-    def run(self, engine: Engine, prepared: Any, progress: Callable[[int, int], None]) -> Any:
+    def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
+        """All that is done before the model runs, tokenization above all; in a thread of its own."""
+        raise NotImplementedError
+
+    def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> Any:
         """The answers of all records."""
+        return engine.answer(prepared, progress)
 
     def difference(self, answers: Any, others: Any) -> float:
-        """How far two runs over the same records, at least one, are apart."""
+        """The largest difference between two runs over the same records, of which there is at least one."""
+        return float(abs(answers - others).max())
 
     def table(self, window: Window, records: list[Record], answers: Any) -> tuple[list[int], dict[str, Any], Any]:
         """Places in `records` in the order of the output, the columns in that order, and what .npy holds."""
+        raise NotImplementedError
 
     def notes(self, engine: Engine) -> dict[str, str]:
-        """What the closing lines say besides."""
+        """More closing lines."""
+        return {}
 
 
 @dataclass

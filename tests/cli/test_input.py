@@ -426,10 +426,10 @@ def stop_after_one_window(command):
 
     commit = FileOutput.commit
 
-    def once(self, table, errors, state):
-        if self.state.num_windows:
+    def once(self, *part):
+        if self.state.num_parts:
             raise KeyboardInterrupt
-        commit(self, table, errors, state)
+        commit(self, *part)
 
     with patch.object(FileOutput, "commit", once):
         assert run(*command).exit_code == 130

@@ -218,7 +218,7 @@ def test_other_options_and_damage_are_refused(tmp_path):
     assert len(path.read_text().splitlines()) == 7
     job(path, windows=2, finish=False)
     Path(f"{path}.progress.json").write_text("{}")
-    with pytest.raises(InvalidInputError, match=r"not the record of a job.*--restart"):
+    with pytest.raises(InvalidInputError, match=r"not the progress of a job.*--restart"):
         job(path)
 
 

@@ -176,9 +176,9 @@ def test_records_are_kept_and_compared(tmp_path):
         with pytest.raises(InvalidInputError, match=message):
             JobRecord.resume(content, "job.json", other, files)
     for damaged, message in (
-        (b"{}", "job.json: not the record of a job"),
-        (content.replace(b'"boundaries": "e', b'"boundaries": "x'), "not the record of a job"),
-        (JobRecord(options).dump(), "not the record of a job"),
+        (b"{}", "job.json: not the progress of a job"),
+        (content.replace(b'"boundaries": "e', b'"boundaries": "x'), "not the progress of a job"),
+        (JobRecord(options).dump(), "not the progress of a job"),
         (content.replace(b'"version": 2', b'"version": 1'), "another version"),
     ):
         with pytest.raises(InvalidInputError, match=message):

@@ -142,7 +142,7 @@ class JobRecord:
             plan = _plan(saved["plan"]) if version == VERSION and files is not None else None
             state = State(**saved["state"]) if version == VERSION and files is None else None
         except (ValueError, KeyError, TypeError, zlib.error) as error:
-            raise InvalidInputError(f"{where}: not the record of a job ({error!r}). {START_OVER}") from error
+            raise InvalidInputError(f"{where}: not the progress of a job ({error!r}). {START_OVER}") from error
         if version != VERSION:
             raise InvalidInputError(f"{where}: started by another version of radix-mlp. {START_OVER}")
         _check_options(where, then, options)

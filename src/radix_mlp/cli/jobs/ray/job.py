@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -20,13 +20,14 @@ from radix_mlp.cli.jobs.ray.dataset import assigned, surveyed
 from radix_mlp.cli.jobs.ray.files import JOB, RaySource, find_files, open_folder
 from radix_mlp.cli.jobs.ray.items import Read, read_files
 from radix_mlp.cli.jobs.ray.parts import SAMPLES_A_PART, Keys, Sample, choose_boundaries, choose_stretches
+from radix_mlp.cli.jobs.ray.summary import show_ray_summary, sum_of
 from radix_mlp.cli.jobs.ray.worker import PartWorker, WorkerSettings
 from radix_mlp.cli.jobs.read import BadLine, bad_line_error
 from radix_mlp.cli.jobs.record_windows import MAX_CHARACTERS
-from radix_mlp.cli.jobs.store import START_OVER, JobRecord, Part, Plan, Stats
+from radix_mlp.cli.jobs.store import START_OVER, JobRecord, Part, Plan
 from radix_mlp.cli.options import skips
 from radix_mlp.cli.settings import JobSettings
-from radix_mlp.cli.show import Skipped, errors, note, show_summary
+from radix_mlp.cli.show import Skipped, errors, note
 from radix_mlp.errors import InvalidInputError, RadixError
 
 if TYPE_CHECKING:
@@ -249,32 +250,7 @@ class RayJob(JobSettings):
         self.folder.write(SUCCESS, b"")
         self.folder.remove_unfinished()
         if not self.quiet:
-            self._show(parts, total, sum_of(before), workers, seconds)
-
-    def _show(self, parts: list[Part], total: Stats, before: Stats, workers: Workers, seconds: float) -> None:
-        """The closing lines; `before` was done by earlier runs, and this one took `seconds`."""
-        head = [("parts", f"{total.num_parts:,}", f"in {self.folder.shown}")]
-        if before.num_parts:
-            head.append(("resumed after", f"{before.num_parts:,} parts", f"{before.num_rows:,} texts"))
-        measured = next((part for part in parts if part.measured), Part())
-        tail = []
-        if measured.num_tokens:
-            everything = measured.num_rows >= total.num_rows
-            of_what = "all texts" if everything else f"a sample of {measured.num_rows:,} texts"
-            tail.append(
-                (
-                    "in the order of the files",
-                    f"{measured.num_compact / measured.num_tokens:.3f}",
-                    f"compression of the same batches without the parts, {of_what}",
-                )
-            )
-        rate = (total.num_tokens - before.num_tokens) / max(seconds, 1e-9)
-        noun = "worker" if workers.count == 1 else "workers"
-        tail.append(("time in all", f"{seconds:.2f} s", f"{rate:,.0f} tokens/s on {workers.count:,} {noun}"))
-        busy = total.device_seconds - before.device_seconds
-        share = min(busy / max(seconds * workers.count, 1e-9), 1)
-        tail.append(("time of the model", f"{busy:.2f} s", f"of all workers together, {share:.0%} of their time"))
-        show_summary(total, head, tail, skipped_in="_errors.jsonl")
+            show_ray_summary(parts, sum_of(before), workers, seconds, self.folder.shown)
 
     def _list_errors(self) -> None:
         """One file of the bad lines of all parts, and the first of them on the screen."""
@@ -313,8 +289,3 @@ class RayJob(JobSettings):
 
     def _shown(self) -> str:
         return self.shown[0] if len(self.shown) == 1 else f"{len(self.shown)} files"
-
-
-def sum_of(parts: Iterable[Part]) -> Stats:
-    """What the parts took that were answered, not only measured."""
-    return sum((part for part in parts if not part.measured), Stats())

@@ -200,10 +200,10 @@ def test_names_that_stand_there_twice(tmp_path):
     with pytest.raises(InvalidInputError, match="2 columns 'text'"):
         read(tmp_path / "a.parquet")
     line = '{"other": 1, "other": 2, "text": "a", "text": "b"}'
-    assert read(write(tmp_path / "a.jsonl", line)) == ["a.jsonl:1: field 'text' stands there more than once"]
-    assert read(write(tmp_path / "a.json", f"[{line}]")) == ["a.json:1: field 'text' stands there more than once"]
+    assert read(write(tmp_path / "a.jsonl", line)) == ["a.jsonl:1: field 'text' occurs more than once"]
+    assert read(write(tmp_path / "a.json", f"[{line}]")) == ["a.json:1: field 'text' occurs more than once"]
     nested = write(tmp_path / "b.jsonl", f'{{"data": {line}}}')
-    assert read(nested, "data.text") == ["b.jsonl:1: field 'text' stands there more than once"]
+    assert read(nested, "data.text") == ["b.jsonl:1: field 'text' occurs more than once"]
     assert read(write(tmp_path / "c.jsonl", '{"other": 1, "other": 2, "text": "a"}')) == ["a"]
 
 

@@ -28,9 +28,9 @@ class Table:
     columns: Mapping[str, Any]
     """Name -> a list with one value a record, or an array with one row a record."""
     array: Array
-    """What a .npy file holds of each record, `[n]` or `[n, d]`."""
+    """The rows of a .npy file, one per record: `[n]` or `[n, d]`."""
     places: Sequence[int]
-    """Each record's place among the `num_items` of the window: bad lines keep theirs."""
+    """The place of each record among the `num_items` of the window, bad lines included."""
     num_items: int
 
     @property
@@ -39,16 +39,16 @@ class Table:
 
 
 class Encoder(Protocol):
-    """How a format is appended to."""
+    """Appends to a file of one format."""
 
     def encode(self, table: Table, written: Path | None) -> bytes:
-        """The bytes of one window, after the head of the file where it is the first; `written` holds what came before.
+        """The bytes of one window, with the head of the file if it is the first; `written` is the file so far.
 
         A window without rows may have no bytes, and then it is not the first.
         """
 
     def finish(self, written: Path, target: Path) -> None:
-        """Make `written` whole and give it the name `target`. May be done twice."""
+        """Complete `written` and rename it to `target`. May be called twice."""
 
 
 class JsonLines:
@@ -87,13 +87,13 @@ class Cells:
 
 
 class _Lines(list[str]):
-    """Takes one line at a time, as a file would."""
+    """Collects lines through the `write` of a file."""
 
     write = list.append
 
 
 class Npy:
-    """One array; the row of a bad line is NaN, so that rows still stand for the lines of the input."""
+    """One array; the row of a bad line is NaN, so that rows match the lines of the input."""
 
     def encode(self, table: Table, written: Path | None) -> bytes:
         head = _npy_header(table.array.dtype, (0, *table.array.shape[1:])) if _is_empty(written) else b""
@@ -158,7 +158,7 @@ class Parquet:
                 else:
                     arrays[name] = pa.array(values, None if schema is None else schema.field(name).type)
                     if pa.types.is_null(arrays[name].type):
-                        # nothing in it yet: a column that lines may lack is one of names
+                        # no values yet: the only column that lines may lack is one of strings
                         arrays[name] = arrays[name].cast(pa.string())
             except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
                 raise InvalidInputError(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["Job", "run_job", "text_records"]
 
 Read = Callable[[Sequence[Source]], Iterable[Record | BadLine]]
-"""All records of files, in turn; it travels to the workers of a Ray job."""
+"""All records of files, in order; it is sent to the workers of a Ray job."""
 
 
 def run_job(given: Given, read: Read, task: JobTask, *, ranked: bool = False) -> None:
@@ -134,7 +134,7 @@ class Job(JobSettings):
             return
         if not self.skip:
             refuse_bad_lines(first)
-        # torch and transformers take seconds to import: only once there is something to do
+        # torch and transformers take seconds to import, so only once there is work
         engine = make_engine()
         output.open()
         stages = Stages(

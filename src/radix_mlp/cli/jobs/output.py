@@ -22,7 +22,7 @@ class Output:
     """Writes the parts of a job in order."""
 
     state = State()
-    """What has been written."""
+    """What is written so far."""
 
     def open(self) -> None:
         """Get ready for the first part."""
@@ -69,16 +69,16 @@ class StandardOutput(Output):
 
 
 class FileOutput(Output):
-    """A file that appears when it is complete; until then, what is written is in `.partial`.
+    """A file that appears once it is complete; until then, the answers are in `.partial`.
 
     Parts are appended to `.partial` and reach the disk before the job's record has them. A job that resumes cuts off
     what the record does not have, so nothing is lost or duplicated.
 
     Args:
-        output: the file; beside it stand, while the job runs, `.partial` and `.progress.json`, and, where lines were
-            skipped, `.errors.jsonl`.
+        output: the file. While the job runs, `.partial` and `.progress.json` are beside it, and `.errors.jsonl` if
+            lines were skipped.
         options: the options that affect the answers.
-        restart: drop what an earlier job left.
+        restart: delete what an earlier job left.
 
     Raises:
         InvalidInputError: an earlier job that was not finished had other options or is still running (`open`), or its
@@ -204,7 +204,7 @@ def check_output(
     option: str = "--output",
     suffixes: tuple[str, ...] | None = None,
 ) -> None:
-    """Raise `InvalidInputError` before any work if the results could not be written there, or over their source."""
+    """Raise `InvalidInputError`, before any work, if the results cannot be written or would replace the input."""
     if output is None:
         return
     if suffixes is not None and output.suffix.lower() not in suffixes:
@@ -233,7 +233,7 @@ def _append(file: BinaryIO, content: bytes) -> None:
 
 
 def _lock(file: BinaryIO) -> bool:
-    """Whether this process got the lock, which ends with the process."""
+    """Whether this process got the lock, which is released when the process ends."""
     try:
         import fcntl
     except ImportError:

@@ -19,7 +19,7 @@ def pair_records(
 ) -> Iterator[Record | BadLine]:
     """Every query with every one of its documents.
 
-    The group of a record is its line where that holds a list, which is a query's whole; else its query.
+    The group of a record is its line if the line holds a list (all documents of a query), and else its query.
 
     Args:
         fields: of the query, of a list of documents, of a single document.

@@ -1,4 +1,4 @@
-"""How far a job is: a bar on a terminal, lines elsewhere if they are asked for."""
+"""The progress of a job: a bar on a terminal, lines elsewhere if requested."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ LINE_SECONDS = 10.0
 
 
 class JobProgress:
-    """Shows texts done, tokens a second and compression, and the time left where the size of the input is known.
+    """Shows texts done, tokens per second, compression, and the time left if the size of the input is known.
 
     Args:
-        name: what is going on, as in "embedding".
+        name: of the work, as in "embedding".
         sources: the files that are read.
-        num_rows: texts that an earlier run has done.
-        wanted: show it or not; unless said, a bar on a terminal and nothing elsewhere.
+        num_rows: texts done by earlier runs.
+        wanted: whether to show it; None shows a bar on a terminal and nothing elsewhere.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class JobProgress:
         self.bar.stop()
 
     def fraction_read(self) -> float | None:
-        """How much of the input has been read, in bytes; None if its size is not known."""
+        """Fraction of the input read, in bytes; None if its size is unknown."""
         sizes = [source.size for source in self.sources]
         if None in sizes:
             return None
@@ -77,7 +77,7 @@ class JobProgress:
         return sum(source.position for source in self.sources) / max(sum(known), 1)
 
     def of_window(self, engine: Engine, fraction: float | None) -> Callable[[int, int], None]:
-        """What the run of one window calls; `fraction` is how much of the input is done at its end."""
+        """A callback for the run of one window; `fraction` is how much of the input is done at its end."""
         before = self.fraction if self.fraction is not None else 0.0
         if self.began_at is None:
             self.began_at = before
@@ -90,7 +90,7 @@ class JobProgress:
         return update
 
     def add(self, stats: Stats, fraction: float | None) -> None:
-        """A window is done."""
+        """Count a finished part."""
         self.rows += stats.num_rows
         self.tokens += stats.num_tokens
         self.compact += stats.num_compact

@@ -1,4 +1,4 @@
-"""Lines of files -> records, each with its line number, and bad lines, each with what is wrong."""
+"""Lines of files -> records with their line numbers, and bad lines with the problem."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ __all__ = ["BadLine", "Record", "Row", "bad_line_error", "id_problem", "problem_
 __all__ += ["skip_rejected", "without_rejected"]
 
 OnSkip = Callable[[str], None]
-"""Gets the message of each bad line that is skipped; None makes the first one an error."""
+"""Called with the message of each skipped line; None makes the first bad line an error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A line whose fields are as they must be."""
+    """A line with valid fields."""
 
     file: str
     line: int
     fields: dict[str, Any]
     id: str | int | None = None
     last: int = 0
-    """The last of its lines; 0 if it is one alone."""
+    """The last of its lines; 0 if it has one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,13 @@ class Record:
     values: tuple[str, ...]
     file: str = ""
     id: str | int | None = None
-    """What the line calls itself."""
+    """The value of the line's id field."""
     group: str | tuple[str, int] | None = None
-    """Records of one group that stand together are kept together: a query, or the line that holds a list."""
+    """Neighbouring records of one group are kept together: the query, or the line that holds a list."""
     index: int = 0
     """Its place in the list of documents that the line holds."""
     last: int = 0
-    """The last of its lines; 0 if it is one alone."""
+    """The last of its lines; 0 if it has one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class BadLine:
     reason: str
     file: str = ""
     last: int = 0
-    """The last of its lines; 0 if it is one alone."""
+    """The last of its lines; 0 if it has one line."""
 
     @property
     def num_lines(self) -> int:
@@ -81,13 +81,13 @@ def read_items(
     also: Sequence[str] = (),
     id_field: str | None = None,
 ) -> Iterator[Record | BadLine]:
-    """The records of all lines in turn, read as they are asked for.
+    """The records of all lines in order, read lazily.
 
     Args:
         fields: what a line must have; a text file has the first alone.
-        problem: tells what is wrong with a line's fields, or None.
+        problem: returns the problem with a line's fields, or None.
         records: what a good line holds.
-        also: fields with a list, of which one may be there in place of the last of `fields`.
+        also: fields with a list, one of which may replace the last of `fields`.
         id_field: a field with the name of the line, a string or an integer.
 
     Raises:
@@ -111,7 +111,7 @@ def read_items(
 
 
 def bad_line_error(bad: BadLine) -> InvalidInputError:
-    """What a bad line ends in unless such lines are skipped."""
+    """The error for a bad line if such lines are not skipped."""
     return InvalidInputError(f"{bad}. Mend the line, or leave such lines out with --on-error skip.")
 
 
@@ -124,10 +124,10 @@ def read_records(
     on_skip: OnSkip | None = None,
     may_be_empty: Container[str] = (),
 ) -> list[Record]:
-    """Read the string fields `fields` of every line of the input, for commands that look at it as a whole.
+    """Read the string fields `fields` of every line of the input, for commands that need all of it at once.
 
     Args:
-        name: a path, or "-" for standard input; its extension tells the format (JSON lines for "-").
+        name: a path, or "-" for standard input; its extension gives the format (JSON lines for "-").
         fields: fields of a JSON line or columns of a table; a text file has one field, the line.
         file_format: one of `FORMATS`, in place of the extension.
         delimiter: what separates the columns of a table.
@@ -188,7 +188,7 @@ def without_rejected(
 
 
 def problem_of(row: dict[str, Any], fields: tuple[str, ...], may_be_empty: Container[str] = ()) -> str | None:
-    """What is wrong with the string fields of a line, if anything."""
+    """The problem with the string fields of a line, if any."""
     for field in fields:
         if field not in row:
             names = ", ".join(map(repr, row)) or "none"
@@ -206,7 +206,7 @@ def problem_of(row: dict[str, Any], fields: tuple[str, ...], may_be_empty: Conta
 
 
 def id_problem(row: dict[str, Any], field: str) -> str | None:
-    """What is wrong with the field that names a line, if anything."""
+    """The problem with the id field of a line, if any."""
     value = row.get(field)
     if isinstance(value, int) and not isinstance(value, bool):
         return None if -(2**63) <= value < 2**63 else f"field {field!r} is an integer of more than 64 bits: {value}"

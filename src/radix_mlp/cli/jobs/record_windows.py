@@ -1,4 +1,4 @@
-"""Records in turn -> windows: as many as fit into memory and are enough to find what they share."""
+"""Records -> windows, which fit into memory and are large enough to share prefixes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["DEFAULT_WINDOW", "MAX_CHARACTERS", "Window", "cut_windows", "whole_g
 DEFAULT_WINDOW = 16384
 """Records of a window."""
 MAX_CHARACTERS = 2**26
-"""A window of long texts ends here, too."""
+"""A window with this many characters ends early."""
 
 Item = Record | BadLine
 
@@ -30,14 +30,14 @@ class Window:
 
     @property
     def records(self) -> list[Record]:
-        """What can be run."""
+        """The items that can be run."""
         return [item for item in self.items if isinstance(item, Record)]
 
 
 def cut_windows(
     items: Iterable[Item], size: int, *, with_files: bool = False, max_characters: int = MAX_CHARACTERS
 ) -> Iterator[Window]:
-    """Cut after `size` items or `max_characters`, but never inside a group of records that stand together.
+    """Cut after `size` items or `max_characters`, but never inside a group of neighbouring records.
 
     Args:
         with_files: whether the names of the files are part of the digest, as they are of the answers.
@@ -67,10 +67,10 @@ def cut_windows(
 
 
 def whole_groups(windows: Iterable[Window]) -> Iterator[Window]:
-    """The windows as they are, as long as no group comes back in a later one.
+    """The windows unchanged, as long as no group continues in a later one.
 
     Raises:
-        InvalidInputError: a query whose documents stand far apart; they could not be ranked together.
+        InvalidInputError: the documents of a query are too far apart to be ranked together.
     """
     seen: set[bytes] = set()
     for window in windows:

@@ -1,4 +1,4 @@
-"""What becomes of one window: prepared, run, written; each step may work on another window than the rest."""
+"""The three stages of a window: prepare, run, write. Each stage may work on a different window."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class JobTask:
         self.given = given
 
     def prepare(self, engine: Engine, records: list[Record]) -> Request[Any]:
-        """All that is done before the model runs, tokenization above all; in a thread of its own."""
+        """Everything before the model runs, mainly tokenization. Runs in its own thread."""
         raise NotImplementedError
 
     def run(self, engine: Engine, prepared: Request[Any], progress: Callable[[int, int], None]) -> Any:
@@ -67,14 +67,14 @@ class Prepared:
     window: Window
     records: list[Record]
     places: list[int]
-    """Of the records, among the items of the window."""
+    """Places of the records among the items of the window."""
     bad: dict[int, BadLine]
-    """Place -> what is not run."""
+    """Place -> the item that is not run."""
     work: Any
     other_work: Any
-    """The same for the model that is not folded."""
+    """The same for the unfolded model."""
     fraction: float | None
-    """Of the input, read up to the end of this window."""
+    """Fraction of the input read at the end of this window."""
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Stages:
         self.written_at = time.perf_counter()
 
     def prepare(self, window: Window) -> Prepared:
-        """Leave bad lines out, also those that turn out to be bad only now, or end with the first of them."""
+        """Leave out bad lines, including those found bad while preparing, or fail at the first one."""
         if not self.skip:
             refuse_bad_lines(window)
         bad = {place: item for place, item in enumerate(window.items) if isinstance(item, BadLine)}
@@ -135,7 +135,7 @@ class Stages:
                 self._add_bad(bad, error, places, records)
 
     def _add_bad(self, bad: dict[int, BadLine], error: Rejecting, places: list[int], records: list[Record]) -> None:
-        """Note the lines of what the engine could not run, or end with the first of them."""
+        """Record the lines that the engine could not run, or fail at the first one."""
         for index, reason in error.rejected:
             record = records[index]
             bad[places[index]] = BadLine(record.line, reason, record.file, record.last)
@@ -143,7 +143,7 @@ class Stages:
             raise bad_line_error(bad[places[error.rejected[0][0]]]) from error
 
     def run(self, prepared: Prepared) -> Answered:
-        """The model's part; again without lines whose answers are not finite, or that do not fit into memory."""
+        """Run the model. Run again without lines whose answers are not finite or that do not fit into memory."""
         from radix_mlp.errors import DeviceMemoryError, NonFiniteAnswersError
 
         while True:
@@ -178,7 +178,7 @@ class Stages:
         return Answered(prepared, answers, found)
 
     def write(self, answered: Answered) -> None:
-        """The answers, and the bad lines, and then how far the job is."""
+        """Write the answers and the bad lines, then record the part as done."""
         prepared, window = answered.prepared, answered.prepared.window
         order, columns, array = self.task.table(window, prepared.records, answered.answers)
         chosen = [prepared.records[place] for place in order]

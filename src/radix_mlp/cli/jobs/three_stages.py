@@ -1,4 +1,4 @@
-"""Three stages side by side: read and prepare, run, write; while one has a window, the others have its neighbours."""
+"""A pipeline of three stages (read and prepare, run, write) that work on consecutive windows at the same time."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def run_stages(
 ) -> None:
     """`write(run(prepare(window)))` for every window in turn, the three stages in three threads.
 
-    Reading and preparing (tokenization, planning) go on in a thread while `run` keeps the device busy in the caller's
-    own, and a third writes what came before. At most five windows are held at a time, whatever their number.
+    One thread reads and prepares (tokenization, planning), the caller's thread runs the model, and a third thread
+    writes. At most five windows are in memory at a time.
 
-    Should a stage raise, the windows before that one are still run and written, nothing after it is, and the error
-    is raised here; so is KeyboardInterrupt, once what was run is written.
+    If a stage raises, earlier windows are still run and written, later ones are not, and the error is raised here.
+    KeyboardInterrupt is raised once everything that was run is written.
 
     Example:
         >>> answers = []
@@ -84,7 +84,7 @@ def run_stages(
 
 
 class _Message:
-    """What one stage hands to the next."""
+    """What one stage passes to the next."""
 
     def __init__(self, value: Any = None, *, error: BaseException | None = None, last: bool = False) -> None:
         self.value = value
@@ -93,7 +93,7 @@ class _Message:
 
 
 def _put(queue: Queue[_Message], message: _Message, stop: Event) -> bool:
-    """Wait for room; False once nobody will take it."""
+    """Wait for room; False once the message will not be taken."""
     while not stop.is_set():
         try:
             queue.put(message, timeout=POLL_SECONDS)

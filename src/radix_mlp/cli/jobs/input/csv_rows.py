@@ -17,7 +17,7 @@ DELIMITERS = (",", ";", "\t", "|")
 HINT = ", and what separates columns with --delimiter"
 LONE_RETURN = re.compile("(?<=\r)(?!\n)")
 CELL_CHARACTERS = 2**28
-"""A longer cell is a quote that never closes, for all we know: it is not held in memory to the end of the file."""
+"""A longer cell is assumed to be a quote that never closes, so that the rest of the file is not read into memory."""
 
 
 def csv_rows(
@@ -25,8 +25,8 @@ def csv_rows(
 ) -> Iterator[Line]:
     """The rows of a table with a header, blank lines left out.
 
-    As for Python, pandas and pyarrow, a lone carriage return outside of quotes ends a row, and line ends within quotes
-    are part of the text.
+    As in Python, pandas and pyarrow, a lone carriage return outside quotes ends a row, and line ends inside quotes are
+    part of the text.
 
     Args:
         lines: with their ends.
@@ -53,7 +53,7 @@ def csv_rows(
 
 
 class _Table:
-    """Lines parsed by a delimiter, which is chosen while they stand at the header."""
+    """Lines parsed with a delimiter, which can be changed until the header has been read."""
 
     def __init__(self, lines: Iterable[str], shown: str) -> None:
         # as `open(newline="")` does
@@ -72,20 +72,20 @@ class _Table:
         self.place = f"{self.shown}:1"
 
     def header(self, delimiter: str) -> bool:
-        """Parse the first row that is not blank by this delimiter; False if there is none."""
+        """Parse the first row that is not blank with this delimiter; False if there is none."""
         self.begin(delimiter)
         for number, cells, _ in self.rows():
             self.place = f"{self.shown}:{number}"
             if isinstance(cells, str):
                 raise InvalidInputError(
-                    f"{self.place}: the header is {cells}. Mend it, or say what separates the columns with --delimiter."
+                    f"{self.place}: the header is {cells}. Fix it, or give the separator with --delimiter."
                 )
             self.names = cells
             return True
         return False
 
     def rows(self) -> Iterator[tuple[int, list[str] | str, int]]:
-        """First line, cells or what is wrong, last line."""
+        """First line, cells or the problem, last line."""
         while True:
             number = self.reader.line_num + 1
             try:

@@ -17,7 +17,7 @@ MISSING = object()
 
 
 class RepeatedNames(dict[str, Any]):
-    """A JSON object in which names stand more than once."""
+    """A JSON object with repeated names."""
 
     names: frozenset[str]
 
@@ -42,7 +42,7 @@ class Column:
 
 
 class Fields:
-    """What a command reads of each line.
+    """The fields that a command reads from each line.
 
     A name is looked for as it is, then as a path into objects (`data.text`), then without regard to case and blanks
     around it; the last is reported.
@@ -51,7 +51,7 @@ class Fields:
         shown: the file.
         names: fields that must be there.
         also: fields that may be there in place of the last of `names`; they hold lists.
-        guessed: called with what was found in another way than by its exact name.
+        guessed: called with a message when a field is not found by its exact name.
     """
 
     def __init__(self, shown: str, names: Sequence[str], also: Sequence[str], guessed: Callable[[str], None]) -> None:
@@ -68,7 +68,7 @@ class Fields:
 
         Args:
             place: of the names of the columns, for messages.
-            hint: what else to say where a column is missing.
+            hint: the end of the message about a missing column.
 
         Raises:
             InvalidInputError: there is none, or more than one.
@@ -79,7 +79,7 @@ class Fields:
             similar = {field: Column(names[0]) for field in group if (names := _similar(columns, field))}
             if not (exact or similar):
                 raise InvalidInputError(
-                    f"{place}: no column {group[-1]!r}; there are {', '.join(map(repr, columns))}. Say which to read "
+                    f"{place}: no column {group[-1]!r}; there are {', '.join(map(repr, columns))}. Choose one "
                     f"with --field, or the like{hint}."
                 )
             for field, column in (exact or similar).items():
@@ -112,7 +112,7 @@ class Fields:
         return row
 
     def of_line(self, row: dict[str, Any]) -> dict[str, Any] | str:
-        """A JSON object with the fields by their own names where it has them, or what is wrong with it."""
+        """The JSON object with the fields that it has under their own names, or the problem with it."""
         try:
             for group in self.groups:
                 found = {field: value for field in group if (value := _find(row, field)) is not MISSING}
@@ -137,7 +137,7 @@ class Fields:
 
 
 class _RepeatedError(ValueError):
-    """A field that is wanted stands more than once in its object."""
+    """A wanted field occurs more than once in its object."""
 
 
 def _exact(columns: Sequence[str], field: str) -> Column | None:
@@ -163,7 +163,7 @@ def _find(row: Any, field: str) -> Any:
         return MISSING
     if field in row:
         if isinstance(row, RepeatedNames) and field in row.names:
-            raise _RepeatedError(f"field {field!r} stands there more than once")
+            raise _RepeatedError(f"field {field!r} occurs more than once")
         return row[field]
     for name, inner in _paths(field):
         if name in row and (value := _find(_find(row, name), inner)) is not MISSING:
@@ -172,7 +172,7 @@ def _find(row: Any, field: str) -> Any:
 
 
 def _loaded(cell: Any) -> Any:
-    """What a cell holds as JSON; the cell itself if it is not JSON."""
+    """The content of a cell parsed as JSON; the cell itself if it is not JSON."""
     try:
         return json.loads(cell, object_pairs_hook=object_of)
     except (ValueError, RecursionError, TypeError):

@@ -1,4 +1,4 @@
-"""Names of a command line -> the files that they stand for."""
+"""The names given on a command line -> files."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ NAMES_SHOWN = 8
 def open_sources(
     names: Sequence[str], file_format: str | None = None, *, delimiter: str | None = None, own: Sequence[Path] = ()
 ) -> list[Source]:
-    """The files of a command line in turn, those of folders and patterns (as `part-*.jsonl`) in alphabetic order.
+    """The files given on a command line, in order; those of folders and patterns (as `part-*.jsonl`) are sorted.
 
     Args:
         delimiter: what separates the columns of tables.
-        own: files that the job itself writes, which no pattern and no folder has.
+        own: files that the job itself writes; patterns and folders leave them out.
 
     Raises:
-        InvalidInputError: a file that is not there, and a pattern or a folder that has none.
+        InvalidInputError: a file does not exist, or a pattern or folder has no files.
     """
     excluded = {os.path.abspath(path) for path in own}
     found: list[str] = []

@@ -18,7 +18,7 @@ BLANKS = " \t\r\n"
 SPACE = re.compile(f"[{BLANKS}]*")
 CHUNK_CHARACTERS = 2**16
 ELEMENT_CHARACTERS = 2**28
-"""A longer element is a bracket that never closes, for all we know."""
+"""A longer element is assumed to be a bracket that never closes."""
 DECODER = json.JSONDecoder(object_pairs_hook=object_of)
 
 
@@ -37,7 +37,7 @@ def json_lines(lines: Iterable[str], fields: Fields) -> Iterator[Line]:
 
 
 def is_array(text: TextIO) -> tuple[bool, str]:
-    """Whether the text is one array, and what was read to tell."""
+    """Whether the text is one array, and the text read to find out."""
     head = ""
     while not head.strip(BLANKS):
         chunk = text.read(CHUNK_CHARACTERS)
@@ -51,7 +51,7 @@ def json_array(head: str, text: TextIO, fields: Fields) -> Iterator[Line]:
     """The elements of an array, read as they are asked for and numbered from 1.
 
     Args:
-        head: what was read of it already.
+        head: the part already read.
 
     Raises:
         InvalidInputError: not JSON from some element on; the rest cannot be read.
@@ -104,7 +104,7 @@ class _Rest:
             failure: Exception | None = None
             try:
                 value, end = DECODER.raw_decode(self.held, self.place)
-                # a number may go on in what is not read yet
+                # a number may continue in the text that is not read yet
                 if end < len(self.held):
                     self.place = end
                     return value

@@ -1,4 +1,4 @@
-"""What a reader gives of each line."""
+"""A line as its reader yields it."""
 
 from __future__ import annotations
 

@@ -41,8 +41,8 @@ class Source:
     """One file, or standard input, and how far it has been read.
 
     Args:
-        name: a path, or "-" for standard input; its extension tells the format (JSON lines for "-"), that of
-            compression left out.
+        name: a path, or "-" for standard input; its extension gives the format (JSON lines for "-"), without
+            that of compression.
         file_format: one of `FORMATS`, in place of the extension.
         delimiter: what separates the columns of a table in text; found in its header unless given.
 
@@ -155,7 +155,7 @@ class Source:
 
 
 def format_of(name: str) -> str | None:
-    """The format that a name tells, None if it tells none.
+    """The format by the extension of a name; None if it is unknown.
 
     >>> format_of("part.JSONL.GZ"), format_of("notes.md")
     ('jsonl', None)
@@ -184,7 +184,7 @@ def _format(name: str, file_format: str | None) -> str:
     if found is None:
         raise InvalidInputError(
             f"{name}: unknown extension {PurePath(name).suffix!r}; known are {', '.join(SUFFIXES)}, and "
-            f"{', '.join(COMPRESSED_SUFFIXES)} after them. Say what it is with --format."
+            f"{', '.join(COMPRESSED_SUFFIXES)} after them. Give its format with --format."
         )
     return found
 

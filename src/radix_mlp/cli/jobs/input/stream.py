@@ -31,7 +31,7 @@ OTHERS = {
     b"ARROW1\x00\x00": "Arrow",
     b"\x93NUMPY": "a NumPy array",
 }
-"""What is known but not read here."""
+"""Formats that are recognised but not read."""
 ENCODINGS = {
     b"\xef\xbb\xbf": "utf-8",
     # before UTF-16, whose mark it begins with
@@ -50,10 +50,10 @@ def text_of(stream: Any, shown: str, on_read: Callable[[int], None], *, may_hold
     r"""The text of a binary stream, with its line ends; bytes that are not UTF-8 become lone surrogates.
 
     Args:
-        stream: read from where it stands, once, and left open.
+        stream: read once, from its current position, and left open.
         shown: the file's name; if it ends in one of `COMPRESSED_SUFFIXES`, its content must be compressed.
         on_read: gets the number of bytes each time that some are read.
-        may_hold_nul: whether texts may begin with NUL characters, so that these do not tell an encoding.
+        may_hold_nul: whether texts may begin with NUL characters, which then do not reveal an encoding.
 
     Raises:
         InvalidInputError: a format of other first bytes than text.
@@ -87,7 +87,7 @@ class _Rejoined(io.RawIOBase):
     def __init__(self, head: bytes, stream: Any, on_read: Callable[[int], None]) -> None:
         self.head = head
         self.on_read = on_read
-        # of a pipe, what has come: more may take long
+        # from a pipe, only what has arrived: waiting for more may take long
         self.read_some = getattr(stream, "read1", stream.read)
 
     def readable(self) -> bool:
@@ -104,7 +104,7 @@ class _Rejoined(io.RawIOBase):
 
 
 def _peeked(stream: Any, marks: Iterable[bytes], on_read: Callable[[int], None]) -> tuple[bytes, io.BufferedReader]:
-    """The first bytes, as many as tell which of `marks` they are, and all bytes."""
+    """The first bytes, enough to recognise one of `marks`, and a stream of all bytes."""
     head = b""
     read_some = getattr(stream, "read1", stream.read)
     marks = list(marks)

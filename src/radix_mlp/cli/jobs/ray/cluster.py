@@ -1,4 +1,4 @@
-"""The Ray cluster that a job runs on, and what each worker takes of it."""
+"""The Ray cluster that a job runs on, and the resources of each worker."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDING_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Workers:
-    """How many there are, and what each takes."""
+    """The number of workers, and the resources of each."""
 
     count: int
     num_cpus: float
@@ -30,7 +30,7 @@ class Workers:
 
 @contextmanager
 def connected(address: str) -> Iterator[Any]:
-    """Ray, connected to the cluster at `address`; what was connected before stays so.
+    """Ray, connected to the cluster at `address`; an existing connection is kept.
 
     Args:
         address: `"auto"` for the one that `RAY_ADDRESS` names or that runs on this machine, or else a new one here;
@@ -64,10 +64,10 @@ def connected(address: str) -> Iterator[Any]:
 
 
 def divide(num_cpus: int, num_gpus: int, *, count: int | None = None, device: str | None = None) -> Workers:
-    """A worker a GPU; where there is none, one every four CPUs, of which a quarter stay free to read files.
+    """One worker per GPU. Without GPUs, one per four CPUs, a quarter of which stay free to read files.
 
     Args:
-        count: this many workers.
+        count: the number of workers, instead.
         device: `"cpu"` or `"cuda"`, whatever the cluster has now (it may grow).
 
     Example:
@@ -84,8 +84,8 @@ def divide(num_cpus: int, num_gpus: int, *, count: int | None = None, device: st
 
 
 def own_error(error: BaseException | None) -> RadixError | None:
-    """The error of ours that a worker has raised, out of what Ray has put around it."""
-    # what Ray raises may be of our class and of its own: the cause is what was raised, without its traceback as text
+    """Unwrap the error of this package that a worker raised from the errors that Ray raises."""
+    # the class that Ray raises derives from ours, too; its cause is the original error, without a traceback as text
     while (inner := getattr(error, "cause", None)) is not None and inner is not error:
         error = inner
     if error is not None and not isinstance(error, RadixError):
@@ -95,11 +95,11 @@ def own_error(error: BaseException | None) -> RadixError | None:
 
 
 def let_go() -> None:
-    """Let the workers of a failed job end: they keep their CPUs or GPUs as long as anything in this process names them.
+    """Release the workers of a failed job: they keep their CPUs or GPUs as long as this process refers to them.
 
-    A process that lives on would find no place for its next job.
+    Otherwise the next job of this process would find no free resources.
     """
-    # what was not read to its end is ended by this
+    # this ends generators that were not read to their end
     gc.collect()
     end = time.monotonic() + ENDING_SECONDS
     for thread in threading.enumerate():
@@ -111,13 +111,13 @@ def let_go() -> None:
 
 
 class _OnlyInTheFile(logging.Filter):
-    """Keeps what is raised here anyway, or shown by us, out of the terminal; Ray's log files have it."""
+    """Keeps errors that are raised or shown anyway out of the terminal; they stay in Ray's log files."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        # what Ray's own filter of the terminal looks for
+        # checked by Ray's filter for the terminal
         record.hide = True
         if record.exc_info:
-            # a kept log record would keep the frames of the error, and with them Ray's workers
+            # a log record keeps the frames of the error alive, and with them Ray's workers
             record.exc_text = logging.Formatter().formatException(record.exc_info)
             record.exc_info = None
         return True

@@ -1,4 +1,4 @@
-"""The two passes over the items of a Ray job, a table at a time: counted and sampled; given their parts."""
+"""The two passes over the items of a Ray job, table by table: count and sample, then assign to parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STRING, INTEGER = '"', "0"
 
 
 def surveyed(table: Any, keys: Keys, rate: float) -> Any:
-    """What a table (columns as in `table_of`) adds to the survey, a row a file."""
+    """The survey of a table (columns as in `table_of`), one row per file."""
     import pyarrow as pa
 
     by_file: dict[int, list[dict[str, Any]]] = {}
@@ -61,15 +61,15 @@ def assigned(
 
     Args:
         boundaries: first keys of all parts but the first.
-        stretches: rows of these come a second time, in a part after the last, to be measured in the order of arrival.
-        groups: parts that are still to be done, and the group in which each one travels.
+        stretches: their rows are repeated in one more part, which is measured in the order of arrival.
+        groups: unfinished parts, and the group in which each is sent to a worker.
     """
     import pyarrow as pa
 
     rows = table.to_pylist()
     good = [place for place, row in enumerate(rows) if row["reason"] is None]
     num_parts = len(boundaries) + 1
-    # bad lines have no texts to go by: anywhere, but always there
+    # bad lines have no text and so no key: any part will do, as long as it is always the same
     parts = [row["number"] % num_parts for row in rows]
     for place, key in zip(good, keys([rows[place] for place in good]), strict=True):
         parts[place] = part_of(key, boundaries)

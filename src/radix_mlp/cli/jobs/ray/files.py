@@ -1,4 +1,4 @@
-"""Files of a Ray job, on disks that all nodes share or in an object store: found, read, replaced as a whole."""
+"""Files of a Ray job, on a shared disk or in an object store: find them, read them, replace them atomically."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RaySource(Source):
     """A file by its path or address, read through its filesystem.
 
     Args:
-        folder: where a path that is not absolute begins.
+        folder: that relative paths start from.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class RaySource(Source):
         super().__init__(f"{scheme}://{path}" if scheme else name, file_format, delimiter)
 
     def facts(self) -> list[Any]:
-        """Name, size and time of the last change: all that tells whether the file is still the same."""
+        """Name, size and time of the last change, by which a changed file is recognised."""
         info = self.filesystem.info(self.path)
         return [self.shown, self.size, str(info.get("mtime"))]
 
@@ -47,10 +47,9 @@ class RaySource(Source):
         return int(self.filesystem.info(self.path)["size"])
 
     def _guessed(self, message: str) -> None:
-        # many workers read, each a file on its own, and none has a terminal to report to
+        # each worker reads files on its own, without a terminal to report to
         raise InvalidInputError(
-            f"{message}, but not with --ray, which guesses nothing: say so with --format, --delimiter, --field, or the "
-            "like."
+            f"{message}, but not with --ray, which guesses nothing: give --format, --delimiter, --field, or the like."
         )
 
     def _open(self) -> BinaryIO:
@@ -59,7 +58,7 @@ class RaySource(Source):
 
 
 def find_files(names: Sequence[str], file_format: str | None = None) -> list[str]:
-    """All files of a command line: files, folders (what they hold, in alphabetic order) and patterns.
+    """All files given on a command line: files, and those of folders and patterns, sorted.
 
     Names in a folder that begin with `_` or `.` are left out, as all readers of such folders do.
 
@@ -96,13 +95,13 @@ def find_files(names: Sequence[str], file_format: str | None = None) -> list[str
 
 
 class Folder:
-    """A folder to write to; each file is there as a whole or not at all."""
+    """A folder to write to; every file in it is complete."""
 
     def __init__(self, address: str) -> None:
         self.address = address
         self.filesystem, self.path = _filesystem(address)
         scheme, path, _ = _parts(address)
-        # without options, which may be secrets
+        # without the options of the address, which may be secrets
         self.shown = f"{scheme}://{path}" if scheme else address
 
     def __reduce__(self) -> Any:
@@ -110,7 +109,7 @@ class Folder:
         return Folder, (self.address if "://" in self.address else self.path,)
 
     def read(self, name: str) -> bytes | None:
-        """What a file holds; None if there is no such file."""
+        """The content of a file; None if there is no such file."""
         try:
             content: bytes = self.filesystem.cat_file(self._at(name))
             return content
@@ -118,8 +117,8 @@ class Folder:
             return None
 
     def write(self, name: str, content: bytes | Iterable[bytes]) -> None:
-        """Put a file there, or in the place of another."""
-        # a name of its own: a worker that was given up for lost may still be writing
+        """Create or replace a file atomically."""
+        # a unique name: a worker that Ray has given up on may still be writing
         unnamed = self._at(f"{JOB}/new-{uuid.uuid4().hex}")
         self.filesystem.makedirs(self._at(JOB), exist_ok=True)
         if "://" not in self.address:
@@ -130,14 +129,14 @@ class Folder:
         self.filesystem.mv(unnamed, self._at(name))
 
     def parts(self) -> list[Part]:
-        """What the finished parts took; only those that were only measured answer nothing."""
+        """The finished parts, in order."""
         names = [f"{JOB}/{name}" for name in self.names(JOB) if name.startswith("done-")]
         with ThreadPoolExecutor(16) as threads:
             contents = threads.map(self.read, names)
             return [self._part(name, content) for name, content in zip(names, contents, strict=True)]
 
     def part(self, part: int) -> Part | None:
-        """What a part took, None if it is not done."""
+        """The record of a part; None if it is not done."""
         name = _done(part)
         content = self.read(name)
         return None if content is None else self._part(name, content)
@@ -155,9 +154,9 @@ class Folder:
             ) from error
 
     def names(self, folder: str = "") -> list[str]:
-        """The files in it, or in a folder in it, without those that are being written."""
+        """The files in it, or in one of its folders, without those that are being written."""
         path = self._at(folder)
-        # object stores may answer with what they saw before
+        # listings of object stores may be cached
         self.filesystem.invalidate_cache()
         if not self.filesystem.exists(path):
             return []
@@ -171,7 +170,7 @@ class Folder:
                 self.filesystem.rm(path, recursive=True)
 
     def remove_unfinished(self) -> None:
-        """Remove what was being written when a worker died."""
+        """Remove files that a worker was writing when it died."""
         for path in self.filesystem.glob(self._at(f"{JOB}/new-*")):
             with suppress(FileNotFoundError):
                 self.filesystem.rm(path)
@@ -185,11 +184,11 @@ def _done(part: int) -> str:
 
 
 JOB = "_job"
-"""The folder with what the job keeps for itself."""
+"""The folder for the records of the job."""
 
 
 def open_folder(address: str) -> Folder:
-    """The folder, which need not be there.
+    """The folder, which need not exist.
 
     Raises:
         InvalidInputError: a file of that name, or a folder it cannot be made in.
@@ -211,7 +210,7 @@ def _filesystem(address: str) -> tuple[Any, str]:
     import pyarrow as pa
     from pyarrow.fs import FileSystem
 
-    # the path itself may be a pattern, which is no address to pyarrow
+    # the path may be a pattern, which pyarrow does not accept in an address
     bucket = path.split("/", 1)[0]
     try:
         filesystem, _ = FileSystem.from_uri(f"{scheme}://{bucket or '/'}{query}")
@@ -230,7 +229,7 @@ def _parts(address: str) -> tuple[str, str, str]:
 
 
 def _address(name: str, path: str) -> str:
-    """A file that was found, as its folder or pattern was given."""
+    """A file that was found, in the form in which its folder or pattern was given."""
     scheme, given, query = _parts(name)
     if scheme:
         return f"{scheme}://{path}{query}"

@@ -15,12 +15,12 @@ __all__ = ["Item", "Read", "items_of", "read_files", "table_of"]
 
 Item = Record | BadLine
 Read = Callable[[Sequence[Source]], Iterable[Item]]
-"""All records of files, in turn; it travels to the workers."""
+"""All records of files, in order; it is sent to the workers."""
 
 ITEMS_A_TABLE = 1024
 
 NO_GROUP, BY_QUERY, BY_LINE = 0, 1, 2
-"""What `Record.group` is: nothing, the query, the line."""
+"""Kinds of `Record.group`: none, the query, the line."""
 
 
 def read_files(
@@ -39,7 +39,7 @@ def read_files(
 
 
 def table_of(items: Sequence[Item], places: Sequence[tuple[int, int]]) -> Any:
-    """A row an item; `places` holds each one's file and its number in it."""
+    """One row per item; `places` has the file of each item and its number in the file."""
     import pyarrow as pa
 
     schema = {
@@ -61,7 +61,7 @@ def table_of(items: Sequence[Item], places: Sequence[tuple[int, int]]) -> Any:
 
 
 def items_of(table: Any, names: Sequence[str]) -> list[Item]:
-    """What `table_of` was given; `names` holds how each file is shown."""
+    """The inverse of `table_of`; `names` are the names of the files."""
     return [_item(row, names[row["file"]]) for row in table.to_pylist()]
 
 

@@ -1,4 +1,4 @@
-"""A job of the command line on a Ray cluster: files through a model into a folder of parts."""
+"""A job of the command line on a Ray cluster: runs files through a model into a folder of parts."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ BLOCK_BYTES = 2**25
 
 @dataclass
 class RayJob(JobSettings):
-    """A job on a cluster; a window is the items of a part, and what it writes is a folder."""
+    """A job on a cluster; each part is a window, and the output is a folder."""
 
     def __post_init__(self) -> None:
         self.skip = skips(self.on_error)
@@ -75,7 +75,7 @@ class RayJob(JobSettings):
         check_delimiter(self.delimiter, sources)
         self.shown = [source.shown for source in sources]
         self.facts = [source.facts() for source in sources]
-        # the plan knows the files, but not what was read of them
+        # the plan has the files, but not how they were read
         self.options = {**self.options, "window": self.window, "format": self.file_format}
 
     def run(self, read: Read, task: JobTask, engine: partial[Engine], *, ranked: bool = False) -> None:
@@ -92,7 +92,7 @@ class RayJob(JobSettings):
                 if found is None:
                     raise
             if found is not None:
-                # not while that error is handled, or beside it: it holds Ray's workers
+                # not while that error is handled: it holds Ray's workers
                 let_go()
                 if kept := self._kept():
                     found.add_note(kept.strip())
@@ -127,7 +127,7 @@ class RayJob(JobSettings):
         self._finish(plan, before, workers, time.perf_counter() - began)
 
     def _data(self, ray: Any, read: Read, num_readers: int) -> Any:
-        """All items, as `table_of` has them; read when they are asked for."""
+        """All items, in the form of `table_of`; read lazily."""
         data = ray.data.from_items(
             [{"file": place} for place in range(len(self.names))], override_num_blocks=len(self.names)
         )
@@ -141,12 +141,12 @@ class RayJob(JobSettings):
             "folder": self.here,
             "read": read,
         }
-        # a pool of its own: what is read from one large file is tokenized by all
+        # a separate pool: texts read from one large file are tokenized by all
         readers = ray.data.TaskPoolStrategy(size=num_readers)
         return data.map_batches(read_files, batch_size=1, batch_format="pyarrow", fn_kwargs=arguments, compute=readers)
 
     def _survey(self, data: Any, keys: Keys, workers: int) -> Plan:
-        """Count everything, end at bad lines, and cut into parts by a sample of the keys."""
+        """Count all items, fail at bad lines unless they are skipped, and cut into parts by a sample of the keys."""
         rate = max(self.window / SAMPLES_A_PART, 1.0)
         found = data.map_batches(
             surveyed, batch_size=None, batch_format="pyarrow", fn_kwargs={"keys": keys, "rate": rate}
@@ -175,7 +175,7 @@ class RayJob(JobSettings):
                 "column 'id' has values of several types (strings and integers), which Parquet cannot hold. Write "
                 ".jsonl."
             )
-        # as a window of a local job, a part of long texts has fewer; and there is work for all workers to the end
+        # like windows of a local job, parts of long texts are smaller; and all workers have work until the end
         size = min(self.window, max(-(-total // (PARTS_A_WORKER * workers)), MIN_PART))
         num_parts = max(-(-total // size), -(-characters // MAX_CHARACTERS))
         boundaries = choose_boundaries([key for _, key in sample.keys], num_parts)
@@ -192,7 +192,7 @@ class RayJob(JobSettings):
         engine: partial[Engine],
         workers: Workers,
     ) -> None:
-        # one part more: what is measured in the order of arrival
+        # one more part, which is measured in the order of arrival
         done = {part.part for part in before}
         todo = [part for part in range(plan.num_parts + 1) if part not in done]
         if not todo:
@@ -253,7 +253,7 @@ class RayJob(JobSettings):
             show_ray_summary(parts, sum_of(before), workers, seconds, self.folder.shown)
 
     def _list_errors(self) -> None:
-        """One file of the bad lines of all parts, and the first of them on the screen."""
+        """Write one file with the bad lines of all parts, and show the first of them."""
         names = [name for name in self.folder.names(JOB) if name.startswith("errors-")]
         if not names:
             return
@@ -270,7 +270,7 @@ class RayJob(JobSettings):
         self.folder.write("_errors.jsonl", lines())
 
     def _remove(self) -> None:
-        """Remove what an earlier job left, and nothing else."""
+        """Remove the files of an earlier job, and nothing else."""
         names = self.folder.names()
         if names and not self.folder.names(JOB):
             raise InvalidInputError(

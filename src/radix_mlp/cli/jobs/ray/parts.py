@@ -18,17 +18,17 @@ SAMPLES_A_PART = 64
 MAX_SAMPLES = 200_000
 BYTES_A_TOKEN = 4
 STRETCHES, STRETCH_ITEMS = 4, 4096
-"""Items in the order of arrival, in which compression without the parts is measured."""
+"""How many items, in the order of arrival, are used to measure compression without the parts."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """Makes the keys by which items are put in order.
+    """Makes the keys by which items are sorted.
 
     Args:
-        model: whose tokenizer is taken.
+        model: whose tokenizer is used.
         trust_remote_code: as in `Engine`.
-        ranked: documents of one query must not be parted.
+        ranked: documents of one query must stay in one part.
     """
 
     model: str
@@ -36,7 +36,7 @@ class Keys:
     ranked: bool
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> list[bytes]:
-        """The ids of all tokens, and then what tells equal texts apart, unless they have to stay together."""
+        """The ids of all tokens, then a suffix that distinguishes equal texts, unless they have to stay together."""
         from radix_mlp.integrations.ray import prefix_keys
 
         together = [self.ranked and row["group"] != 0 for row in rows]
@@ -60,10 +60,10 @@ def _tokenizer(model: str, trust_remote_code: bool) -> Any:
 
 @dataclass
 class Sample:
-    """Keys of a part of the items, the same ones in whatever order the items come.
+    """A sample of the keys that does not depend on the order in which the items arrive.
 
     Args:
-        rate: of how many items one is taken; grows where there would be more than `MAX_SAMPLES`.
+        rate: one of this many items is taken; grows if there would be more than `MAX_SAMPLES`.
     """
 
     rate: float
@@ -75,7 +75,7 @@ class Sample:
         return crc32(f"{file}:{number}".encode()) / 2**32
 
     def add(self, found: Iterable[tuple[float, bytes]]) -> None:
-        """Take those of the items whose turn it is."""
+        """Take the items whose priority is low enough."""
         self.keys.extend((priority, key) for priority, key in found if priority < 1 / self.rate)
         while len(self.keys) > MAX_SAMPLES:
             self.rate *= 2
@@ -83,7 +83,7 @@ class Sample:
 
 
 def choose_boundaries(keys: Iterable[bytes], num_parts: int) -> list[bytes]:
-    """The first key of every part but the first, ascending, no longer than needed to tell neighbours apart.
+    """The first key of every part but the first, ascending, no longer than needed to distinguish neighbours.
 
     A boundary moves by an eighth of a part at most, to where the texts on both sides share least.
 

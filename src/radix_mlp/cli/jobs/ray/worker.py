@@ -1,4 +1,4 @@
-"""What a worker of a Ray job does: parts of the items in, a file of answers a part out."""
+"""A worker of a Ray job: takes the items of parts, writes one file of answers per part."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ __all__ = ["PartOutput", "PartWorker", "WorkerSettings"]
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What all workers of a job have in common."""
+    """Settings of all workers of a job."""
 
     folder: Folder
     suffix: str
     """The extension of the output decides the format."""
     names: list[str]
-    """How the files of the input are shown."""
+    """Names of the input files, for answers and messages."""
     num_parts: int
-    """The part of this number is no part: its items are measured in the order of arrival, and not run."""
+    """Items of the part with this number, one after the last, are only measured in the order of arrival."""
     skip: bool
     with_ids: bool
 
@@ -44,7 +44,7 @@ class PartWorker:
     """Runs parts; an actor of a Ray Dataset."""
 
     def __init__(self, engine: Callable[[], Engine], task: JobTask, settings: WorkerSettings) -> None:
-        # what is raised here reaches the command as text alone, so it is raised with the first items
+        # an error raised here reaches the command only as text, so it is raised with the first items
         self.failure: RadixError | None = None
         try:
             self.engine = engine()
@@ -71,7 +71,7 @@ class PartWorker:
             with_ids=settings.with_ids,
         )
         run_stages(self._windows(table, stages, output), stages.prepare, stages.run, stages.write)
-        # none at all where a worker died after its last part
+        # the table is empty if an earlier worker died after its last part
         schema = pa.Table.from_pylist([asdict(Part())]).schema
         return pa.Table.from_pylist([asdict(stats) for stats in output.written], schema)
 
@@ -80,7 +80,7 @@ class PartWorker:
 
         settings = self.settings
         for part in sorted(set(table["part"].to_pylist())):
-            # a worker before this one may have died between two parts
+            # an earlier worker may have died between two parts
             if settings.folder.part(part) is not None:
                 continue
             rows = table.filter(pc.equal(table["part"], part)).drop_columns(["part", "group_of_parts"])
@@ -141,7 +141,7 @@ def part_bytes(table: Table, suffix: str) -> bytes:
     found = pa.ipc.open_stream(content).read_all()
     for place, column in enumerate(found.schema):
         if column.type == pa.null():
-            # an index that no row of this part has: the parts must be of one schema
+            # an index that no row of this part has: all parts must have one schema
             found = found.set_column(place, column.name, found.column(place).cast(pa.int64()))
     sink = pa.BufferOutputStream()
     pq.write_table(found, sink)

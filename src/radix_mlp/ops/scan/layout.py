@@ -22,15 +22,24 @@ _LIBRARY.define("scan_spread_first(Tensor x, Tensor[] layout) -> Tensor")
 
 
 class Layout(NamedTuple):
-    """`T` places for the `M` rows of a plan. A row may have several places or none; a place may be empty.
+    """Places for the `M` rows of a plan. A row may have several places or none; a place may be empty.
 
-    All tensors are int32.
+    Few tensors, none of them ever empty for a real batch, so that compiled code serves all trees.
     """
 
     rows: Tensor
-    """`[T]` the row at each place, 0 for an empty place."""
+    """`[T]` or `[n, L]` int32, the row at each place, 0 for an empty place."""
     place: Tensor
-    """`[M]` the first place of each row, 0 for a row that has none."""
+    """`[M]` int32, the first place of each row, 0 for a row that has none."""
+    lists: Tensor
+    """int32, the lists of `_Lists` one after another."""
+    host_lengths: Tensor
+    """`[6]` int64 on the CPU, their lengths."""
+
+
+class _Lists(NamedTuple):
+    """int32 each."""
+
     absent: Tensor
     """The rows without a place, ascending."""
     empty: Tensor
@@ -49,8 +58,8 @@ def make_layout(rows: NDArray[np.int32], num_rows: int) -> Layout:
     """The tables of a layout on the CPU. `rows`: `[T]` the row at each place, -1 for an empty place.
 
     >>> layout = make_layout(np.array([0, 1, 2, -1, 0, 3], np.int32), 5)
-    >>> layout.place.tolist(), layout.absent.tolist(), layout.empty.tolist(), layout.not_first.tolist()
-    ([0, 1, 2, 5, 0], [4], [3], [3, 4])
+    >>> layout.rows.tolist(), layout.place.tolist()
+    ([0, 1, 2, 0, 0, 3], [0, 1, 2, 5, 0])
     """
     empty = np.flatnonzero(rows < 0)
     real = np.flatnonzero(rows >= 0)
@@ -60,9 +69,7 @@ def make_layout(rows: NDArray[np.int32], num_rows: int) -> Layout:
     copies = real[place[rows[real]] != real]
     copies = copies[np.argsort(rows[copies], kind="stable")]
     copied_rows, starts = np.unique(rows[copies], return_index=True)
-    arrays = (
-        np.maximum(rows, 0),
-        np.maximum(place, 0),
+    lists = (
         np.flatnonzero(place < 0),
         empty,
         np.sort(np.append(empty, copies)),
@@ -70,11 +77,13 @@ def make_layout(rows: NDArray[np.int32], num_rows: int) -> Layout:
         copied_rows,
         np.append(starts, len(copies)),
     )
-    return Layout(*(torch.from_numpy(array.astype(np.int32)) for array in arrays))
+    arrays = (np.maximum(rows, 0), np.maximum(place, 0), np.concatenate(lists))
+    tables = (torch.from_numpy(array.astype(np.int32)) for array in arrays)
+    return Layout(*tables, torch.tensor([len(array) for array in lists]))
 
 
 def spread(x: Tensor, layout: Layout) -> Tensor:
-    """`[M, ...]` by row -> `[T, ...]` by place, zeros at empty places. The gradient sums copies in a fixed order.
+    """`[M, ...]` by row -> `[T, ...]` (`[n, L, ...]`) by place, zeros at empty places. The gradient sums copies in a fixed order.
 
     >>> layout = make_layout(np.array([0, 1, -1, 0], np.int32), 2)
     >>> spread(torch.tensor([[1.0], [2.0]]), layout).flatten().tolist()
@@ -84,7 +93,7 @@ def spread(x: Tensor, layout: Layout) -> Tensor:
 
 
 def collect(x: Tensor, layout: Layout) -> Tensor:
-    """`[T, ...]` by place -> `[M, ...]` by row, each from its first place; zeros for a row without one.
+    """`[T, ...]` (`[n, L, ...]`) by place -> `[M, ...]` by row, each from its first place; zeros for a row without one.
 
     >>> layout = make_layout(np.array([0, 1, -1, 0], np.int32), 2)
     >>> collect(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), layout).flatten().tolist()
@@ -93,44 +102,53 @@ def collect(x: Tensor, layout: Layout) -> Tensor:
     return torch.ops.radix_mlp.scan_collect(x, layout)
 
 
-def _spread(x: Tensor, layout: list[Tensor]) -> Tensor:
-    tables = Layout(*layout)
-    return _take(x, tables.rows, tables.empty)
+def _lists(layout: Layout) -> _Lists:
+    return _Lists(*layout.lists.split(layout.host_lengths.tolist()))
 
 
-def _spread_first(x: Tensor, layout: list[Tensor]) -> Tensor:
-    tables = Layout(*layout)
-    return _take(x, tables.rows, tables.not_first)
+def _spread(x: Tensor, tables: list[Tensor]) -> Tensor:
+    layout = Layout(*tables)
+    return _take(x, layout.rows, _lists(layout).empty)
 
 
-def _collect(x: Tensor, layout: list[Tensor]) -> Tensor:
-    tables = Layout(*layout)
-    return _take(x, tables.place, tables.absent)
+def _spread_first(x: Tensor, tables: list[Tensor]) -> Tensor:
+    layout = Layout(*tables)
+    return _take(x, layout.rows, _lists(layout).not_first)
 
 
-def _sum_copies(x: Tensor, layout: list[Tensor]) -> Tensor:
-    tables = Layout(*layout)
-    out = _collect(x, layout)
-    if tables.copies.shape[0]:
-        sums = sum_groups(x.index_select(0, tables.copies), tables.copy_offsets)
-        rows = tables.copied_rows.long()
-        # each row once, so the order does not matter
-        out[rows] += sums
+def _collect(x: Tensor, tables: list[Tensor]) -> Tensor:
+    layout = Layout(*tables)
+    return _take(_flat(x, layout), layout.place, _lists(layout).absent)
+
+
+def _sum_copies(x: Tensor, tables: list[Tensor]) -> Tensor:
+    layout = Layout(*tables)
+    lists = _lists(layout)
+    out = _collect(x, tables)
+    if lists.copies.shape[0]:
+        # each row once, so the order of additions does not matter
+        sums = sum_groups(_flat(x, layout).index_select(0, lists.copies), lists.copy_offsets)
+        out[lists.copied_rows.long()] += sums
     return out
 
 
+def _flat(x: Tensor, layout: Layout) -> Tensor:
+    return x.flatten(0, layout.rows.dim() - 1)
+
+
 def _take(x: Tensor, index: Tensor, zeros: Tensor) -> Tensor:
+    shape = (*index.shape, *x.shape[1:])
     if x.shape[0] == 0:
-        return x.new_zeros(index.shape[0], *x.shape[1:])
-    return x.index_select(0, index).index_fill_(0, zeros.long(), 0)
+        return x.new_zeros(shape)
+    return x.index_select(0, index.flatten()).index_fill_(0, zeros.long(), 0).view(shape)
 
 
-def _by_place(x: Tensor, layout: list[Tensor]) -> Tensor:
-    return x.new_empty(layout[0].shape[0], *x.shape[1:])
+def _by_place(x: Tensor, tables: list[Tensor]) -> Tensor:
+    return x.new_empty((*tables[0].shape, *x.shape[1:]))
 
 
-def _by_row(x: Tensor, layout: list[Tensor]) -> Tensor:
-    return x.new_empty(layout[1].shape[0], *x.shape[1:])
+def _by_row(x: Tensor, tables: list[Tensor]) -> Tensor:
+    return x.new_empty((*tables[1].shape, *x.shape[tables[0].dim() :]))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -103,6 +103,7 @@ class ScanTree:
             host = make_chunks(self.pieces, size, self.num_rows)
             with torch.inference_mode(False):
                 layout, links = send_tables([host.layout, host.links], self.device)
+            layout = layout._replace(rows=layout.rows.view(-1, size))
             self._chunks[size] = Chunks(layout, links, size)
         return self._chunks[size]
 

@@ -34,7 +34,7 @@ def lightning(call: LightningCall) -> Tensor:
 def _decayed(q: Tensor, k: Tensor, v: Tensor, g: Tensor, tree: ScanTree) -> Tensor:
     """`S <- exp(g) S + k v^T; out = S^T q`: `[M, G, K]` twice, `[M, H, V]`, `[M, H]` -> `[M, H, V]`."""
     chunks = tree.chunks(CHUNK)
-    q, k, v, g = (spread(x, chunks.layout).unflatten(0, (-1, CHUNK)).transpose(1, 2) for x in (q, k, v, g))
+    q, k, v, g = (spread(x, chunks.layout).transpose(1, 2) for x in (q, k, v, g))
     group = v.shape[1] // k.shape[1]
     qk = (q @ k.transpose(2, 3)).repeat_interleave(group, 1)
     q, k = q.repeat_interleave(group, 1), k.repeat_interleave(group, 1)
@@ -44,4 +44,4 @@ def _decayed(q: Tensor, k: Tensor, v: Tensor, g: Tensor, tree: ScanTree) -> Tens
     to_end = (total[..., -1:] - total).exp()[..., None]
     _, state = state_pass(k * to_end, v, None, total[..., -1:].exp(), chunks.links)
     out = (q * total.exp()[..., None]) @ state + (qk * decay) @ v
-    return collect(out.transpose(1, 2).flatten(0, 1), chunks.layout)
+    return collect(out.transpose(1, 2), chunks.layout)

@@ -28,7 +28,7 @@ def gated_delta_rule(call: DeltaCall) -> Tensor:
         q, k = normalized(q), normalized(k)
     chunks = call.tree.chunks(CHUNK)
     q, k, v, g, beta = (
-        spread(x, chunks.layout).unflatten(0, (-1, CHUNK)).transpose(1, 2) for x in (q * call.scale, k, v, g, beta)
+        spread(x, chunks.layout).transpose(1, 2) for x in (q * call.scale, k, v, g, beta)
     )
     # a key head serves consecutive value heads
     group = v.shape[1] // k.shape[1]
@@ -47,7 +47,7 @@ def gated_delta_rule(call: DeltaCall) -> Tensor:
     to_end = (total[..., -1:] - total).exp()[..., None]
     values, state = state_pass(k * to_end, values, w, total[..., -1:].exp(), chunks.links)
     out = (q * from_start) @ state + (qk * decay) @ values
-    return collect(out.transpose(1, 2).flatten(0, 1), chunks.layout)
+    return collect(out.transpose(1, 2), chunks.layout)
 
 
 def normalized(x: Tensor) -> Tensor:

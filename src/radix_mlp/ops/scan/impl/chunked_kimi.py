@@ -27,7 +27,7 @@ def kimi_delta(call: DeltaCall) -> Tensor:
         q, k = normalized(q), normalized(k)
     chunks = call.tree.chunks(CHUNK)
     q, k, v, g, beta = (
-        spread(x, chunks.layout).unflatten(0, (-1, CHUNK)).transpose(1, 2) for x in (q * call.scale, k, v, g, beta)
+        spread(x, chunks.layout).transpose(1, 2) for x in (q * call.scale, k, v, g, beta)
     )
     total = g.cumsum(2)
     from_start = total.exp()
@@ -42,4 +42,4 @@ def kimi_delta(call: DeltaCall) -> Tensor:
     to_end = (total[:, :, -1:] - total).exp()
     values, state = state_pass(k * to_end, values, w, from_start[:, :, -1], chunks.links)
     out = (q * from_start) @ state + qk @ values
-    return collect(out.transpose(1, 2).flatten(0, 1), chunks.layout)
+    return collect(out.transpose(1, 2), chunks.layout)

@@ -32,9 +32,9 @@ def mamba1(call: Mamba1Call) -> Tensor:
     """See `scan_call.ScanImplementation`."""
     x, dt, A, B, C = (tensor.to(compute_dtype(call.x, call.B)) for tensor in call[:5])
     layout, links, _ = call.tree.chunks(1)
-    x, dt, B, C = (spread(tensor, layout) for tensor in (x, dt, B, C))
+    x, dt, B, C = (spread(tensor, layout).squeeze(1) for tensor in (x, dt, B, C))
     out: Tensor = torch.ops.radix_mlp.selective_scan(x, dt, A, B, C, list(links))
-    return collect(out, layout)
+    return collect(out[:, None], layout)
 
 
 def _steps(links: Links) -> Iterator[tuple[slice, slice]]:

@@ -44,13 +44,19 @@ def _normal(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.float64)
 
 
-def _slow_decay(generator: torch.Generator, *shape: int) -> Tensor:
-    """Logarithms of decays: from none at all over hundreds of tokens to half a token."""
-    return -(10 ** (4.5 * torch.rand(shape, generator=generator, dtype=torch.float64) - 4))
-
-
-def _gates(generator: torch.Generator, *shape: int) -> Tensor:
+def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
     return torch.rand(shape, generator=generator, dtype=torch.float64)
+
+
+def _decays(generator: torch.Generator, *shape: int, heads: int) -> Tensor:
+    """Logarithms of decays, by heads (a dimension): from a thousandth a token, half after 1400 tokens, to one."""
+    scale = torch.logspace(-3, 0, shape[heads], dtype=torch.float64)
+    return -_uniform(generator, *shape) * scale.view(-1, *[1] * (len(shape) - 1 - heads))
+
+
+def _betas(generator: torch.Generator, *shape: int) -> Tensor:
+    """Betas of a delta rule, so small in the first heads that a state is not overwritten for hundreds of tokens."""
+    return _uniform(generator, *shape) * torch.logspace(-2, 0, shape[1])
 
 
 def _conv(rows: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -66,8 +72,8 @@ def _gated_delta_rule(rows: int, generator: torch.Generator) -> dict[str, Tensor
         "q": _normal(generator, rows, 2, 8),
         "k": _normal(generator, rows, 2, 8),
         "v": _normal(generator, rows, 4, 5),
-        "g": _slow_decay(generator, rows, 4),
-        "beta": _gates(generator, rows, 4),
+        "g": _decays(generator, rows, 4, heads=1),
+        "beta": _betas(generator, rows, 4),
     }
 
 
@@ -76,8 +82,8 @@ def _kimi_delta(rows: int, generator: torch.Generator) -> dict[str, Tensor]:
         "q": _normal(generator, rows, 2, 8),
         "k": _normal(generator, rows, 2, 8),
         "v": _normal(generator, rows, 2, 5),
-        "g": _slow_decay(generator, rows, 2, 8),
-        "beta": _gates(generator, rows, 2),
+        "g": _decays(generator, rows, 2, 8, heads=1),
+        "beta": _betas(generator, rows, 2),
     }
 
 
@@ -85,7 +91,7 @@ def _mamba2(rows: int, generator: torch.Generator) -> dict[str, Tensor]:
     return {
         "x": _normal(generator, rows, 4, 3),
         "dt": _normal(generator, rows, 4),
-        "A": _slow_decay(generator, 4),
+        "A": _decays(generator, 4, heads=0),
         "B": _normal(generator, rows, 2, 5),
         "C": _normal(generator, rows, 2, 5),
         "D": _normal(generator, 4),
@@ -97,7 +103,7 @@ def _mamba1(rows: int, generator: torch.Generator) -> dict[str, Tensor]:
     return {
         "x": _normal(generator, rows, 5),
         "dt": _normal(generator, rows, 5),
-        "A": _slow_decay(generator, 5, 3),
+        "A": _decays(generator, 5, 3, heads=0),
         "B": _normal(generator, rows, 3),
         "C": _normal(generator, rows, 3),
         "D": _normal(generator, 5),
@@ -111,7 +117,7 @@ def _lightning(rows: int, generator: torch.Generator) -> dict[str, Tensor]:
         "q": _normal(generator, rows, 3, 4),
         "k": _normal(generator, rows, 3, 4),
         "v": _normal(generator, rows, 3, 5),
-        "slope": -_slow_decay(generator, 3),
+        "slope": -_decays(generator, 3, heads=0),
     }
 
 
@@ -119,7 +125,7 @@ CASES = {
     "conv": Case(lambda **given: tree_conv(activation="silu", **given), _conv),
     "gated_delta_rule": Case(lambda **given: tree_gated_delta_rule(normalize_qk=True, **given), _gated_delta_rule),
     "kimi_delta": Case(lambda **given: tree_kimi_delta(normalize_qk=True, **given), _kimi_delta),
-    "mamba2": Case(lambda **given: tree_mamba2(dt_softplus=True, dt_limit=(0.01, 2.0), **given), _mamba2),
+    "mamba2": Case(lambda **given: tree_mamba2(dt_softplus=True, dt_limit=(0.0, 2.0), **given), _mamba2),
     "mamba1": Case(lambda **given: tree_mamba1(dt_softplus=True, **given), _mamba1),
     "lightning": Case(tree_lightning, _lightning),
 }

@@ -20,9 +20,10 @@ __all__ = ["Tree", "check_rows", "check_shape", "choose", "tree_of"]
 Tree = RadixPlan | DevicePlan | ScanTree
 
 
-def tree_of(plan: Tree, x: Tensor) -> ScanTree:
-    """The tree of a plan on x's device. Raises `InvalidInputError` if it is on another device."""
-    check_tensors(x=x)
+def tree_of(plan: Tree, **rows: Tensor) -> ScanTree:
+    """The tree of a plan, which must be on the device of the one tensor given."""
+    check_tensors(**rows)
+    ((name, x),) = rows.items()
     if isinstance(plan, RadixPlan):
         plan = to_device(plan, x.device, tree=False)
     if isinstance(plan, DevicePlan):
@@ -30,7 +31,7 @@ def tree_of(plan: Tree, x: Tensor) -> ScanTree:
     if not isinstance(plan, ScanTree):
         raise InvalidDtypeError(f"tree is a {type(plan).__name__}: pass a RadixPlan, a DevicePlan or a ScanTree")
     if plan.device != x.device:
-        raise InvalidInputError(f"the rows are on {x.device}, the tree on {plan.device}: use one device")
+        raise InvalidInputError(f"{name} is on {x.device}, the tree on {plan.device}: use one device")
     return plan
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, choose, tree_of
 from radix_mlp.ops.scan.scan_call import ConvCall
+from radix_mlp.ops.tensors import check_tensors
 
 __all__ = ["tree_conv"]
 
@@ -48,8 +49,9 @@ def tree_conv(
     >>> tree_conv(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.ones(1, 2), None, plan).flatten()
     tensor([1., 3., 5., 6.])
     """
-    tree = tree_of(tree, x)
+    tree = tree_of(tree, x=x)
     check_rows(tree, x=(x, 2))
+    check_tensors(weight=weight)
     check_shape(tree, weight=(weight, (x.shape[1], *weight.shape[1:2])), bias=(bias, (x.shape[1],)))
     if weight.shape[1] == 0:
         raise InvalidInputError("weight has no taps")

@@ -56,7 +56,7 @@ def tree_gated_delta_rule(
     >>> tree_gated_delta_rule(one, one, one, gate, gate + 0.5, plan).flatten()
     tensor([0.5000, 0.7500, 0.8750, 0.8750])
     """
-    tree = tree_of(tree, q)
+    tree = tree_of(tree, q=q)
     check_rows(tree, q=(q, 3), v=(v, 3))
     rows, key_heads, width = q.shape
     heads = v.shape[1]

@@ -55,7 +55,7 @@ def tree_kimi_delta(
     >>> tree_kimi_delta(one, one, one, gate[..., None], gate + 0.5, plan).flatten()
     tensor([0.5000, 0.7500, 0.8750, 0.8750])
     """
-    tree = tree_of(tree, q)
+    tree = tree_of(tree, q=q)
     check_rows(tree, q=(q, 3), v=(v, 3))
     rows, heads, width = q.shape
     check_shape(

@@ -83,7 +83,9 @@ def make_layout(rows: NDArray[np.int32], num_rows: int) -> Layout:
 
 
 def spread(x: Tensor, layout: Layout) -> Tensor:
-    """`[M, ...]` by row -> `[T, ...]` (`[n, L, ...]`) by place, zeros at empty places. The gradient sums copies in a fixed order.
+    """`[M, ...]` by row -> `[T, ...]` (`[n, L, ...]`) by place, zeros at empty places.
+
+    The gradient sums copies in a fixed order.
 
     >>> layout = make_layout(np.array([0, 1, -1, 0], np.int32), 2)
     >>> spread(torch.tensor([[1.0], [2.0]]), layout).flatten().tolist()

@@ -41,7 +41,7 @@ def tree_lightning(q: Tensor, k: Tensor, v: Tensor, slope: Tensor, tree: Tree, *
     >>> tree_lightning(one, one, one, torch.zeros(1), plan).flatten()
     tensor([1., 2., 3., 3.])
     """
-    tree = tree_of(tree, q)
+    tree = tree_of(tree, q=q)
     check_rows(tree, q=(q, 3), v=(v, 3))
     rows, heads, width = q.shape
     check_shape(tree, k=(k, (rows, heads, width)), v=(v, (rows, heads, v.shape[2])), slope=(slope, (heads,)))

@@ -61,7 +61,7 @@ def tree_mamba1(
     >>> tree_mamba1(one, one, torch.zeros(1, 1), one, one, plan).flatten()
     tensor([1., 2., 3., 3.])
     """
-    tree = tree_of(tree, x)
+    tree = tree_of(tree, x=x)
     check_rows(tree, x=(x, 2), B=(B, 2))
     rows, channels = x.shape
     check_shape(

@@ -64,7 +64,7 @@ def tree_mamba2(
     >>> tree_mamba2(one, one[..., 0], torch.zeros(1), one, one, plan).flatten()
     tensor([1., 2., 3., 3.])
     """
-    tree = tree_of(tree, x)
+    tree = tree_of(tree, x=x)
     check_rows(tree, x=(x, 3), B=(B, 3))
     rows, heads, _ = x.shape
     if 0 in (heads, B.shape[1]) or heads % B.shape[1]:

@@ -61,8 +61,7 @@ class ScanTree:
     @cached_property
     def parent(self) -> Tensor:
         """`[M]` int64 row of the token before, -1 for first tokens and padding rows."""
-        found = parents(self._end, self.num_compact).astype(np.int64)
-        return send_arrays([found], [], self.device)[0][0]
+        return send_arrays([self._host_parent], [], self.device)[0][0]
 
     def windows(self, width: int) -> Tensor:
         """`[M, width]` int64: the ancestors of each row, oldest first, then the row; -1 before the first token."""
@@ -74,10 +73,8 @@ class ScanTree:
     @cached_property
     def above(self) -> Layout:
         """The layout of parents: the place of row `i` holds the row before it, and is empty for first tokens."""
-        host = make_layout(parents(self._end, self.num_compact), self.num_rows)
         with torch.inference_mode(False):
-            found: Layout = send_tables([host], self.device)[0]
-        return found
+            return _send_layout(make_layout(self._host_parent, self.num_rows), self.device)
 
     @cached_property
     def pieces(self) -> Levels:
@@ -87,25 +84,28 @@ class ScanTree:
     @cached_property
     def layout(self) -> Layout:
         """The layout in which each level is a slice: `spread` rows to it, `collect` them from it."""
-        host = make_layout(self.pieces.rows, self.num_rows)
         with torch.inference_mode(False):
-            found: Layout = send_tables([host], self.device)[0]
-        return found
+            return _send_layout(make_layout(self.pieces.rows, self.num_rows), self.device)
 
     @cached_property
     def levels(self) -> tuple[Level, ...]:
         """The levels, roots first. A piece of one level starts from a final state of the level above."""
-        return _send_levels(self.pieces, self.device)
+        with torch.inference_mode(False):
+            return _send_levels(self.pieces, self.device)
 
     def chunks(self, size: int) -> Chunks:
         """The pieces cut into chunks of `size` rows."""
         if size not in self._chunks:
-            host = make_chunks(self.pieces, size, self.num_rows)
             with torch.inference_mode(False):
+                host = make_chunks(self.pieces, size, self.num_rows)
                 layout, links = send_tables([host.layout, host.links], self.device)
-            layout = layout._replace(rows=layout.rows.view(-1, size))
+                layout = layout._replace(rows=layout.rows.view(-1, size))
             self._chunks[size] = Chunks(layout, links, size)
         return self._chunks[size]
+
+    @cached_property
+    def _host_parent(self) -> NDArray[np.int32]:
+        return parents(self._end, self.num_compact)
 
 
 class _HostLevel(NamedTuple):
@@ -151,6 +151,11 @@ def _send_levels(levels: Levels, device: torch.device) -> tuple[Level, ...]:
         )
         for level, above, cu_seqlens, child_offsets in zip(host, parents_of, tables[::2], tables[1::2], strict=True)
     )
+
+
+def _send_layout(layout: Layout, device: torch.device) -> Layout:
+    found: Layout = send_tables([layout], device)[0]
+    return found
 
 
 def _windows(parent: Tensor, width: int) -> Tensor:

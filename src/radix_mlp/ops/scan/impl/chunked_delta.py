@@ -27,9 +27,7 @@ def gated_delta_rule(call: DeltaCall) -> Tensor:
     if call.normalize_qk:
         q, k = normalized(q), normalized(k)
     chunks = call.tree.chunks(CHUNK)
-    q, k, v, g, beta = (
-        spread(x, chunks.layout).transpose(1, 2) for x in (q * call.scale, k, v, g, beta)
-    )
+    q, k, v, g, beta = (spread(x, chunks.layout).transpose(1, 2) for x in (q * call.scale, k, v, g, beta))
     # a key head serves consecutive value heads
     group = v.shape[1] // k.shape[1]
     products = torch.cat([q, k], dim=2) @ k.transpose(2, 3)

@@ -26,9 +26,7 @@ def kimi_delta(call: DeltaCall) -> Tensor:
     if call.normalize_qk:
         q, k = normalized(q), normalized(k)
     chunks = call.tree.chunks(CHUNK)
-    q, k, v, g, beta = (
-        spread(x, chunks.layout).transpose(1, 2) for x in (q * call.scale, k, v, g, beta)
-    )
+    q, k, v, g, beta = (spread(x, chunks.layout).transpose(1, 2) for x in (q * call.scale, k, v, g, beta))
     total = g.cumsum(2)
     from_start = total.exp()
     later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device).triu(1)

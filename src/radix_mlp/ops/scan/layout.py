@@ -77,9 +77,16 @@ def make_layout(rows: NDArray[np.int32], num_rows: int) -> Layout:
         copied_rows,
         np.append(starts, len(copies)),
     )
-    arrays = (np.maximum(rows, 0), np.maximum(place, 0), np.concatenate(lists))
-    tables = (torch.from_numpy(array.astype(np.int32)) for array in arrays)
-    return Layout(*tables, torch.tensor([len(array) for array in lists]))
+    return Layout(
+        _table(np.maximum(rows, 0)),
+        _table(np.maximum(place, 0)),
+        _table(np.concatenate(lists)),
+        torch.tensor([len(array) for array in lists]),
+    )
+
+
+def _table(array: NDArray[Any]) -> Tensor:
+    return torch.from_numpy(array.astype(np.int32))
 
 
 def spread(x: Tensor, layout: Layout) -> Tensor:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import torch
 import transformers
+from tools.model_types.multimodal_zoo import multimodal_types, tiny_multimodal
 from tools.model_types.sweep import MAX_ERROR, Verdict, examine
 from tools.model_types.zoo import causal_lm_types
 
@@ -15,25 +18,34 @@ from tools.model_types.zoo import causal_lm_types
 @cache
 def verdicts() -> tuple[Verdict, ...]:
     """Every causal-LM type of the installed transformers, examined."""
+    with _quiet():
+        return tuple(examine(model_type) for model_type in causal_lm_types())
+
+
+@cache
+def multimodal_verdicts() -> tuple[Verdict, ...]:
+    """Every multimodal type of the installed transformers, examined on text alone."""
+    with _quiet():
+        return tuple(examine(model_type, tiny_multimodal) for model_type in multimodal_types())
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return tuple(examine(model_type) for model_type in causal_lm_types())
+        yield
 
 
 def models_page() -> str:
     """`models.md`"""
-    found = {kind: [v for v in verdicts() if v.kind == kind] for kind in ("exact", "refused", "not built")}
-    counts = {kind: len(verdicts_of_kind) for kind, verdicts_of_kind in found.items()}
+    found, counts = _by_kind(verdicts())
+    multimodal, multimodal_counts = _by_kind(multimodal_verdicts())
     tables = [
         section
         for kind, title in (("refused", "Refused"), ("not built", "Not built"))
-        for section in (
-            f"## {title}",
-            "| type | why |\n|---|---|\n"
-            + "\n".join(f"| `{v.model_type}` | {_in_general(v.reason)} |" for v in found[kind]),
-        )
+        for section in (f"## {title}", _reasons(found[kind]))
     ]
     sections = [
         "# Models",
@@ -49,13 +61,26 @@ have the same trunk.""",
         "## Exact",
         ", ".join(f"`{v.model_type}`" for v in found["exact"]),
         *tables,
+        "## Multimodal classes",
+        f"""Classes that read images, videos or sounds beside text, as `AutoModelForMultimodalLM` builds them. Here they
+are fed text alone, which is what `enable`, `Engine` and training fold: {multimodal_counts["exact"]} exact,
+{multimodal_counts["refused"]} refused. Calls with images, sounds or their placeholder tokens run unfolded, and
+`radix_mlp.last_call(model)` says so; under `threshold=1` they are an error.""",
+        "Exact: " + ", ".join(f"`{v.model_type}`" for v in multimodal["exact"]),
+        "Refused with text alone:",
+        _reasons(multimodal["refused"]),
+        f"""Not built small here, so tried by `enable` on their own weights: {multimodal_counts["not built"]}.""",
+        _reasons(multimodal["not built"]),
     ]
     return "\n\n".join(sections) + "\n"
 
 
 def proven_module() -> str:
     """`src/radix_mlp/hf/proven_types.py`: the exact types, by the name in their own configuration."""
-    names = sorted({v.config_type for v in verdicts() if v.kind == "exact"})
+    found = [*verdicts(), *multimodal_verdicts()]
+    # one configuration may belong to two classes
+    others = {v.config_type for v in found if v.kind == "refused"}
+    names = sorted({v.config_type for v in found if v.kind == "exact"} - others)
     return "\n".join(
         [
             '"""Model types that the sweep has shown to fold exactly. Written by `make docs`; `probe` tries others."""',
@@ -70,6 +95,15 @@ def proven_module() -> str:
             "",
         ]
     )
+
+
+def _by_kind(found: tuple[Verdict, ...]) -> tuple[dict[str, list[Verdict]], dict[str, int]]:
+    by_kind = {kind: [v for v in found if v.kind == kind] for kind in ("exact", "refused", "not built")}
+    return by_kind, {kind: len(verdicts_of_kind) for kind, verdicts_of_kind in by_kind.items()}
+
+
+def _reasons(found: list[Verdict]) -> str:
+    return "| type | why |\n|---|---|\n" + "\n".join(f"| `{v.model_type}` | {_in_general(v.reason)} |" for v in found)
 
 
 def _in_general(reason: str) -> str:

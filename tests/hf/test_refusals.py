@@ -206,15 +206,6 @@ def test_router_losses_count_every_token(sequences) -> None:
     torch.testing.assert_close(found.loss, expected.loss)
 
 
-def test_multimodal_models_are_refused() -> None:
-    try:
-        model = tiny_model("gemma3")
-    except ImportError as error:
-        pytest.skip(str(error))
-    with pytest.raises(UnsupportedModelError, match="multimodal"):
-        radix_mlp.enable(model)
-
-
 def test_a_hub_class_outside_the_interface_is_not_trusted() -> None:
     model = AutoModelForCausalLM.from_config(tiny_config("gpt_neo"))
     with pytest.raises(UnsupportedModelError, match="attention interface"):

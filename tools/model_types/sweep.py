@@ -6,6 +6,7 @@ wrong mask changes the result (`broken_mask_error` says by how much).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +14,11 @@ import torch
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
-from radix_mlp.hf import disable, enable, last_call, why_unsupported
+from radix_mlp.hf import disable, enable, last_call
 from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.plan import RadixPlan, build_plan
-from tools.model_types.zoo import build_problem, tiny_input, tiny_model
+from tools.model_types.zoo import tiny_input, tiny_model
 
 __all__ = [
     "MAX_ERROR",
@@ -49,18 +50,16 @@ class Verdict:
     """Largest difference of any real token's logits, relative to the largest logit."""
 
 
-def examine(model_type: str) -> Verdict:
+def examine(model_type: str, build: Callable[[str], PreTrainedModel] = tiny_model) -> Verdict:
     """Fold a random batch through a tiny model of this type and compare; raises AssertionError if they differ."""
-    problem = build_problem(model_type)
-    if problem is not None:
-        return Verdict(model_type, "not built", problem)
-    model = tiny_model(model_type)
-    reason = why_unsupported(model)
-    if reason is not None:
-        return Verdict(model_type, "refused", reason, model.config.model_type)
-    sequences = sample_sequences()
-    expected = one_at_a_time(model, sequences)
     try:
+        model = build(model_type)
+    except NotImplementedError as problem:
+        return Verdict(model_type, "not built", str(problem))
+    sequences = sample_sequences()
+    try:
+        enable(model)
+        expected = one_at_a_time(disable(model), sequences)
         enable(model, threshold=1.0)
         error = max(_padded_error(model, sequences, expected, side) for side in ("left", "right"))
     except UnsupportedModelError as refusal:

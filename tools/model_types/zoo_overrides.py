@@ -14,6 +14,7 @@ SPARSE = {"index_topk": 6}
 LATENT_VALUES = {"num_key_value_heads": 4}
 GROUPED = {"n_group": 2, "topk_group": 1}
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+AXES = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}}
 ZAMBA = {"attention_hidden_size": 128, "attention_head_dim": 32}
 ORIGINAL_FULL = {"attention_type": "original_full"}
 GRANITE = {"attention_multiplier": 0.25}
@@ -168,6 +169,21 @@ OVERRIDES: dict[str, dict[str, Any]] = {
         "input_size": 16,
     },
     "phi4_multimodal_vision": VISION_SIZES | {"crop_size": 28},
+    # sections of rotation that fit the small heads
+    "glm4v_text": AXES,
+    "glm_ocr_text": AXES,
+    "paddleocr_vl_text": AXES,
+    "qwen2_5_omni_text": AXES,
+    "qwen2_5_vl_text": AXES,
+    "qwen2_vl_text": AXES,
+    "glm4v_moe_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
+    "qwen2_vl.vision_config": {"embed_dim": 64, "depth": 2, "num_heads": 4, "mlp_ratio": 2},
+    "qwen2_5_vl.vision_config": {"out_hidden_size": 64, "window_size": 28, "fullatt_block_indexes": [1], "depth": 2},
+    "qwen3_vl.vision_config": {"out_hidden_size": 64},
+    "qwen3_5.vision_config": {"out_hidden_size": 64},
+    "gemma3": {"mm_tokens_per_image": 4},
+    "gemma3.vision_config": {"image_size": 56, "patch_size": 14},
+    "llava.vision_config": {"image_size": 56, "patch_size": 14},
 }
 
 DRAFTER = "a drafter: ignores input_ids, reads the embeddings and keys of the model it drafts for"

@@ -37,6 +37,7 @@ _HARMLESS_KWARGS = frozenset(
     {
         "cache_position",
         "layer_idx",
+        "logits_to_keep",
         "max_length_k",
         "max_length_q",
         "num_items_in_batch",

@@ -14,6 +14,7 @@ from radix_mlp.hf.enabled import CallReport, Settings, enabled_of
 from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
 from radix_mlp.hf.model_lock import lock_of
 from radix_mlp.hf.support import decoder_of, why_unsupported
+from radix_mlp.hf.text_tower import text_modules, tower_of
 from radix_mlp.hf.threshold import check_threshold
 from radix_mlp.ops.attention.registry import COMPOSITES, IMPLS
 
@@ -68,7 +69,7 @@ def _enable(model: AnyModel, inner: PreTrainedModel, impl: str, threshold: float
     reason = why_unsupported(model)
     if reason is not None:
         raise UnsupportedModelError(reason)
-    fallback = fallback_of(trunk.config._attn_implementation)
+    fallback = fallback_of(tower_of(trunk).config._attn_implementation)
     if fallback not in FALLBACKS:
         raise UnsupportedModelError(
             f"the model runs {fallback!r} attention; calls that are not folded can go back to {' or '.join(FALLBACKS)} "
@@ -130,13 +131,16 @@ def _pretrained(model: torch.nn.Module) -> PreTrainedModel:
 
 
 def _set_attention(model: PreTrainedModel, name: str) -> None:
-    model.set_attn_implementation(name)
-    for module in decoder_of(model).modules():
+    trunk = decoder_of(model)
+    tower = tower_of(trunk)
+    # those of models for images and sounds keep theirs
+    (model if tower is trunk else tower).set_attn_implementation(name)
+    for _, module in text_modules(tower):
         config = getattr(module, "config", None)
         if isinstance(config, PreTrainedConfig) and config._attn_implementation != name:
             # a layer that was copied has a configuration of its own
             config._attn_implementation = name
-    found = decoder_of(model).config._attn_implementation
+    found = tower.config._attn_implementation
     if found != name:
         raise UnsupportedModelError(
             f"{type(model).__name__} kept its attention implementation {found!r}: it does not use transformers' "
@@ -146,6 +150,7 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
 
 def _is_causal_lm(model: PreTrainedModel) -> bool:
     """Whether `logits` of this class are one row a token: then the head, too, runs on unique tokens."""
-    return model.get_output_embeddings() is not None and "ForCausalLM" in "".join(
-        cls.__name__.replace("LMHeadModel", "ForCausalLM") for cls in type(model).__mro__
-    )
+    # the only decoder-only classes of the third name are multimodal
+    names = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+    is_named = any(name in cls.__name__ for cls in type(model).__mro__ for name in names)
+    return is_named and model.get_output_embeddings() is not None

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from radix_mlp.hf.added_code import reason_of_added_code, reason_of_called_module
 from radix_mlp.hf.fingerprint import Fingerprint, fingerprint
 from radix_mlp.hf.support import is_proven, why_unsupported
+from radix_mlp.hf.text_tower import num_attention_layers, text_modules
 from radix_mlp.hf.trial import Tried, trial
 from radix_mlp.hf.whole_calls import reason_of_whole_calls
 
@@ -38,7 +39,7 @@ class Examination:
         if now.counts_ids and torch.is_grad_enabled() and (reason := reason_of_whole_calls(module)) is not None:
             return reason
         if now != self._made_for:
-            self.num_attention_layers = now.num_attention_layers
+            self.num_attention_layers = num_attention_layers(module)
             self._reason, self._is_added_code = _examine(self._tried)
             self._reason_of_called = reason_of_called_module(module)
             # a trial may have made what the module makes at its first call
@@ -80,7 +81,7 @@ def _examine(tried: Tried) -> tuple[str | None, bool]:
 
 def reason_of_randomness(model: torch.nn.Module) -> str | None:
     """What in training would draw once for all copies of a token."""
-    for name, module in model.named_modules():
+    for name, module in text_modules(model):
         if module.training and (random := _randomness(module)):
             return f"{name}{random} is above 0 in training: copies of a token would share one random draw"
     return None

@@ -32,14 +32,11 @@ class Fingerprint:
         *,
         training: bool,
         counts_ids: bool,
-        num_attention_layers: int,
     ) -> None:
         self.training = training
         """Whether any module is in training mode."""
         self.counts_ids = counts_ids
         """Whether an embedding divides gradients by how often an id occurs (`scale_grad_by_freq`)."""
-        self.num_attention_layers = num_attention_layers
-        """Modules with a flag `is_causal`, as attention layers of transformers have."""
         self._modules = modules
         self._changes = changes
         # kept, so that no other object gets the address of one of these
@@ -78,7 +75,7 @@ def fingerprint(model: torch.nn.Module, *, addresses: bool = False) -> Fingerpri
     """
     kinds: list[type] = []
     changes: list[Any] = []
-    training, counts_ids, num_attention_layers = False, False, 0
+    training, counts_ids = False, False
     pending: list[Any] = [model]
     while pending:
         module = pending.pop()
@@ -90,7 +87,6 @@ def fingerprint(model: torch.nn.Module, *, addresses: bool = False) -> Fingerpri
         training = training or state["training"]
         counts_ids = counts_ids or bool(state.get("scale_grad_by_freq"))
         if "is_causal" in state:
-            num_attention_layers += 1
             changes.append((len(kinds), state["is_causal"]))
         if "forward" in state:
             forward, enabled = state["forward"], enabled_of(module)
@@ -110,7 +106,6 @@ def fingerprint(model: torch.nn.Module, *, addresses: bool = False) -> Fingerpri
         _shared_code(kinds),
         training=training,
         counts_ids=counts_ids,
-        num_attention_layers=num_attention_layers,
     )
 
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from radix_mlp.hf.media import placeholders_of, reason_of_media, says_text, without_axes
 from radix_mlp.hf.padding import row_with_holes, tokens_of_mask
 from radix_mlp.hf.tracing import reason_of_tracing
 
@@ -66,13 +67,18 @@ class FoldableCall:
 
 def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableCall | str:
     """Read the arguments of a forward call; a string is the reason why this call cannot be folded."""
-    given = {name: value for name, value in arguments.items() if value is not None}
+    given = {
+        name: value for name, value in arguments.items() if value is not None and not says_text(model, name, value)
+    }
     reason = _reason_of_arguments(model, given)
     if reason is not None:
         return reason
     input_ids: torch.Tensor = given["input_ids"]
     batch, length = input_ids.shape
-    mask, positions, boundaries = (given.get(n) for n in ("attention_mask", "position_ids", "cu_seq_lens_q"))
+    mask, boundaries = given.get("attention_mask"), given.get("cu_seq_lens_q")
+    positions = _read_positions(model, given)
+    if isinstance(positions, str):
+        return positions
     ids = _to_numpy(input_ids).reshape(-1)
     position_ids = None if positions is None else _to_numpy(positions.expand(batch, length))
     if position_ids is not None and (position_ids < 0).any():
@@ -100,7 +106,7 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
         None if position_ids is None else position_ids.reshape(-1)[token_index],
         cu_seq_lengths.astype(np.int64),
     )
-    return _reason_of_labels(given, call) or call
+    return _reason_of_placeholders(model, call) or _reason_of_labels(given, call) or call
 
 
 def _starts_of_packed(position_ids: NDArray[np.int64]) -> NDArray[np.int64] | str:
@@ -121,7 +127,7 @@ def _starts_of_packed(position_ids: NDArray[np.int64]) -> NDArray[np.int64] | st
 def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> str | None:
     if given.get("past_key_values") is not None or given.get("use_cache"):
         return USES_CACHE
-    input_ids, mask, positions = (given.get(n) for n in ("input_ids", "attention_mask", "position_ids"))
+    input_ids, mask = given.get("input_ids"), given.get("attention_mask")
     if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2:
         return "input_ids [B, T] are not given (embeddings have no token identity)"
     reason = reason_of_tracing(input_ids)
@@ -133,20 +139,45 @@ def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> st
         return f"input_ids are {input_ids.dtype}, not int64 or int32"
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.shape != input_ids.shape):
         return "attention_mask is not a [B, T] tensor"
-    if positions is not None and (
-        positions.ndim != 2 or positions.shape[1] != input_ids.shape[1] or len(positions) not in (1, len(input_ids))
-    ):
-        return "position_ids are not a [B, T] tensor"
-    if positions is not None and positions.dtype not in _INTEGERS:
-        return f"position_ids are {positions.dtype}, not int64 or int32"
     if given.get("output_attentions", getattr(model.config, "output_attentions", False)):
         return "attention weights are asked for (output_attentions)"
     if given.get("output_router_logits", getattr(model.config, "output_router_logits", False)):
         return "router logits are asked for (output_router_logits): balancing losses count tokens, not unique tokens"
     if not _is_plain_selection(given.get("logits_to_keep", 0)):
         return "logits_to_keep is neither an int nor a 1-D tensor of columns"
-    unknown = given.keys() - _OWN_ARGUMENTS - _HARMLESS_ARGUMENTS
-    return f"the argument {min(unknown)} is given, which folding does not know" if unknown else None
+    unknown = min(given.keys() - _OWN_ARGUMENTS - _HARMLESS_ARGUMENTS, default=None)
+    if unknown is None:
+        return None
+    return reason_of_media(unknown) or f"the argument {unknown} is given, which folding does not know"
+
+
+def _read_positions(model: PreTrainedModel, given: Mapping[str, Any]) -> torch.Tensor | str | None:
+    """`[B, T]` or `[1, T]`, or why the caller's positions are none that fold."""
+    input_ids, positions = given["input_ids"], given.get("position_ids")
+    if positions is None:
+        return None
+    if positions.ndim == 3:
+        positions = without_axes(model, positions, has_mask=given.get("attention_mask") is not None)
+        if isinstance(positions, str):
+            return positions
+    if positions.ndim != 2 or positions.shape[1] != input_ids.shape[1] or len(positions) not in (1, len(input_ids)):
+        return "position_ids are not a [B, T] tensor"
+    if positions.dtype not in _INTEGERS:
+        return f"position_ids are {positions.dtype}, not int64 or int32"
+    checked: torch.Tensor = positions
+    return checked
+
+
+def _reason_of_placeholders(model: PreTrainedModel, call: FoldableCall) -> str | None:
+    placeholders = placeholders_of(model.config)
+    found = call.input_ids[np.isin(call.input_ids, [*placeholders])]
+    if not len(found):
+        return None
+    token = int(found[0])
+    return (
+        f"input_ids hold {token} ({placeholders[token]}), which stands for an image, a video or a sound, and only "
+        "calls of text alone fold"
+    )
 
 
 def _is_plain_selection(logits_to_keep: object) -> bool:

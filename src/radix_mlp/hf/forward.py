@@ -15,6 +15,7 @@ from radix_mlp.errors import InvalidInputError, UnsupportedCallError
 from radix_mlp.hf.attention_function import every_layer_sees_the_tree, impl_of
 from radix_mlp.hf.enabled import Examined, enabled_of
 from radix_mlp.hf.support import check_settings, decoder_of
+from radix_mlp.hf.text_tower import tower_of
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.hf.windows import windows_of
 from radix_mlp.ops.device_plan import DevicePlan, to_device
@@ -41,9 +42,9 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
         UnsupportedModelError: the configuration has been changed to one that does not fold.
         UnsupportedCallError: the attention implementation has been changed, so no layer would see the tree.
     """
-    trunk = decoder_of(model)
-    check_settings(trunk.config)
-    attention = trunk.config._attn_implementation
+    tower = tower_of(decoder_of(model))
+    check_settings(tower.config)
+    attention = tower.config._attn_implementation
     if not attention.startswith("radix"):
         raise UnsupportedCallError(
             f"the attention implementation was set to {attention!r} after radix_mlp.enable, so no layer would see the "
@@ -52,7 +53,7 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
     tree = plan.tree_for(impl_of(attention))
     arguments: dict[str, Any] = {
         "input_ids": plan.compact_ids[None],
-        "attention_mask": TreeMask.of(tree, windows_of(trunk)),
+        "attention_mask": TreeMask.of(tree, windows_of(tower)),
         "position_ids": plan.compact_positions[None],
         "use_cache": False,
         "return_dict": True,

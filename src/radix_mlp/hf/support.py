@@ -13,6 +13,7 @@ from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.adapters import opened, why_not_opened
 from radix_mlp.hf.origin import is_stock
 from radix_mlp.hf.proven_types import PROVEN_TYPES
+from radix_mlp.hf.text_tower import is_multimodal, text_modules, tower_of
 from radix_mlp.hf.whole_calls import reason_of_whole_calls
 
 __all__ = ["check_settings", "decoder_of", "is_proven", "why_unsupported"]
@@ -47,17 +48,18 @@ def why_unsupported(model: torch.nn.Module) -> str | None:
         return reason
     inner = opened(model)
     trunk = decoder_of(inner)
-    for config in (inner.config, trunk.config):
+    tower = tower_of(trunk)
+    for config in (inner.config, trunk.config, tower.config):
         for reason in _config_reasons(config):
             return reason
-    for reason in _class_reasons(trunk):
+    for reason in (*_tower_reasons(tower), *_class_reasons(trunk)):
         return reason
-    for name, module in trunk.named_modules():
+    for name, module in text_modules(tower):
         for reason in _module_reasons(name, module):
             return reason
     # gradients that count rows are a matter of the call
     with torch.no_grad():
-        found = reason_of_whole_calls(trunk)
+        found = reason_of_whole_calls(tower)
     return None if found is None else f"{found}. Run it unfolded."
 
 
@@ -73,20 +75,29 @@ def check_settings(config: PreTrainedConfig) -> None:
 
 def is_proven(model: PreTrainedModel) -> bool:
     """Whether the sweep has shown this type to fold exactly, and all its classes are those that it has seen."""
-    is_known = model.config.model_type in PROVEN_TYPES or decoder_of(model).config.model_type in PROVEN_TYPES
-    return is_known and all(is_stock(type(module)) for module in model.modules())
+    trunk = decoder_of(model)
+    is_known = model.config.model_type in PROVEN_TYPES or trunk.config.model_type in PROVEN_TYPES
+    if not is_known:
+        return False
+    if tower_of(trunk) is trunk:
+        return all(is_stock(type(module)) for module in model.modules())
+    within = {*tower_of(trunk).modules(), model.get_output_embeddings()} - {None}
+    ours = text_modules(model)
+    return all(is_stock(type(module)) or (module not in within and _is_of_torch(module)) for _, module in ours)
+
+
+def _is_of_torch(module: torch.nn.Module) -> bool:
+    """Between towers, layers for pictures stand that take no rows of a text."""
+    return type(module).__module__.startswith("torch.nn.modules.")
 
 
 def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         yield f"{kind} is an encoder-decoder: its decoder also attends to an encoder. Fold a decoder-only model."
-    if config.get_text_config() is not config:
-        yield (
-            f"{kind} is multimodal: equal token ids do not mean equal images or sounds. "
-            "Enable its text model alone (the class for its text configuration)."
-        )
-    if getattr(config, "is_causal", True) is False or getattr(config, "use_bidirectional_attention", None):
+    # "vision" is about the tokens of one picture
+    both_ways = getattr(config, "use_bidirectional_attention", None) not in (None, False, "vision")
+    if getattr(config, "is_causal", True) is False or both_ways:
         yield (
             f"{kind} attends in both directions here (is_causal=False or use_bidirectional_attention), so a token "
             "depends on what follows it and nothing can be shared. Use a causal model."
@@ -105,13 +116,22 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
 
 def _class_reasons(trunk: PreTrainedModel) -> Iterator[str]:
     kind = type(trunk).__name__
-    if not trunk._can_set_attn_implementation():
+    if "position_ids" not in inspect.signature(type(trunk).forward).parameters:
+        yield f"{kind} takes no position_ids, so it cannot take the positions of folded tokens. Run it unfolded."
+
+
+def _tower_reasons(tower: PreTrainedModel) -> Iterator[str]:
+    kind = type(tower).__name__
+    if is_multimodal(tower.config):
+        yield (
+            f"{kind} does not say which module holds its text layers (get_decoder), so what a text runs through is not "
+            "known. Run it unfolded, or enable its text model alone."
+        )
+    if not tower._can_set_attn_implementation():
         yield (
             f"{kind} does not call its attention through transformers' attention interface, so the tree mask would "
             "never reach it. Run it unfolded, or with a transformers version in which it does."
         )
-    if "position_ids" not in inspect.signature(type(trunk).forward).parameters:
-        yield f"{kind} takes no position_ids, so it cannot take the positions of folded tokens. Run it unfolded."
 
 
 def _module_reasons(name: str, module: torch.nn.Module) -> Iterator[str]:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import RadixError
 from radix_mlp.hf.fingerprint import fingerprint
+from radix_mlp.hf.media import placeholders_of
 from radix_mlp.hf.origin import is_stock
 
 __all__ = ["Tried", "trial"]
@@ -81,9 +82,12 @@ def _sequences(config: Any) -> list[np.ndarray]:
     random = np.random.default_rng(0)
     vocabulary = config.get_text_config().vocab_size
     # from few ids, so that some come again
+    placeholders = [*placeholders_of(config)]
     known = random.integers(0, vocabulary, 12)
+    known = known[~np.isin(known, placeholders)]
     beginnings = [random.choice(known, 9) for _ in range(2)]
-    beginnings[1][0] = (beginnings[0][0] + 1) % vocabulary
+    others = (np.arange(1, vocabulary) + beginnings[0][0]) % vocabulary
+    beginnings[1][0] = others[~np.isin(others, placeholders)][0]
     return [np.concatenate((beginnings[i][:n], random.choice(known, own))).astype(np.int64) for i, n, own in _SEQUENCES]
 
 

@@ -6,16 +6,13 @@ configuration at that moment; what an attention module keeps from when it was bu
 
 from __future__ import annotations
 
-import functools
-import inspect
-from collections.abc import Iterator
-from types import CodeType
 from typing import Any, TypeAlias
 
 import torch
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
+from radix_mlp.hf.names_in_forward import names_in_forward
 
 __all__ = ["Windows", "window_of", "windows_of"]
 
@@ -36,7 +33,7 @@ def windows_of(trunk: PreTrainedModel) -> Windows:
         (None,)
     """
     model_class: Any = type(trunk)
-    names = _names_in_forward(model_class)
+    names = names_in_forward(model_class)
     if "create_sliding_window_causal_mask" not in names:
         return None
     config: Any = trunk.config
@@ -88,18 +85,3 @@ def _check_places(trunk: PreTrainedModel) -> None:
                         f"layer {place} was made as layer {kept} (layer_idx of its {type(module).__name__}), and the "
                         "windows of the layers differ. Set layer_idx to the place, or run it unfolded."
                     )
-
-
-@functools.cache
-def _names_in_forward(model_class: Any) -> frozenset[str]:
-    """What the forward of a class, or one that it overrides and may call, refers to by name."""
-    forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in model_class.__mro__ if "forward" in vars(cls))
-    codes = (code for forward in forwards for code in _codes(getattr(forward, "__code__", None)))
-    return frozenset(name for code in codes for name in (*code.co_names, *code.co_freevars))
-
-
-def _codes(code: object) -> Iterator[CodeType]:
-    if isinstance(code, CodeType):
-        yield code
-        for constant in code.co_consts:
-            yield from _codes(constant)

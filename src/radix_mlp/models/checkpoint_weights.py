@@ -10,7 +10,7 @@ import torch
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
-    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -25,7 +25,7 @@ __all__ = ["check_weights"]
 SHOWN = 3
 REMADE_BUFFERS = re.compile(r"(rotary_emb\.inv_freq|position_ids|\.masked_bias|\.(attn|attention)\.bias)$")
 """Buffers that older checkpoints hold and that every model computes by itself."""
-_CLASSES = (AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForImageTextToText)
+_CLASSES = (AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoModelForMultimodalLM)
 
 
 def check_weights(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,10 @@ from radix_mlp.hf.adapters import pretrained_of
 from radix_mlp.hf.added_code import reason_of_called_module
 from radix_mlp.hf.enabled import Enabled, enabled_of
 from radix_mlp.hf.fingerprint import fingerprint, hooks_of
+from radix_mlp.hf.media import placeholders_of
+from radix_mlp.hf.names_in_forward import names_in_forward
 from radix_mlp.hf.support import decoder_of
+from radix_mlp.hf.text_tower import is_multimodal
 from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear
 
 __all__ = ["Head", "classification_head", "language_head", "pad_token_of", "require_language_head", "scale_and_softcap"]
@@ -130,8 +134,17 @@ def pad_token_of(model: PreTrainedModel) -> int:
 
 
 def scale_and_softcap(model: PreTrainedModel) -> tuple[float, float | None]:
-    """What the model's configuration multiplies logits by, and where it caps them."""
-    config = model.config.get_text_config()
+    """What the model's configuration multiplies logits by, and where it caps them.
+
+    A multimodal class has the settings of its text model and may leave them aside.
+    """
+    config: Any = model.config.get_text_config()
+    if is_multimodal(model.config):
+        model_class: Any = type(model)
+        names = names_in_forward(model_class)
+        config = SimpleNamespace(
+            **{name: value for name, value in vars(config).items() if name in names}, model_type=config.model_type
+        )
     scale = 1.0
     for name in ("logit_scale", "output_multiplier"):
         value = getattr(config, name, None)
@@ -254,7 +267,7 @@ def _probes(model: PreTrainedModel, probe: NDArray[np.int32] | None) -> Iterator
     draw = np.random.default_rng(0)
     for _ in range(NUM_PROBES):
         ids = draw.integers(0, embeddings.weight.shape[0], PROBE_TOKENS, dtype=np.int32)
-        ids = ids[ids != pad_token_of(model)]
+        ids = ids[~np.isin(ids, [pad_token_of(model), *placeholders_of(model.config)])]
         if len(ids):
             yield ids
     if probe is not None:

@@ -146,7 +146,7 @@ def _load_model(name: str, dtype: torch.dtype | None, kind: str, trust_remote_co
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         loaded_as = kind_of_checkpoint(config, kind)
         check_own_classes(name, _auto_map(config), loaded_as, chosen=kind != "auto", trusted=trust_remote_code)
-        model, found = auto_class_of(loaded_as).from_pretrained(
+        model, found = auto_class_of(config, loaded_as).from_pretrained(
             name,
             dtype=dtype or "auto",
             trust_remote_code=trust_remote_code,

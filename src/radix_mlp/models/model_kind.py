@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForMultimodalLM,
     AutoModelForSequenceClassification,
     PreTrainedConfig,
     PreTrainedModel,
@@ -36,15 +37,21 @@ def kind_of_checkpoint(config: PreTrainedConfig, kind: str = "auto") -> Kind:
         return kind  # type: ignore[return-value]
     # a class without an output head would get a random one from AutoModelForCausalLM
     classes = config.architectures or ["ForCausalLM"]
-    if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in classes):
+    heads = ["ForCausalLM", "LMHeadModel"]
+    if not config.is_encoder_decoder:
+        # multimodal: text through their head is the same task
+        heads.append("ForConditionalGeneration")
+    if any(name.endswith(tuple(heads)) for name in classes):
         return "causal"
     return "classifier" if any(name.endswith("ForSequenceClassification") for name in classes) else "trunk"
 
 
-def auto_class_of(kind: Kind) -> Any:
-    """The class of transformers that loads it."""
+def auto_class_of(config: PreTrainedConfig, kind: Kind) -> Any:
+    """The class of transformers that loads it; of multimodal models some have no causal one."""
     if kind == "causal":
-        return AutoModelForCausalLM
+        is_known = type(config) in AutoModelForCausalLM._model_mapping
+        is_multimodal = type(config) in AutoModelForMultimodalLM._model_mapping
+        return AutoModelForMultimodalLM if is_multimodal and not is_known else AutoModelForCausalLM
     return AutoModelForSequenceClassification if kind == "classifier" else AutoModel
 
 

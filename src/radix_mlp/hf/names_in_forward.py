@@ -1,0 +1,32 @@
+"""What the code of a forward refers to by name: which masks it makes, which settings it reads."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from types import CodeType
+from typing import Any
+
+__all__ = ["names_in_forward"]
+
+
+@functools.cache
+def names_in_forward(model_class: Any) -> frozenset[str]:
+    """What the forward of a class, or one that it overrides and may call, refers to by name.
+
+    Example:
+        >>> from transformers import Gemma2ForCausalLM
+        >>> "final_logit_softcapping" in names_in_forward(Gemma2ForCausalLM)
+        True
+    """
+    forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in model_class.__mro__ if "forward" in vars(cls))
+    codes = (code for forward in forwards for code in _codes(getattr(forward, "__code__", None)))
+    return frozenset(name for code in codes for name in (*code.co_names, *code.co_freevars))
+
+
+def _codes(code: object) -> Iterator[CodeType]:
+    if isinstance(code, CodeType):
+        yield code
+        for constant in code.co_consts:
+            yield from _codes(constant)

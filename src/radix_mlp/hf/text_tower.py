@@ -1,0 +1,55 @@
+"""The part of a multimodal class that a text runs through: text alone is an ordinary call of the whole class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+__all__ = ["is_multimodal", "num_attention_layers", "text_modules", "tower_of"]
+
+
+def is_multimodal(config: PreTrainedConfig) -> bool:
+    """Whether a model of this configuration wraps a text model: its text layers have a configuration of their own."""
+    return config.get_text_config() is not config
+
+
+def tower_of(trunk: PreTrainedModel) -> PreTrainedModel:
+    """The module that holds the text layers and has their configuration: `trunk` itself, unless it is multimodal.
+
+    Example:
+        >>> from radix_mlp.models.tiny import tiny_model
+        >>> type(tower_of(tiny_model().model)).__name__
+        'Qwen3Model'
+    """
+    if not is_multimodal(trunk.config):
+        return trunk
+    tower = trunk.get_decoder()
+    if isinstance(tower, PreTrainedModel) and not hasattr(tower, "layers"):
+        # a class with an output head of its own
+        tower = tower.base_model
+    return tower if isinstance(tower, PreTrainedModel) else trunk
+
+
+def text_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """`named_modules` without the models for images and sounds inside, which a text does not run through."""
+    seen: set[int] = set()
+    pending = [("", model)]
+    while pending:
+        name, module = pending.pop()
+        if id(module) in seen:
+            continue
+        seen.add(id(module))
+        yield name, module
+        children = [(f"{name}.{child}".lstrip("."), part) for child, part in module.named_children()]
+        pending += [(child, part) for child, part in reversed(children) if not _is_for_other_inputs(part)]
+
+
+def num_attention_layers(trunk: PreTrainedModel) -> int:
+    """Text layers with a flag `is_causal`, as attention of transformers has: all of them must see a call's tree."""
+    return sum("is_causal" in vars(module) for _, module in text_modules(tower_of(trunk)))
+
+
+def _is_for_other_inputs(module: torch.nn.Module) -> bool:
+    return isinstance(module, PreTrainedModel) and "text" not in module.input_modalities

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-__all__ = ["HAS_TRITON", "why_not_installed"]
+__all__ = ["HAS_TRITON", "INTERPRETS_TRITON", "why_not_installed"]
 
 HAS_TRITON = find_spec("triton") is not None
+# slowly, on the CPU, to try out and to test; Triton reads it when it is imported
+INTERPRETS_TRITON = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
 
 
 def why_not_installed(versions: dict[str, str], extra: str) -> str | None:

@@ -63,7 +63,7 @@ def choose(impl: str, op: str, *tensors: Tensor | None) -> ScanImplementation:
     """The implementation that runs `op` on the tensors, of which the first decides dtype and device."""
     given = [x for x in tensors if x is not None]
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    return implementation(impl, ScanKind(op, given[0].device.type, given[0].dtype, gradients))
+    return implementation(impl, ScanKind(op, given[0].device.type, given[0].dtype, given[0].shape[-1], gradients))
 
 
 def _check_kind(name: str, x: Tensor, tree: ScanTree) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from radix_mlp.errors import UnsupportedImplError
-from radix_mlp.ops.scan.impl import reference, torch
+from radix_mlp.ops.scan.impl import fla, reference, torch, triton
 from radix_mlp.ops.scan.scan_call import ScanImplementation, ScanKind
 
 __all__ = ["IMPLS", "implementation"]
 
-IMPLS: dict[str, ScanImplementation] = {"torch": torch, "reference": reference}
-AUTO = ("torch",)
-"""What `auto` tries, in this order."""
+IMPLS: dict[str, ScanImplementation] = {
+    "fla": fla,
+    "triton": triton,
+    "torch": torch,
+    "reference": reference,
+}
+AUTO = {"cuda": ("fla", "triton", "torch")}
+"""What `auto` tries on a kind of device, in this order; elsewhere it takes `torch`."""
 
 
 def implementation(impl: str, kind: ScanKind) -> ScanImplementation:
     """The implementation to run; raises `UnsupportedImplError` if it is unknown or cannot run such a call."""
     if impl == "auto":
-        impl = next((name for name in AUTO if IMPLS[name].why_not(kind) is None), AUTO[-1])
+        impl = next(name for name in AUTO.get(kind.device_type, ("torch",)) if IMPLS[name].why_not(kind) is None)
     reason = IMPLS[impl].why_not(kind) if impl in IMPLS else "is not an implementation of scans"
     if reason is not None:
         able = ("auto", *(name for name in IMPLS if IMPLS[name].why_not(kind) is None))

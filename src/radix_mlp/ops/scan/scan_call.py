@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ __all__ = [
     "ScanImplementation",
     "ScanKind",
     "compute_dtype",
+    "not_offered",
 ]
 
 
@@ -28,6 +29,8 @@ class ScanKind(NamedTuple):
     """`conv`, `gated_delta_rule`, `kimi_delta`, `mamba2`, `mamba1` or `lightning`."""
     device_type: str
     dtype: torch.dtype
+    width: int = 0
+    """Elements of a key, or of a row's last dimension."""
     gradients: bool = False
     """Whether autograd records the call."""
 
@@ -109,6 +112,11 @@ class ScanImplementation(Protocol):
 
     def lightning(self, call: LightningCall) -> Tensor:
         """`[M, H, V]`."""
+
+
+def not_offered(call: Any) -> NoReturn:
+    """An operation that `why_not` refuses."""
+    raise AssertionError(f"why_not accepted a {type(call).__name__} that is not offered")
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

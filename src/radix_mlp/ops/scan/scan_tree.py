@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.ops.attention.attention_tree import send_arrays, send_tables
+from radix_mlp.ops.scan.chunk_tables import ChunkTables, make_chunk_tables
 from radix_mlp.ops.scan.chunks import Chunks, make_chunks
-from radix_mlp.ops.scan.layout import Layout, make_layout
+from radix_mlp.ops.scan.layout import Layout, collect, make_layout, spread
 from radix_mlp.plan.levels import Levels, make_levels
 from radix_mlp.plan.segments import make_segments
 from radix_mlp.plan.tree import parents
@@ -92,6 +93,40 @@ class ScanTree:
         """The levels, roots first. A piece of one level starts from a final state of the level above."""
         with torch.inference_mode(False):
             return _send_levels(self.pieces, self.device)
+
+    @cached_property
+    def chunk_tables(self) -> ChunkTables:
+        """The tables of kernels that work on chunks of rows that stand level by level."""
+        return make_chunk_tables(self.pieces, self.device)
+
+    def to_levels(self, x: Tensor) -> Tensor:
+        """`[M, ...]` by row -> `[T, ...]` level by level."""
+        return x if self._is_in_level_order else spread(x, self.layout)
+
+    def from_levels(self, x: Tensor) -> Tensor:
+        """`[T, ...]` level by level -> `[M, ...]` by row; zeros for padding rows."""
+        return x if self._is_in_level_order else collect(x, self.layout)
+
+    @cached_property
+    def _is_in_level_order(self) -> bool:
+        """Whether the rows stand level by level as they are, as in trees of one root with leaves right below it."""
+        rows = self.pieces.rows
+        return len(rows) == self.num_rows and bool((rows == np.arange(self.num_rows)).all())
+
+    @cached_property
+    def children(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The first child of each row (`[M]`, -1 for none), and the others: offsets `[M + 1]` into a list; int32."""
+        parent = parents(self._end, self.num_compact)
+        rows = np.flatnonzero(parent >= 0)
+        # in preorder the first child is the next row
+        is_first = parent[rows] == rows - 1
+        first = np.full(self.num_rows, -1, np.int32)
+        first[parent[rows[is_first]]] = rows[is_first]
+        others = rows[~is_first]
+        others = others[np.argsort(parent[others], kind="stable")]
+        offsets = np.searchsorted(parent[others], np.arange(self.num_rows + 1))
+        _, sent = send_arrays([], [first, offsets.astype(np.int32), others.astype(np.int32)], self.device)
+        return sent[0], sent[1], sent[2]
 
     def chunks(self, size: int) -> Chunks:
         """The pieces cut into chunks of `size` rows."""

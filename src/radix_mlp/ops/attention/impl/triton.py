@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from radix_mlp.ops.attention.impl.triton_tables import (
     pack_tables,
     size_of_forward_tables,
 )
-from radix_mlp.ops.packages import HAS_TRITON
+from radix_mlp.ops.packages import HAS_TRITON, INTERPRETS_TRITON
 
 __all__ = [
     "MAX_WIDTH",
@@ -38,8 +37,6 @@ SAVES_LSE = True
 MAX_WIDTH = 512
 """Largest head dimension."""
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-# slowly, on the CPU, to try out and to test; Triton reads it when it is imported
-_INTERPRETS = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on", "y", "yes")
 # rows, in windows, from which tables made for the window save more than making them costs
 _LONG = 8
 
@@ -55,7 +52,7 @@ class Tables(NamedTuple):
 
 def why_not(kind: CallKind) -> str | None:
     """See `attention_call.Implementation`."""
-    if kind.device_type != "cuda" and not (_INTERPRETS and kind.device_type == "cpu"):
+    if kind.device_type != "cuda" and not (INTERPRETS_TRITON and kind.device_type == "cpu"):
         return f"cannot run on {kind.device_type}"
     if not HAS_TRITON:
         return "needs the package triton, which is not installed"

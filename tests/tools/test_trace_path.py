@@ -1,7 +1,6 @@
-from tools.trace_path import trace
+from tools.trace_path import trace, trace_embed, trace_post_embed
 
 import radix_mlp
-from radix_mlp import Engine
 
 
 def test_a_plan_stays_in_one_package():
@@ -16,10 +15,16 @@ def test_a_plan_stays_in_one_package():
 
 
 def test_the_way_of_two_texts_stays_straight():
-    engine = Engine("tiny")
-    texts = ["Query: what is a radix? Text: a root.", "Query: what is a radix? Text: a leaf."]
-    engine.embed(texts)
-    found = trace(lambda: engine.embed(texts))
-    assert len(found.files) <= 54, sorted(found.files)
-    assert found.deepest <= 23
+    found = trace_embed()
+    assert len(found.files) <= 47, sorted(found.files)
+    assert found.deepest <= 16
+    assert found.both_ways == set()
     assert not any("tokenize_ahead" in file for file in found.files)
+
+
+def test_the_way_of_a_request_stays_straight():
+    found = trace_post_embed()
+    assert "serve/service.py" in found.files
+    assert "engine/online/serving_loop.py" in found.files
+    assert len(found.files) <= 60, sorted(found.files)
+    assert found.both_ways == set()

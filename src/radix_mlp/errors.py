@@ -2,7 +2,8 @@
 
     RadixError
     ├── InvalidInputError (also ValueError)      an argument has a wrong value, shape or length
-    │   └── InvalidDtypeError (also TypeError)   an argument has a wrong dtype or type
+    │   ├── InvalidDtypeError (also TypeError)   an argument has a wrong dtype or type
+    │   └── RejectedItemsError                   some items of a list cannot be run
     ├── UnsupportedModelError                    this model cannot be folded exactly; says why
     ├── UnsupportedCallError                     this call on an enabled model cannot be folded; says why
     │   └── NoCacheError (also AttributeError)   a folded call keeps no key-value cache
@@ -32,6 +33,7 @@ __all__ = [
     "NonFiniteAnswersError",
     "OverloadedError",
     "RadixError",
+    "RejectedItemsError",
     "UnsupportedCallError",
     "UnsupportedImplError",
     "UnsupportedModelError",
@@ -48,6 +50,21 @@ class InvalidInputError(RadixError, ValueError):
 
 class InvalidDtypeError(InvalidInputError, TypeError):
     """An argument has a wrong dtype or Python type."""
+
+
+class _WithPlaces(Exception):
+    """Of some items: `kind` is their name, `rejected` holds (place in the caller's list, reason), in order."""
+
+    def __init__(self, kind: str, rejected: list[tuple[int, str]]) -> None:
+        self.kind = kind
+        self.rejected = rejected
+        index, reason = rejected[0]
+        more = f" ({len(rejected) - 1} more like it)" if len(rejected) > 1 else ""
+        super().__init__(f"{kind}[{index}]: {reason}{more}")
+
+
+class RejectedItemsError(_WithPlaces, InvalidInputError):
+    """Some items cannot be run: `rejected` holds (place in the caller's list, reason), in order."""
 
 
 class UnsupportedModelError(RadixError):
@@ -104,15 +121,8 @@ class DeviceMemoryError(InferenceError):
         return [] if self.place is None else [(self.place, str(self).removesuffix("."))]
 
 
-class NonFiniteAnswersError(InferenceError):
+class NonFiniteAnswersError(_WithPlaces, InferenceError):
     """The model's answers to some items are not finite, even with each item run without the others.
 
-    `kind` is the name of the items; `rejected` holds (index in the caller's list, reason), in order.
+    `kind` is the name of the items; `rejected` holds (place in the caller's list, reason), in order.
     """
-
-    def __init__(self, kind: str, rejected: list[tuple[int, str]]) -> None:
-        self.kind = kind
-        self.rejected = rejected
-        index, reason = rejected[0]
-        more = f" ({len(rejected) - 1} more like it)" if len(rejected) > 1 else ""
-        super().__init__(f"{kind}[{index}]: {reason}{more}")

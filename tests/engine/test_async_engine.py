@@ -13,8 +13,13 @@ from tests.engine.test_engine import PAIRS, TEXTS, ids_of
 
 from radix_mlp import AsyncEngine, Engine, disable
 from radix_mlp.engine.online.accepted_request import AcceptedRequest
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-from radix_mlp.errors import EngineClosedError, InvalidDtypeError, InvalidInputError, UnsupportedModelError
+from radix_mlp.errors import (
+    EngineClosedError,
+    InvalidDtypeError,
+    InvalidInputError,
+    RejectedItemsError,
+    UnsupportedModelError,
+)
 from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 

@@ -5,8 +5,7 @@ from tests.engine import oracle
 from tests.engine.faults import without_expiry
 
 from radix_mlp import Engine, disable
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
+from radix_mlp.errors import InvalidInputError, RadixError, RejectedItemsError, UnsupportedModelError
 from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_tokenizer
 
 PREFIX = "Is this a friendly message? "

@@ -5,8 +5,7 @@ from tests.engine import oracle
 from transformers import GemmaConfig, GemmaModel, Qwen3Config, Qwen3Model
 
 from radix_mlp import Engine, disable, is_enabled
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
+from radix_mlp.errors import InvalidInputError, RadixError, RejectedItemsError, UnsupportedModelError
 from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
 PREFIX = "Instruct: find the passage that answers. Query: "

@@ -10,8 +10,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from radix_mlp.engine.tokenization.fast_tokenizer import rust_ids
-from radix_mlp.engine.tokenization.tokenize import encode
+from radix_mlp.engine.tokenization.tokenize import encode, rust_ids
 from radix_mlp.models.tiny import tiny_reranker_tokenizer, tiny_tokenizer
 
 TEXTS = [

@@ -14,7 +14,6 @@ from radix_mlp import AsyncEngine, Engine
 from radix_mlp.engine import async_engine
 from radix_mlp.engine.online import serving_loop
 from radix_mlp.engine.tasks.score import Scoring
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
 from radix_mlp.errors import (
     DeadlineExceededError,
     DeviceMemoryError,
@@ -23,6 +22,7 @@ from radix_mlp.errors import (
     InferenceError,
     NonFiniteAnswersError,
     OverloadedError,
+    RejectedItemsError,
 )
 
 

@@ -13,8 +13,7 @@ from radix_mlp import AsyncEngine, Engine
 from radix_mlp.engine.execution import job
 from radix_mlp.engine.execution.batch import fill
 from radix_mlp.engine.online import serving_loop
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, UnsupportedModelError
+from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, RejectedItemsError, UnsupportedModelError
 from radix_mlp.hf import disable
 from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_tokenizer
 

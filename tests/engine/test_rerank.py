@@ -9,8 +9,7 @@ from torch.overrides import TorchFunctionMode
 
 from radix_mlp import Engine, disable
 from radix_mlp.engine.tasks import rerank_template as template
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-from radix_mlp.errors import InvalidInputError, RadixError, UnsupportedModelError
+from radix_mlp.errors import InvalidInputError, RadixError, RejectedItemsError, UnsupportedModelError
 from radix_mlp.models.heads import language_head
 from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
 

@@ -8,8 +8,7 @@ from tests.engine.faults import InjectedForward
 from tests.engine.test_engine import PAIRS, TEXTS, ids_of
 
 from radix_mlp import Engine, disable, forward_compact
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, RejectedItemsError, UnsupportedModelError
 from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
 
 

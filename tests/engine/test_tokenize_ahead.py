@@ -10,8 +10,7 @@ from radix_mlp import Engine
 from radix_mlp.engine.execution import tokenize_ahead as windows
 from radix_mlp.engine.execution.tokenize_ahead import cut_by_text
 from radix_mlp.engine.tasks.embed import embed_request
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-from radix_mlp.errors import InferenceError, InvalidDtypeError
+from radix_mlp.errors import InferenceError, InvalidDtypeError, RejectedItemsError
 
 RNG = np.random.default_rng(0)
 QUERIES = ["what is a radix?", "who wrote it?", "why?"]

@@ -13,8 +13,7 @@ from tests.models.sentence_transformers_folders import (
 from transformers import BertConfig, BertModel
 
 from radix_mlp import Engine
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.errors import InvalidInputError, RejectedItemsError, UnsupportedModelError
 from radix_mlp.models import sentence_transformers_folder as folders
 from radix_mlp.models.tiny import tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
 

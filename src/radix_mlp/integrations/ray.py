@@ -23,8 +23,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, encode, shown
-from radix_mlp.errors import InvalidDtypeError, InvalidInputError, NonFiniteAnswersError
+from radix_mlp.engine.tokenization.tokenize import encode, shown
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, NonFiniteAnswersError, RejectedItemsError
 from radix_mlp.models.load_tokenizer import tokenizer_of
 
 __all__ = ["Classify", "Embed", "PrefixKey", "Rerank", "Score", "prefix_keys"]

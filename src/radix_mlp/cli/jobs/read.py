@@ -178,7 +178,7 @@ def without_rejected(
     name: str, records: list[AnyRecord], on_skip: OnSkip | None, job: Callable[[list[AnyRecord]], Result]
 ) -> tuple[list[AnyRecord], Result]:
     """Run `job`; should it reject records (too long, no tokens), name their lines and run it without them."""
-    from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
+    from radix_mlp.errors import RejectedItemsError
 
     while True:
         try:

@@ -20,8 +20,7 @@ from radix_mlp.cli.show import Comparison, Skipped
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine
     from radix_mlp.engine.task import Request
-    from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
-    from radix_mlp.errors import DeviceMemoryError, NonFiniteAnswersError
+    from radix_mlp.errors import DeviceMemoryError, NonFiniteAnswersError, RejectedItemsError
 
     Rejecting = RejectedItemsError | NonFiniteAnswersError | DeviceMemoryError
 
@@ -122,7 +121,7 @@ class Stages:
         return self._without(window, bad, self.progress.fraction_read())
 
     def _without(self, window: Window, bad: dict[int, BadLine], fraction: float | None) -> Prepared:
-        from radix_mlp.engine.tokenization.tokenize import RejectedItemsError
+        from radix_mlp.errors import RejectedItemsError
 
         while True:
             places = [place for place in range(len(window.items)) if place not in bad]

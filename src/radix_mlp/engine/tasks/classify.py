@@ -14,8 +14,9 @@ from torch import Tensor
 from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.task import Item, Request, Rows, Task
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
-from radix_mlp.engine.tokenization.tokenize import num_characters, tokenize_inputs
+from radix_mlp.engine.tokenization.tokenize import num_characters
 from radix_mlp.engine.tokenization.tokenize_chats import Chat, tokenize_chats
+from radix_mlp.engine.tokenization.tokenize_inputs import tokenize_inputs
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.models.heads import classification_head, pad_token_of
 from radix_mlp.models.labels import label_names

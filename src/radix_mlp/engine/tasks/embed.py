@@ -15,14 +15,8 @@ from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.task import Item, Request, Rows, Task
 from radix_mlp.engine.tokenization.control_tokens import controls_of
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
-from radix_mlp.engine.tokenization.tokenize import (
-    RejectedItemsError,
-    num_characters,
-    prompt_length,
-    shown,
-    tokenize_texts,
-)
-from radix_mlp.errors import InvalidInputError
+from radix_mlp.engine.tokenization.tokenize import num_characters, prompt_length, shown, tokenize_texts
+from radix_mlp.errors import InvalidInputError, RejectedItemsError
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.pool import PoolingName
 from radix_mlp.ops.row_copies import copy_rows

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.tokenization.control_tokens import controls_of
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, encode, shown, too_long, unknown_id
-from radix_mlp.errors import InvalidInputError, UnsupportedModelError
+from radix_mlp.engine.tokenization.tokenize import encode, shown, too_long, unknown_id
+from radix_mlp.errors import InvalidInputError, RejectedItemsError, UnsupportedModelError
 from radix_mlp.models.model_kind import kind_of
 from radix_mlp.models.sentence_transformers_folder import FolderSettings
 

@@ -4,28 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from threading import Lock
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.tokenization.control_tokens import controls_of
-from radix_mlp.engine.tokenization.fast_tokenizer import rust_ids
 from radix_mlp.engine.tokenization.token_ids import TextOrIds, as_ids, is_ids
-from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.errors import InvalidDtypeError, RejectedItemsError
 
 __all__ = [
-    "RejectedItemsError",
+    "Encoder",
     "check_pairs",
+    "check_rows",
+    "check_strings",
+    "cut",
     "encode",
+    "encode_cut",
     "num_characters",
     "prompt_length",
+    "rust_ids",
     "shown",
-    "tokenize_inputs",
     "tokenize_texts",
     "too_long",
     "unknown_id",
@@ -40,16 +42,6 @@ Encoder = Callable[..., list[Ids]]
 
 _TURNS: WeakKeyDictionary[PreTrainedTokenizerBase, Lock] = WeakKeyDictionary()
 _NEW_TURN = Lock()
-
-
-class RejectedItemsError(InvalidInputError):
-    """Some items cannot be run: `rejected` holds (place in the caller's list, reason), in order."""
-
-    def __init__(self, kind: str, rejected: list[tuple[int, str]]) -> None:
-        self.rejected = rejected
-        index, reason = rejected[0]
-        more = f" ({len(rejected) - 1} more like it)" if len(rejected) > 1 else ""
-        super().__init__(f"{kind}[{index}]: {reason}{more}")
 
 
 def tokenize_texts(
@@ -89,58 +81,12 @@ def tokenize_texts(
         encode_all = encoder or encode
         rows = encode_all(tokenizer, whole)
         if truncate and max_length is not None:
-            _truncate(tokenizer, rows, max_length, whole, encoder=encode_all)
+            encode_cut(tokenizer, rows, max_length, whole, encoder=encode_all)
         return rows
 
     limit = max_length if truncate else None
     rows = _texts_and_ids(texts, "texts", encode_texts, vocabulary, limit)
-    _check_rows(rows, texts, max_length, vocabulary, "texts")
-    return rows
-
-
-def tokenize_inputs(
-    tokenizer: PreTrainedTokenizerBase,
-    inputs: Sequence[Any],
-    *,
-    max_length: int | None = None,
-    truncate: bool = False,
-    vocabulary: int | None = None,
-    written: Callable[[int, Any], str] | None = None,
-) -> list[Ids]:
-    """Ids of texts and of pairs of texts, which the tokenizer joins in its own way; ids are taken as they are.
-
-    Args:
-        max_length: longest allowed, in tokens; None has no limit.
-        truncate: cut longer inputs as the tokenizer does (the longer text of a pair first) instead of refusing them.
-        written: place and input -> the whole text, special tokens included; errors show the input itself.
-
-    Raises:
-        RejectedItemsError: inputs without a single token, or longer than `max_length`.
-        InvalidDtypeError: something other than a list of strings and pairs of strings.
-    """
-    given = [index for index, value in enumerate(inputs) if is_ids(value)]
-    others = [index for index in range(len(inputs)) if index not in set(given)]
-    texts = {index: inputs[index] if written is None else written(index, inputs[index]) for index in others}
-    parts = {index: (text,) if isinstance(text, str) else text for index, text in texts.items()}
-    options: dict[str, Any] = {} if written is None else {"add_special_tokens": False}
-    for index, part in parts.items():
-        if not isinstance(part, tuple | list) or (len(part) != 2 and not isinstance(texts[index], str)):
-            raise InvalidDtypeError(f"inputs[{index}] must be a string or a pair of strings, not {shown(part)}.")
-    for place in (0, -1):
-        check_strings({index: part[place] for index, part in parts.items()}, "inputs")
-    rows: list[Ids] = [np.empty(0, np.int32)] * len(inputs)
-    for index in given:
-        rows[index] = _cut(as_ids(inputs[index], f"inputs[{index}]", vocabulary), max_length if truncate else None)
-    for count in (1, 2):
-        places = [index for index, part in parts.items() if len(part) == count]
-        columns = [[str(parts[index][place]) for index in places] for place in range(count)]
-        encode_all: Encoder = partial(encode, **options)
-        found = encode_all(tokenizer, *columns)
-        if truncate and max_length is not None:
-            _truncate(tokenizer, found, max_length, *columns, encoder=encode_all)
-        for index, row in zip(places, found, strict=True):
-            rows[index] = row
-    _check_rows(rows, inputs, max_length, vocabulary, "inputs")
+    check_rows(rows, texts, max_length, vocabulary, "texts")
     return rows
 
 
@@ -155,12 +101,13 @@ def _texts_and_ids(
     given = {index: as_ids(text, f"{name}[{index}]", vocabulary) for index, text in enumerate(texts) if is_ids(text)}
     places = [index for index in range(len(texts)) if index not in given]
     check_strings({place: texts[place] for place in places}, name)
-    rows = {index: _cut(row, limit) for index, row in given.items()}
+    rows = {index: cut(row, limit) for index, row in given.items()}
     rows.update(zip(places, encode_texts(places), strict=True))
     return [rows[index] for index in range(len(texts))]
 
 
-def _cut(row: Ids, limit: int | None) -> Ids:
+def cut(row: Ids, limit: int | None) -> Ids:
+    """The first `limit` ids."""
     return row if limit is None else row[:limit]
 
 
@@ -226,20 +173,50 @@ def encode(
     return rows
 
 
+def rust_ids(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], others: list[str] | None, options: dict[str, Any]
+) -> list[Ids] | None:
+    """What `tokenizer(texts, others, **options)` gives, by the Rust tokenizer alone; None where it may give others.
+
+    transformers' own way there takes as long again, in Python. None: a tokenizer that is not Rust's or has calls of its
+    own, one that pads, cuts or splits special tokens since its last call, and options besides `add_special_tokens`.
+
+    Example:
+        >>> from radix_mlp.models.tiny import tiny_tokenizer
+        >>> [ids.tolist() for ids in rust_ids(tiny_tokenizer(), ["Hi"], None, {})]
+        [[72, 105]]
+    """
+    kind: Any = type(tokenizer)
+    if options.keys() - {"add_special_tokens"} or not isinstance(tokenizer, PreTrainedTokenizerFast):
+        return None
+    if kind.__call__ is not PreTrainedTokenizerBase.__call__:
+        return None
+    if kind._encode_plus is not PreTrainedTokenizerFast._encode_plus or hasattr(kind, "_switch_to_input_mode"):
+        return None
+    rust: Any = tokenizer.backend_tokenizer
+    if rust.truncation is not None or rust.padding is not None:
+        return None
+    if rust.encode_special_tokens != tokenizer.split_special_tokens:
+        return None
+    given = texts if others is None else list(zip(texts, others, strict=True))
+    rows = (encoding.ids for encoding in rust.encode_batch_fast(given, **options))
+    return [np.fromiter(row, np.int32, len(row)) for row in rows]
+
+
 def _turn(tokenizer: PreTrainedTokenizerBase) -> Lock:
     """Held while texts are encoded: a tokenizer keeps how it cuts them, and calls in other threads may share it."""
     with _NEW_TURN:
         return _TURNS.setdefault(tokenizer, Lock())
 
 
-def _truncate(
+def encode_cut(
     tokenizer: PreTrainedTokenizerBase,
     rows: list[Ids],
     max_length: int,
     *columns: list[str],
     encoder: Encoder | None = None,
 ) -> None:
-    """Encode what is too long once more, cut."""
+    """Encode what has more tokens than `max_length` once more, cut, and put it in its place in `rows`."""
     places = [index for index, row in enumerate(rows) if len(row) > max_length]
     cut_columns = [[column[index] for index in places] for column in columns]
     cut = (encoder or encode)(tokenizer, *cut_columns, truncation=True, max_length=max_length) if places else []
@@ -247,9 +224,10 @@ def _truncate(
         rows[index] = row
 
 
-def _check_rows(
+def check_rows(
     rows: list[Ids], items: Sequence[Any], max_length: int | None, vocabulary: int | None, name: str
 ) -> None:
+    """Raise `RejectedItemsError` for items without tokens, with too many, or with one that is not in the vocabulary."""
     rejected: list[tuple[int, str]] = []
     for index, row in enumerate(rows):
         if not len(row):

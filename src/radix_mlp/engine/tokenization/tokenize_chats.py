@@ -10,8 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.tokenization.control_tokens import controls_of
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, check_strings, shown, tokenize_inputs
-from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.engine.tokenization.tokenize import check_strings, shown
+from radix_mlp.engine.tokenization.tokenize_inputs import tokenize_inputs
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, RejectedItemsError
 
 __all__ = ["Chat", "tokenize_chats"]
 

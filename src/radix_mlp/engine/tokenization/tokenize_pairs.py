@@ -11,7 +11,8 @@ from transformers import PreTrainedTokenizerBase
 from radix_mlp.engine.batching.scheduler import Ids
 from radix_mlp.engine.tokenization.begin_token import begin_token, begins_with_token, tokens_before
 from radix_mlp.engine.tokenization.token_ids import TextOrIds, as_ids
-from radix_mlp.engine.tokenization.tokenize import RejectedItemsError, check_pairs, encode, shown, too_long, unknown_id
+from radix_mlp.engine.tokenization.tokenize import check_pairs, encode, shown, too_long, unknown_id
+from radix_mlp.errors import RejectedItemsError
 
 __all__ = ["tokenize_pairs"]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from radix_mlp.hf.media import placeholders_of, reason_of_media, says_text, without_axes
-from radix_mlp.hf.padding import row_with_holes, tokens_of_mask
+from radix_mlp.hf.padding import PaddedLayout, row_with_holes
 from radix_mlp.hf.tracing import reason_of_tracing
 
 __all__ = ["USES_CACHE", "FoldableCall", "read_call", "selects_logits"]
@@ -43,10 +43,7 @@ _INTEGERS = (torch.int32, torch.int64)
 class FoldableCall:
     """The real tokens of a call, sequence after sequence, and where they stand in the caller's layout."""
 
-    batch_shape: tuple[int, int]
-    """`(B, T)` of the caller's input."""
-    token_index: NDArray[np.int64]
-    """`[N]` place of every real token in the flattened `[B * T]`; ascending."""
+    layout: PaddedLayout
     input_ids: NDArray[np.int64]
     """`[N]`"""
     position_ids: NDArray[np.int64] | None
@@ -55,14 +52,9 @@ class FoldableCall:
     """`[S + 1]`"""
 
     @property
-    def is_padded(self) -> bool:
-        """Whether some places of the caller's layout hold no token."""
-        return len(self.token_index) < self.batch_shape[0] * self.batch_shape[1]
-
-    @property
     def is_packed(self) -> bool:
         """Whether some row holds several sequences."""
-        return len(self.cu_seq_lengths) - 1 > self.batch_shape[0]
+        return len(self.cu_seq_lengths) - 1 > self.layout.shape[0]
 
 
 def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableCall | str:
@@ -92,18 +84,17 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
             starts = found
         if boundaries is not None and not np.array_equal(_to_numpy(boundaries)[:-1], starts):
             return "cu_seq_lens_q and position_ids disagree on where sequences start"
-        token_index = np.arange(batch * length)
+        layout = PaddedLayout((batch, length), np.arange(batch * length))
         cu_seq_lengths = np.append(starts, batch * length)
     else:
         present = (mask != 0).cpu().numpy()
         if row_with_holes(present) is not None:
             return "attention_mask has holes between real tokens"
-        token_index, cu_seq_lengths = tokens_of_mask(present)
+        layout, cu_seq_lengths = PaddedLayout.of_mask(present)
     call = FoldableCall(
-        (batch, length),
-        token_index,
-        ids[token_index],
-        None if position_ids is None else position_ids.reshape(-1)[token_index],
+        layout,
+        ids[layout.token_index],
+        None if position_ids is None else position_ids.reshape(-1)[layout.token_index],
         cu_seq_lengths.astype(np.int64),
     )
     return _reason_of_placeholders(model, call) or _reason_of_labels(given, call) or call
@@ -195,15 +186,13 @@ def selects_logits(arguments: Mapping[str, Any]) -> bool:
 def _reason_of_labels(given: Mapping[str, Any], call: FoldableCall) -> str | None:
     """Labels that are predicted from padding have no folded row to come from."""
     labels, shifted = given.get("labels"), given.get("shift_labels")
-    if not call.is_padded or (labels is None and shifted is None):
+    if not call.layout.is_padded or (labels is None and shifted is None):
         return None
     if selects_logits(given):
         return "there are labels for a part of the logits of a padded batch (logits_to_keep)"
-    real = np.zeros(call.batch_shape[0] * call.batch_shape[1], bool)
-    real[call.token_index] = True
-    real = real.reshape(call.batch_shape)
-    counted = [(labels[:, 1:], real[:, :-1])] if labels is not None and labels.shape == call.batch_shape else []
-    counted += [(shifted, real)] if shifted is not None and shifted.shape == call.batch_shape else []
+    shape, real = call.layout.shape, call.layout.present
+    counted = [(labels[:, 1:], real[:, :-1])] if labels is not None and labels.shape == shape else []
+    counted += [(shifted, real)] if shifted is not None and shifted.shape == shape else []
     for targets, predictors in counted:
         if ((_to_numpy(targets) != -100) & ~predictors).any():
             return "labels count tokens that follow padding (set them to -100)"

@@ -38,16 +38,17 @@ class FoldedCache:
         return "FoldedCache(none was kept: call the model with use_cache=True)"
 
 
-class CallerLayout:
+class CallerRows:
     """The way from compact rows back to the caller's `[B, T]`, or to the `[B, K]` that `logits_to_keep` asks for."""
 
     def __init__(self, call: FoldableCall, plan: DevicePlan) -> None:
         self._device = plan.unfold_index.device
-        rows = np.full(call.batch_shape[0] * call.batch_shape[1], -1, np.int64)
-        rows[call.token_index] = plan.plan.unfold_index
+        layout = call.layout
+        rows = np.full(layout.shape[0] * layout.shape[1], -1, np.int64)
+        rows[layout.token_index] = plan.plan.unfold_index
         self.num_rows = plan.plan.num_rows
         # [B, T], -1 where there is no token
-        self._rows = rows.reshape(call.batch_shape)
+        self._rows = rows.reshape(layout.shape)
 
     def keep(self, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
         """Narrow the layout to the columns that transformers keeps; returns the rows the head has to run on."""
@@ -83,11 +84,11 @@ class FoldedCall:
         self.arguments = compact_arguments(model, plan)
         self._model = model
         self._caller_arguments = caller_arguments
-        self._layout = self._logits_layout = CallerLayout(call, plan)
+        self._layout = self._logits_layout = CallerRows(call, plan)
         if "output_hidden_states" in caller_arguments:
             self.arguments["output_hidden_states"] = caller_arguments["output_hidden_states"]
         if selects_logits(caller_arguments):
-            self._logits_layout = CallerLayout(call, plan)
+            self._logits_layout = CallerRows(call, plan)
             self.arguments["logits_to_keep"] = self._logits_layout.keep(caller_arguments["logits_to_keep"])
 
     @torch.compiler.disable

@@ -161,7 +161,7 @@ class FoldingForward(Enabled):
         assert isinstance(call, FoldableCall)
         plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
         check_token_ids(self.module, plan)
-        fold, reason = should_fold(plan, call.batch_shape[0] * call.batch_shape[1], settings.threshold)
+        fold, reason = should_fold(plan, call.layout.shape[0] * call.layout.shape[1], settings.threshold)
         if not fold and call.is_packed:
             # transformers would take each row for one sequence, unless no cache is configured
             fold, reason = True, f"rows are packed ({reason})"

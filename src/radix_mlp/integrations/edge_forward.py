@@ -22,7 +22,7 @@ from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.hf.origin import foreign_function
 from radix_mlp.hf.support import why_unsupported
 from radix_mlp.ops import label_edges
-from radix_mlp.train import PaddedLayout, TreeBatch, check_trainable, language_head, pretrained_of
+from radix_mlp.train import TreeBatch, check_trainable, language_head, pretrained_of
 
 __all__ = [
     "EdgeForward",
@@ -59,9 +59,8 @@ class EdgeForward(FoldingForward):
         if found is None:
             return None
         call, plan = found
-        edges = label_edges(plan, _flat(labels)[call.token_index], ignore_index=IGNORE_INDEX)
-        layout = PaddedLayout(call.batch_shape, torch.from_numpy(call.token_index))
-        return TreeBatch(plan, edges, layout=layout)
+        edges = label_edges(plan, _flat(labels)[call.layout.token_index], ignore_index=IGNORE_INDEX)
+        return TreeBatch(plan, edges, layout=call.layout)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as the trainer has it."""
@@ -134,18 +133,16 @@ def check_in_training(model: torch.nn.Module) -> None:
 
 def _reason_of_labels(labels: torch.Tensor, call: FoldableCall) -> str | None:
     """Labels that count and are no token's: at padding, or a first token's that transformers has something predict."""
-    shape, flat = call.batch_shape, _flat(labels)
+    shape, flat = call.layout.shape, _flat(labels)
     if labels.shape != shape:
         return f"labels are {tuple(labels.shape)}, not beside input_ids {shape}"
-    of_token = np.zeros(shape[0] * shape[1], bool)
-    of_token[call.token_index] = True
     counts = (flat != IGNORE_INDEX).reshape(shape)
     # the first column is shifted away
-    if (counts & ~of_token.reshape(shape))[:, 1:].any():
+    if (counts & ~call.layout.present)[:, 1:].any():
         return "labels count places of padding (set them to -100)"
     # rows of nothing but padding have no first token
     first = call.cu_seq_lengths[:-1][np.diff(call.cu_seq_lengths) > 0]
-    starts = call.token_index[first]
+    starts = call.layout.token_index[first]
     if (flat[starts[starts % shape[1] > 0]] != IGNORE_INDEX).any():
         return "labels count the first token of a sequence, which nothing before it in its sequence predicts"
     return None

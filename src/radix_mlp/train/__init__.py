@@ -6,8 +6,9 @@ cross_entropy(result.logprob, batch).backward()
 """
 
 from radix_mlp.hf.adapters import pretrained_of
+from radix_mlp.hf.padding import PaddedLayout
 from radix_mlp.models.heads import language_head
-from radix_mlp.train.batch import PaddedLayout, TreeBatch
+from radix_mlp.train.batch import TreeBatch
 from radix_mlp.train.collate import TreeCollator
 from radix_mlp.train.contrastive import info_nce, kl_distillation, margin_mse
 from radix_mlp.train.cross_entropy import cross_entropy

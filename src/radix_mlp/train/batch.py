@@ -13,37 +13,15 @@ from torch import Tensor
 
 from radix_mlp.arguments import items_of, refuse_tables
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
-from radix_mlp.hf.padding import row_with_holes, tokens_of_mask
+from radix_mlp.hf.padding import PaddedLayout, row_with_holes
 from radix_mlp.ops.device_plan import DevicePlan, to_device
 from radix_mlp.ops.head.edges import DeviceEdges, Edges, label_edges, tree_edges
 from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan import RadixPlan, build_plan
 
-__all__ = ["IGNORE_INDEX", "PaddedLayout", "TreeBatch"]
+__all__ = ["IGNORE_INDEX", "TreeBatch"]
 
 IGNORE_INDEX = -100
-
-
-@dataclass(frozen=True, eq=False)
-class PaddedLayout:
-    """Where the `N` tokens stand in somebody's `[B, T]`."""
-
-    shape: tuple[int, int]
-    """`(B, T)`"""
-    token_index: Tensor
-    """`[N]` int64, place of every token in the flattened `[B * T]`; ascending."""
-
-    def pack(self, values: Tensor) -> Tensor:
-        """`[B, T, ...] -> [N, ...]`"""
-        if tuple(values.shape[:2]) != self.shape:
-            raise InvalidInputError(f"values is {tuple(values.shape)}: the batch is {self.shape}, [B, T]")
-        return values.flatten(0, 1).index_select(0, self.token_index.to(values.device))
-
-    def pad(self, values: Tensor) -> Tensor:
-        """`[N, ...] -> [B, T, ...]`, 0 at padding. Differentiable."""
-        flat = values.new_zeros(self.shape[0] * self.shape[1], *values.shape[1:])
-        flat = flat.index_copy(0, self.token_index.to(values.device), values)
-        return flat.view(*self.shape, *values.shape[1:])
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,8 +130,8 @@ class TreeBatch:
         row = row_with_holes(present)
         if row is not None:
             raise InvalidInputError(f"attention_mask has holes between the tokens of row {row}: pad at the ends only")
-        token_index, cu_seq_lengths = tokens_of_mask(present)
-        layout = PaddedLayout(shape, torch.from_numpy(token_index))
+        layout, cu_seq_lengths = PaddedLayout.of_mask(present)
+        token_index = layout.token_index
         plan = build_plan(input_ids.detach().cpu().numpy().reshape(-1)[token_index], cu_seq_lengths)
         flat_labels = flat_wanted = None
         if labels is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from radix_mlp.engine.online.reports import Answer
 from radix_mlp.engine.task import Request
+from radix_mlp.errors import InferenceError, RadixError
 
 __all__ = ["AcceptedRequest"]
 
@@ -49,7 +50,7 @@ class AcceptedRequest:
     def answer(self, place: int, answer: Any, now: float) -> None:
         """The answer of one item; the call is done with the last one, or with the first exception."""
         if isinstance(answer, Exception):
-            self.finish(answer)
+            self.finish(_typed(answer))
             return
         self._answers[place] = answer
         self._missing -= 1
@@ -88,3 +89,12 @@ class AcceptedRequest:
             self.is_finished = True
         self._done(outcome)
         return True
+
+
+def _typed(error: Exception) -> Exception:
+    """An error of this package for each call, with what was raised as its cause."""
+    if isinstance(error, RadixError):
+        return error
+    typed = InferenceError(f"the model failed on this request with {type(error).__name__}: {error}")
+    typed.__cause__ = error
+    return typed

@@ -70,3 +70,11 @@ class FrontStats:
     """Sequences run."""
     num_tokens: int = 0
     num_compact: int = 0
+
+    def count(self, report: BatchReport) -> None:
+        """Add a batch, unless it failed."""
+        if report.error is None:
+            self.num_batches += 1
+            self.num_requests += report.num_requests
+            self.num_tokens += report.num_tokens
+            self.num_compact += report.num_compact

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any
@@ -23,7 +23,7 @@ from radix_mlp.engine.execution.halving import FailedBatch, isolated, launch_or_
 from radix_mlp.engine.online.accepted_request import AcceptedRequest
 from radix_mlp.engine.online.reports import BatchReport, FrontStats
 from radix_mlp.engine.task import Request
-from radix_mlp.errors import EngineClosedError, EngineDeadError, InferenceError, RadixError
+from radix_mlp.errors import EngineClosedError, EngineDeadError
 
 __all__ = ["ServingLoop"]
 
@@ -44,10 +44,6 @@ class _Batch:
     def num_compact(self) -> int:
         """Unique tokens; 0 if it could not be planned."""
         return self.prepared.plan.num_compact if isinstance(self.prepared, PreparedBatch) else 0
-
-    def owners_of(self, places: Sequence[int]) -> list[tuple[AcceptedRequest, int]]:
-        """Of the items in these places."""
-        return [self.owners[place] for place in places]
 
 
 class ServingLoop:
@@ -124,9 +120,9 @@ class ServingLoop:
                 return
             self._accepted.add(accepted)
             now = self.clock()
+            items = [(place, call.items[place]) for place in order]
             self.scheduler.add(
-                Waiting(call.items[place].ids, accepted, now, accepted.deadline, (call.items[place], accepted, place))
-                for place in order
+                [Waiting(item.ids, accepted, now, accepted.deadline, (item, accepted, place)) for place, item in items]
             )
 
     def drop(self, accepted: AcceptedRequest, outcome: Exception) -> None:
@@ -242,25 +238,45 @@ class ServingLoop:
     def _tell(self, batch: _Batch, outcome: LaunchedBatch | FailedBatch) -> None:
         error: Exception | None = None
         answers: list[Any] = []
-        run = outcome if isinstance(outcome, FailedBatch) else outcome.batch
-        owners = batch.owners_of(run.places)
+        run: FailedBatch | PreparedBatch
+        plan_seconds = forward_seconds = 0.0
+        num_compact, folded = 0, False
         if isinstance(outcome, FailedBatch):
-            error = outcome.error
+            run, error = outcome, outcome.error
         else:
+            run = outcome.batch
+            folded, plan_seconds = run.folded, run.seconds
             try:
                 answers = collect(outcome)
+                num_compact = run.plan.num_compact
             except Exception as caught:
                 error = caught
-        if error is not None:
-            answers = [error for _ in owners]
-        report = self._report(batch, outcome, owners, error)
+            forward_seconds = time.perf_counter() - outcome.began
+        owners = [batch.owners[place] for place in run.places]
+        report = BatchReport(
+            num_calls=len({accepted for accepted, _ in owners}),
+            num_requests=len(owners),
+            num_tokens=sum(len(item.ids) for item in run.items),
+            num_compact=num_compact,
+            folded=folded,
+            plan_seconds=plan_seconds,
+            forward_seconds=forward_seconds,
+            oldest_seconds=batch.oldest_seconds,
+            error=error,
+        )
+        self.stats.count(report)
+        if self._on_batch is not None:
+            try:
+                self._on_batch(report)
+            except Exception:
+                logger.exception("on_batch failed")
         for accepted in {accepted for accepted, _ in owners}:
             accepted.num_batches += 1
             accepted.num_batch_tokens += report.num_tokens
             accepted.num_batch_compact += report.num_compact
         now = self.clock()
-        for (accepted, place), answer in zip(owners, answers, strict=True):
-            accepted.answer(place, _typed(answer) if isinstance(answer, Exception) else answer, now)
+        for (accepted, place), answer in zip(owners, answers if error is None else [error] * len(owners), strict=True):
+            accepted.answer(place, answer, now)
             if accepted.is_finished:
                 self._forget(accepted)
         if error is not None:
@@ -274,49 +290,8 @@ class ServingLoop:
                 self._expected.discard(accepted)
                 self._changed.notify_all()
 
-    def _report(
-        self,
-        batch: _Batch,
-        outcome: LaunchedBatch | FailedBatch,
-        owners: list[tuple[AcceptedRequest, int]],
-        error: Exception | None,
-    ) -> BatchReport:
-        launched = None if isinstance(outcome, FailedBatch) else outcome
-        run = outcome if isinstance(outcome, FailedBatch) else outcome.batch
-        report = BatchReport(
-            num_calls=len({accepted for accepted, _ in owners}),
-            num_requests=len(owners),
-            num_tokens=sum(len(item.ids) for item in run.items),
-            num_compact=launched.batch.plan.num_compact if launched and error is None else 0,
-            folded=launched is not None and launched.batch.folded,
-            plan_seconds=launched.batch.seconds if launched else 0.0,
-            forward_seconds=time.perf_counter() - launched.began if launched else 0.0,
-            oldest_seconds=batch.oldest_seconds,
-            error=error,
-        )
-        if error is None:
-            self.stats.num_batches += 1
-            self.stats.num_requests += report.num_requests
-            self.stats.num_tokens += report.num_tokens
-            self.stats.num_compact += report.num_compact
-        if self._on_batch is not None:
-            try:
-                self._on_batch(report)
-            except Exception:
-                logger.exception("on_batch failed")
-        return report
-
     def _check_device(self) -> None:
         """Raise if CUDA is in a state in which nothing runs any more."""
         device = self.engine.model.device
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-
-
-def _typed(error: Exception) -> Exception:
-    """An error of this package for each call, with what was raised as its cause."""
-    if isinstance(error, RadixError):
-        return error
-    typed = InferenceError(f"the model failed on this request with {type(error).__name__}: {error}")
-    typed.__cause__ = error
-    return typed

@@ -136,7 +136,7 @@ def test_the_model_keeps_its_parameters_and_shares_their_memory() -> None:
     radix_mlp.enable(model)
     assert fused.is_current()
     assert difference(unfolded(fused(plan), plan), expected) < 1e-5
-    assert FusedDecoder(copy.deepcopy(model)).layers[0].qkv.data_ptr() != fused.layers[0].qkv.data_ptr()
+    assert FusedDecoder(copy.deepcopy(model)).layers[0].qkv.weight.data_ptr() != fused.layers[0].qkv.weight.data_ptr()
 
 
 def test_the_model_can_be_trained_and_saved_afterwards(tmp_path) -> None:
@@ -199,11 +199,11 @@ def test_decoders_of_one_model_share_its_joined_weights() -> None:
     assert first.is_current()
     assert second.is_current()
     for x, y in zip(first.layers, second.layers, strict=True):
-        assert (x.qkv.data_ptr(), x.qkv_bias.data_ptr()) == (y.qkv.data_ptr(), y.qkv_bias.data_ptr())
+        assert (x.qkv.weight.data_ptr(), x.qkv.bias.data_ptr()) == (y.qkv.weight.data_ptr(), y.qkv.bias.data_ptr())
     moved = build("llama-biases")
-    joined = join_layers(moved)[0].qkv
+    joined = join_layers(moved)[0].qkv.weight
     moved.to(torch.float64).to(torch.float32)
-    assert join_layers(moved)[0].qkv.data_ptr() != joined.data_ptr()
+    assert join_layers(moved)[0].qkv.weight.data_ptr() != joined.data_ptr()
 
 
 def test_a_checkpoint_written_by_accelerate_has_all_weights(tmp_path) -> None:

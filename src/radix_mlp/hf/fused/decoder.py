@@ -6,10 +6,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
@@ -98,32 +96,19 @@ class FusedDecoder:
         """One layer on `x [M, h]`, which it overwrites; with `rows`, what comes after attention is for these alone."""
         from radix_mlp.hf.fused.kernels import gate, rms_norm, rotate_heads_
 
-        heads = layer.out.shape[1] // self.head_dim
-        kv_heads = (layer.qkv.shape[0] // self.head_dim - heads) // 2
-        qkv = linear(rms_norm(x, layer.input_norm, self.epsilon), layer.qkv, layer.qkv_bias)
+        heads, kv_heads, _ = (size // self.head_dim for size in layer.qkv.sizes)
+        qkv = layer.qkv(rms_norm(x, layer.input_norm, self.epsilon))
         rotate_heads_(qkv, cos, sin, heads, kv_heads, layer.head_norms)
         q, k, v = qkv.view(len(qkv), heads + 2 * kv_heads, self.head_dim).split([heads, kv_heads, kv_heads], dim=1)
         found = tree_attention(q, k, v, tree, scale=layer.scale, window=layer.window, impl=impl).flatten(1)
         if rows is not None:
             x, found = x.index_select(0, rows), found.index_select(0, rows)
-        x = _add_linear_(x, found, layer.out, layer.out_bias, layer.group)
-        gate_up = linear(rms_norm(x, layer.mlp_norm, self.epsilon), layer.gate_up, layer.gate_up_bias)
-        return _add_linear_(x, gate(gate_up), layer.down, layer.down_bias, layer.group)
+        x = layer.out.add_to_(x, found)
+        gate_up = layer.gate_up(rms_norm(x, layer.mlp_norm, self.epsilon))
+        return layer.down.add_to_(x, gate(gate_up))
 
 
 def spread(hidden: Tensor, rows: Tensor, num_rows: int) -> Tensor:
     """`hidden [R, h]` in its places among `[M, h]`, the rest NaN so that reading it shows."""
     whole = hidden.new_full((num_rows, hidden.shape[1]), torch.nan)
     return whole.index_copy_(0, rows, hidden[: len(rows)])
-
-
-def _add_linear_(x: Tensor, inputs: Tensor, weight: Tensor, bias: Tensor | None, group: Any) -> Tensor:
-    """`x += inputs @ weight.T + bias`, the sum made in the product's own float32 accumulator."""
-    if group is None or dist.get_rank(group) == 0:
-        torch.addmm(x, inputs, weight.t(), out=x)
-    else:
-        # x is the same in all processes of the group, and comes in once
-        torch.mm(inputs, weight.t(), out=x)
-    if group is not None:
-        dist.all_reduce(x, group=group)
-    return x if bias is None else x.add_(bias)

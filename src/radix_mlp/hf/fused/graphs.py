@@ -62,7 +62,7 @@ class GraphedDecoder:
         self.decoder = decoder
         if max_rows is None:
             layer = decoder.layers[0]
-            weights = sum(weight.numel() for weight in (layer.qkv, layer.out, layer.gate_up, layer.down))
+            weights = sum(projection.weight.numel() for projection in (layer.qkv, layer.out, layer.gate_up, layer.down))
             max_rows = int(_LAYER_FLOP / (2 * weights))
         self.max_rows = max_rows if decoder.impl in _GRAPH_IMPLS and decoder.head_dim <= MAX_WIDTH else 0
         self._windows = sorted({layer.window or 0 for layer in decoder.layers})
@@ -116,9 +116,8 @@ class GraphedDecoder:
         """What `impl="auto"` would run, by the numbers of this batch."""
         decoder = self.decoder
         layer, device = decoder.layers[0], decoder.trunk.device
-        heads = layer.out.shape[1] // decoder.head_dim
-        kv_heads = (layer.qkv.shape[0] // decoder.head_dim - heads) // 2
-        dtype = layer.qkv.dtype
+        heads, kv_heads, _ = (size // decoder.head_dim for size in layer.qkv.sizes)
+        dtype = layer.input_norm.dtype
         if size >= _FA4_ROWS and device.type == "cuda" and not self._without_fa4:
             chip, capability = device_facts(device.index)
             kind = CallKind("cuda", dtype, decoder.head_dim, decoder.head_dim, capability=capability)

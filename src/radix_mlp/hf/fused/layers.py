@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.functional import linear
 from torch.utils.dlpack import from_dlpack
 from torch.utils.weak import WeakIdKeyDictionary
 from transformers import PreTrainedModel
@@ -22,7 +24,7 @@ from radix_mlp.hf.sharding import SummedLinear
 from radix_mlp.hf.windows import window_of, windows_of
 from radix_mlp.ops.packages import HAS_TRITON
 
-__all__ = ["DecoderLayer", "join_layers", "why_not_fused"]
+__all__ = ["DecoderLayer", "Projection", "join_layers", "why_not_fused"]
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Model types whose layers are: norm, attention, sum, norm, gated MLP, sum."""
@@ -37,30 +39,53 @@ _KNOWN_JOINTS: Any = WeakIdKeyDictionary()
 
 
 @dataclass(frozen=True)
+class Projection:
+    """Linear layers that read one input, joined: the only place that knows how their weights are stored."""
+
+    weight: Tensor
+    """`[O, I]`, the layers' weights below each other."""
+    bias: Tensor | None
+    """`[O]`."""
+    sizes: tuple[int, ...]
+    """Outputs of each layer, `O` together."""
+    group: Any = None
+    """Processes over which the inputs are cut, if they are: the outputs are to be summed over them."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """`x [R, I] -> [R, O]`."""
+        return linear(x, self.weight, self.bias)
+
+    def add_to_(self, x: Tensor, inputs: Tensor) -> Tensor:
+        """`x [R, O] += inputs [R, I] @ weight.T + bias`, summed in the product's own float32 accumulator."""
+        if self.group is None or dist.get_rank(self.group) == 0:
+            torch.addmm(x, inputs, self.weight.t(), out=x)
+        else:
+            # x is the same in all processes of the group, and comes in once
+            torch.mm(inputs, self.weight.t(), out=x)
+        if self.group is not None:
+            dist.all_reduce(x, group=self.group)
+        return x if self.bias is None else x.add_(self.bias)
+
+
+@dataclass(frozen=True)
 class DecoderLayer:
     """One layer; `R` rows go through it as `x [R, h]`."""
 
     input_norm: Tensor
     """`[h]`."""
-    qkv: Tensor
-    """`[(Hq + 2 Hkv) D, h]`: query, key and value projections below each other."""
-    qkv_bias: Tensor | None
+    qkv: Projection
+    """Query, key and value projections: `[h] -> [(Hq + 2 Hkv) D]`."""
     head_norms: tuple[Tensor, Tensor, float] | None
     """`[D]` weights of the norms of queries and keys and their epsilon, where the model has them."""
-    out: Tensor
-    """`[h, Hq D]`."""
-    out_bias: Tensor | None
+    out: Projection
+    """`[Hq D] -> [h]`."""
     mlp_norm: Tensor
-    gate_up: Tensor
-    """`[2 I, h]`."""
-    gate_up_bias: Tensor | None
-    down: Tensor
-    """`[h, I]`."""
-    down_bias: Tensor | None
+    gate_up: Projection
+    """`[h] -> [2 I]`."""
+    down: Projection
+    """`[I] -> [h]`."""
     scale: float
     window: int | None
-    group: Any = None
-    """Processes over which the layer is cut, if it is: what `out` and `down` give is to be summed over them."""
 
 
 def why_not_fused(trunk: PreTrainedModel) -> str | None:
@@ -132,36 +157,36 @@ def join_layers(trunk: PreTrainedModel) -> list[DecoderLayer]:
 
 def _join(trunk: PreTrainedModel, layer: Any) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
-    qkv, qkv_bias = _joined([attention.q_proj, attention.k_proj, attention.v_proj])
-    gate_up, gate_up_bias = _joined([mlp.gate_proj, mlp.up_proj])
     norms = None
     if hasattr(attention, "q_norm"):
         norms = (attention.q_norm.weight.detach(), attention.k_norm.weight.detach(), attention.q_norm.variance_epsilon)
     return DecoderLayer(
         input_norm=layer.input_layernorm.weight.detach(),
-        qkv=qkv,
-        qkv_bias=qkv_bias,
+        qkv=_joined([attention.q_proj, attention.k_proj, attention.v_proj]),
         head_norms=norms,
-        out=attention.o_proj.weight.detach(),
-        out_bias=_detached(attention.o_proj.bias),
+        out=_joined([attention.o_proj]),
         mlp_norm=layer.post_attention_layernorm.weight.detach(),
-        gate_up=gate_up,
-        gate_up_bias=gate_up_bias,
-        down=mlp.down_proj.weight.detach(),
-        down_bias=_detached(mlp.down_proj.bias),
+        gate_up=_joined([mlp.gate_proj, mlp.up_proj]),
+        down=_joined([mlp.down_proj]),
         scale=attention.scaling,
         window=window_of(windows_of(trunk), attention),
-        group=getattr(attention.o_proj, "group", None),
     )
 
 
-def _joined(linears: list[nn.Linear]) -> tuple[Tensor, Tensor | None]:
-    weight = _joined_parameters([linear.weight for linear in linears])
-    biases = [linear.bias for linear in linears if linear.bias is not None]
-    return weight, _joined_parameters(biases) if biases else None
+def _joined(linears: list[Any]) -> Projection:
+    biases = [one.bias for one in linears if one.bias is not None]
+    return Projection(
+        _joined_parameters([one.weight for one in linears]),
+        _joined_parameters(biases) if biases else None,
+        tuple(len(one.weight) for one in linears),
+        getattr(linears[0], "group", None),
+    )
 
 
 def _joined_parameters(parameters: list[Any]) -> Tensor:
+    if len(parameters) == 1:
+        alone: Tensor = parameters[0].detach()
+        return alone
     known = _KNOWN_JOINTS.get(parameters[0])
     joined: Tensor | None = None if known is None else known()
     lengths = [len(parameter) for parameter in parameters]
@@ -186,10 +211,6 @@ def _are_parts(parameters: list[Tensor], parts: tuple[Tensor, ...]) -> bool:
 
 def _layers(trunk: Any) -> list[Any]:
     return list(trunk.layers[: trunk.config.num_hidden_layers])
-
-
-def _detached(parameter: Tensor | None) -> Tensor | None:
-    return None if parameter is None else parameter.detach()
 
 
 def _is_changed(module: nn.Module) -> bool:

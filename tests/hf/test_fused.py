@@ -99,8 +99,9 @@ def test_every_part_of_a_layer_shows() -> None:
     fused = FusedDecoder(model, impl="dense")
     expected = fused(plan).clone()
     layer = fused.layers[1]
-    for name in ("input_norm", "qkv", "qkv_bias", "out", "out_bias", "mlp_norm", "gate_up", "gate_up_bias", "down"):
-        tensor = getattr(layer, name)
+    names = ("qkv", "out", "gate_up", "down")
+    parts = {f"{name} {part}": getattr(getattr(layer, name), part) for name in names for part in ("weight", "bias")}
+    for name, tensor in {**parts, "input_norm": layer.input_norm, "mlp_norm": layer.mlp_norm}.items():
         kept = tensor.clone()
         tensor.copy_(kept.flip(0))
         assert difference(fused(plan), expected) > 1e-3, name

@@ -45,8 +45,7 @@ class Engine(JobEngine):
         impl: the way to run attention.
         kind: load the checkpoint as `"causal"`, `"classifier"` or `"trunk"` (no head), whatever its configuration says.
         compile: `"auto"`: on CUDA, fused layers where the architecture has them, and CUDA graphs for small batches.
-            True: where it has none, modules compiled by torch (a minute or so, once a machine). False: the model's own
-            modules.
+            True: where it has none, modules compiled by torch (about a minute, once a machine). False: the model's own.
         trust_remote_code: run code that comes with the model.
         control_tokens: what becomes of control tokens, as `<|im_end|>`, that stand in texts, queries, documents and
             messages: `"model"` reads them as the model does, `"text"` as the letters that they are written with, so
@@ -92,8 +91,7 @@ class Engine(JobEngine):
             prompt_name: use the model's prompt of this name.
             normalize: scale every vector to length 1.
             dimensions: keep this many leading dimensions (before scaling), for models trained to allow it.
-            pooling: which hidden states of the last layer make the vector; unless given, as the model's files say, or
-                the last.
+            pooling: which hidden states make the vector; unless given, as the model's files say, or the last.
             truncate: cut texts longer than `max_length` instead of refusing them.
             progress: called as texts are done.
 
@@ -109,7 +107,7 @@ class Engine(JobEngine):
             pooling=pooling,
             truncate=truncate,
         )
-        return self._answer(self._encoder(embed_request, options), items_of(texts, "texts"), progress)
+        return self._answer(embed_request, options, items_of(texts, "texts"), progress)
 
     def embed_tokens(
         self,
@@ -130,7 +128,7 @@ class Engine(JobEngine):
             [(2, 64), (3, 64)]
         """
         options = EmbedTokensOptions(prompt=prompt, prompt_name=prompt_name, truncate=truncate)
-        return self._answer(self._encoder(embed_tokens_request, options), items_of(texts, "texts"), progress)
+        return self._answer(embed_tokens_request, options, items_of(texts, "texts"), progress)
 
     def rerank(
         self,
@@ -178,8 +176,7 @@ class Engine(JobEngine):
             truncate=truncate,
         )
         given = items_of(documents, "documents")
-        make = self._encoder(rerank_request, options, what="documents")
-        scores = self._answer(make, document_pairs(query, given), progress)
+        scores = self._answer(rerank_request, options, document_pairs(query, given), progress, what="documents")
         return ranked(given, scores, top_n)
 
     def rerank_pairs(
@@ -206,7 +203,7 @@ class Engine(JobEngine):
             raw_scores=raw_scores,
             truncate=truncate,
         )
-        return self._answer(self._encoder(rerank_request, options), items_of(pairs, "pairs"), progress)
+        return self._answer(rerank_request, options, items_of(pairs, "pairs"), progress)
 
     def classify(
         self,
@@ -241,7 +238,7 @@ class Engine(JobEngine):
             ['negative', 'positive', 'neutral']
         """
         options = ClassifyOptions(template=template, raw_scores=raw_scores, truncate=truncate)
-        return self._answer(self._encoder(classify_request, options), items_of(inputs, "inputs"), progress)
+        return self._answer(classify_request, options, items_of(inputs, "inputs"), progress)
 
     def score(
         self,
@@ -269,7 +266,7 @@ class Engine(JobEngine):
             UnsupportedModelError: the model has no language-model head.
         """
         options = ScoreOptions(add_bos=add_bos, truncate=truncate)
-        return self._answer(self._encoder(score_request, options), items_of(pairs, "pairs"), progress)
+        return self._answer(score_request, options, items_of(pairs, "pairs"), progress)
 
     def token_scores(
         self,
@@ -300,4 +297,4 @@ class Engine(JobEngine):
             (None, 2)
         """
         options = TokenScoresOptions(top=top, truncate=truncate)
-        return self._answer(self._encoder(token_scores_request, options), items_of(texts, "texts"), progress)
+        return self._answer(token_scores_request, options, items_of(texts, "texts"), progress)

@@ -24,8 +24,6 @@ from radix_mlp.hf.threshold import check_threshold
 __all__ = ["JobEngine"]
 
 Value = TypeVar("Value")
-Encode = Callable[[Sequence[Any]], Request[Value]]
-"""Texts, or whatever a task takes -> its request."""
 
 
 class JobEngine:
@@ -178,12 +176,16 @@ class JobEngine:
         stats = self.stats = JobStats(num_requests=count)
         return Job(self.loaded, policy, requests, count, stats, progress)
 
-    def _encoder(self, make_request: Callable[..., Request[Value]], options: Any, **names: str) -> Encode[Value]:
-        """Texts -> the request of a task with these options."""
-        return partial(make_request, self.loaded, self.loaded.tokenizer, options=options, **names)
-
-    def _answer(self, encode: Encode[Value], given: Sequence[Any], progress: Progress | None) -> Value:
+    def _answer(
+        self,
+        make_request: Callable[..., Request[Value]],
+        options: Any,
+        given: Sequence[Any],
+        progress: Progress | None,
+        **names: str,
+    ) -> Value:
         """Tokenize and run the texts; many texts are tokenized while the model runs those before them."""
+        encode = partial(make_request, self.loaded, self.loaded.tokenizer, options=options, **names)
         with self.loaded.inside():
             policy = self.start()
             if policy.always_folds and len(given) > tokenize_ahead.FEWEST:

@@ -11,14 +11,21 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.ops.attention.attention_tree import send_arrays, send_tables
-from radix_mlp.ops.scan.chunk_tables import ChunkTables, make_chunk_tables
+from radix_mlp.ops.scan.chunk_tables import CHUNK, ChunkTables, make_chunk_tables
 from radix_mlp.ops.scan.chunks import Chunks, make_chunks
 from radix_mlp.ops.scan.layout import Layout, collect, make_layout, spread
+from radix_mlp.plan.copies import Copies, choose_copies
 from radix_mlp.plan.levels import Levels, make_levels
-from radix_mlp.plan.segments import make_segments
+from radix_mlp.plan.segments import Segments, make_segments
 from radix_mlp.plan.tree import parents
 
 __all__ = ["Level", "ScanTree"]
+
+# what the pass of states through one more level costs a kernel, in chunks
+LEVEL_COST = 8.0
+# of plain torch: largest first, and what reading and writing a state costs, in rows
+CHUNK_SIZES = (64, 32, 16)
+ROWS_FOR_A_STATE = 16
 
 
 class Level(NamedTuple):
@@ -79,12 +86,15 @@ class ScanTree:
 
     @cached_property
     def pieces(self) -> Levels:
-        """The levels on the host."""
-        return make_levels(make_segments(self._end), self.num_compact)
+        """The levels on the host: those of kernels, with the copies that pay there."""
+        return make_levels(self._segments, self.num_compact, self._copies(CHUNK, LEVEL_COST).copied)
 
     @cached_property
     def layout(self) -> Layout:
-        """The layout in which each level is a slice: `spread` rows to it, `collect` them from it."""
+        """The layout in which each level is a slice: `spread` rows to it, `collect` them from it.
+
+        Rows of a segment may be copied into its children (`plan.copies`), so it may have more places than rows.
+        """
         with torch.inference_mode(False):
             return _send_layout(make_layout(self.pieces.rows, self.num_rows), self.device)
 
@@ -93,6 +103,11 @@ class ScanTree:
         """The levels, roots first. A piece of one level starts from a final state of the level above."""
         with torch.inference_mode(False):
             return _send_levels(self.pieces, self.device)
+
+    @cached_property
+    def chunk_size(self) -> int:
+        """Rows of a chunk with which plain torch does the least work: less where segments are short."""
+        return min(CHUNK_SIZES, key=lambda size: self._copies(size).num_chunks * (size + ROWS_FOR_A_STATE))
 
     @cached_property
     def chunk_tables(self) -> ChunkTables:
@@ -129,14 +144,22 @@ class ScanTree:
         return sent[0], sent[1], sent[2]
 
     def chunks(self, size: int) -> Chunks:
-        """The pieces cut into chunks of `size` rows."""
+        """The tree cut into chunks of `size` rows."""
         if size not in self._chunks:
             with torch.inference_mode(False):
-                host = make_chunks(self.pieces, size, self.num_rows)
+                levels = make_levels(self._segments, self.num_compact, self._copies(size).copied)
+                host = make_chunks(levels, size, self.num_rows)
                 layout, links = send_tables([host.layout, host.links], self.device)
                 layout = layout._replace(rows=layout.rows.view(-1, size))
             self._chunks[size] = Chunks(layout, links, size)
         return self._chunks[size]
+
+    def _copies(self, chunk: int, level_cost: float = 0.0) -> Copies:
+        return choose_copies(self._segments, self.num_compact, chunk, level_cost)
+
+    @cached_property
+    def _segments(self) -> Segments:
+        return make_segments(self._end)
 
     @cached_property
     def _host_parent(self) -> NDArray[np.int32]:

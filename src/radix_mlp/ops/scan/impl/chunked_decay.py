@@ -16,8 +16,6 @@ from radix_mlp.ops.scan.state_pass import state_pass
 
 __all__ = ["lightning", "mamba2"]
 
-CHUNK = 64
-
 
 def mamba2(call: Mamba2Call) -> Tensor:
     """See `scan_call.ScanImplementation`."""
@@ -33,13 +31,13 @@ def lightning(call: LightningCall) -> Tensor:
 
 def _decayed(q: Tensor, k: Tensor, v: Tensor, g: Tensor, tree: ScanTree) -> Tensor:
     """`S <- exp(g) S + k v^T; out = S^T q`: `[M, G, K]` twice, `[M, H, V]`, `[M, H]` -> `[M, H, V]`."""
-    chunks = tree.chunks(CHUNK)
+    chunks = tree.chunks(tree.chunk_size)
     q, k, v, g = (spread(x, chunks.layout).transpose(1, 2) for x in (q, k, v, g))
     group = v.shape[1] // k.shape[1]
     qk = (q @ k.transpose(2, 3)).repeat_interleave(group, 1)
     q, k = q.repeat_interleave(group, 1), k.repeat_interleave(group, 1)
     total = g.cumsum(2)
-    later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device).triu(1)
+    later = torch.ones(chunks.size, chunks.size, dtype=torch.bool, device=q.device).triu(1)
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()
     to_end = (total[..., -1:] - total).exp()[..., None]
     _, state = state_pass(k * to_end, v, None, total[..., -1:].exp(), chunks.links)

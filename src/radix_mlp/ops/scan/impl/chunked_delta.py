@@ -15,7 +15,6 @@ from radix_mlp.ops.scan.state_pass import state_pass
 
 __all__ = ["gated_delta_rule"]
 
-CHUNK = 64
 # as transformers and flash-linear-attention have it
 EPSILON = 1e-6
 
@@ -26,17 +25,17 @@ def gated_delta_rule(call: DeltaCall) -> Tensor:
     q, k, v, g, beta = (x.to(dtype) for x in call[:5])
     if call.normalize_qk:
         q, k = normalized(q), normalized(k)
-    chunks = call.tree.chunks(CHUNK)
+    chunks = call.tree.chunks(call.tree.chunk_size)
     q, k, v, g, beta = (spread(x, chunks.layout).transpose(1, 2) for x in (q * call.scale, k, v, g, beta))
     # a key head serves consecutive value heads
     group = v.shape[1] // k.shape[1]
     products = torch.cat([q, k], dim=2) @ k.transpose(2, 3)
-    qk, kk = products.repeat_interleave(group, 1).unflatten(2, (2, CHUNK)).unbind(2)
+    qk, kk = products.repeat_interleave(group, 1).unflatten(2, (2, chunks.size)).unbind(2)
     q, k = q.repeat_interleave(group, 1), k.repeat_interleave(group, 1)
 
     total = g.cumsum(2)
     from_start = total.exp()[..., None]
-    later = torch.ones(CHUNK, CHUNK, dtype=torch.bool, device=q.device).triu(1)
+    later = torch.ones(chunks.size, chunks.size, dtype=torch.bool, device=q.device).triu(1)
     decay = (total[..., :, None] - total[..., None, :]).masked_fill(later, -torch.inf).exp()
     system = kk * decay * beta[..., None]
     right = torch.cat([v, k * from_start], dim=3) * beta[..., None]

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.ops.scan.scan_cases import plans
 
+from radix_mlp.ops.scan.chunk_tables import CHUNK, flat_tables
 from radix_mlp.ops.scan.layout import collect, make_layout, spread
 from radix_mlp.plan import RadixPlan, build_plan
 
@@ -38,29 +39,31 @@ def test_windows_are_the_last_rows_of_the_root_path(plan: RadixPlan, width: int)
 @given(plan=plans())
 def test_levels_walk_down_every_path(plan: RadixPlan) -> None:
     tree = plan.to("cpu").scan_tree
-    seen: list[int] = []
-    finals: list[list[int]] = []
-    last_offsets: list[int] = []
-    for level in tree.levels:
-        starts = [finals[above] for above in level.parents.tolist()] if finals else None
-        offsets = level.cu_seqlens.tolist()
-        assert level.host_cu_seqlens.tolist() == offsets
-        assert level.start == len(seen)
-        pieces = [level.rows[a:b].tolist() for a, b in pairwise(offsets)]
-        before = finals
-        finals = [[*(starts[i] if starts else []), *piece] for i, piece in enumerate(pieces)]
-        assert all(final == path(plan, final[-1]) for final in finals)
-        seen.extend(level.rows.tolist())
-        assert level.stop == len(seen)
-        if starts is not None:
-            counts = np.bincount(level.parents, minlength=len(before))
-            assert np.diff(last_offsets).tolist() == counts.tolist()
-        last_offsets = level.child_offsets.tolist()
-    assert set(seen) == set(range(plan.num_compact))
+    tables = tree.chunk_tables
     rows = torch.arange(plan.num_rows)
-    spread_rows = spread(rows, tree.layout)
-    assert spread_rows.tolist() == seen
-    assert torch.equal(collect(spread_rows, tree.layout)[: plan.num_compact], rows[: plan.num_compact])
+    order = tree.to_levels(rows).tolist()
+    assert order == tree.pieces.rows.tolist()
+    assert torch.equal(tree.from_levels(tree.to_levels(rows))[: plan.num_compact], rows[: plan.num_compact])
+    pieces = [order[a:b] for a, b in pairwise(tables.cu_seqlens.tolist())]
+    assert set(order) == set(range(plan.num_compact))
+    finals: list[list[int]] = []
+    children: list[int] = []
+    count = 0
+    for level in tables.levels:
+        before = finals
+        starts = [before[above] for above in level.parents.tolist()] or [[]] * len(level.chunk_offsets)
+        bounds = level.cu_seqlens.tolist()
+        finals = [[*start, *order[a:b]] for start, (a, b) in zip(starts, pairwise(bounds), strict=True)]
+        assert all(final == path(plan, final[-1]) for final in finals)
+        assert children == np.bincount(level.parents, minlength=len(before)).tolist()
+        children = level.child_offsets.diff().tolist()
+        for offset in level.chunk_offsets.tolist():
+            assert tables.chunk_indices[offset].tolist() == [count, 0]
+            count += 1
+    assert count == len(pieces)
+    lengths = [len(piece) for piece in pieces]
+    wanted = [[i, chunk] for i, length in enumerate(lengths) for chunk in range(-(-length // CHUNK))]
+    assert tables.chunk_indices.tolist() == wanted
 
 
 @settings(deadline=None, max_examples=40)
@@ -131,5 +134,5 @@ def test_tables_made_without_gradients_serve_training() -> None:
     tree = build_plan([1, 2, 1, 3], [0, 2, 4]).to("cpu").scan_tree
     with torch.inference_mode():
         tables = (*tree.chunks(16).layout, *tree.layout, *tree.above, tree.windows(2), tree.parent)
-        tables = (*tables, *(level.rows for level in tree.levels))
+        tables = (*tables, *tree.children, *flat_tables(tree.chunk_tables))
     assert not any(table.is_inference() for table in tables)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,34 +18,13 @@ from radix_mlp.plan.levels import Levels, make_levels
 from radix_mlp.plan.segments import Segments, make_segments
 from radix_mlp.plan.tree import parents
 
-__all__ = ["Level", "ScanTree"]
+__all__ = ["ScanTree"]
 
 # what the pass of states through one more level costs a kernel, in chunks
 LEVEL_COST = 8.0
 # of plain torch: largest first, and what reading and writing a state costs, in rows
 CHUNK_SIZES = (64, 32, 16)
 ROWS_FOR_A_STATE = 16
-
-
-class Level(NamedTuple):
-    """`R` pieces of the tree (`plan.levels.Levels`) that run together: one call of a kernel for packed sequences."""
-
-    start: int
-    """The first place of the level in `ScanTree.layout`."""
-    stop: int
-    """One past its last place."""
-    rows: Tensor
-    """`[stop - start]` int64 rows, piece by piece."""
-    cu_seqlens: Tensor
-    """`[R + 1]` int32 offsets of the pieces into `rows`."""
-    host_cu_seqlens: Tensor
-    """The same on the CPU, int64."""
-    parents: Tensor
-    """`[R]` int64, the piece of the level above from whose final state each piece starts, ascending; empty for the
-    first level."""
-    child_offsets: Tensor
-    """`[R + 1]` int32, the pieces of the level below that start from piece `r` are `child_offsets[r]` up to
-    `child_offsets[r + 1]`."""
 
 
 class ScanTree:
@@ -86,23 +64,14 @@ class ScanTree:
 
     @cached_property
     def pieces(self) -> Levels:
-        """The levels on the host: those of kernels, with the copies that pay there."""
+        """The levels of kernels, on the host, with the copies that pay there (`plan.copies`)."""
         return make_levels(self._segments, self.num_compact, self._copies(CHUNK, LEVEL_COST).copied)
 
     @cached_property
     def layout(self) -> Layout:
-        """The layout in which each level is a slice: `spread` rows to it, `collect` them from it.
-
-        Rows of a segment may be copied into its children (`plan.copies`), so it may have more places than rows.
-        """
+        """The layout of `pieces`: rows level by level. With copies, it has more places than there are rows."""
         with torch.inference_mode(False):
             return _send_layout(make_layout(self.pieces.rows, self.num_rows), self.device)
-
-    @cached_property
-    def levels(self) -> tuple[Level, ...]:
-        """The levels, roots first. A piece of one level starts from a final state of the level above."""
-        with torch.inference_mode(False):
-            return _send_levels(self.pieces, self.device)
 
     @cached_property
     def chunk_size(self) -> int:
@@ -131,7 +100,7 @@ class ScanTree:
     @cached_property
     def children(self) -> tuple[Tensor, Tensor, Tensor]:
         """The first child of each row (`[M]`, -1 for none), and the others: offsets `[M + 1]` into a list; int32."""
-        parent = parents(self._end, self.num_compact)
+        parent = self._host_parent
         rows = np.flatnonzero(parent >= 0)
         # in preorder the first child is the next row
         is_first = parent[rows] == rows - 1
@@ -164,51 +133,6 @@ class ScanTree:
     @cached_property
     def _host_parent(self) -> NDArray[np.int32]:
         return parents(self._end, self.num_compact)
-
-
-class _HostLevel(NamedTuple):
-    start: int
-    stop: int
-    cu_seqlens: NDArray[np.int32]
-    parents: NDArray[np.int64]
-    child_offsets: NDArray[np.int32]
-
-
-def _host_levels(levels: Levels) -> list[_HostLevel]:
-    found = []
-    # the pieces below the last level are none
-    bounds = [0, *levels.first.tolist(), len(levels.parent)]
-    for above, low, high, below in zip(bounds, bounds[1:], bounds[2:], bounds[3:], strict=False):
-        cu = levels.start[low : high + 1]
-        found.append(
-            _HostLevel(
-                start=int(cu[0]),
-                stop=int(cu[-1]),
-                cu_seqlens=cu - cu[0],
-                parents=levels.parent[low:high].astype(np.int64) - above if above < low else np.zeros(0, np.int64),
-                child_offsets=np.searchsorted(levels.parent[high:below], np.arange(low, high + 1)).astype(np.int32),
-            )
-        )
-    return found
-
-
-def _send_levels(levels: Levels, device: torch.device) -> tuple[Level, ...]:
-    host = _host_levels(levels)
-    long = [levels.rows.astype(np.int64), *(level.parents for level in host)]
-    short = [array for level in host for array in (level.cu_seqlens, level.child_offsets)]
-    (rows, *parents_of), tables = send_arrays(long, short, device)
-    return tuple(
-        Level(
-            level.start,
-            level.stop,
-            rows[level.start : level.stop],
-            cu_seqlens,
-            torch.from_numpy(level.cu_seqlens.astype(np.int64)),
-            above,
-            child_offsets,
-        )
-        for level, above, cu_seqlens, child_offsets in zip(host, parents_of, tables[::2], tables[1::2], strict=True)
-    )
 
 
 def _send_layout(layout: Layout, device: torch.device) -> Layout:

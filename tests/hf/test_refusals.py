@@ -20,10 +20,8 @@ from radix_mlp.hf.tree_mask import TreeMask
     [
         ("bloom", "attention interface"),
         ("gptj", "attention interface"),
-        ("qwen3_next", "linear_attention"),
-        ("mamba", "linear_attention"),
-        ("minimax", "linear_attention"),
-        ("lfm2", "conv"),
+        ("qwen4_exp_text", "indexed_attention"),
+        ("xlstm", "not known to follow a tree"),
         ("llama4_text", "chunked_attention"),
         ("roberta", "padding_idx"),
         ("deepseek_v32", "layers of type"),

@@ -28,7 +28,7 @@ from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.hf.windows import Windows, window_of
 from radix_mlp.ops import AttentionTree, tree_attention
 
-__all__ = ["FALLBACKS", "every_layer_sees_the_tree", "fallback_of", "impl_of", "register"]
+__all__ = ["FALLBACKS", "every_layer_sees_the_tree", "fallback_of", "impl_of", "note_tree_seen_by", "register"]
 
 FALLBACKS = ("sdpa", "eager")
 """Implementations that calls which are not folded may run on."""
@@ -103,8 +103,7 @@ def _radix_attention(
             f"{type(module).__name__} replaced the tree mask of a folded call by its own (got {found}), so its "
             "attention is not plain causal attention. Call radix_mlp.disable(model) and run it unfolded."
         )
-    if not torch.compiler.is_compiling() and (seen := _SEEN.get()) is not None:
-        seen.add(id(module))
+    note_tree_seen_by(module)
     if args:
         raise UnsupportedModelError(f"{type(module).__name__} passes attention options by position; run it unfolded.")
     if radix_tree is None:
@@ -184,12 +183,18 @@ def _fallback_function(module: torch.nn.Module, fallback: str) -> Callable[..., 
     return function
 
 
+def note_tree_seen_by(layer: torch.nn.Module) -> None:
+    """Count a layer that has run along the tree. Does nothing outside of `every_layer_sees_the_tree`."""
+    if not torch.compiler.is_compiling() and (seen := _SEEN.get()) is not None:
+        seen.add(id(layer))
+
+
 @contextmanager
 def every_layer_sees_the_tree(model: torch.nn.Module, num_layers: int) -> Iterator[None]:
-    """Around one folded forward of `model`, which has `num_layers` attention layers.
+    """Around one folded forward of `model`, which has `num_layers` attention layers and mixers.
 
     Raises:
-        UnsupportedModelError: fewer layers called the attention function with the tree.
+        UnsupportedModelError: fewer layers ran along the tree.
     """
     seen: set[int] = set()
     token = _SEEN.set(seen)
@@ -200,8 +205,8 @@ def every_layer_sees_the_tree(model: torch.nn.Module, num_layers: int) -> Iterat
     # a compiled layer cannot be counted
     if len(seen) < num_layers and not _skips_layers(model) and not _is_compiled(model):
         raise UnsupportedModelError(
-            f"only {len(seen)} of the {num_layers} attention layers of {type(model).__name__} saw the tree of a folded "
-            "call: the others do not call transformers' attention interface. Run the model unfolded "
+            f"only {len(seen)} of the {num_layers} attention layers and mixers of {type(model).__name__} saw the tree "
+            "of a folded call: the others do not call transformers' attention interface. Run the model unfolded "
             "(radix_mlp.disable(model))."
         )
 

@@ -12,6 +12,7 @@ from radix_mlp.hf.adapters import pretrained_in
 from radix_mlp.hf.attention_function import FALLBACKS, fallback_of, register
 from radix_mlp.hf.enabled import CallReport, Settings, enabled_of
 from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
+from radix_mlp.hf.mixers.install import install_mixers, uninstall_mixers
 from radix_mlp.hf.model_lock import lock_of
 from radix_mlp.hf.support import decoder_of, why_unsupported
 from radix_mlp.hf.text_tower import text_modules, tower_of
@@ -75,8 +76,9 @@ def _enable(model: AnyModel, inner: PreTrainedModel, impl: str, threshold: float
             f"the model runs {fallback!r} attention; calls that are not folded can go back to {' or '.join(FALLBACKS)} "
             'only. Call model.set_attn_implementation("sdpa") first.'
         )
+    has_mixers = install_mixers(tower_of(trunk))
     _set_attention(inner, register(impl, fallback))
-    settings = Settings(threshold, impl, fallback)
+    settings = Settings(threshold, impl, fallback, has_mixers=has_mixers)
     forwards = [FoldingForward(trunk, settings)]
     if inner is not trunk:
         forwards.append((FoldingForward if _is_causal_lm(inner) else HeadForward)(inner, settings))
@@ -99,6 +101,7 @@ def disable(model: AnyModel) -> AnyModel:
 
 
 def _disable(inner: PreTrainedModel) -> None:
+    uninstall_mixers(decoder_of(inner))
     for module in (inner, decoder_of(inner)):
         enabled = enabled_of(module)
         if enabled is None:

@@ -35,6 +35,8 @@ class Settings:
     threshold: float | Literal["auto"]
     impl: str
     fallback: str
+    has_mixers: bool = False
+    """Whether layers other than attention follow the tree: convolutions, linear attention, state spaces."""
     last_call: CallReport | None = None
     warned: set[str] = field(default_factory=set)
     unfolded_threads: set[int] = field(default_factory=set)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.hf.added_code import reason_of_added_code, reason_of_called_module
 from radix_mlp.hf.fingerprint import Fingerprint, fingerprint
+from radix_mlp.hf.mixers.forward import forget_functions
 from radix_mlp.hf.support import is_proven, why_unsupported
 from radix_mlp.hf.text_tower import num_attention_layers, text_modules
 from radix_mlp.hf.trial import Tried, trial
@@ -39,6 +40,7 @@ class Examination:
         if now.counts_ids and torch.is_grad_enabled() and (reason := reason_of_whole_calls(module)) is not None:
             return reason
         if now != self._made_for:
+            forget_functions()
             self.num_attention_layers = num_attention_layers(module)
             self._reason, self._is_added_code = _examine(self._tried)
             self._reason_of_called = reason_of_called_module(module)

@@ -15,7 +15,7 @@ from radix_mlp.hf.media import placeholders_of, reason_of_media, says_text, with
 from radix_mlp.hf.padding import PaddedLayout, row_with_holes
 from radix_mlp.hf.tracing import reason_of_tracing
 
-__all__ = ["USES_CACHE", "FoldableCall", "read_call", "selects_logits"]
+__all__ = ["USES_CACHE", "FoldableCall", "is_packed", "read_call", "selects_logits"]
 
 USES_CACHE = "a key-value cache is used"
 
@@ -100,6 +100,18 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
     return _reason_of_placeholders(model, call) or _reason_of_labels(given, call) or call
 
 
+def is_packed(arguments: Mapping[str, Any]) -> bool:
+    """Whether positions start again within a row, with no mask to say that the row is one sequence.
+
+    >>> is_packed({"position_ids": torch.tensor([[0, 1, 0, 1]])})
+    True
+    """
+    positions = arguments.get("position_ids")
+    if not isinstance(positions, torch.Tensor) or arguments.get("attention_mask") is not None:
+        return False
+    return positions.shape[-1] > 1 and bool((positions[..., 1:] <= positions[..., :-1]).any())
+
+
 def _starts_of_packed(position_ids: NDArray[np.int64]) -> NDArray[np.int64] | str:
     """Where the sequences of rows `[B, T]` without a mask start in `[B * T]`, or why that cannot be said."""
     is_break = np.diff(position_ids, axis=1) != 1
@@ -116,7 +128,7 @@ def _starts_of_packed(position_ids: NDArray[np.int64]) -> NDArray[np.int64] | st
 
 
 def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> str | None:
-    if given.get("past_key_values") is not None or given.get("use_cache"):
+    if "past_key_values" in given or "cache_params" in given or given.get("use_cache"):
         return USES_CACHE
     input_ids, mask = given.get("input_ids"), given.get("attention_mask")
     if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2:

@@ -109,7 +109,9 @@ class FoldedCall:
                     "Call radix_mlp.disable(model) for this call."
                 )
         if caller.get("use_cache") is None and getattr(model.config, "use_cache", False):
-            fields["past_key_values"] = FoldedCache()
+            name = "past_key_values" if hasattr(outputs, "past_key_values") else "cache_params"
+            if hasattr(outputs, name):
+                fields[name] = FoldedCache()
         if caller.get("labels") is not None:
             fields["loss"] = model.loss_function(
                 logits=fields["logits"],

@@ -16,9 +16,10 @@ from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import every_layer_sees_the_tree
 from radix_mlp.hf.enabled import CallReport, Enabled, Settings
 from radix_mlp.hf.examination import Examination
-from radix_mlp.hf.foldable_call import FoldableCall, read_call
+from radix_mlp.hf.foldable_call import FoldableCall, is_packed, read_call
 from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
-from radix_mlp.hf.forward import check_token_ids, signature_of
+from radix_mlp.hf.forward import check_token_ids, signature_of, takes_any_keyword
+from radix_mlp.hf.mixers.forward import tree_for_mixers
 from radix_mlp.hf.origin import is_stock
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.hf.tree_mask import TreeMask
@@ -54,9 +55,10 @@ class FoldingForward(Enabled):
         if len(args) > 0 and args[0] is self.module:
             # accelerate's unwrap_model(keep_fp32_wrapper=False) makes this object a method of the module
             args = args[1:]
-        if isinstance(kwargs.get("attention_mask"), TreeMask):
+        mask = kwargs.get("attention_mask")
+        if isinstance(mask, TreeMask):
             # within a folded call
-            return self._run(*args, **kwargs)
+            return self._run(*args, **self._with_tree(mask, kwargs))
         return self.call(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -74,7 +76,25 @@ class FoldingForward(Enabled):
                 return self._run_compact(folded)
             except (UnsupportedCallError, UnsupportedModelError) as error:
                 self.settings.note_failed(error)
+        self._refuse_leaking(args, kwargs)
         return self.run_unfolded(args, kwargs)
+
+    def _with_tree(self, mask: TreeMask, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The keywords of a call on compact rows, with the tree where a head has dropped it: mixers may get no mask."""
+        if not self.settings.has_mixers or "radix_tree" in kwargs or not takes_any_keyword(self.module):
+            return kwargs
+        return {**kwargs, "radix_tree": tree_for_mixers(mask.tree(), mask)}
+
+    @torch.compiler.disable
+    def _refuse_leaking(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """An error for packed rows through transformers' own mixers, which take a row for one sequence."""
+        if self.settings.has_mixers and is_packed(self._named(args, kwargs)):
+            report = self.settings.last_call
+            raise UnsupportedCallError(
+                f"position_ids pack several sequences into a row, and the call is not folded "
+                f"({report.reason if report else 'no reason'}): the states of {type(self.module).__name__} would pass "
+                "from one sequence into the next. Give every sequence a row of its own, or let the call fold."
+            )
 
     @torch.compiler.disable(recursive=False)
     def run_unfolded(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

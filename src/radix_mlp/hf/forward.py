@@ -14,7 +14,8 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError
 from radix_mlp.hf.attention_function import every_layer_sees_the_tree, impl_of
 from radix_mlp.hf.enabled import Examined, enabled_of
-from radix_mlp.hf.support import check_settings, decoder_of
+from radix_mlp.hf.mixers.forward import tree_for_mixers
+from radix_mlp.hf.support import check_settings, decoder_of, takes_positions
 from radix_mlp.hf.text_tower import tower_of
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.hf.windows import windows_of
@@ -42,8 +43,10 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
         UnsupportedModelError: the configuration has been changed to one that does not fold.
         UnsupportedCallError: the attention implementation has been changed, so no layer would see the tree.
     """
-    tower = tower_of(decoder_of(model))
-    check_settings(tower.config)
+    trunk = decoder_of(model)
+    tower, enabled = tower_of(trunk), enabled_of(trunk)
+    has_mixers = enabled is not None and enabled.settings.has_mixers
+    check_settings(tower.config, has_mixers=has_mixers)
     attention = tower.config._attn_implementation
     if not attention.startswith("radix"):
         raise UnsupportedCallError(
@@ -51,13 +54,17 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
             "tree. Enable the model, or its trainer, again."
         )
     tree = plan.tree_for(impl_of(attention))
+    mask = TreeMask.of(tree, windows_of(tower), plan.plan if has_mixers else None)
     arguments: dict[str, Any] = {
         "input_ids": plan.compact_ids[None],
-        "attention_mask": TreeMask.of(tree, windows_of(tower)),
-        "position_ids": plan.compact_positions[None],
+        "attention_mask": mask,
         "use_cache": False,
         "return_dict": True,
     }
+    if takes_positions(trunk):
+        arguments["position_ids"] = plan.compact_positions[None]
+    if has_mixers:
+        tree = tree_for_mixers(tree, mask)
     if takes_any_keyword(model):
         arguments["radix_tree"] = tree
     return arguments

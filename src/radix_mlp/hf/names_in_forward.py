@@ -13,7 +13,7 @@ __all__ = ["names_in_forward"]
 
 @functools.cache
 def names_in_forward(model_class: Any) -> frozenset[str]:
-    """What the forward of a class, or one that it overrides and may call, refers to by name.
+    """What the forward of a class, or one that it overrides and may call, refers to by name, and the texts in it.
 
     Example:
         >>> from transformers import Gemma2ForCausalLM
@@ -22,7 +22,15 @@ def names_in_forward(model_class: Any) -> frozenset[str]:
     """
     forwards = (inspect.unwrap(vars(cls)["forward"]) for cls in model_class.__mro__ if "forward" in vars(cls))
     codes = (code for forward in forwards for code in _codes(getattr(forward, "__code__", None)))
-    return frozenset(name for code in codes for name in (*code.co_names, *code.co_freevars))
+    return frozenset(name for code in codes for name in (*code.co_names, *code.co_freevars, *_texts(code.co_consts)))
+
+
+def _texts(constants: tuple[Any, ...]) -> Iterator[str]:
+    for constant in constants:
+        if isinstance(constant, str):
+            yield constant
+        elif isinstance(constant, tuple):
+            yield from _texts(constant)
 
 
 def _codes(code: object) -> Iterator[CodeType]:

@@ -68,6 +68,9 @@ _ROW_BY_ROW = frozenset(
         "Softsign",
         "Tanhshrink",
         "_DropoutNd",
+        # mixers that follow the tree keep weights in them; a model that calls one is refused
+        "Conv1d",
+        "_ConvNd",
     ]
 )
 _KNOWN_CLASSES: dict[type, bool] = {}

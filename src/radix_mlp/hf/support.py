@@ -11,14 +11,17 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.adapters import opened, why_not_opened
+from radix_mlp.hf.mixers.discovery import mixers_of
 from radix_mlp.hf.origin import is_stock
 from radix_mlp.hf.proven_types import PROVEN_TYPES
 from radix_mlp.hf.text_tower import is_multimodal, text_modules, tower_of
 from radix_mlp.hf.whole_calls import reason_of_whole_calls
 
-__all__ = ["check_settings", "decoder_of", "is_proven", "why_unsupported"]
+__all__ = ["check_settings", "decoder_of", "is_proven", "takes_positions", "why_unsupported"]
 
 _FOLDABLE_LAYERS = {"full_attention", "sliding_attention"}
+# what these hold is seen in their modules
+_MIXED_LAYERS = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mlp", "moe"}
 
 # state or local structure between tokens: a token's output depends on more than attention over its ancestors
 _MIXER_CLASS = re.compile(
@@ -49,27 +52,34 @@ def why_unsupported(model: torch.nn.Module) -> str | None:
     inner = opened(model)
     trunk = decoder_of(inner)
     tower = tower_of(trunk)
+    mixers = mixers_of(tower)
     for config in (inner.config, trunk.config, tower.config):
-        for reason in _config_reasons(config):
+        for reason in _config_reasons(config, bool(mixers)):
             return reason
     for reason in (*_tower_reasons(tower), *_class_reasons(trunk)):
         return reason
+    inside = {id(part) for mixer in mixers.values() for part in mixer.modules()}
+    # a file whose mixer is known may name all of its classes after it
+    files = {type(mixer).__module__ for mixer in mixers.values()}
     for name, module in text_modules(tower):
         for reason in _module_reasons(name, module):
             return reason
+        if id(module) not in inside and type(module).__module__ not in files:
+            for reason in _mixer_reasons(name, module):
+                return reason
     # gradients that count rows are a matter of the call
     with torch.no_grad():
         found = reason_of_whole_calls(tower)
     return None if found is None else f"{found}. Run it unfolded."
 
 
-def check_settings(config: PreTrainedConfig) -> None:
+def check_settings(config: PreTrainedConfig, *, has_mixers: bool) -> None:
     """What is read off the configuration, once more for a call: it may have been changed since.
 
     Raises:
         UnsupportedModelError: with this configuration the model cannot be folded exactly.
     """
-    for reason in _config_reasons(config):
+    for reason in _config_reasons(config, has_mixers):
         raise UnsupportedModelError(reason)
 
 
@@ -91,7 +101,12 @@ def _is_of_torch(module: torch.nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.modules.")
 
 
-def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
+def takes_positions(trunk: PreTrainedModel) -> bool:
+    """Whether the forward takes `position_ids`; models of state spaces alone need none."""
+    return "position_ids" in inspect.signature(type(trunk).forward).parameters
+
+
+def _config_reasons(config: PreTrainedConfig, has_mixers: bool) -> Iterator[str]:
     kind = config.model_type
     if getattr(config, "is_encoder_decoder", False):
         yield f"{kind} is an encoder-decoder: its decoder also attends to an encoder. Fold a decoder-only model."
@@ -102,7 +117,8 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
             f"{kind} attends in both directions here (is_causal=False or use_bidirectional_attention), so a token "
             "depends on what follows it and nothing can be shared. Use a causal model."
         )
-    strange = sorted(set(getattr(config, "layer_types", None) or []) - _FOLDABLE_LAYERS)
+    foldable = _FOLDABLE_LAYERS | (_MIXED_LAYERS if has_mixers else set())
+    strange = sorted(set(getattr(config, "layer_types", None) or []) - foldable)
     if strange:
         yield (
             f"{kind} has layers of type {', '.join(strange)}; only full and sliding-window attention fold exactly. "
@@ -116,7 +132,7 @@ def _config_reasons(config: PreTrainedConfig) -> Iterator[str]:
 
 def _class_reasons(trunk: PreTrainedModel) -> Iterator[str]:
     kind = type(trunk).__name__
-    if "position_ids" not in inspect.signature(type(trunk).forward).parameters:
+    if not takes_positions(trunk) and any("is_causal" in vars(module) for module in trunk.modules()):
         yield f"{kind} takes no position_ids, so it cannot take the positions of folded tokens. Run it unfolded."
 
 
@@ -138,11 +154,6 @@ def _module_reasons(name: str, module: torch.nn.Module) -> Iterator[str]:
     kind = type(module).__name__
     if getattr(module, "is_causal", True) is False and not isinstance(module, torch.nn.MultiheadAttention):
         yield f"{name} ({kind}) attends in both directions (is_causal is False). Use a causal model."
-    if isinstance(module, torch.nn.Conv1d) or _MIXER_CLASS.search(kind):
-        yield (
-            f"{name} ({kind}) mixes neighbouring tokens outside attention (state space, linear attention, recurrence "
-            "or convolution), so a tree of tokens needs state forking there. Run it unfolded."
-        )
     if hasattr(module, "create_position_ids_from_input_ids"):
         yield (
             f"{name} ({kind}) numbers positions from padding_idx + 1 and skips padding ids (as RoBERTa does). "
@@ -150,3 +161,12 @@ def _module_reasons(name: str, module: torch.nn.Module) -> Iterator[str]:
         )
     if _MASK_ONLY_CLASS.search(kind) or hasattr(module, "prepare_dynamic_mask"):
         yield f"{name} ({kind}) selects keys by content or blocks (sparse attention). Run it unfolded."
+
+
+def _mixer_reasons(name: str, module: torch.nn.Module) -> Iterator[str]:
+    kind = type(module).__name__
+    if isinstance(module, torch.nn.Conv1d) or _MIXER_CLASS.search(kind):
+        yield (
+            f"{name} ({kind}) mixes neighbouring tokens outside attention (state space, linear attention, recurrence "
+            "or convolution) in code that is not known to follow a tree. Run it unfolded."
+        )

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from radix_mlp.hf.mixers.discovery import is_mixer
+
 __all__ = ["is_multimodal", "num_attention_layers", "text_modules", "tower_of"]
 
 
@@ -47,8 +49,9 @@ def text_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]
 
 
 def num_attention_layers(trunk: PreTrainedModel) -> int:
-    """Text layers with a flag `is_causal`, as attention of transformers has: all of them must see a call's tree."""
-    return sum("is_causal" in vars(module) for _, module in text_modules(tower_of(trunk)))
+    """Text layers that must see a call's tree: mixers, and those with a flag `is_causal`, as attention has."""
+    modules = (module for _, module in text_modules(tower_of(trunk)))
+    return sum("is_causal" in vars(module) or is_mixer(type(module)) for module in modules)
 
 
 def _is_for_other_inputs(module: torch.nn.Module) -> bool:

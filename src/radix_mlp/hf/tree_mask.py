@@ -11,6 +11,7 @@ from torch._guards import TracingContext
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.windows import Windows
 from radix_mlp.ops import AttentionTree
+from radix_mlp.plan import RadixPlan
 
 __all__ = ["TreeMask"]
 
@@ -52,11 +53,13 @@ class TreeMask(torch.Tensor):
     """
 
     windows: Windows
+    plan: RadixPlan | None
+    """What mixers with a state or a convolution read; None in a model without."""
 
     @staticmethod
-    def of(tree: AttentionTree, windows: Windows) -> TreeMask:
+    def of(tree: AttentionTree, windows: Windows, plan: RadixPlan | None = None) -> TreeMask:
         """The mask of a tree under the windows that the model's own masks would have."""
-        return _marked(torch.stack((tree.end, tree.depth))[None, None], windows)
+        return _marked(torch.stack((tree.end, tree.depth))[None, None], windows, plan)
 
     def tree(self) -> AttentionTree:
         """The tree, its block lists made once more: for models that drop keywords they do not know."""
@@ -74,7 +77,7 @@ class TreeMask(torch.Tensor):
         """Copies stay masks of trees; whatever would compute with one is an UnsupportedCallError."""
         with torch._C.DisableTorchFunctionSubclass():
             if func in _KEPT_BY:
-                return _marked(func(*args, **kwargs or {}), args[0].windows)
+                return _marked(func(*args, **kwargs or {}), args[0].windows, args[0].plan)
             if func.__name__ in _LOOKS or func.__name__.startswith(("is_", "_is_")):
                 return func(*args, **kwargs or {})
             # Gemma 4 slices its masks for the last `logits_to_keep` rows, and 0 keeps all
@@ -95,7 +98,7 @@ def _selects_all(index: Any) -> bool:
     return all(isinstance(part, slice) and part in (slice(None), slice(0, None)) for part in parts)
 
 
-def _marked(rows: torch.Tensor, windows: Windows) -> TreeMask:
+def _marked(rows: torch.Tensor, windows: Windows, plan: RadixPlan | None) -> TreeMask:
     mask = rows.as_subclass(TreeMask)
-    mask.windows = windows
+    mask.windows, mask.plan = windows, plan
     return mask

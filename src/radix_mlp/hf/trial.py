@@ -49,7 +49,8 @@ def trial(tried: Tried) -> str | None:
     kind = f"{type(module).__name__} ({module.config.model_type}), or code in it, is not proven to fold"
     if module.device.type == "meta":
         return f"{kind} and has no weights to try: load it first"
-    with _as_it_may_become(module):
+    # autocast rounds as half precision does, which the bound for these weights does not allow for
+    with _as_it_may_become(module), torch.autocast(module.device.type, enabled=False):
         try:
             return _difference(tried, kind)
         except (RadixError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:

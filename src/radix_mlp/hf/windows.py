@@ -16,6 +16,9 @@ from radix_mlp.hf.names_in_forward import names_in_forward
 
 __all__ = ["Windows", "window_of", "windows_of"]
 
+_SLIDING = frozenset(["sliding_attention", "hybrid_sliding"])
+"""Types of layers whose masks have a window."""
+
 Windows: TypeAlias = tuple[int | None, ...] | None
 """A window for each layer, or one entry for all; None where the model makes no mask with a window."""
 
@@ -37,10 +40,11 @@ def windows_of(trunk: PreTrainedModel) -> Windows:
     if "create_sliding_window_causal_mask" not in names:
         return None
     config: Any = trunk.config
-    if "layer_types" not in names:
+    # MiniMax gives one mask, with or without a window, to all of its attention layers
+    if "layer_types" not in names or not names & _SLIDING:
         window = config.sliding_window
         return (None if window is None else _checked(window),)
-    is_sliding = [kind == "sliding_attention" for kind in config.layer_types]
+    is_sliding = [kind in _SLIDING for kind in config.layer_types]
     if not any(is_sliding):
         return (None,)
     window = _checked(config.sliding_window)

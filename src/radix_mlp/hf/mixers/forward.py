@@ -1,0 +1,141 @@
+"""The forward of a mixer on compact rows: the class's own code over globals in which its kernels follow the tree.
+
+Everything else in that code (projections, gates, norms) is done row by row and stays as it is. Nothing of the module
+changes but its instance attribute `forward`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from types import CellType, FunctionType
+from typing import Any
+
+import torch
+
+from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.attention_function import note_tree_seen_by
+from radix_mlp.hf.mixers.discovery import is_expanded
+from radix_mlp.hf.mixers.expand import run_expanded
+from radix_mlp.hf.mixers.kernels import FUSED, KERNELS, follow, not_fused
+from radix_mlp.hf.tree_mask import TreeMask
+from radix_mlp.ops import AttentionTree
+from radix_mlp.plan import RadixPlan
+
+__all__ = ["MixerForward", "MixerLayerForward", "forget_functions", "tree_for_mixers"]
+
+_MASK = "mixers"
+
+
+class MixerForward:
+    """Stands in for the forward of one mixer; a call that brings no tree runs as before."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """That of the class, without `self`."""
+        signature = inspect.signature(type(self.module).forward)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the mixer on compact rows if the call brings their tree."""
+        mask = _tree_mask(kwargs, *args)
+        if mask is None:
+            return type(self.module).forward(self.module, *args, **kwargs)
+        return self._follow(mask, args, kwargs)
+
+    # levels differ from batch to batch, so that a graph would be made for each
+    @torch.compiler.disable
+    def _follow(self, mask: TreeMask, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.module
+        plan = _plan_of(mask, module)
+        for name in ("cache_params", "past_key_values"):
+            if kwargs.get(name) is not None:
+                raise UnsupportedCallError(
+                    f"{type(module).__name__} was given {name} in a folded call, which keeps no cache. Call the model "
+                    "with use_cache=True to run it unfolded, or with use_cache=False."
+                )
+        rows = next(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
+        if tuple(rows.shape[:2]) != (1, plan.num_rows):
+            raise UnsupportedCallError(
+                f"{type(module).__name__} was given {tuple(rows.shape)} instead of (1, {plan.num_rows}, ...) rows of a "
+                "folded call. Run the model unfolded (radix_mlp.disable(model))."
+            )
+        note_tree_seen_by(module)
+        # compact rows hold no padding, and the tree is no mask to multiply by
+        args = tuple(None if isinstance(x, TreeMask) else x for x in args)
+        kwargs = {n: None if isinstance(x, TreeMask) else x for n, x in kwargs.items() if n != "radix_tree"}
+        if is_expanded(type(module)):
+            return run_expanded(module, plan, args, kwargs)
+        with follow(plan):
+            return _on_tree(type(module).forward)(module, *args, **kwargs)
+
+
+class MixerLayerForward:
+    """Stands in for the forward of a layer that hands its mixer the mask alone, and would hand it none."""
+
+    def __init__(self, module: torch.nn.Module) -> None:
+        self.module = module
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the layer, with the tree as the mask where a folded call brings one."""
+        mask = _tree_mask(kwargs)
+        if mask is not None:
+            # an argument of the layer, so that checkpointing computes it with the tree as well
+            given = kwargs.get("attention_mask")
+            kwargs["attention_mask"] = dict.fromkeys(given, mask) if isinstance(given, dict) else mask
+        return type(self.module).forward(self.module, *args, **kwargs)
+
+
+def tree_for_mixers(tree: AttentionTree, mask: TreeMask) -> AttentionTree:
+    """The tree with its mask, which brings the plan, for mixers that are handed keywords and no mask."""
+    return tree._replace(prepared={**tree.prepared, _MASK: mask})
+
+
+def forget_functions() -> None:
+    """Make the functions once more: something in the modeling files was replaced."""
+    _on_tree.cache_clear()
+
+
+def _tree_mask(kwargs: dict[str, Any], *args: Any) -> TreeMask | None:
+    for mask in (kwargs.get("attention_mask"), *args):
+        if isinstance(mask, TreeMask):
+            return mask
+    tree = kwargs.get("radix_tree")
+    found: TreeMask | None = None if tree is None else tree.prepared[_MASK]
+    return found
+
+
+def _plan_of(mask: TreeMask, module: torch.nn.Module) -> RadixPlan:
+    if mask.plan is None:
+        raise UnsupportedCallError(
+            f"{type(module).__name__} needs the plan of a folded call, and its tree mask brings none: call the model "
+            "itself or radix_mlp.hf.forward_compact."
+        )
+    return mask.plan
+
+
+@functools.lru_cache(maxsize=256)
+def _on_tree(function: Any) -> FunctionType:
+    """The function with kernels that follow the tree, in the same decorators."""
+    inner = getattr(function, "__wrapped__", None)
+    if inner is None:
+        called = set(function.__code__.co_names)
+        kernels = {name: KERNELS[name] for name in KERNELS.keys() & called}
+        kernels |= dict.fromkeys(called.intersection(FUSED), not_fused)
+        return _copy(function, function.__globals__ | kernels, function.__closure__)
+    cells = [CellType(_on_tree(inner)) if cell.cell_contents is inner else cell for cell in function.__closure__ or ()]
+    if all(cell is old for cell, old in zip(cells, function.__closure__ or (), strict=True)):
+        raise UnsupportedModelError(
+            f"{function.__qualname__} has a decorator that cannot be kept on compact rows. Run the model unfolded."
+        )
+    return _copy(function, function.__globals__, tuple(cells))
+
+
+def _copy(function: FunctionType, names: dict[str, Any], closure: tuple[CellType, ...] | None) -> FunctionType:
+    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, closure)
+    copy.__kwdefaults__ = function.__kwdefaults__
+    functools.update_wrapper(copy, function)
+    return copy

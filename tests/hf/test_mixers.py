@@ -1,0 +1,247 @@
+"""Hybrid models (convolutions, linear attention, state spaces) fold exactly, and wrong states would be seen."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+
+import pytest
+import torch
+from tools.model_types.hybrids import (
+    FAMILIES,
+    HYBRIDS,
+    broken_kernel_error,
+    broken_plan_error,
+    compare_hybrid,
+    cut_everywhere,
+    deep_batch,
+    folded_logits,
+    gradients_error,
+    logits_error,
+    one_wrong_parent,
+    reach_error,
+    relative,
+)
+from tools.model_types.sweep import one_at_a_time, pad, sample_sequences
+from tools.model_types.wide import wide
+from tools.model_types.zoo import tiny_model
+
+import radix_mlp
+from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.mixers.discovery import kernels_of, mixers_of
+
+SMALL = [types[0] for types in FAMILIES.values()]
+ON_TREE = [types[0] for family, types in FAMILIES.items() if family != "whole sequences"]
+OTHERS = [model_type for model_type in HYBRIDS if model_type not in SMALL]
+# transformers' own float32 inside of float64 weights
+AS_LOADED, WIDE, WIDE_GRADIENT = 2e-4, 1e-10, 1e-9
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+
+def check(model_type: str, **batch: int) -> None:
+    errors = compare_hybrid(model_type, **batch)
+    assert errors.as_loaded < AS_LOADED
+    assert errors.wide < WIDE
+    assert errors.gradient < WIDE_GRADIENT
+    assert errors.wrong_parent > 1e-3
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_logits_and_gradients_are_those_of_one_sequence_at_a_time(model_type) -> None:
+    check(model_type, most=14)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_logits_and_gradients_of_all_hybrids(model_type) -> None:
+    check(model_type)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", SMALL)
+def test_trees_eight_runs_deep(model_type) -> None:
+    check(model_type, depth=8)
+
+
+@pytest.mark.parametrize("model_type", ON_TREE)
+def test_states_and_windows_that_end_with_their_run_are_seen(model_type) -> None:
+    assert broken_plan_error(tiny_model(model_type), deep_batch(0), cut_everywhere) > 1e-2
+
+
+@pytest.mark.parametrize("model_type", ON_TREE)
+def test_one_wrong_parent_of_one_kernel_is_seen(model_type) -> None:
+    model = tiny_model(model_type)
+    sequences = deep_batch(0, most=14)
+    kernels = set().union(*(kernels_of(type(mixer)) for mixer in mixers_of(model).values()))
+    assert kernels
+    for kernel in kernels:
+        assert broken_kernel_error(model, sequences, kernel, cut_everywhere) > 1e-3, kernel
+        assert broken_kernel_error(model, sequences, kernel, one_wrong_parent) > 1e-3, kernel
+    assert logits_error(model, sequences) < AS_LOADED
+
+
+@pytest.mark.parametrize("model_type", [t for t in ON_TREE if t != "lfm2"])
+def test_a_state_matters_for_hundreds_of_tokens(model_type) -> None:
+    assert reach_error(tiny_model(model_type)) > 1e-3
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_follows_the_tree(model_type, reentrant) -> None:
+    model = tiny_model(model_type).train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+    if reentrant:
+        model.enable_input_require_grads()
+    with wide(model):
+        assert gradients_error(model, deep_batch(1, most=8)) < WIDE_GRADIENT
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_generation_with_a_cache_is_token_for_token_the_same(model_type) -> None:
+    model = tiny_model(model_type)
+    ids, mask = pad(sample_sequences(), "left")
+    options = {"attention_mask": mask, "max_new_tokens": 6, "do_sample": False}
+    expected = model.generate(ids, **options)
+    radix_mlp.enable(model)
+    assert torch.equal(model.generate(ids, **options), expected)
+    assert not radix_mlp.last_call(model).folded
+
+
+def packed(sequences: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """`input_ids` and `position_ids`, both `[1, N]`."""
+    return torch.cat(sequences)[None], torch.cat([torch.arange(len(s)) for s in sequences])[None]
+
+
+@pytest.mark.parametrize("shared", [2, 0])
+@pytest.mark.parametrize("model_type", SMALL)
+def test_packed_rows_fold_whatever_they_share(model_type, shared) -> None:
+    sequences = [torch.tensor([*[8, 9][:shared], 20 + i, 50 + i, 30, 31]) for i in range(4)]
+    model = tiny_model(model_type)
+    expected = one_at_a_time(model, sequences)
+    radix_mlp.enable(model)
+    ids, positions = packed(sequences)
+    with torch.no_grad():
+        logits = model(ids, position_ids=positions).logits[0].split([len(s) for s in sequences])
+    assert radix_mlp.last_call(model).folded
+    assert relative(list(logits), expected) < AS_LOADED
+
+
+@pytest.mark.parametrize(("threshold", "also"), [(0, {}), ("auto", {"output_attentions": True})])
+def test_packed_rows_that_would_not_fold_are_refused(threshold, also) -> None:
+    """transformers' own mixers pass the state of one sequence on to the next in the row."""
+    model = radix_mlp.enable(tiny_model("lfm2", attn_implementation="eager"), threshold=threshold)
+    ids, positions = packed(sample_sequences())
+    with pytest.raises(UnsupportedCallError, match="pass from one sequence into the next"):
+        model(ids, position_ids=positions, **also)
+    model(ids)
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_copies_and_pickles_fold_by_themselves_and_disable_leaves_nothing(model_type) -> None:
+    model = radix_mlp.enable(tiny_model(model_type), threshold=1.0)
+    sequences = sample_sequences()
+    expected = one_at_a_time(tiny_model(model_type), sequences)
+    copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
+    for folding in copies:
+        assert relative(folded_logits(folding, sequences, "left"), expected) < AS_LOADED
+        mixers = mixers_of(folding).values()
+        assert all(vars(mixer)["forward"].module is mixer for mixer in mixers)
+    radix_mlp.disable(model)
+    assert not any("forward" in vars(module) for module in model.modules())
+    assert all(torch.equal(a, b) for a, b in zip(one_at_a_time(model, sequences), expected, strict=True))
+    assert list(model.state_dict()) == list(tiny_model(model_type).state_dict())
+    assert relative(folded_logits(copies[0], sequences, "left"), expected) < AS_LOADED
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_threads_that_call_at_once_follow_their_own_trees(model_type) -> None:
+    model = tiny_model(model_type)
+    batches = [deep_batch(seed, most=6) for seed in range(4)]
+    expected = [one_at_a_time(model, batch) for batch in batches]
+    radix_mlp.enable(model, threshold=1.0)
+    errors = [1.0] * len(batches)
+
+    def run(place: int) -> None:
+        # gradient mode belongs to a thread
+        with torch.no_grad():
+            for side in ("left", "right", "left"):
+                errors[place] = relative(folded_logits(model, batches[place], side), expected[place])
+
+    threads = [threading.Thread(target=run, args=(place,)) for place in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(errors) < AS_LOADED
+
+
+@pytest.mark.parametrize("model_type", SMALL)
+def test_autocast_rounds_no_more_than_it_does_unfolded(model_type) -> None:
+    model = tiny_model(model_type, dtype=torch.float32)
+    sequences = sample_sequences()
+    exact = torch.cat(one_at_a_time(tiny_model(model_type), sequences))
+    radix_mlp.enable(model, threshold=1.0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        stock = torch.cat(one_at_a_time(tiny_model(model_type, dtype=torch.float32), sequences))
+        with torch.no_grad():
+            folded = torch.cat(folded_logits(model, sequences, "right"))
+    assert folded.dtype == stock.dtype == torch.bfloat16
+    # a token that rounding sends to another expert is far off, either way
+    assert (folded - exact).norm(dim=1).median() < 2 * (stock - exact).norm(dim=1).median()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", SMALL)
+def test_a_compiled_model_folds(model_type) -> None:
+    model = tiny_model(model_type, dtype=torch.float32)
+    batches = [sample_sequences(seed=seed) for seed in range(2)]
+    expected = [one_at_a_time(model, batch) for batch in batches]
+    compiled = torch.compile(radix_mlp.enable(model, threshold=1.0))
+    for batch, logits in zip(batches, expected, strict=True):
+        ids, mask = pad(batch, "right")
+        with torch.no_grad():
+            found = compiled(ids, attention_mask=mask).logits
+        assert radix_mlp.last_call(model).folded
+        assert relative([found[row][mask[row].bool()] for row in range(len(batch))], logits) < 1e-3
+
+
+def causal_conv1d_fn(hidden_states, weight, bias=None, activation=None, **kwargs):
+    raise NotImplementedError
+
+
+def torch_chunk_gated_delta_rule(query, key, value, g, beta, allow_negative_eigenvalues=True, **kwargs):
+    raise NotImplementedError
+
+
+class KnownMixer(torch.nn.Module):
+    def forward(self, hidden_states):
+        return causal_conv1d_fn(hidden_states, self.weight)
+
+
+class OtherMixer(torch.nn.Module):
+    def forward(self, hidden_states):
+        return torch_chunk_gated_delta_rule(causal_conv1d_fn(hidden_states, self.weight), *self.rest)
+
+
+def test_a_kernel_with_a_parameter_that_the_tree_does_not_know_makes_no_mixer() -> None:
+    assert kernels_of(KnownMixer) == {"causal_conv1d_fn"}
+    assert not kernels_of(OtherMixer)
+
+
+def test_a_mixer_with_a_forward_of_its_own_is_refused() -> None:
+    model = tiny_model("lfm2")
+    mixer = next(iter(mixers_of(model.model).values()))
+    mixer.forward = lambda *args, **kwargs: type(mixer).forward(mixer, *args, **kwargs)
+    with pytest.raises(UnsupportedModelError, match="forward of its own"):
+        radix_mlp.enable(model)
+    del mixer.forward
+    radix_mlp.enable(model)
+
+
+def test_a_mixer_that_lost_its_forward_since_is_an_error() -> None:
+    model = radix_mlp.enable(tiny_model("lfm2"), threshold=1.0)
+    del vars(next(iter(mixers_of(model.model).values())))["forward"]
+    with pytest.raises((UnsupportedModelError, UnsupportedCallError)):
+        folded_logits(model, sample_sequences(), "right")

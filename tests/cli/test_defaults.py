@@ -13,7 +13,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
+from radix_mlp.cli import options as o
+from radix_mlp.cli.job_command import job_command
 from radix_mlp.cli.main import app
+from radix_mlp.cli.settings import Given
 
 MODELS = {"embed": "tiny", "rerank": "tiny-reranker", "classify": "tiny-classifier", "score": "tiny", "verify": "tiny"}
 GROUP: Any = typer.main.get_command(app)
@@ -67,3 +70,21 @@ def test_a_value_that_means_nothing_is_refused(texts: Path, command: str, option
     assert result.exit_code != 0
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     assert "no-such-value" in result.output or option.opts[-1] in result.output
+
+
+def test_own_options_of_a_command_decide_its_answers() -> None:
+    """Whatever option a command adds is compared on resuming, unless it replaces one of all jobs."""
+    seen: dict[str, Any] = {}
+
+    @job_command
+    def shout(given: Given, *, loud: o.RawScoresOption = False, output: o.OutputOption = None) -> None:
+        seen.update(given, loud_itself=loud)
+
+    own = typer.Typer()
+    own.command()(shout)
+    result = CliRunner().invoke(own, ["a.jsonl", "-m", "tiny", "--raw-scores", "-o", "out.jsonl", "--window", "5"])
+    assert result.exit_code == 0, result.output
+    assert (seen["files"], seen["window"], seen["output"], seen["loud_itself"]) == (["a.jsonl"], 5, "out.jsonl", True)
+    decides = seen["options"]
+    assert (decides["command"], decides["model"], decides["loud"]) == ("shout", "tiny", True)
+    assert {"files", "window", "output", "restart", "quiet", "threshold"}.isdisjoint(decides)

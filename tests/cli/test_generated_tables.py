@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from radix_mlp.cli.jobs.encode import Table, encoder_of
 from radix_mlp.cli.jobs.input.find import open_sources
-from radix_mlp.cli.jobs.job import text_records
-from radix_mlp.cli.jobs.read import Record
+from radix_mlp.cli.jobs.read import Record, text_records
 from radix_mlp.errors import InvalidInputError
 
 NASTY = "\"',;|\t\r\n\0\ufeff\u2028\x85\xa0\x0b\x1a\\ é😀aB1[]{}:#="

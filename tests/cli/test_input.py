@@ -13,10 +13,9 @@ import pytest
 from tests.cli.commands import jsonl, run
 
 from radix_mlp.cli.jobs.input.find import open_sources
-from radix_mlp.cli.jobs.job import text_records
 from radix_mlp.cli.jobs.pairs import pair_records
 from radix_mlp.cli.jobs.ray.files import RaySource, find_files
-from radix_mlp.cli.jobs.read import BadLine, Record, read_records
+from radix_mlp.cli.jobs.read import BadLine, Record, read_records, text_records
 from radix_mlp.errors import InvalidInputError
 
 

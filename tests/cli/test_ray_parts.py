@@ -4,25 +4,27 @@ import json
 import os
 import pickle
 import sys
+from dataclasses import fields
 from functools import partial
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.cli.commands import jsonl, run
 
 from radix_mlp import Engine
 from radix_mlp.cli.embed import Embedding
-from radix_mlp.cli.jobs.job import text_records
 from radix_mlp.cli.jobs.pairs import pair_records
 from radix_mlp.cli.jobs.ray.dataset import assigned, surveyed
 from radix_mlp.cli.jobs.ray.files import RaySource, find_files, open_folder
 from radix_mlp.cli.jobs.ray.items import items_of, read_files, table_of
 from radix_mlp.cli.jobs.ray.parts import Keys, Sample, choose_boundaries, choose_stretches, part_of
 from radix_mlp.cli.jobs.ray.worker import PartWorker, WorkerSettings
-from radix_mlp.cli.jobs.read import BadLine, Record
-from radix_mlp.cli.jobs.store import JobRecord, Part, Plan
+from radix_mlp.cli.jobs.read import BadLine, Record, text_records
+from radix_mlp.cli.jobs.store import JobRecord, Part, Plan, State, Stats
 from radix_mlp.cli.sample import rerank_texts
 from radix_mlp.cli.settings import make_engine
 from radix_mlp.engine.batching.scheduler import lexicographic_order
@@ -183,6 +185,28 @@ def test_records_are_kept_and_compared(tmp_path):
     ):
         with pytest.raises(InvalidInputError, match=message):
             JobRecord.resume(damaged, "job.json", options, plan.files)
+
+
+JSON = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(max_size=5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    options=st.dictionaries(st.sampled_from(["model", "prompt", "window", "id_field"]), JSON),
+    boundaries=st.lists(st.binary(max_size=9), max_size=4),
+    stretches=st.lists(st.tuples(*[st.integers(0, 9)] * 3), max_size=3),
+    counts=st.lists(st.integers(0, 2**40), max_size=3),
+    numbers=st.lists(st.integers(0, 2**40), min_size=len(fields(Stats)), max_size=len(fields(Stats))),
+    changed=st.sampled_from(["model", "prompt", "window", "id_field"]),
+)
+def test_records_survive_the_file(options, boundaries, stretches, counts, numbers, changed):
+    plan = Plan([[f"{place}.jsonl", count, "1"] for place, count in enumerate(counts)], counts, boundaries, stretches)
+    ray = JobRecord(options, plan)
+    assert JobRecord.resume(ray.dump(), "job.json", options, plan.files) == ray
+    local = JobRecord(options, state=State(*numbers, digest="ab", finished=True))
+    assert JobRecord.resume(local.dump(), "progress.json", options) == local
+    with pytest.raises(InvalidInputError, match=f"--{changed.replace('_', '-')} "):
+        JobRecord.resume(local.dump(), "progress.json", {**options, changed: "something else"})
 
 
 def test_records_of_parts(tmp_path, place):

@@ -13,6 +13,8 @@ from radix_mlp.errors import InvalidInputError
 
 __all__ = ["bench", "find_benchmarks"]
 
+PASSED_ON = ("device", "data", "base", "turns", "limit", "output", "save", "arguments")
+
 
 def bench(
     names: Annotated[
@@ -69,20 +71,11 @@ def bench(
       radix-mlp bench planner scaling --base HEAD~10
       radix-mlp bench forward_gpu --arguments "--shape 8b --grid"
     """
+    given = locals()
     runner = find_benchmarks(folder) / "run.py"
-    options = {
-        "--device": device,
-        "--data": data,
-        "--base": base,
-        "--turns": turns,
-        "--limit": limit,
-        "--output": output,
-        "--save": save,
-        "--arguments": arguments,
-    }
     flags = [flag for flag, wanted in {"--list": list_all, "--quick": quick}.items() if wanted]
     # joined by "=", since a value may begin with "--"
-    values = [f"{option}={value}" for option, value in options.items() if value is not None]
+    values = [f"--{name}={given[name]}" for name in PASSED_ON if given[name] is not None]
     raise typer.Exit(
         subprocess.run([sys.executable, str(runner), *flags, *values, *(names or [])], check=False).returncode
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from radix_mlp.cli import options as o
 from radix_mlp.cli.job_command import job_command
-from radix_mlp.cli.jobs.job import run_job, text_records
-from radix_mlp.cli.jobs.read import Record
+from radix_mlp.cli.jobs.job import run_job
+from radix_mlp.cli.jobs.read import Record, text_records
 from radix_mlp.cli.jobs.record_windows import Window
 from radix_mlp.cli.jobs.stages import JobTask
 from radix_mlp.cli.settings import Given, options_of
@@ -27,8 +27,7 @@ def classify(
     *,
     field: o.FieldOption = "text",
     pair_field: Annotated[
-        str | None,
-        o.option(o.INPUT, "Field or column with a second text, for models that classify pairs."),
+        str | None, o.option(o.INPUT, "Field or column with a second text, for models that classify pairs.")
     ] = None,
     kind: o.KindOption = "auto",
     template: Annotated[

@@ -51,7 +51,8 @@ FormatOption = Annotated[
     str | None,
     option(
         INPUT,
-        "jsonl, json, txt, csv, tsv or parquet, where the extension does not tell; standard input is taken for jsonl.",
+        "jsonl, json, txt, csv, tsv or parquet, if the extension does not say; standard input is read as jsonl "
+        "unless given.",
         "--format",
         metavar="NAME",
     ),
@@ -71,8 +72,8 @@ DelimiterOption = Annotated[
     str | None,
     option(
         INPUT,
-        "What separates the columns of a CSV or TSV file (tab for a tab); unless given, a comma or a tab by the "
-        "extension, or what the header has instead, which is reported.",
+        "Separator of the columns of a CSV or TSV file (tab for a tab); unless given, a comma or a tab by the "
+        "extension, or the one found in the header, which is reported.",
         metavar="CHARACTER",
         callback=_delimiter,
     ),
@@ -81,7 +82,7 @@ OnErrorOption = Annotated[
     str,
     option(
         INPUT,
-        "What a bad line does: fail ends the command, skip reports the line and continues without it.",
+        "What to do with a bad line: fail ends the command, skip reports the line and continues without it.",
         metavar="NAME",
     ),
 ]
@@ -97,20 +98,16 @@ WindowOption = Annotated[
     int,
     option(
         INPUT,
-        "Texts read, sorted and written at a time: what a stopped job loses at most. More find more that they "
-        "share, and take more memory.",
+        "Texts read, sorted and written at a time, and the most that a stopped job loses. A larger window shares "
+        "more and takes more memory.",
         min=1,
     ),
 ]
 PromptOption = Annotated[str | None, option(INPUT, "Put this before every text (an instruction).")]
-PromptNameOption = Annotated[
-    str | None,
-    option(INPUT, "Put the model's prompt of this name first.", metavar="NAME"),
-]
+PromptNameOption = Annotated[str | None, option(INPUT, "Put the model's prompt of this name first.", metavar="NAME")]
 TruncateOption = Annotated[bool, option(INPUT, "Cut texts that are too long.", "--truncate")]
 MaxLengthOption = Annotated[
-    int | None,
-    option(INPUT, "Longest text, in tokens; what the model allows unless given.", min=1),
+    int | None, option(INPUT, "Longest text, in tokens; what the model allows unless given.", min=1)
 ]
 ModelOption = Annotated[
     str,
@@ -126,18 +123,12 @@ ModelOption = Annotated[
 KindOption = Annotated[
     str,
     option(
-        MODEL,
-        "What the checkpoint holds: causal or classifier; auto is what its configuration says.",
-        metavar="NAME",
+        MODEL, "What the checkpoint holds: causal or classifier; auto is what its configuration says.", metavar="NAME"
     ),
 ]
-DeviceOption = Annotated[
-    str | None,
-    option(MODEL, "cpu, cuda, cuda:1, …; CUDA where there is one."),
-]
+DeviceOption = Annotated[str | None, option(MODEL, "cpu, cuda, cuda:1, …; CUDA where there is one.")]
 DtypeOption = Annotated[
-    str,
-    option(MODEL, "float64, float32, bfloat16 or float16; auto is the checkpoint's own.", metavar="NAME"),
+    str, option(MODEL, "float64, float32, bfloat16 or float16; auto is the checkpoint's own.", metavar="NAME")
 ]
 TEMPLATE_HELP = (
     "How a reranker reads query and document: qwen3 (the prompt of Qwen3-Reranker), chat (the tokenizer's chat "
@@ -148,34 +139,22 @@ IMPL_HELP = (
     "The way to run attention on the tree: dense, triton, varlen, fa4, expand or reference; auto takes the one that it "
     "estimates to be the fastest here."
 )
-ImplOption = Annotated[
-    str,
-    option(MODEL, IMPL_HELP, metavar="NAME"),
-]
+ImplOption = Annotated[str, option(MODEL, IMPL_HELP, metavar="NAME")]
 CONTROL_TOKENS_HELP = (
-    "What becomes of control tokens, as <|im_end|>, inside texts: model reads them as the model does, text as the "
-    "letters that they are written with; those of prompts and templates stay."
+    "How control tokens such as <|im_end|> inside texts are read: model as the model does, text as plain "
+    "characters; those of prompts and templates stay."
 )
-ControlTokensOption = Annotated[
-    str,
-    option(MODEL, CONTROL_TOKENS_HELP, metavar="model|text"),
-]
-TrustOption = Annotated[
-    bool,
-    option(MODEL, "Run code that comes with the model.", "--trust-remote-code"),
-]
+ControlTokensOption = Annotated[str, option(MODEL, CONTROL_TOKENS_HELP, metavar="model|text")]
+TrustOption = Annotated[bool, option(MODEL, "Run code that comes with the model.", "--trust-remote-code")]
 ThresholdOption = Annotated[
     str,
     option(
         MODEL,
-        "0 never folds, 1 always; between, batches whose compression is below it; auto those where it pays.",
+        "0 never folds, 1 always; in between, batches whose compression is lower are folded; auto folds where it pays.",
         metavar="NUMBER",
     ),
 ]
-BudgetOption = Annotated[
-    int,
-    option(MODEL, "Compact tokens of a batch, at most.", min=1),
-]
+BudgetOption = Annotated[int, option(MODEL, "Compact tokens of a batch, at most.", min=1)]
 OutputOption = Annotated[
     str | None,
     option(
@@ -186,13 +165,9 @@ OutputOption = Annotated[
         "-o",
     ),
 ]
-RestartOption = Annotated[
-    bool,
-    option(OUTPUT, "Start over instead of resuming the job where it stopped.", "--restart"),
-]
+RestartOption = Annotated[bool, option(OUTPUT, "Start over instead of resuming the job where it stopped.", "--restart")]
 RawScoresOption = Annotated[
-    bool,
-    option(OUTPUT, "What the model itself gives instead of probabilities.", "--raw-scores"),
+    bool, option(OUTPUT, "Return the model's raw outputs instead of probabilities.", "--raw-scores")
 ]
 CompareOption = Annotated[
     bool,
@@ -204,7 +179,7 @@ ProgressOption = Annotated[
     bool | None,
     option(
         OUTPUT,
-        "Show how far the job is: a bar on a terminal, else lines; unless given, the bar alone.",
+        "Show the progress of the job: a bar on a terminal, lines elsewhere; unless given, only the bar.",
         "--progress/--no-progress",
     ),
 ]
@@ -222,8 +197,8 @@ RayWorkersOption = Annotated[
     int | None,
     option(
         RAY,
-        "Workers, each with a model of its own: one a GPU of the cluster unless given, or one every 4 CPUs where "
-        "there is no GPU.",
+        "Number of workers, each with its own model; unless given, one per GPU of the cluster, or one per 4 CPUs "
+        "if there is no GPU.",
         min=1,
     ),
 ]

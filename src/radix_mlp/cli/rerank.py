@@ -31,8 +31,7 @@ def rerank(
     *,
     query_field: Annotated[str, o.option(o.INPUT, "Field or column with the query.")] = "query",
     documents_field: Annotated[
-        str,
-        o.option(o.INPUT, "Field or column with the list of documents (in a CSV cell, as JSON)."),
+        str, o.option(o.INPUT, "Field or column with the list of documents (in a CSV cell, as JSON).")
     ] = "documents",
     document_field: Annotated[
         str, o.option(o.INPUT, "Field or column with one document, where there is no list.")
@@ -44,15 +43,9 @@ def rerank(
         ),
     ] = None,
     prompt_name: o.PromptNameOption = None,
-    truncate: Annotated[
-        bool,
-        o.option(o.INPUT, "Cut documents that are too long at their end.", "--truncate"),
-    ] = False,
+    truncate: Annotated[bool, o.option(o.INPUT, "Cut documents that are too long at their end.", "--truncate")] = False,
     kind: o.KindOption = "auto",
-    template: Annotated[
-        str,
-        o.option(o.MODEL, o.TEMPLATE_HELP, metavar="NAME"),
-    ] = "auto",
+    template: Annotated[str, o.option(o.MODEL, o.TEMPLATE_HELP, metavar="NAME")] = "auto",
     output: Annotated[
         str | None,
         o.option(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from radix_mlp.cli import options as o
 from radix_mlp.cli.job_command import job_command
-from radix_mlp.cli.jobs.job import run_job, text_records
-from radix_mlp.cli.jobs.read import Record
+from radix_mlp.cli.jobs.job import run_job
+from radix_mlp.cli.jobs.read import Record, text_records
 from radix_mlp.cli.jobs.record_windows import Window
 from radix_mlp.cli.jobs.stages import JobTask
 from radix_mlp.cli.settings import Given, options_of

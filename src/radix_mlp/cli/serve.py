@@ -60,12 +60,10 @@ def serve(
     *,
     revision: Annotated[str | None, _option("--revision", o.MODEL, "Branch, tag or commit on the hub.")] = None,
     served_model_name: Annotated[
-        str | None,
-        _option("--served-model-name", o.MODEL, "The model's name in answers; its id unless given."),
+        str | None, _option("--served-model-name", o.MODEL, "The model's name in answers; its id unless given.")
     ] = None,
     dtype: Annotated[
-        str,
-        _option("--dtype", o.MODEL, "float32, float16 or bfloat16; auto is the checkpoint's own.", metavar="NAME"),
+        str, _option("--dtype", o.MODEL, "float32, float16 or bfloat16; auto is the checkpoint's own.", metavar="NAME")
     ] = "auto",
     pooling: Annotated[
         str | None,
@@ -82,7 +80,8 @@ def serve(
         _option(
             "--radix-mlp-threshold",
             o.MODEL,
-            "0 never folds, 1 always; between, batches whose compression is below it; auto those where it pays.",
+            "0 never folds, 1 always; in between, batches whose compression is lower are folded; auto folds where it "
+            "pays.",
             metavar="NUMBER",
         ),
     ] = "auto",
@@ -103,8 +102,7 @@ def serve(
     ] = None,
     impl: Annotated[str, _option("--impl", o.MODEL, o.IMPL_HELP, own=True, metavar="NAME")] = "auto",
     control_tokens: Annotated[
-        str,
-        _option("--control-tokens", o.MODEL, o.CONTROL_TOKENS_HELP, own=True, metavar="model|text"),
+        str, _option("--control-tokens", o.MODEL, o.CONTROL_TOKENS_HELP, own=True, metavar="model|text")
     ] = "model",
     replicas: Annotated[
         str,
@@ -132,8 +130,7 @@ def serve(
         str | None, _option("--hf-token", o.MODEL, "For gated models; better as HF_TOKEN.", also=("--hf-api-token",))
     ] = None,
     max_concurrent_requests: Annotated[
-        int,
-        _option("--max-concurrent-requests", BATCHING, "Texts on their way; one more is refused with 429."),
+        int, _option("--max-concurrent-requests", BATCHING, "Texts on their way; one more is refused with 429.")
     ] = 512,
     max_batch_tokens: Annotated[
         int, _option("--max-batch-tokens", BATCHING, "Compact tokens of a batch, at most.")
@@ -171,8 +168,7 @@ def serve(
     ] = 0.002,
     payload_limit: Annotated[int, _option("--payload-limit", BATCHING, "Bytes of a request, at most.")] = 2_000_000,
     request_timeout: Annotated[
-        float,
-        _option("--request-timeout", BATCHING, "Seconds until a request is given up with 504.", own=True),
+        float, _option("--request-timeout", BATCHING, "Seconds until a request is given up with 504.", own=True)
     ] = 60.0,
     body_timeout: Annotated[
         float, _option("--body-timeout", BATCHING, "Seconds for a request's body to arrive.", own=True)
@@ -190,8 +186,7 @@ def serve(
         ),
     ] = 30.0,
     hostname: Annotated[
-        str,
-        _option("--hostname", ADDRESS, "Address to listen at; 0.0.0.0 for all.", own=True),
+        str, _option("--hostname", ADDRESS, "Address to listen at; 0.0.0.0 for all.", own=True)
     ] = "127.0.0.1",
     port: Annotated[int, _option("--port", ADDRESS, "Port to listen at.", also=("-p",))] = 3000,
     uds_path: Annotated[

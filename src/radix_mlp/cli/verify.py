@@ -64,8 +64,7 @@ def verify(
         ),
     ] = None,
     as_json: Annotated[
-        bool,
-        o.option(o.OUTPUT, "Print the report as one JSON object, for programs.", "--json"),
+        bool, o.option(o.OUTPUT, "Print the report as one JSON object, for programs.", "--json")
     ] = False,
     quiet: o.QuietOption = False,
 ) -> None:

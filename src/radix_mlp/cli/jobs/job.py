@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,7 +15,7 @@ from radix_mlp.cli.jobs.input.find import open_sources
 from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.cli.jobs.output import FileOutput, Output, StandardOutput, check_output, files_beside
 from radix_mlp.cli.jobs.progress import JobProgress
-from radix_mlp.cli.jobs.read import BadLine, Record, Row, problem_of, read_items
+from radix_mlp.cli.jobs.read import BadLine, Record
 from radix_mlp.cli.jobs.record_windows import Window, cut_windows, whole_groups
 from radix_mlp.cli.jobs.stages import JobTask, Stages, refuse_bad_lines
 from radix_mlp.cli.jobs.store import START_OVER, State, Stats
@@ -28,7 +28,7 @@ from radix_mlp.errors import InvalidInputError
 if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine
 
-__all__ = ["Job", "run_job", "text_records"]
+__all__ = ["Job", "run_job"]
 
 Read = Callable[[Sequence[Source]], Iterable[Record | BadLine]]
 """All records of files, in order; it is sent to the workers of a Ray job."""
@@ -207,21 +207,3 @@ def _times(done: Stats, folded: bool, compared: Comparison | None) -> list[tuple
 def _is_interrupt(error: BaseException | None) -> bool:
     # Ctrl-C within compiled code may surface as another error
     return error is not None and (isinstance(error, KeyboardInterrupt) or _is_interrupt(error.__cause__))
-
-
-def text_records(
-    sources: Sequence[Source],
-    fields: tuple[str, ...],
-    *,
-    id_field: str | None = None,
-    may_be_empty: Container[str] = (),
-) -> Iterator[Record | BadLine]:
-    """One record per line, with the texts of `fields`."""
-
-    def problem(row: dict[str, Any]) -> str | None:
-        return problem_of(row, fields, may_be_empty)
-
-    def records(row: Row) -> Iterator[Record]:
-        yield Record(row.line, tuple(row.fields[field] for field in fields), row.file, row.id, last=row.last)
-
-    return read_items(sources, fields, problem, records, id_field=id_field)

@@ -13,7 +13,7 @@ from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.errors import InvalidInputError
 
 __all__ = ["BadLine", "Record", "Row", "bad_line_error", "id_problem", "problem_of", "read_items", "read_records"]
-__all__ += ["skip_rejected", "without_rejected"]
+__all__ += ["skip_rejected", "text_records", "without_rejected"]
 
 OnSkip = Callable[[str], None]
 """Called with the message of each skipped line; None makes the first bad line an error."""
@@ -110,6 +110,24 @@ def read_items(
                 yield from records(Row(source.shown, number, found, name, last))
 
 
+def text_records(
+    sources: Sequence[Source],
+    fields: tuple[str, ...],
+    *,
+    id_field: str | None = None,
+    may_be_empty: Container[str] = (),
+) -> Iterator[Record | BadLine]:
+    """One record per line, with the texts of `fields`."""
+
+    def problem(row: dict[str, Any]) -> str | None:
+        return problem_of(row, fields, may_be_empty)
+
+    def records(row: Row) -> Iterator[Record]:
+        yield Record(row.line, tuple(row.fields[field] for field in fields), row.file, row.id, last=row.last)
+
+    return read_items(sources, fields, problem, records, id_field=id_field)
+
+
 def bad_line_error(bad: BadLine) -> InvalidInputError:
     """The error for a bad line if such lines are not skipped."""
     return InvalidInputError(f"{bad}. Mend the line, or leave such lines out with --on-error skip.")
@@ -140,11 +158,7 @@ def read_records(
     """
     sources = open_sources([name], file_format, delimiter=delimiter)
     records: list[Record] = []
-
-    def record(row: Row) -> Iterator[Record]:
-        yield Record(row.line, tuple(row.fields[field] for field in fields), row.file, last=row.last)
-
-    for item in read_items(sources, fields, lambda row: problem_of(row, fields, may_be_empty), record):
+    for item in text_records(sources, fields, may_be_empty=may_be_empty):
         if isinstance(item, Record):
             records.append(item)
         elif on_skip is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -12,10 +12,9 @@ import typer
 
 from radix_mlp.cli.jobs.encode import SUFFIXES
 from radix_mlp.cli.jobs.input.find import open_sources
-from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.cli.jobs.output import FileOutput, Output, StandardOutput, check_output, files_beside
 from radix_mlp.cli.jobs.progress import JobProgress
-from radix_mlp.cli.jobs.read import BadLine, Record
+from radix_mlp.cli.jobs.read import Item, Read
 from radix_mlp.cli.jobs.record_windows import Window, cut_windows, whole_groups
 from radix_mlp.cli.jobs.stages import JobTask, Stages, refuse_bad_lines
 from radix_mlp.cli.jobs.store import START_OVER, State, Stats
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     from radix_mlp.engine.engine import Engine
 
 __all__ = ["Job", "run_job"]
-
-Read = Callable[[Sequence[Source]], Iterable[Record | BadLine]]
-"""All records of files, in order; it is sent to the workers of a Ray job."""
 
 
 def run_job(given: Given, read: Read, task: JobTask, *, ranked: bool = False) -> None:
@@ -109,7 +105,7 @@ class Job(JobSettings):
 
     def _run(
         self,
-        items: Iterable[Record | BadLine],
+        items: Iterable[Item],
         task: JobTask,
         make_engine: Callable[[], Engine],
         output: Output,

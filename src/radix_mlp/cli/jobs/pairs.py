@@ -8,7 +8,7 @@ from typing import Any
 
 from radix_mlp.cli.jobs.input.shorten import shorten
 from radix_mlp.cli.jobs.input.source import Source
-from radix_mlp.cli.jobs.read import BadLine, Record, Row, problem_of, read_items
+from radix_mlp.cli.jobs.read import Item, Record, Row, problem_of, read_items
 from radix_mlp.cli.jobs.record_windows import Window
 
 __all__ = ["best", "indices_of", "pair_records"]
@@ -16,7 +16,7 @@ __all__ = ["best", "indices_of", "pair_records"]
 
 def pair_records(
     sources: Sequence[Source], fields: tuple[str, str, str], *, id_field: str | None = None
-) -> Iterator[Record | BadLine]:
+) -> Iterator[Item]:
     """Every query with every one of its documents.
 
     The group of a record is its line if the line holds a list (all documents of a query), and else its query.

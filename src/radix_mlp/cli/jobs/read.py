@@ -12,7 +12,18 @@ from radix_mlp.cli.jobs.input.shorten import shorten
 from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["BadLine", "Record", "Row", "bad_line_error", "id_problem", "problem_of", "read_items", "read_records"]
+__all__ = [
+    "BadLine",
+    "Item",
+    "Read",
+    "Record",
+    "Row",
+    "bad_line_error",
+    "id_problem",
+    "problem_of",
+    "read_items",
+    "read_records",
+]
 __all__ += ["skip_rejected", "text_records", "without_rejected"]
 
 OnSkip = Callable[[str], None]
@@ -68,6 +79,9 @@ class BadLine:
         return f"{self.file}:{lines}: {self.reason}"
 
 
+Item = Record | BadLine
+Read = Callable[[Sequence[Source]], Iterable[Item]]
+"""All items of files, in order; it is sent to the workers of a Ray job."""
 AnyRecord = TypeVar("AnyRecord", bound=Record)
 Result = TypeVar("Result")
 
@@ -80,7 +94,7 @@ def read_items(
     *,
     also: Sequence[str] = (),
     id_field: str | None = None,
-) -> Iterator[Record | BadLine]:
+) -> Iterator[Item]:
     """The records of all lines in order, read lazily.
 
     Args:
@@ -116,7 +130,7 @@ def text_records(
     *,
     id_field: str | None = None,
     may_be_empty: Container[str] = (),
-) -> Iterator[Record | BadLine]:
+) -> Iterator[Item]:
     """One record per line, with the texts of `fields`."""
 
     def problem(row: dict[str, Any]) -> str | None:

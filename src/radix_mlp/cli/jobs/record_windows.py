@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from radix_mlp.cli.jobs.read import BadLine, Record
+from radix_mlp.cli.jobs.read import BadLine, Item, Record
 from radix_mlp.errors import InvalidInputError
 
 __all__ = ["DEFAULT_WINDOW", "MAX_CHARACTERS", "Window", "cut_windows", "whole_groups"]
@@ -15,8 +15,6 @@ DEFAULT_WINDOW = 16384
 """Records of a window."""
 MAX_CHARACTERS = 2**26
 """A window with this many characters ends early."""
-
-Item = Record | BadLine
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
-from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.cli.jobs.ray.files import RaySource
-from radix_mlp.cli.jobs.read import BadLine, Record
+from radix_mlp.cli.jobs.read import BadLine, Item, Read, Record
 
-__all__ = ["Item", "Read", "items_of", "read_files", "table_of"]
-
-Item = Record | BadLine
-Read = Callable[[Sequence[Source]], Iterable[Item]]
-"""All records of files, in order; it is sent to the workers."""
+__all__ = ["items_of", "read_files", "table_of"]
 
 ITEMS_A_TABLE = 1024
 

@@ -18,11 +18,11 @@ from radix_mlp.cli.jobs.progress import JobProgress
 from radix_mlp.cli.jobs.ray.cluster import Workers, connected, divide, let_go, own_error
 from radix_mlp.cli.jobs.ray.dataset import assigned, surveyed
 from radix_mlp.cli.jobs.ray.files import JOB, RaySource, find_files, open_folder
-from radix_mlp.cli.jobs.ray.items import Read, read_files
+from radix_mlp.cli.jobs.ray.items import read_files
 from radix_mlp.cli.jobs.ray.parts import SAMPLES_A_PART, Keys, Sample, choose_boundaries, choose_stretches
 from radix_mlp.cli.jobs.ray.summary import show_ray_summary, sum_of
 from radix_mlp.cli.jobs.ray.worker import PartWorker, WorkerSettings
-from radix_mlp.cli.jobs.read import BadLine, bad_line_error
+from radix_mlp.cli.jobs.read import BadLine, Read, bad_line_error
 from radix_mlp.cli.jobs.record_windows import MAX_CHARACTERS
 from radix_mlp.cli.jobs.store import START_OVER, JobRecord, Part, Plan
 from radix_mlp.cli.options import skips

@@ -12,19 +12,8 @@ from radix_mlp.cli.jobs.input.shorten import shorten
 from radix_mlp.cli.jobs.input.source import Source
 from radix_mlp.errors import InvalidInputError
 
-__all__ = [
-    "BadLine",
-    "Item",
-    "Read",
-    "Record",
-    "Row",
-    "bad_line_error",
-    "id_problem",
-    "problem_of",
-    "read_items",
-    "read_records",
-]
-__all__ += ["skip_rejected", "text_records", "without_rejected"]
+__all__ = ["BadLine", "Item", "Read", "Record", "Row", "bad_line_error", "id_problem", "problem_of", "read_items"]
+__all__ += ["read_records", "skip_rejected", "text_records", "without_rejected"]
 
 OnSkip = Callable[[str], None]
 """Called with the message of each skipped line; None makes the first bad line an error."""

@@ -36,7 +36,7 @@ import radix_mlp
 from provenance import provenance
 from radix_mlp.ops import tree_edges
 from radix_mlp.plan import RadixPlan
-from shapes import SHAPES
+from shapes import HYBRID_SHAPES, SHAPES
 from training_gate import check_gradients
 from training_sides import SIDES, Batch, Side, Step, batch_of, folded_plan, make_sides, model_of, separate_plan
 
@@ -63,10 +63,14 @@ class Result:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, nargs="+", help="default: 0.6b on CUDA, small on a CPU")
+    parser.add_argument(
+        "--shape", choices=SHAPES | HYBRID_SHAPES, nargs="+", help="default: 0.6b on CUDA, small on a CPU"
+    )
     parser.add_argument("--rows", nargs="+", help="prompt/answer/sequences, or 'pairs prompt/answer/pairs'")
     parser.add_argument("--compile", action="store_true", help="compile the trunk of folded and packed")
-    parser.add_argument("--checkpointing", choices=SHAPES, nargs="+", default=[], help="shapes with it, on all sides")
+    parser.add_argument(
+        "--checkpointing", choices=SHAPES | HYBRID_SHAPES, nargs="+", default=[], help="shapes with it, on all sides"
+    )
     parser.add_argument("--sides", nargs="+", choices=SIDES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="a small model and few rounds")
@@ -178,7 +182,9 @@ def operations(model: PreTrainedModel, plan: RadixPlan, batch: Batch, checkpoint
     config = model.config
     weights = sum(p.numel() for layer in model.model.layers for p in layer.parameters() if p.ndim == 2)
     pairs = float((plan.depth.astype(np.int64) + 1).sum())
-    attention = 4 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * pairs
+    # hybrids' other layers are linear: a few percent of their weights
+    layers = sum(hasattr(layer, "self_attn") for layer in model.model.layers)
+    attention = 4 * layers * config.num_attention_heads * config.head_dim * pairs
     head = 2 * config.vocab_size * config.hidden_size * len(tree_edges(plan, batch.wanted).parents)
     return (3 + checkpointed) * 2 * weights * plan.num_compact + (3.5 + checkpointed) * attention + 4 * head
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import radix_mlp
+from lent_backward import lend_backward
 from training_sides import Step, batch_of, make_sides
 
 __all__ = ["check_gradients"]
@@ -18,6 +19,7 @@ __all__ = ["check_gradients"]
 
 def check_gradients(model: PreTrainedModel, options: argparse.Namespace) -> None:
     """Ends the process with a message where a side is wrong; leaves the model in the benchmark's dtype."""
+    lend_backward()
     batch = batch_of("96/32/4" if options.device == "cuda" else "20/8/4", options.vocabulary)
 
     def one_at_a_time() -> Tensor:

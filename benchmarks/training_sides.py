@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import radix_mlp
 from radix_mlp.hf.forward import compact_arguments
@@ -18,7 +18,7 @@ from radix_mlp.ops import edge_logprobs, edges_to_tokens, tree_edges
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.plan.build import unshared_plan
 from radix_mlp.train import TreeBatch, grpo_loss
-from shapes import qwen3_config
+from shapes import SHAPES, hybrid_config, qwen3_config
 
 __all__ = ["SIDES", "Batch", "Side", "Step", "batch_of", "folded_plan", "make_sides", "model_of", "separate_plan"]
 
@@ -69,7 +69,8 @@ def separate_plan(batch: Batch) -> RadixPlan:
 def model_of(shape: str, options: argparse.Namespace) -> PreTrainedModel:
     """Float32, random, large enough for attention to matter, in training mode."""
     torch.manual_seed(0)
-    config = qwen3_config(
+    make_config = qwen3_config if shape in SHAPES else hybrid_config
+    config = make_config(
         shape,
         vocab_size=options.vocabulary,
         initializer_range=0.05,
@@ -77,7 +78,7 @@ def model_of(shape: str, options: argparse.Namespace) -> PreTrainedModel:
         max_position_embeddings=32_768,
     )
     with torch.device(options.device):
-        model = Qwen3ForCausalLM(config)
+        model = AutoModelForCausalLM.from_config(config)
     return model.train()
 
 

@@ -112,7 +112,7 @@ def run_row(model: PreTrainedModel, ids: np.ndarray, options: argparse.Namespace
                 del sides[name]
                 torch.cuda.empty_cache()
                 continue
-            require(errors[name] < max(2 * usual, 2e-2), f"{name} is off by {errors[name]:.1e}, usual is {usual:.1e}")
+            require(name, errors[name], max(2 * usual, 2e-2))
         times = in_turn(
             {name: lambda name=name, run=run: (prepare(model, name), run()) for name, run in sides.items()},
             options.rounds,

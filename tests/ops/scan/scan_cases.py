@@ -156,7 +156,7 @@ def answers(case: Case, inputs: dict[str, Tensor], plan: RadixPlan, impl: str, s
     """The output on real rows and the gradients of all inputs, by name."""
     out = case(inputs, plan, impl)[: plan.num_compact]
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
+    weight = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out)
     grads = torch.autograd.grad(out, list(inputs.values()), weight)
     return {"out": out.detach(), **dict(zip(inputs, grads, strict=True))}
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import radix_mlp
-from lent_backward import lend_backward
+from fla_peer import lend_backward, plain_kernels
 from training_sides import Step, batch_of, make_sides
 
 __all__ = ["check_gradients"]
@@ -42,9 +42,10 @@ def check_gradients(model: PreTrainedModel, options: argparse.Namespace) -> None
         difference = sum(float((f.float() - t).square().sum()) for f, t in pairs)
         return (difference / sum(float(t.square().sum()) for _, t in pairs)) ** 0.5
 
-    truth = gradients(one_at_a_time)
-    model.to(options.dtype)
-    usual = error(gradients(one_at_a_time)) if options.dtype != torch.float32 else 1e-4
+    with plain_kernels(model):
+        truth = gradients(one_at_a_time)
+        model.to(options.dtype)
+        usual = error(gradients(one_at_a_time)) if options.dtype != torch.float32 else 1e-4
     for name, side in make_sides(model, options).items():
         found = error(gradients(side(batch)))
         print(f"gate: gradients of {name} off by {found:.1e}, of the unmodified model {usual:.1e}", flush=True)

@@ -1,20 +1,38 @@
-"""A backward pass for flash-linear-attention where it refuses its own, so that unmodified models can be trained there.
-
-Triton 3.4.0 to 3.7.0 compile its `chunk_bwd_dqkwg` wrongly for Hopper, and it says so. Our kernel takes its place: the
-peer is as strong as it can be made.
-"""
+"""Unmodified hybrids as a peer: as strong as they can be made, and in plain torch where they say what is right."""
 
 from __future__ import annotations
 
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 
-__all__ = ["lend_backward"]
+__all__ = ["lend_backward", "plain_kernels"]
+
+
+@contextmanager
+def plain_kernels(model: torch.nn.Module) -> Iterator[None]:
+    """The model's own torch code in place of the packages that transformers found for it."""
+    modeling = sys.modules[type(model).__module__]
+    names = ("torch_chunk_gated_delta_rule", "causal_conv1d_fn")
+    kept = {name: getattr(modeling, name) for name in names if hasattr(modeling, name)}
+    for name, function in kept.items():
+        setattr(modeling, name, inspect.unwrap(function))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(modeling, name, function)
 
 
 def lend_backward() -> None:
-    """For all later calls of flash-linear-attention's gated delta rule in this process; nothing without it."""
+    """A backward pass for flash-linear-attention's gated delta rule in this process, where it refuses its own.
+
+    Triton 3.4.0 to 3.7.0 compile its `chunk_bwd_dqkwg` wrongly for Hopper, and it says so. Our kernel takes its place.
+    """
     if not torch.cuda.is_available():
         return
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tools.model_types.sweep import broken_mask_error, examine, gradient_error, one_at_a_time, sample_sequences
+from tools.model_types.sweep import broken_mask_error, examine, gradient_error, one_at_a_time, pad, sample_sequences
 from tools.model_types.zoo import build_problem, causal_lm_types, tiny_config, tiny_model
 
 from radix_mlp.hf.proven_types import PROVEN_TYPES
@@ -20,6 +20,7 @@ REPRESENTATIVE = [
     "gpt2",
     "phimoe",
     "opt",
+    "llama4_text",
 ]
 PROVEN = [t for t in causal_lm_types() if build_problem(t) is None and t in PROVEN_TYPES]
 
@@ -75,6 +76,7 @@ def test_gradients_of_a_sample(model_type) -> None:
         ("gemma2", {"window": None}),
         ("gemma2", {"softcap": None}),
         ("gpt_oss", {"sinks": None}),
+        ("llama4_text", {"window": None}),
     ],
     ids=lambda value: value if isinstance(value, str) else next(iter(value)),
 )
@@ -106,3 +108,13 @@ def test_learned_positions_matter_in_the_zoo() -> None:
     with torch.no_grad():
         shifted = model(sequence[None], position_ids=torch.arange(len(sequence))[None] + 1, use_cache=False).logits[0]
     assert (shifted - one_at_a_time(model, [sequence])[0]).abs().max() > 0.1
+
+
+def test_the_temperature_of_llama4_matters_in_the_zoo() -> None:
+    """It goes by the number of the row: the unmodified model gives a sequence behind padding another result."""
+    model = tiny_model("llama4_text")
+    (sequence,) = sample_sequences()[:1]
+    ids, mask = pad([sequence, sequence[:5]], "left")
+    with torch.no_grad():
+        padded = model(ids, attention_mask=mask, position_ids=(mask.cumsum(1) - 1).clamp(min=0)).logits[1, -5:]
+    assert (padded - one_at_a_time(model, [sequence[:5]])[0]).abs().max() > 0.1

@@ -24,9 +24,11 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf.temperature import with_scale_of_depth
 from radix_mlp.hf.tree_mask import TreeMask
-from radix_mlp.hf.windows import Windows, window_of
+from radix_mlp.hf.windows import Chunk, Windows, window_of
 from radix_mlp.ops import AttentionTree, tree_attention
+from radix_mlp.ops.attention.chunks import attention_in_chunks
 
 __all__ = ["FALLBACKS", "every_layer_sees_the_tree", "fallback_of", "impl_of", "note_tree_seen_by", "register"]
 
@@ -113,15 +115,12 @@ def _radix_attention(
         # as torch's own attention does: models may hand over queries and keys in float32 and values in half precision
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    out = tree_attention(
-        query[0].transpose(0, 1),
-        key[0].transpose(0, 1),
-        value[0].transpose(0, 1),
-        radix_tree,
-        impl=impl,
-        **options,
-    )
-    return out[None], None
+    query = with_scale_of_depth(module, query, radix_tree)
+    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+    window = options.pop("window")
+    if isinstance(window, Chunk):
+        return attention_in_chunks(q, k, v, radix_tree, window.size, impl=impl, **options)[None], None
+    return tree_attention(q, k, v, radix_tree, window=window, impl=impl, **options)[None], None
 
 
 def _read_options(module: torch.nn.Module, kwargs: dict[str, Any], windows: Windows) -> dict[str, Any]:
@@ -150,7 +149,7 @@ def _read_options(module: torch.nn.Module, kwargs: dict[str, Any], windows: Wind
     return options
 
 
-def _read_window(module: torch.nn.Module, passed: int | None, is_passed: bool, windows: Windows) -> int | None:
+def _read_window(module: torch.nn.Module, passed: int | None, is_passed: bool, windows: Windows) -> int | Chunk | None:
     """The window of this layer, on which its module and the mask that transformers would make must agree."""
     if windows is None:
         if passed is not None and type(module).__module__.startswith("transformers."):

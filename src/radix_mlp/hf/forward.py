@@ -18,7 +18,9 @@ from radix_mlp.hf.mixers.forward import tree_for_mixers
 from radix_mlp.hf.support import check_settings, decoder_of, takes_positions
 from radix_mlp.hf.text_tower import tower_of
 from radix_mlp.hf.tree_mask import TreeMask
-from radix_mlp.hf.windows import windows_of
+from radix_mlp.hf.windows import Chunk, Windows, windows_of
+from radix_mlp.ops.attention.attention_tree import AttentionTree, HostTree
+from radix_mlp.ops.attention.chunks import chunks_of, name_of
 from radix_mlp.ops.device_plan import DevicePlan, to_device
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
@@ -53,8 +55,9 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
             f"the attention implementation was set to {attention!r} after radix_mlp.enable, so no layer would see the "
             "tree. Enable the model, or its trainer, again."
         )
-    tree = plan.tree_for(impl_of(attention))
-    mask = TreeMask.of(tree, windows_of(tower), plan.plan if has_mixers else None)
+    windows = windows_of(tower)
+    tree = _with_chunks(plan.tree_for(impl_of(attention)), windows, plan, impl_of(attention))
+    mask = TreeMask.of(tree, windows, plan.plan if has_mixers else None)
     arguments: dict[str, Any] = {
         "input_ids": plan.compact_ids[None],
         "attention_mask": mask,
@@ -68,6 +71,16 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
     if takes_any_keyword(model):
         arguments["radix_tree"] = tree
     return arguments
+
+
+def _with_chunks(tree: AttentionTree, windows: Windows, plan: DevicePlan, impl: str) -> AttentionTree:
+    """The tree with its pieces, if some layers attend within chunks: made once for all of them."""
+    sizes = {window.size for window in windows or () if isinstance(window, Chunk)}
+    if not sizes:
+        return tree
+    backward = tree.end.is_cuda and torch.is_grad_enabled()
+    host = HostTree(plan.plan.end, plan.plan.depth, tree.end.device, backward)
+    return tree._replace(prepared={**tree.prepared, **{name_of(size): chunks_of(host, size, impl) for size in sizes}})
 
 
 def signature_of(model: PreTrainedModel) -> inspect.Signature:

@@ -107,6 +107,8 @@ PROVEN_TYPES = frozenset(
         "lfm3_vl",
         "lighton_ocr",
         "llama",
+        "llama4",
+        "llama4_text",
         "llava",
         "llava_next",
         "llava_next_video",

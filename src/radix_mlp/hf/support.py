@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -12,14 +13,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.adapters import opened, why_not_opened
 from radix_mlp.hf.mixers.discovery import mixers_of
+from radix_mlp.hf.names_in_forward import names_in_forward
 from radix_mlp.hf.origin import is_stock
 from radix_mlp.hf.proven_types import PROVEN_TYPES
-from radix_mlp.hf.text_tower import is_multimodal, text_modules, tower_of
+from radix_mlp.hf.text_tower import is_multimodal, only_part_of, text_modules, tower_of
 from radix_mlp.hf.whole_calls import reason_of_whole_calls
 
 __all__ = ["check_settings", "decoder_of", "is_proven", "takes_positions", "why_unsupported"]
 
-_FOLDABLE_LAYERS = {"full_attention", "sliding_attention"}
+_FOLDABLE_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 # what these hold is seen in their modules
 _MIXED_LAYERS = {"conv", "hybrid", "hybrid_sliding", "linear_attention", "mlp", "moe"}
 
@@ -41,6 +43,8 @@ def decoder_of(model: torch.nn.Module) -> PreTrainedModel:
     if base is inner and inner.get_output_embeddings() is not None:
         # a class whose base_model_prefix names nothing that it has
         base = inner.get_decoder()
+        if isinstance(base, PreTrainedModel) and base.get_output_embeddings() is not None:
+            base = only_part_of(base)
     return base if isinstance(base, PreTrainedModel) else inner
 
 
@@ -121,11 +125,9 @@ def _config_reasons(config: PreTrainedConfig, has_mixers: bool) -> Iterator[str]
     strange = sorted(set(getattr(config, "layer_types", None) or []) - foldable)
     if strange:
         yield (
-            f"{kind} has layers of type {', '.join(strange)}; only full and sliding-window attention fold exactly. "
-            "Run it unfolded."
+            f"{kind} has layers of type {', '.join(strange)}; only full, sliding-window and chunked attention fold "
+            "exactly. Run it unfolded."
         )
-    if getattr(config, "attention_chunk_size", None):
-        yield f"{kind} uses chunked attention (attention_chunk_size), which lives in the mask only. Run it unfolded."
     if getattr(config, "reorder_and_upcast_attn", False):
         yield f"{kind} computes its own attention with reorder_and_upcast_attn=True; load it with False."
 
@@ -138,6 +140,10 @@ def _class_reasons(trunk: PreTrainedModel) -> Iterator[str]:
 
 def _tower_reasons(tower: PreTrainedModel) -> Iterator[str]:
     kind = type(tower).__name__
+    is_chunked = "chunked_attention" in (getattr(tower.config, "layer_types", None) or [])
+    model_class: Any = type(tower)
+    if is_chunked and "create_chunked_causal_mask" not in names_in_forward(model_class):
+        yield f"{kind} has chunked layers, and its forward makes no mask with chunks. Run it unfolded."
     if is_multimodal(tower.config):
         yield (
             f"{kind} does not say which module holds its text layers (get_decoder), so what a text runs through is not "

@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from radix_mlp.hf.mixers.discovery import is_mixer
 
-__all__ = ["is_multimodal", "num_attention_layers", "text_modules", "tower_of"]
+__all__ = ["is_multimodal", "num_attention_layers", "only_part_of", "text_modules", "tower_of"]
 
 
 def is_multimodal(config: PreTrainedConfig) -> bool:
@@ -30,8 +30,14 @@ def tower_of(trunk: PreTrainedModel) -> PreTrainedModel:
     tower = trunk.get_decoder()
     if isinstance(tower, PreTrainedModel) and not hasattr(tower, "layers"):
         # a class with an output head of its own
-        tower = tower.base_model
+        tower = tower.base_model if tower.base_model is not tower else only_part_of(tower)
     return tower if isinstance(tower, PreTrainedModel) else trunk
+
+
+def only_part_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The one model among the parts of `model`, else `model` itself: Llama 4's `base_model_prefix` names no part."""
+    parts = [part for part in model.children() if isinstance(part, PreTrainedModel)]
+    return parts[0] if len(parts) == 1 else model
 
 
 def text_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:

@@ -6,7 +6,8 @@ configuration at that moment; what an attention module keeps from when it was bu
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from transformers import PreTrainedModel
@@ -14,13 +15,21 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.names_in_forward import names_in_forward
 
-__all__ = ["Windows", "window_of", "windows_of"]
+__all__ = ["Chunk", "Windows", "window_of", "windows_of"]
 
 _SLIDING = frozenset(["sliding_attention", "hybrid_sliding"])
 """Types of layers whose masks have a window."""
 
-Windows: TypeAlias = tuple[int | None, ...] | None
-"""A window for each layer, or one entry for all; None where the model makes no mask with a window."""
+
+class Chunk(NamedTuple):
+    """In place of a window: a token sees its left context from the start of its chunk on."""
+
+    size: int
+    """Tokens of a chunk."""
+
+
+Windows: TypeAlias = tuple[int | Chunk | None, ...] | None
+"""A window or chunk for each layer, or one entry for all; None where the model makes no mask with a window."""
 
 
 def windows_of(trunk: PreTrainedModel) -> Windows:
@@ -37,25 +46,33 @@ def windows_of(trunk: PreTrainedModel) -> Windows:
     """
     model_class: Any = type(trunk)
     names = names_in_forward(model_class)
+    config: Any = trunk.config
+    if "create_chunked_causal_mask" in names:
+        is_chunked = [kind == "chunked_attention" for kind in config.layer_types]
+        return _by_layer(trunk, is_chunked, lambda: Chunk(_checked(config, "attention_chunk_size")))
     if "create_sliding_window_causal_mask" not in names:
         return None
-    config: Any = trunk.config
     # MiniMax gives one mask, with or without a window, to all of its attention layers
     if "layer_types" not in names or not names & _SLIDING:
         window = config.sliding_window
-        return (None if window is None else _checked(window),)
+        return (None if window is None else _checked(config, "sliding_window"),)
     is_sliding = [kind in _SLIDING for kind in config.layer_types]
-    if not any(is_sliding):
+    return _by_layer(trunk, is_sliding, lambda: _checked(config, "sliding_window"))
+
+
+def _by_layer(trunk: PreTrainedModel, is_narrow: list[bool], read: Callable[[], int | Chunk]) -> Windows:
+    """The window that `read` returns for some layers, and none for the others."""
+    if not any(is_narrow):
         return (None,)
-    window = _checked(config.sliding_window)
-    if all(is_sliding):
+    window = read()
+    if all(is_narrow):
         return (window,)
     _check_places(trunk)
-    return tuple(window if slides else None for slides in is_sliding)
+    return tuple(window if narrow else None for narrow in is_narrow)
 
 
-def window_of(windows: Windows, module: torch.nn.Module) -> int | None:
-    """The window in the mask that the model hands to this attention module."""
+def window_of(windows: Windows, module: torch.nn.Module) -> int | Chunk | None:
+    """The window or chunk in the mask that the model hands to this attention module."""
     if windows is None:
         return None
     if len(windows) == 1:
@@ -69,11 +86,12 @@ def window_of(windows: Windows, module: torch.nn.Module) -> int | None:
     return windows[layer]
 
 
-def _checked(window: object) -> int:
+def _checked(config: Any, name: str) -> int:
+    window = getattr(config, name, None)
     if type(window) is int and window > 0:
         return window
     raise UnsupportedModelError(
-        f"config.sliding_window is {window!r}: a window that folds is a whole number above 0. Set it to one, or give "
+        f"config.{name} is {window!r}: a window that folds is a whole number above 0. Set it to one, or give "
         "no layer a window (config.layer_types)."
     )
 

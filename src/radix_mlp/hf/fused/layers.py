@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.enabled import enabled_of
 from radix_mlp.hf.sharding import SummedLinear
-from radix_mlp.hf.windows import window_of, windows_of
+from radix_mlp.hf.windows import Chunk, window_of, windows_of
 from radix_mlp.ops.packages import HAS_TRITON
 
 __all__ = ["DecoderLayer", "Projection", "join_layers", "why_not_fused"]
@@ -144,6 +144,8 @@ def _why_windows_disagree(trunk: PreTrainedModel) -> str | None:
         return str(error)
     for layer in _layers(trunk):
         masked = window_of(windows, layer.self_attn)
+        if isinstance(masked, Chunk):
+            return "it attends within chunks"
         # Mistral's attention reads the configuration
         if getattr(layer.self_attn, "sliding_window", masked) != masked:
             return f"a layer keeps the window {layer.self_attn.sliding_window}, and its mask has {masked}"
@@ -158,6 +160,8 @@ def join_layers(trunk: PreTrainedModel) -> list[DecoderLayer]:
 def _join(trunk: PreTrainedModel, layer: Any) -> DecoderLayer:
     attention, mlp = layer.self_attn, layer.mlp
     norms = None
+    window = window_of(windows_of(trunk), attention)
+    assert not isinstance(window, Chunk)
     if hasattr(attention, "q_norm"):
         norms = (attention.q_norm.weight.detach(), attention.k_norm.weight.detach(), attention.q_norm.variance_epsilon)
     return DecoderLayer(
@@ -169,7 +173,7 @@ def _join(trunk: PreTrainedModel, layer: Any) -> DecoderLayer:
         gate_up=_joined([mlp.gate_proj, mlp.up_proj]),
         down=_joined([mlp.down_proj]),
         scale=attention.scaling,
-        window=window_of(windows_of(trunk), attention),
+        window=window,
     )
 
 

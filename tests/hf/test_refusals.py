@@ -22,7 +22,6 @@ from radix_mlp.hf.tree_mask import TreeMask
         ("gptj", "attention interface"),
         ("qwen4_exp_text", "indexed_attention"),
         ("xlstm", "not known to follow a tree"),
-        ("llama4_text", "chunked_attention"),
         ("roberta", "padding_idx"),
         ("deepseek_v32", "layers of type"),
         ("bart", "position_ids"),

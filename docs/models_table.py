@@ -61,6 +61,9 @@ have the same trunk.""",
         "## Exact",
         ", ".join(f"`{v.model_type}`" for v in found["exact"]),
         *tables,
+        """Attention that selects its keys by content (DeepSeek V3.2, V4 and their kin) needs the selection to run on
+the tree: an indexer that scores only a row's ancestors and, for compressed keys,
+blocks that are cut where the tree branches.""",
         "## Multimodal classes",
         f"""Classes that read images, videos or sounds beside text, as `AutoModelForMultimodalLM` builds them. Here they
 are fed text alone, which is what `enable`, `Engine` and training fold: {multimodal_counts["exact"]} exact,

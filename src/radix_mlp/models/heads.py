@@ -152,7 +152,8 @@ def scale_and_softcap(model: PreTrainedModel) -> tuple[float, float | None]:
     scaling = getattr(config, "logits_scaling", None) or 1.0
     # granite divides by it, hyperclovax multiplies
     scale = scale * scaling if config.model_type == "hyperclovax" else scale / scaling
-    return float(scale), getattr(config, "final_logit_softcapping", None)
+    caps = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+    return float(scale), next((cap for cap in caps if cap is not None), None)
 
 
 def _called(layer: torch.nn.Module, scale: float, softcap: float | None) -> Head:

@@ -14,7 +14,7 @@ from tools.model_types.training import compare_training
 from tools.model_types.zoo import tiny_config, tiny_model
 from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
 
-from radix_mlp import Engine, disable, enable, is_enabled, last_call
+from radix_mlp import Engine, enable, is_enabled, last_call
 from radix_mlp.engine.verify import verify
 from radix_mlp.integrations import trainer as folded_trainer
 from radix_mlp.models.tiny import tiny_reranker_tokenizer, tiny_tokenizer
@@ -118,6 +118,8 @@ def test_verify_says_which_path_ran(model_type) -> None:
     assert found.passed
     assert found.num_folded == found.num_batches
     assert found.path.startswith("the model's own modules")
+    how = "on whole sequences" if model_type == "recurrent_gemma" else "along the tree"
+    assert found.path.endswith(how)
 
 
 @by_type(["lfm2", "qwen3_next", "granitemoehybrid", "mamba"])

@@ -6,8 +6,10 @@ import copy
 import pickle
 import threading
 
+import peft
 import pytest
 import torch
+from accelerate import cpu_offload
 from tools.model_types.hybrids import (
     FAMILIES,
     HYBRIDS,
@@ -32,12 +34,20 @@ from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.mixers.discovery import kernels_of, mixers_of
 
 SMALL = [types[0] for types in FAMILIES.values()]
+# a convolution, a recurrence and whole sequences; the other families with the slow tests
+FAST = ["lfm2", "falcon_h1", "minimax"]
 ON_TREE = [types[0] for family, types in FAMILIES.items() if family != "whole sequences"]
 OTHERS = [model_type for model_type in HYBRIDS if model_type not in SMALL]
 # transformers' own float32 inside of float64 weights
 AS_LOADED, WIDE, WIDE_GRADIENT = 2e-4, 1e-10, 1e-9
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+def by_family(types: list[str] = SMALL) -> pytest.MarkDecorator:
+    marks = {name: [] if name in FAST else [pytest.mark.slow] for name in types}
+    return pytest.mark.parametrize("model_type", [pytest.param(name, marks=mark) for name, mark in marks.items()])
+
+
+pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def check(model_type: str, **batch: int) -> None:
@@ -48,7 +58,7 @@ def check(model_type: str, **batch: int) -> None:
     assert errors.wrong_parent > 1e-3
 
 
-@pytest.mark.parametrize("model_type", SMALL)
+@by_family()
 def test_logits_and_gradients_are_those_of_one_sequence_at_a_time(model_type) -> None:
     check(model_type, most=14)
 
@@ -65,12 +75,12 @@ def test_trees_eight_runs_deep(model_type) -> None:
     check(model_type, depth=8)
 
 
-@pytest.mark.parametrize("model_type", ON_TREE)
+@by_family(ON_TREE)
 def test_states_and_windows_that_end_with_their_run_are_seen(model_type) -> None:
     assert broken_plan_error(tiny_model(model_type), deep_batch(0), cut_everywhere) > 1e-2
 
 
-@pytest.mark.parametrize("model_type", ON_TREE)
+@by_family(ON_TREE)
 def test_one_wrong_parent_of_one_kernel_is_seen(model_type) -> None:
     model = tiny_model(model_type)
     sequences = deep_batch(0, most=14)
@@ -82,12 +92,12 @@ def test_one_wrong_parent_of_one_kernel_is_seen(model_type) -> None:
     assert logits_error(model, sequences) < AS_LOADED
 
 
-@pytest.mark.parametrize("model_type", [t for t in ON_TREE if t != "lfm2"])
+@by_family([t for t in ON_TREE if t != "lfm2"])
 def test_a_state_matters_for_hundreds_of_tokens(model_type) -> None:
     assert reach_error(tiny_model(model_type)) > 1e-3
 
 
-@pytest.mark.parametrize("model_type", SMALL)
+@by_family([*SMALL, "zamba2"])
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_follows_the_tree(model_type, reentrant) -> None:
     model = tiny_model(model_type).train()
@@ -98,7 +108,7 @@ def test_gradient_checkpointing_follows_the_tree(model_type, reentrant) -> None:
         assert gradients_error(model, deep_batch(1, most=8)) < WIDE_GRADIENT
 
 
-@pytest.mark.parametrize("model_type", SMALL)
+@by_family()
 def test_generation_with_a_cache_is_token_for_token_the_same(model_type) -> None:
     model = tiny_model(model_type)
     ids, mask = pad(sample_sequences(), "left")
@@ -115,7 +125,7 @@ def packed(sequences: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("shared", [2, 0])
-@pytest.mark.parametrize("model_type", SMALL)
+@by_family()
 def test_packed_rows_fold_whatever_they_share(model_type, shared) -> None:
     sequences = [torch.tensor([*[8, 9][:shared], 20 + i, 50 + i, 30, 31]) for i in range(4)]
     model = tiny_model(model_type)
@@ -138,7 +148,7 @@ def test_packed_rows_that_would_not_fold_are_refused(threshold, also) -> None:
     model(ids)
 
 
-@pytest.mark.parametrize("model_type", SMALL)
+@by_family()
 def test_copies_and_pickles_fold_by_themselves_and_disable_leaves_nothing(model_type) -> None:
     model = radix_mlp.enable(tiny_model(model_type), threshold=1.0)
     sequences = sample_sequences()
@@ -155,7 +165,7 @@ def test_copies_and_pickles_fold_by_themselves_and_disable_leaves_nothing(model_
     assert relative(folded_logits(copies[0], sequences, "left"), expected) < AS_LOADED
 
 
-@pytest.mark.parametrize("model_type", SMALL)
+@by_family()
 def test_threads_that_call_at_once_follow_their_own_trees(model_type) -> None:
     model = tiny_model(model_type)
     batches = [deep_batch(seed, most=6) for seed in range(4)]
@@ -177,7 +187,7 @@ def test_threads_that_call_at_once_follow_their_own_trees(model_type) -> None:
     assert max(errors) < AS_LOADED
 
 
-@pytest.mark.parametrize("model_type", SMALL)
+@by_family()
 def test_autocast_rounds_no_more_than_it_does_unfolded(model_type) -> None:
     model = tiny_model(model_type, dtype=torch.float32)
     sequences = sample_sequences()
@@ -238,6 +248,46 @@ def test_a_mixer_with_a_forward_of_its_own_is_refused() -> None:
         radix_mlp.enable(model)
     del mixer.forward
     radix_mlp.enable(model)
+
+
+@by_family()
+def test_an_adapter_of_the_mixers_layers_folds(model_type) -> None:
+    model = tiny_model(model_type, dtype=torch.float32)
+    torch.manual_seed(0)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
+    adapted.eval()
+    sequences = sample_sequences()
+    plain = one_at_a_time(tiny_model(model_type, dtype=torch.float32), sequences)
+    expected = one_at_a_time(adapted, sequences)
+    assert relative(expected, plain) > 0.1
+    radix_mlp.enable(adapted, threshold=1.0)
+    with torch.no_grad():
+        assert relative(folded_logits(adapted, sequences, "left"), expected) < 1e-3
+
+
+def test_weights_that_accelerate_offloads_are_loaded_for_the_mixers() -> None:
+    """A convolution's weight is read without a call of the layer, and the decorator that loads it stays around."""
+    sequences = sample_sequences()
+    expected = one_at_a_time(tiny_model("lfm2"), sequences)
+    model = cpu_offload(tiny_model("lfm2"), execution_device=torch.device("cpu"))
+    mixer = next(iter(mixers_of(model).values()))
+    assert mixer.conv.weight.is_meta
+    radix_mlp.enable(model, threshold=1.0)
+    for _ in range(2):
+        with torch.no_grad():
+            assert relative(folded_logits(model, sequences, "right"), expected) < 1e-9
+        assert mixer.conv.weight.is_meta
+    radix_mlp.disable(model)
+    assert relative(one_at_a_time(model, sequences), expected) < 1e-9
+
+
+def test_what_ran_on_whole_sequences_is_reported() -> None:
+    model = radix_mlp.enable(tiny_model("recurrent_gemma"), threshold=1.0)
+    folded_logits(model, sample_sequences(), "right")
+    assert radix_mlp.last_call(model).expanded == ("RecurrentGemmaRecurrentBlock",)
+    model = radix_mlp.enable(tiny_model("lfm2"), threshold=1.0)
+    folded_logits(model, sample_sequences(), "right")
+    assert radix_mlp.last_call(model).expanded == ()
 
 
 def test_a_mixer_that_lost_its_forward_since_is_an_error() -> None:

@@ -76,9 +76,13 @@ def _enable(model: AnyModel, inner: PreTrainedModel, impl: str, threshold: float
             f"the model runs {fallback!r} attention; calls that are not folded can go back to {' or '.join(FALLBACKS)} "
             'only. Call model.set_attn_implementation("sdpa") first.'
         )
-    has_mixers = install_mixers(tower_of(trunk))
-    _set_attention(inner, register(impl, fallback))
-    settings = Settings(threshold, impl, fallback, has_mixers=has_mixers)
+    try:
+        mixers = install_mixers(tower_of(trunk))
+        _set_attention(inner, register(impl, fallback))
+    except UnsupportedModelError:
+        uninstall_mixers(trunk)
+        raise
+    settings = Settings(threshold, impl, fallback, mixers)
     forwards = [FoldingForward(trunk, settings)]
     if inner is not trunk:
         forwards.append((FoldingForward if _is_causal_lm(inner) else HeadForward)(inner, settings))

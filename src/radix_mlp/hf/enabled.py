@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import register
 from radix_mlp.hf.foldable_call import USES_CACHE
+from radix_mlp.hf.mixers.discovery import Mixers
 
 __all__ = ["CallReport", "Enabled", "Settings", "enabled_of"]
 
@@ -26,6 +27,8 @@ class CallReport:
     reason: str
     num_tokens: int = 0
     num_compact: int = 0
+    expanded: tuple[str, ...] = ()
+    """Classes of layers that ran on all tokens of the sequences, for want of a version for the tree."""
 
 
 @dataclass
@@ -35,8 +38,8 @@ class Settings:
     threshold: float | Literal["auto"]
     impl: str
     fallback: str
-    has_mixers: bool = False
-    """Whether layers other than attention follow the tree: convolutions, linear attention, state spaces."""
+    mixers: Mixers = field(default_factory=Mixers)
+    """Layers other than attention that read the tree: convolutions, linear attention, state spaces."""
     last_call: CallReport | None = None
     warned: set[str] = field(default_factory=set)
     unfolded_threads: set[int] = field(default_factory=set)

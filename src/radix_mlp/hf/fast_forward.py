@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.hf.enabled import enabled_of
 from radix_mlp.hf.forward import compact_arguments, forward_compact
 from radix_mlp.hf.fused.layers import why_not_fused
 from radix_mlp.hf.support import decoder_of
@@ -155,6 +156,9 @@ class FastForward:
             self._compiled = torch.compile(decoder_of(self.model), dynamic=True)
         else:
             self._reason = f"{MODULES}: {reason}"
+        enabled = enabled_of(decoder_of(self.model))
+        if enabled is not None and enabled.settings.mixers.any:
+            self._reason += f"; {enabled.settings.mixers}"
         self.is_made = True
 
 

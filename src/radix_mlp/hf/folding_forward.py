@@ -81,14 +81,14 @@ class FoldingForward(Enabled):
 
     def _with_tree(self, mask: TreeMask, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The keywords of a call on compact rows, with the tree where a head has dropped it: mixers may get no mask."""
-        if not self.settings.has_mixers or "radix_tree" in kwargs or not takes_any_keyword(self.module):
+        if not self.settings.mixers.any or "radix_tree" in kwargs or not takes_any_keyword(self.module):
             return kwargs
         return {**kwargs, "radix_tree": tree_for_mixers(mask.tree(), mask)}
 
     @torch.compiler.disable
     def _refuse_leaking(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An error for packed rows through transformers' own mixers, which take a row for one sequence."""
-        if self.settings.has_mixers and is_packed(self._named(args, kwargs)):
+        if self.settings.mixers.any and is_packed(self._named(args, kwargs)):
             report = self.settings.last_call
             raise UnsupportedCallError(
                 f"position_ids pack several sequences into a row, and the call is not folded "
@@ -185,7 +185,8 @@ class FoldingForward(Enabled):
         if not fold and call.is_packed:
             # transformers would take each row for one sequence, unless no cache is configured
             fold, reason = True, f"rows are packed ({reason})"
-        settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact)
+        expanded = settings.mixers.on_sequences if fold else ()
+        settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact, expanded)
         if not fold:
             return None
         return call, plan

@@ -47,7 +47,7 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
     """
     trunk = decoder_of(model)
     tower, enabled = tower_of(trunk), enabled_of(trunk)
-    has_mixers = enabled is not None and enabled.settings.has_mixers
+    has_mixers = enabled is not None and enabled.settings.mixers.any
     check_settings(tower.config, has_mixers=has_mixers)
     attention = tower.config._attn_implementation
     if not attention.startswith("radix"):

@@ -38,6 +38,9 @@ _LOOKS = frozenset(
 )
 
 
+_SET_REQUIRES_GRAD: Any = vars(torch._C.TensorBase)["requires_grad"].__set__
+
+
 class TreeMask(torch.Tensor):
     """The tree and the windows of a folded call: `[1, 1, 2, M]` int32 of `(end, depth)`.
 
@@ -78,6 +81,9 @@ class TreeMask(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func in _KEPT_BY:
                 return _marked(func(*args, **kwargs or {}), args[0].windows, args[0].plan)
+            # checkpointing with use_reentrant=True sets it on copies of positional arguments
+            if func == _SET_REQUIRES_GRAD and not args[1]:
+                return None
             if func.__name__ in _LOOKS or func.__name__.startswith(("is_", "_is_")):
                 return func(*args, **kwargs or {})
             # Gemma 4 slices its masks for the last `logits_to_keep` rows, and 0 keeps all

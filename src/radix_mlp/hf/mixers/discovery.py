@@ -8,16 +8,39 @@ from __future__ import annotations
 import functools
 import inspect
 from types import FunctionType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from radix_mlp.hf.mixers.expand import EXPANDED
 from radix_mlp.hf.mixers.kernels import KERNELS
 
-__all__ = ["forward_of", "is_expanded", "is_mixer", "kernels_of", "mixers_of"]
+__all__ = ["Mixers", "forward_of", "is_expanded", "is_mixer", "kernels_of", "mixers_of"]
 
 _KNOWN_CLASSES: dict[type, bool] = {}
+
+
+class Mixers(NamedTuple):
+    """The classes of a model's mixers, by name."""
+
+    on_tree: tuple[str, ...] = ()
+    """Those that run on compact rows."""
+    on_sequences: tuple[str, ...] = ()
+    """Those that run on whole sequences, while all else of the model runs on compact rows."""
+
+    @property
+    def any(self) -> bool:
+        """Whether the model has mixers."""
+        return bool(self.on_tree or self.on_sequences)
+
+    def __str__(self) -> str:
+        """What runs how, in a sentence's end.
+
+        >>> print(Mixers(("Lfm2ShortConv",)))
+        Lfm2ShortConv along the tree
+        """
+        ways = ((self.on_tree, "along the tree"), (self.on_sequences, "on whole sequences"))
+        return ", ".join(f"{' and '.join(names)} {how}" for names, how in ways if names)
 
 
 def kernels_of(kind: type[torch.nn.Module]) -> frozenset[str]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from radix_mlp.errors import UnsupportedModelError
-from radix_mlp.hf.mixers.discovery import is_mixer
+from radix_mlp.hf.mixers.discovery import Mixers, is_expanded, is_mixer
 from radix_mlp.hf.mixers.forward import MixerForward, MixerLayerForward
 
 __all__ = ["install_mixers", "uninstall_mixers"]
@@ -18,20 +18,23 @@ _LAYERS = frozenset(["JambaMambaDecoderLayer", "ZayaAttention"])
 _PLACES = ("forward", "_old_forward")
 
 
-def install_mixers(trunk: torch.nn.Module) -> bool:
-    """Let all mixers follow the tree of folded calls, other calls running as before; whether there are any.
+def install_mixers(trunk: torch.nn.Module) -> Mixers:
+    """Let all mixers follow the tree of folded calls, other calls running as before.
 
     Raises:
         UnsupportedModelError: a mixer has a forward of its own, as kernels from the hub set.
     """
-    found = False
+    found: dict[type, None] = {}
     for name, module in trunk.named_modules():
         if is_mixer(type(module)):
             _put(name, module, MixerForward(module))
-            found = True
+            found[type(module)] = None
         elif type(module).__name__ in _LAYERS:
             _put(name, module, MixerLayerForward(module))
-    return found
+    on_tree, on_sequences = (
+        tuple(kind.__name__ for kind in found if is_expanded(kind) == expanded) for expanded in (False, True)
+    )
+    return Mixers(on_tree, on_sequences)
 
 
 def uninstall_mixers(trunk: torch.nn.Module) -> None:

@@ -57,7 +57,8 @@ token with the unmodified model fed one sequence at a time.""",
 - {counts["not built"]} not built: they cannot run as a causal LM on text alone.""",
         """`enable` tries a type that is not on this page (newer, or your own) on its own weights, and refuses it if
 the trial differs. Sequence classifiers, token classifiers and reward models on these types fold as well: they
-have the same trunk.""",
+have the same trunk. Hybrid types (convolutions, linear attention, state spaces) are compared with the float32 in
+their files made float64, since a state in float32 rounds more than the bound; `docs/exactness.md` says how much.""",
         "## Exact",
         ", ".join(f"`{v.model_type}`" for v in found["exact"]),
         *tables,

@@ -114,7 +114,7 @@ ModelOption = Annotated[
     option(
         MODEL,
         "A Hugging Face hub id, a folder, or one that needs no download: small (a trained embedder), tiny, "
-        "tiny-reranker, tiny-classifier (random weights).",
+        "tiny-reranker, tiny-classifier, tiny-decider (random weights).",
         "--model",
         "-m",
         metavar="NAME|FOLDER",

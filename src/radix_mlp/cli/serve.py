@@ -53,7 +53,7 @@ def serve(
         _option(
             "--model-id",
             o.MODEL,
-            "A hub id, a folder, or small, tiny, tiny-reranker, tiny-classifier.",
+            "A hub id, a folder, or small, tiny, tiny-reranker, tiny-classifier, tiny-decider.",
             metavar="NAME|FOLDER",
         ),
     ],
@@ -94,7 +94,7 @@ def serve(
     kind: Annotated[
         str,
         _option(
-            "--kind", o.MODEL, "causal, classifier or trunk; auto is what the files say.", own=True, metavar="NAME"
+            "--kind", o.MODEL, "causal, classifier, decision or trunk; auto is what the files say.", own=True, metavar="NAME"
         ),
     ] = "auto",
     device: Annotated[

@@ -12,6 +12,7 @@ from radix_mlp.arguments import items_of
 from radix_mlp.engine.online.dispatcher import Dispatcher
 from radix_mlp.engine.online.reports import Answer, BatchReport, FrontStats
 from radix_mlp.engine.tasks.classify import ClassifyKeywords, ClassifyOptions, Labels, classify_request
+from radix_mlp.engine.tasks.decide import DecideKeywords, Decided, DecideOptions, decide_request, with_questions
 from radix_mlp.engine.tasks.embed import (
     EmbedKeywords,
     EmbedOptions,
@@ -31,6 +32,7 @@ from radix_mlp.engine.tasks.score import (
     score_request,
     token_scores_request,
 )
+from radix_mlp.engine.tokenization.decision_prompts import Questions, State
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize_chats import Chat
 
@@ -111,6 +113,24 @@ class AsyncEngine(Dispatcher):
     ) -> Answer[list[Labels]]:
         """`Engine.classify`: all `(label, score)` of every input, the highest score first."""
         return await self.answer(classify_request, timeout, items_of(inputs, "inputs"), ClassifyOptions(**options))
+
+    async def decide(
+        self, state: State, questions: Questions, *, timeout: float | None = None, **options: Unpack[DecideKeywords]
+    ) -> Answer[list[Decided]]:
+        """`Engine.decide`; the value is a list of the one answer."""
+        return await self.decide_many([state], questions, timeout=timeout, **options)
+
+    async def decide_many(
+        self,
+        states: Sequence[State],
+        questions: Questions | Sequence[Questions],
+        *,
+        timeout: float | None = None,
+        **options: Unpack[DecideKeywords],
+    ) -> Answer[list[Decided]]:
+        """`Engine.decide_many`: the answers to questions about every state."""
+        given = with_questions(items_of(states, "states"), questions)
+        return await self.answer(decide_request, timeout, given, DecideOptions(**options))
 
     async def score(
         self,

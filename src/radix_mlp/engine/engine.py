@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from radix_mlp.arguments import items_of
 from radix_mlp.engine.execution.job import JobStats, Progress
 from radix_mlp.engine.execution.job_engine import JobEngine
 from radix_mlp.engine.tasks.classify import ClassifyOptions, Label, Labels, classify_request
+from radix_mlp.engine.tasks.decide import Decided, DecideOptions, decide_request, state_texts, with_questions
 from radix_mlp.engine.tasks.embed import EmbedOptions, EmbedTokensOptions, embed_request, embed_tokens_request
 from radix_mlp.engine.tasks.rerank import Ranked, RerankOptions, check_top_n, document_pairs, ranked, rerank_request
 from radix_mlp.engine.tasks.score import (
@@ -22,10 +23,14 @@ from radix_mlp.engine.tasks.score import (
     score_request,
     token_scores_request,
 )
+from radix_mlp.engine.tokenization.decision_prompts import Questions, State
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize_chats import Chat
 
-__all__ = ["Engine", "JobStats", "Label", "Labels", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
+if TYPE_CHECKING:
+    from transformers import DecisionConfig
+
+__all__ = ["Decided", "Engine", "JobStats", "Label", "Labels", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
 
 
 class Engine(JobEngine):
@@ -34,7 +39,7 @@ class Engine(JobEngine):
     Args:
         model: a hub id, a folder (of transformers or sentence-transformers), a loaded transformers model (also in
             PEFT's class), `"small"` (an embedder that comes with the package), or `"tiny"` (also `"tiny-reranker"`,
-            `"tiny-classifier"`).
+            `"tiny-classifier"`, `"tiny-decider"`).
         tokenizer: needed with a loaded model; else the model's own. One that is handed in is copied.
         device: CUDA where there is one, else the CPU; a loaded model stays where it is.
         dtype: the checkpoint's own unless given, as `torch.float32` or `"float32"`.
@@ -43,7 +48,8 @@ class Engine(JobEngine):
         threshold: 0 never folds and runs padded batches through the unmodified model; 1 or more always folds;
             between, batches whose compression is below it; `"auto"` those where it pays.
         impl: the way to run attention.
-        kind: load the checkpoint as `"causal"`, `"classifier"` or `"trunk"` (no head), whatever its configuration says.
+        kind: load the checkpoint as `"causal"`, `"classifier"`, `"decision"` or `"trunk"` (no head), whatever its
+            configuration says.
         compile: `"auto"`: on CUDA, fused layers where the architecture has them, and CUDA graphs for small batches.
             True: where it has none, modules compiled by torch (about a minute, once a machine). False: the model's own.
         trust_remote_code: run code that comes with the model.
@@ -239,6 +245,72 @@ class Engine(JobEngine):
         """
         options = ClassifyOptions(template=template, raw_scores=raw_scores, truncate=truncate)
         return self._answer(classify_request, options, items_of(inputs, "inputs"), progress)
+
+    def decide(
+        self,
+        state: State,
+        questions: Questions,
+        *,
+        decision_config: DecisionConfig | str | None = None,
+        progress: Progress | None = None,
+    ) -> Decided:
+        """Answers to typed questions about one state; arguments and errors as in `decide_many`.
+
+        Example:
+            >>> engine = Engine("tiny-decider")
+            >>> answers = engine.decide(
+            ...     "I was charged twice and want a refund.",
+            ...     {
+            ...         "refund": {"type": "noul", "instructions": "Is a refund requested?"},
+            ...         "tone": {"type": "choice", "criteria": {"calm": "A polite message", "angry": None}},
+            ...         "urgency": {"type": "score", "criteria": ["Can wait", "This week", "Today"]},
+            ...     },
+            ... )
+            >>> sorted(answers["tone"]["probabilities"]), answers["urgency"]["legend"]["2"]
+            (['angry', 'calm'], 'Today')
+            >>> answers.num_tokens, answers.num_computed
+            (489, 379)
+        """
+        return self.decide_many([state], questions, decision_config=decision_config, progress=progress)[0]
+
+    def decide_many(
+        self,
+        states: Sequence[State],
+        questions: Questions | Sequence[Questions],
+        *,
+        decision_config: DecisionConfig | str | None = None,
+        progress: Progress | None = None,
+    ) -> list[Decided]:
+        """The answers to typed questions about every state, a probability for each option, without writing a word.
+
+        Every question is a prompt of its own unless the model's template asks all at once. Prompts and answers are
+        those of transformers' `pipeline("decision")`, in its System One format: `{"type": "noul", "noul": p}`,
+        `{"type": "choice", "choice", "confidence", "probabilities"}`, `{"type": "score", "score", "legend",
+        "confidence", "probabilities"}`. The prompts of all states are one job: what they share is computed once.
+
+        Args:
+            states: texts, or anything that JSON has.
+            questions: name -> `{"type", "instructions", "criteria"}`, the same for all states, or a list with those of
+                each. `"noul"` asks whether a statement is true, `"choice"` for one of the options that `criteria` maps
+                to descriptions, `"score"` for a level of the list `criteria`, lowest first.
+            decision_config: how the model reads questions: transformers' `DecisionConfig`, or a folder with one; the
+                model's own unless given. Without one, any chat model answers by the logits of labels (Yes, No, A, B, …).
+            progress: called as prompts are done.
+
+        Returns:
+            One `Decided` a state: a dictionary of the answers by name, with `num_tokens` of all its prompts and
+            `num_computed`, those that are left when they share their beginnings.
+
+        Raises:
+            InvalidInputError: questions of an unknown type, without options, with more options than the model has
+                labels, or labels that are not single tokens.
+            RejectedItemsError: states that are no JSON or too long; `.rejected` lists all of them.
+            UnsupportedModelError: the model has no head for it, or this transformers no decisions.
+        """
+        options = DecideOptions(decision_config=decision_config)
+        states = items_of(states, "states")
+        given = with_questions(states, questions)
+        return self._answer(decide_request, options, given, progress, texts=state_texts(states))
 
     def score(
         self,

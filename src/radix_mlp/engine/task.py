@@ -78,6 +78,8 @@ class Request(Generic[Value]):
     what: str = "texts"
     """How errors call the items."""
     num_characters: int = 0
+    owners: Sequence[int] | None = None
+    """Of each item, the place of what it belongs to in the caller's list; None: item by item."""
 
     def __post_init__(self) -> None:
         # computed here, in the tokenizing thread, so that the model does not wait for it

@@ -25,10 +25,22 @@ from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.text_tower import is_multimodal
 from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear
 
-__all__ = ["Head", "classification_head", "language_head", "pad_token_of", "require_language_head", "scale_and_softcap"]
+__all__ = [
+    "Head",
+    "check_head",
+    "classification_head",
+    "hidden_of_probe",
+    "language_head",
+    "on_device",
+    "pad_token_of",
+    "require_language_head",
+    "scale_and_softcap",
+    "widened_head",
+]
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states `[R, h]` -> logits `[R, V]`."""
+OwnLogits = Callable[[PreTrainedModel, NDArray[np.int32]], Tensor]
 NUM_PROBES = 3
 """Random runs of tokens on which a head may be tried until one can decide, before those of the caller."""
 PROBE_TOKENS = 8
@@ -86,7 +98,7 @@ def language_head(
     form = scale_and_softcap(inner)
     head = LinearHead(layer.weight, layer.bias, *form) if is_plain_linear(layer) else _called(layer, *form)
     if check:
-        _check(inner, layer, form, probe, lambda begin: head(_hidden_of(inner, begin)[0]))
+        check_head(inner, layer, form, probe, lambda begin: head(hidden_of_probe(inner, begin)[0]))
     return head if tokens is None else _narrowed(head, tokens)
 
 
@@ -114,16 +126,16 @@ def classification_head(model: torch.nn.Module, *, probe: NDArray[np.int32] | No
             f"{type(inner).__name__} has no layer `score`, so its way to compute scores is not known here. Load the "
             "checkpoint's ForSequenceClassification class, or call the model through radix_mlp.enable(model)."
         )
-    head = _widened_head(LinearHead(layer.weight, layer.bias) if is_plain_linear(layer) else layer)
+    head = widened_head(LinearHead(layer.weight, layer.bias) if is_plain_linear(layer) else layer)
 
     def scores_of(begin: NDArray[np.int32]) -> Tensor:
         # the model reads its scores at the last token that is not padding
         ends = np.flatnonzero(begin != pad_token_of(inner))
         last = int(ends[-1]) if len(ends) else 0
-        return head(_hidden_of(inner, begin)[0, last : last + 1])
+        return head(hidden_of_probe(inner, begin)[0, last : last + 1])
 
     if check:
-        _check(inner, layer, (1.0, None), probe, scores_of)
+        check_head(inner, layer, (1.0, None), probe, scores_of)
     return head
 
 
@@ -169,10 +181,10 @@ def _narrowed(head: LinearHead | Head, tokens: Sequence[int]) -> Head:
     if not isinstance(head, LinearHead):
         return lambda hidden: _widened(_chosen(head(hidden), tokens, dim=1))
     bias = None if head.bias is None else _chosen(head.bias, tokens, dim=0)
-    return _widened_head(LinearHead(_chosen(head.weight, tokens, dim=0), bias, head.scale, head.softcap))
+    return widened_head(LinearHead(_chosen(head.weight, tokens, dim=0), bias, head.scale, head.softcap))
 
 
-def _widened_head(head: LinearHead | Head) -> Head:
+def widened_head(head: LinearHead | Head) -> Head:
     """The outputs of a head in float32 or wider; a linear head is computed in that, too."""
     if not isinstance(head, LinearHead):
         return lambda hidden: _widened(head(hidden))
@@ -192,16 +204,21 @@ def _widened(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _check(
+def check_head(
     model: PreTrainedModel,
     layer: torch.nn.Module,
     form: tuple[float, float | None],
     probe: NDArray[np.int32] | None,
     logits_of: Callable[[NDArray[np.int32]], Tensor],
+    own: OwnLogits | None = None,
 ) -> None:
     """Compare a head with the model's own logits, unless this very head was found right before.
 
     Where no tokens can decide, nothing is remembered: then the answers themselves show it.
+
+    Args:
+        logits_of: the head's logits of some tokens.
+        own: the model's own, `[1, n, V]`, or `[1, V]` for scores of a sequence; the model's `logits` unless given.
     """
     known = _CHECKED.setdefault(model, [])
     now = _Checked(
@@ -213,7 +230,7 @@ def _check(
         (id(layer), fingerprint(layer, addresses=is_plain_linear(layer))),
         form,
     )
-    if now not in known and _agrees(model, probe, logits_of):
+    if now not in known and _agrees(model, probe, logits_of, own or _own_logits):
         known.append(now)
         del known[:-NUM_KEPT]
 
@@ -228,7 +245,10 @@ def _own_forward(model: PreTrainedModel) -> Any:
 
 @torch.no_grad()
 def _agrees(
-    model: PreTrainedModel, probe: NDArray[np.int32] | None, logits_of: Callable[[NDArray[np.int32]], Tensor]
+    model: PreTrainedModel,
+    probe: NDArray[np.int32] | None,
+    logits_of: Callable[[NDArray[np.int32]], Tensor],
+    own_logits: OwnLogits,
 ) -> bool:
     """Whether a head gives the model's own logits; False if no tokens can decide.
 
@@ -242,7 +262,7 @@ def _agrees(
         module.training = False
     try:
         for begin in _probes(model, probe):
-            own = _own_logits(model, begin)[0]
+            own = own_logits(model, begin)[0]
             off = _difference(logits_of(begin), own if own.dim() == 2 else own[None])
             if off is None:
                 continue
@@ -281,7 +301,7 @@ def _own_logits(model: PreTrainedModel, begin: NDArray[np.int32]) -> Tensor:
     Raises:
         UnsupportedModelError: the other code fails on a call without labels.
     """
-    ids = _on_device(model, begin)
+    ids = on_device(model, begin)
     given = {"attention_mask": torch.ones_like(ids), "use_cache": False, "return_dict": True}
     if reason_of_called_module(model) is None:
         own: Any = type(model).forward.__get__(model)
@@ -297,13 +317,13 @@ def _own_logits(model: PreTrainedModel, begin: NDArray[np.int32]) -> Tensor:
     return logits
 
 
-def _hidden_of(model: PreTrainedModel, begin: NDArray[np.int32]) -> Tensor:
+def hidden_of_probe(model: PreTrainedModel, begin: NDArray[np.int32]) -> Tensor:
     trunk = decoder_of(model)
-    hidden: Tensor = trunk(_on_device(model, begin), use_cache=False, return_dict=True).last_hidden_state
+    hidden: Tensor = trunk(on_device(model, begin), use_cache=False, return_dict=True).last_hidden_state
     return hidden
 
 
-def _on_device(model: PreTrainedModel, begin: NDArray[np.int32]) -> Tensor:
+def on_device(model: PreTrainedModel, begin: NDArray[np.int32]) -> Tensor:
     return torch.from_numpy(begin.astype("int64"))[None].to(model.device)
 
 

@@ -14,6 +14,7 @@ from radix_mlp.errors import InvalidDtypeError, InvalidInputError, RadixError
 from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.models.checkpoint_weights import check_weights
+from radix_mlp.models.decision import has_decision_head, load_decision_model
 from radix_mlp.models.labels import label_names
 from radix_mlp.models.load_tokenizer import ADAPTER, check_folder, load_tokenizer, not_loaded
 from radix_mlp.models.model_kind import auto_class_of, check_kind, kind_of, kind_of_checkpoint
@@ -41,12 +42,12 @@ def load(
 
     Args:
         model: a hub id, a folder, a loaded transformers model (also in PEFT's class), or `"tiny"`, `"tiny-reranker"`,
-            `"tiny-classifier"`.
+            `"tiny-classifier"`, `"tiny-decider"`.
         tokenizer: of a loaded model, which does not bring one; else the model's own unless given. One that is
             handed in is copied.
         device: `"cuda"` where there is one, else `"cpu"`, unless given; a loaded model stays where it is.
         dtype: `torch.float32`, `"bfloat16"`, …; the checkpoint's own unless given.
-        kind: load it as `"causal"`, `"classifier"` or `"trunk"`, whatever class its configuration names.
+        kind: load it as `"causal"`, `"classifier"`, `"decision"` or `"trunk"`, whatever class its configuration names.
         trust_remote_code: run code that comes with the model.
 
     Raises:
@@ -145,15 +146,20 @@ def _load_model(name: str, dtype: torch.dtype | None, kind: str, trust_remote_co
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
         loaded_as = kind_of_checkpoint(config, kind)
+        if kind == "auto" and has_decision_head(name, config):
+            loaded_as = "decision"
         check_own_classes(name, _auto_map(config), loaded_as, chosen=kind != "auto", trusted=trust_remote_code)
-        model, found = auto_class_of(config, loaded_as).from_pretrained(
-            name,
-            dtype=dtype or "auto",
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
+        options: dict[str, Any] = {
+            "dtype": dtype or "auto",
+            "trust_remote_code": trust_remote_code,
             # they are refused below, by name
-            ignore_mismatched_sizes=True,
-        )
+            "ignore_mismatched_sizes": True,
+        }
+        if loaded_as == "decision":
+            model, found = load_decision_model(name, config, **options)
+        else:
+            load_weights = auto_class_of(config, loaded_as).from_pretrained
+            model, found = load_weights(name, output_loading_info=True, **options)
     except (RadixError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:

@@ -12,7 +12,7 @@ from radix_mlp.errors import InvalidInputError, RadixError
 from radix_mlp.models.bundled import SHIPPED_NAMES
 from radix_mlp.models.own_code import check_own_tokenizer
 from radix_mlp.models.sentence_transformers_folder import read_folder, read_settings
-from radix_mlp.models.tiny import TINY_NAMES, tiny_reranker_tokenizer, tiny_tokenizer
+from radix_mlp.models.tiny import TINY_NAMES, tiny_tokenizer_by_name
 from radix_mlp.models.tokenizer_settings import check_special_tokens
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def load_tokenizer(name: str | Path, *, trust_remote_code: bool = False) -> PreT
     if name in SHIPPED_NAMES:
         name = read_folder(name).checkpoint
     if name in TINY_NAMES:
-        return tiny_reranker_tokenizer() if name == "tiny-reranker" else tiny_tokenizer()
+        return tiny_tokenizer_by_name(name)
     if name.endswith(".tiktoken"):
         return tokenizer_from_ranks(Path(name))
     check_folder(name, "tokenizer", "tokenizer*")

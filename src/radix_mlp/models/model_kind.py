@@ -1,4 +1,4 @@
-"""Which kind of model a checkpoint is: with an output head, with a classification head, or the bare trunk."""
+"""Which kind of model a checkpoint is: with an output head, one for labels or decisions, or the bare trunk."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 
 __all__ = ["KINDS", "Kind", "auto_class_of", "check_kind", "kind_of", "kind_of_checkpoint", "require_kind"]
 
-Kind = Literal["causal", "classifier", "trunk"]
-"""`causal` has logits over the vocabulary, `classifier` scores over labels, `trunk` hidden states alone."""
+Kind = Literal["causal", "classifier", "decision", "trunk"]
+"""`causal` has logits over the vocabulary, `classifier` scores over labels, `decision` scores over the options of
+questions, `trunk` hidden states alone."""
 KINDS: tuple[str, ...] = ("auto", *get_args(Kind))
 
-_CLASS_OF_KIND = {"causal": "ForCausalLM", "classifier": "ForSequenceClassification", "trunk": "Model"}
+_CLASS_OF_KIND = {
+    "causal": "ForCausalLM",
+    "classifier": "ForSequenceClassification",
+    "decision": "ForDecision",
+    "trunk": "Model",
+}
 
 
 def check_kind(kind: str) -> None:
@@ -43,6 +49,8 @@ def kind_of_checkpoint(config: PreTrainedConfig, kind: str = "auto") -> Kind:
         heads.append("ForConditionalGeneration")
     if any(name.endswith(tuple(heads)) for name in classes):
         return "causal"
+    if any(name.endswith("ForDecision") for name in classes):
+        return "decision"
     return "classifier" if any(name.endswith("ForSequenceClassification") for name in classes) else "trunk"
 
 
@@ -63,8 +71,11 @@ def kind_of(model: PreTrainedModel) -> Kind:
         >>> kind_of(tiny_model()), kind_of(tiny_classifier()), kind_of(tiny_model().model)
         ('causal', 'classifier', 'trunk')
     """
-    if any("ForSequenceClassification" in cls.__name__ for cls in type(model).__mro__):
+    names = {cls.__name__ for cls in type(model).__mro__}
+    if any("ForSequenceClassification" in name for name in names):
         return "classifier"
+    if "DecisionMixin" in names:
+        return "decision"
     return "trunk" if model.get_output_embeddings() is None else "causal"
 
 

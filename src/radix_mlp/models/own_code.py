@@ -12,6 +12,7 @@ __all__ = ["check_own_classes", "check_own_tokenizer"]
 _CLASS_OF_KIND = {
     "causal": "AutoModelForCausalLM",
     "classifier": "AutoModelForSequenceClassification",
+    "decision": "AutoModelForDecision",
     "trunk": "AutoModel",
 }
 

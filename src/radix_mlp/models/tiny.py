@@ -1,4 +1,4 @@
-"""The models named `"tiny"`, `"tiny-reranker"` and `"tiny-classifier"` and their tokenizers.
+"""The models named `"tiny"`, `"tiny-reranker"`, `"tiny-classifier"` and `"tiny-decider"`, and their tokenizers.
 
 They are built in code from a fixed seed, and nothing is downloaded.
 """
@@ -20,13 +20,16 @@ __all__ = [
     "TINY_NAMES",
     "tiny_by_name",
     "tiny_classifier",
+    "tiny_decider",
+    "tiny_decider_tokenizer",
     "tiny_model",
     "tiny_reranker",
     "tiny_reranker_tokenizer",
     "tiny_tokenizer",
+    "tiny_tokenizer_by_name",
 ]
 
-TINY_NAMES = ("tiny", "tiny-reranker", "tiny-classifier")
+TINY_NAMES = ("tiny", "tiny-reranker", "tiny-classifier", "tiny-decider")
 
 SPECIAL_TOKENS = ("<|pad|>", "<|bos|>", "<|eos|>")
 """Ids 256, 257 and 258, after the 256 bytes."""
@@ -34,6 +37,12 @@ RERANKER_TOKENS = ("<|im_start|>", "<|im_end|>")
 """Ids 259 and 260 of the reranker's tokenizer, before its words."""
 RERANKER_WORDS = ("yes", "no")
 """Ids 261 and 262: the answers, one token each where they stand as words of their own."""
+DECIDER_WORDS = ("Yes", "No")
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""Qwen's chat format."""
 LABELS = ("negative", "neutral", "positive")
 MAX_LENGTH = 8192
 """Longest text of the model, in tokens (bytes)."""
@@ -82,6 +91,19 @@ def tiny_reranker(seed: int = 0, dtype: torch.dtype | None = None) -> Qwen3ForCa
     return _build(Qwen3ForCausalLM, seed, dtype, num_tokens=len(tiny_reranker_tokenizer()))
 
 
+def tiny_decider(seed: int = 0, dtype: torch.dtype | None = None) -> Qwen3ForCausalLM:
+    """The small model with a vocabulary and a chat template by which it can be asked questions.
+
+    Example:
+        >>> import torch
+        >>> tiny_decider()(torch.tensor([[72, 105]])).logits.shape
+        torch.Size([1, 2, 263])
+    """
+    from transformers import Qwen3ForCausalLM
+
+    return _build(Qwen3ForCausalLM, seed, dtype, num_tokens=len(tiny_decider_tokenizer()))
+
+
 def tiny_classifier(
     labels: Sequence[str] = LABELS,
     seed: int = 0,
@@ -115,6 +137,8 @@ def tiny_by_name(name: str, dtype: torch.dtype | None = None) -> Any:
     """One of `TINY_NAMES`."""
     if name == "tiny-reranker":
         return tiny_reranker(dtype=dtype)
+    if name == "tiny-decider":
+        return tiny_decider(dtype=dtype)
     return tiny_classifier(dtype=dtype) if name == "tiny-classifier" else tiny_model(dtype=dtype)
 
 
@@ -161,6 +185,13 @@ def _build(
     return torch.nn.Module.to(model, dtype or torch.float32).eval()
 
 
+def tiny_tokenizer_by_name(name: str) -> PreTrainedTokenizerFast:
+    """The tokenizer of one of `TINY_NAMES`."""
+    if name == "tiny-reranker":
+        return tiny_reranker_tokenizer()
+    return tiny_decider_tokenizer() if name == "tiny-decider" else tiny_tokenizer()
+
+
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token a byte of UTF-8: id = byte value; decoding gives every text back.
 
@@ -179,6 +210,18 @@ def tiny_reranker_tokenizer() -> PreTrainedTokenizerFast:
         [259, 261, 44]
     """
     return _tokenizer(RERANKER_TOKENS, RERANKER_WORDS)
+
+
+def tiny_decider_tokenizer() -> PreTrainedTokenizerFast:
+    """The byte tokenizer with a token each for "Yes", "No" and the marks of Qwen's chat format, and its chat template.
+
+    Example:
+        >>> tiny_decider_tokenizer()("<|im_start|>No")["input_ids"]
+        [259, 262]
+    """
+    tokenizer = _tokenizer(RERANKER_TOKENS, DECIDER_WORDS)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
 
 
 def _tokenizer(special: Sequence[str] = (), words: Sequence[str] = ()) -> PreTrainedTokenizerFast:

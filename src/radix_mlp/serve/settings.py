@@ -39,7 +39,7 @@ class ServeSettings:
     trust_remote_code: bool = False
     device: str | None = None
     dtype: str = "auto"
-    kind: Literal["auto", "causal", "classifier", "trunk"] = "auto"
+    kind: Literal["auto", "causal", "classifier", "decision", "trunk"] = "auto"
     pooling: str | None = None
     template: str = "auto"
     impl: str = "auto"

@@ -18,6 +18,7 @@ __all__ = [
     "GroupOf",
     "Ids",
     "Order",
+    "common_prefix",
     "cut_by_budget",
     "cut_by_count",
     "cut_by_padding",

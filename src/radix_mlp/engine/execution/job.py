@@ -104,8 +104,9 @@ class Job:
 
     def answers(self) -> list[Any]:
         """Run the job; the answers of all items, in the order of the requests."""
-        answers: list[Any] = [None] * self.count
+        answers: list[Any] = []
         for launched in self.run():
+            answers += [None] * (len(self._items) - len(answers))
             fill(answers, launched)
         return answers
 
@@ -155,6 +156,8 @@ class Job:
         if first == 0:
             self._began = time.perf_counter()
         self._items += [] if request is None else request.items
+        # a request may have several items for each of the caller's
+        self.count = self.stats.num_requests = max(self.count, len(self._items))
         return first
 
     def _batch(self, places: list[int], policy: FoldPolicy) -> ItemBatch:

@@ -40,7 +40,7 @@ class JobEngine:
         max_length: int | None = None,
         threshold: float | Literal["auto"] = "auto",
         impl: str = "auto",
-        kind: Literal["auto", "causal", "classifier", "trunk"] = "auto",
+        kind: Literal["auto", "causal", "classifier", "decision", "trunk"] = "auto",
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
         trust_remote_code: bool = False,
         tensor_parallel_size: int = 1,
@@ -158,7 +158,7 @@ class JobEngine:
             DeviceMemoryError: an item that does not fit into the device's memory alone; `.place` says which.
             NonFiniteAnswersError: answers that are not finite; `.rejected` lists all of them.
         """
-        return request.value(self._job(self.start(), [request], len(request.items), progress).answers())
+        return request.value(self._run_whole(request, self.start(), progress))
 
     def run(
         self, requests: Iterable[Request[Any] | None], count: int, progress: Progress | None = None
@@ -182,21 +182,36 @@ class JobEngine:
         options: Any,
         given: Sequence[Any],
         progress: Progress | None,
+        *,
+        texts: Sequence[str] | None = None,
         **names: str,
     ) -> Value:
-        """Tokenize and run the texts; many texts are tokenized while the model runs those before them."""
+        """Tokenize and run the texts; many texts are tokenized while the model runs those before them.
+
+        Args:
+            texts: what orders the items of `given` if they are not texts.
+        """
         encode = partial(make_request, self.loaded, self.loaded.tokenizer, options=options, **names)
         with self.loaded.inside():
             policy = self.start()
             if policy.always_folds and len(given) > tokenize_ahead.FEWEST:
-                chunks = tokenize_ahead.cut_by_text(given)
+                chunks = tokenize_ahead.cut_by_text(given if texts is None else texts)
                 if len(chunks) > 1:
                     with TokenizedAhead(encode, given, chunks, self.loaded.device_priority) as ahead:
                         answers = self._answers_of(ahead, policy, len(given), progress)
                     if answers is not None:
                         return ahead.value(answers)
             request = encode(given)
-            return request.value(self._job(policy, [request], len(request.items), progress).answers())
+            return request.value(self._run_whole(request, policy, progress))
+
+    def _run_whole(self, request: Request[Any], policy: FoldPolicy, progress: Progress | None) -> list[Any]:
+        """The answers to all items of a request."""
+        try:
+            return self._job(policy, [request], len(request.items), progress).answers()
+        except DeviceMemoryError as error:
+            if error.place is not None and request.owners is not None:
+                error.place = request.owners[error.place]
+            raise
 
     def _answers_of(
         self, ahead: TokenizedAhead[Any], policy: FoldPolicy, count: int, progress: Progress | None

@@ -29,6 +29,7 @@ from radix_mlp.hf.forward import why_not_compact
 from radix_mlp.hf.length_dependent_rope import rope_of
 from radix_mlp.hf.model_lock import lock_of
 from radix_mlp.hf.support import decoder_of
+from radix_mlp.models.decision import decision_config_of
 from radix_mlp.models.load import check_max_length, load, max_length_of
 from radix_mlp.models.pooler import Pooler, pooler_of
 from radix_mlp.models.sentence_transformers_folder import FolderSettings, read_folder
@@ -57,7 +58,7 @@ class LoadedModel:
         dtype: torch.dtype | str | None = None,
         max_length: int | None = None,
         impl: str = "auto",
-        kind: Literal["auto", "causal", "classifier", "trunk"] = "auto",
+        kind: Literal["auto", "causal", "classifier", "decision", "trunk"] = "auto",
         compile: bool | Literal["auto"] = "auto",  # noqa: A002
         trust_remote_code: bool = False,
         tensor_parallel_size: int = 1,
@@ -95,6 +96,7 @@ class LoadedModel:
         self.why_unfolded: str | None = None
         """Why batches run unfolded although the model is enabled: code was added to it that would see compact rows."""
         self._poolers: dict[str | None, Pooler] = {}
+        self._decision_configs: dict[str | Path | None, Any] = {}
         self._enabled_as: list[Any] | None = None
         self._lock = lock_of(decoder_of(self.model))
         self._planner_is_warm = self._has_warned = False
@@ -175,6 +177,14 @@ class LoadedModel:
         if pooling not in self._poolers:
             self._poolers[pooling] = pooler_of(self.folder, pooling)
         return self._poolers[pooling]
+
+    def decision_config(self, given: Any) -> Any:
+        """`decision_config_of` this model; what a folder holds is read once."""
+        if given is not None and not isinstance(given, str | Path):
+            return decision_config_of(self.model, given)
+        if given not in self._decision_configs:
+            self._decision_configs[given] = decision_config_of(self.model, given)
+        return self._decision_configs[given]
 
     def check_finite(self, finite: NDArray[np.bool_], what: str) -> None:
         """Raise `NonFiniteAnswersError` with the places of all answers that are not finite; `what` names the items."""

@@ -114,7 +114,12 @@ class TokenizedAhead(Generic[Value]):
     def locate(self, error: DeviceMemoryError) -> None:
         """Replace the error's place, counted over the chunks, by that in the caller's list."""
         if error.place is not None:
-            error.place = [place for chunk in self._chunks for place in chunk][error.place]
+            places: list[int] = []
+            for future, chunk in zip(self._futures, self._chunks, strict=True):
+                if len(places) <= error.place:
+                    owners = future.result().owners
+                    places += chunk if owners is None else [chunk[owner] for owner in owners]
+            error.place = places[error.place]
 
 
 def requests_of(futures: Sequence[Future[Request[Value]]], priority: DevicePriority) -> Iterator[Request[Value] | None]:

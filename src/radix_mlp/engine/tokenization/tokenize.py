@@ -30,6 +30,7 @@ __all__ = [
     "shown",
     "tokenize_texts",
     "too_long",
+    "turn_of",
     "unknown_id",
 ]
 
@@ -162,7 +163,7 @@ def encode(
         )
         return [controls.own(np.asarray(row, np.int32)) for row in encoded["input_ids"]]
 
-    with _turn(tokenizer):
+    with turn_of(tokenizer):
         # the first part sets the tokenizer's truncation; after it, threads may share it
         rows = encode_part(0) if texts else []
         later = range(TEXTS_A_CALL, len(texts), TEXTS_A_CALL)
@@ -203,7 +204,7 @@ def rust_ids(
     return [np.fromiter(row, np.int32, len(row)) for row in rows]
 
 
-def _turn(tokenizer: PreTrainedTokenizerBase) -> Lock:
+def turn_of(tokenizer: PreTrainedTokenizerBase) -> Lock:
     """Held while texts are encoded: a tokenizer keeps how it cuts them, and calls in other threads may share it."""
     with _NEW_TURN:
         return _TURNS.setdefault(tokenizer, Lock())

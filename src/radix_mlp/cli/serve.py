@@ -94,7 +94,11 @@ def serve(
     kind: Annotated[
         str,
         _option(
-            "--kind", o.MODEL, "causal, classifier, decision or trunk; auto is what the files say.", own=True, metavar="NAME"
+            "--kind",
+            o.MODEL,
+            "causal, classifier, decision or trunk; auto is what the files say.",
+            own=True,
+            metavar="NAME",
         ),
     ] = "auto",
     device: Annotated[

@@ -12,7 +12,7 @@ from radix_mlp.arguments import items_of
 from radix_mlp.engine.online.dispatcher import Dispatcher
 from radix_mlp.engine.online.reports import Answer, BatchReport, FrontStats
 from radix_mlp.engine.tasks.classify import ClassifyKeywords, ClassifyOptions, Labels, classify_request
-from radix_mlp.engine.tasks.decide import DecideKeywords, Decided, DecideOptions, decide_request, with_questions
+from radix_mlp.engine.tasks.decide import Decided, DecideKeywords, DecideOptions, decide_request, with_questions
 from radix_mlp.engine.tasks.embed import (
     EmbedKeywords,
     EmbedOptions,

@@ -30,7 +30,18 @@ from radix_mlp.engine.tokenization.tokenize_chats import Chat
 if TYPE_CHECKING:
     from transformers import DecisionConfig
 
-__all__ = ["Decided", "Engine", "JobStats", "Label", "Labels", "Progress", "Ranked", "Score", "TextOrIds", "TokenScores"]
+__all__ = [
+    "Decided",
+    "Engine",
+    "JobStats",
+    "Label",
+    "Labels",
+    "Progress",
+    "Ranked",
+    "Score",
+    "TextOrIds",
+    "TokenScores",
+]
 
 
 class Engine(JobEngine):

@@ -64,6 +64,10 @@ def load_decision_model(name: str, config: PreTrainedConfig, **options: Any) -> 
     # transformers' own from_pretrained of decision models gives no report
     load: Any = PreTrainedModel.from_pretrained
     model, found = load.__func__(model_class, name, config=head_config or config, output_loading_info=True, **options)
+    bias = "proj.bias"
+    if head_config is not None and bias in found["missing_keys"] and not model.get_parameter(bias).any():
+        # heads in files of their own have no bias, and transformers leaves its own zero
+        found["missing_keys"] = set(found["missing_keys"]) - {bias}
     model.decision_config = decision_config or decision_config_of(None, name)
     return model, found
 

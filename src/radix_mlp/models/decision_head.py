@@ -40,7 +40,9 @@ def decision_head(model: PreTrainedModel, *, probe: NDArray[np.int32] | None = N
 
     def scores_of(begin: NDArray[np.int32]) -> Tensor:
         scores = head(hidden_of_probe(model, begin)[0])
-        return torch.cat([scores[row, start:stop] for row, (start, stop) in enumerate(_probed(model, len(begin)))])[None]
+        return torch.cat([scores[row, start:stop] for row, (start, stop) in enumerate(_probed(model, len(begin)))])[
+            None
+        ]
 
     check_head(model, layer, (1.0, model.config.softcap), probe, scores_of, own=_own_scores)
     return head

@@ -29,7 +29,7 @@ from radix_mlp.engine.tokenization.tokenize import num_characters
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.forward import signature_of
 from radix_mlp.hf.text_tower import is_multimodal
-from radix_mlp.models.decision import decision_config_of, require_decisions
+from radix_mlp.models.decision import require_decisions
 from radix_mlp.models.decision_head import decision_head, first_rows
 from radix_mlp.models.heads import language_head
 from radix_mlp.models.model_kind import require_kind
@@ -112,10 +112,15 @@ class Deciding(Task):
         columns = _columns_of(items)
         place = None if columns is None else {column: place for place, column in enumerate(columns)}
         ends = accumulate((len(item.marks) for item in items), initial=0)  # type: ignore[attr-defined]
-        return [_answers_of(item, found[start:stop], place) for item, (start, stop) in zip(items, pairwise(ends), strict=True)]
+        return [
+            _answers_of(item, found[start:stop], place)
+            for item, (start, stop) in zip(items, pairwise(ends), strict=True)
+        ]
 
 
-def with_questions(states: Sequence[State], questions: Questions | Sequence[Questions]) -> list[tuple[State, Questions]]:
+def with_questions(
+    states: Sequence[State], questions: Questions | Sequence[Questions]
+) -> list[tuple[State, Questions]]:
     """Every state with its questions: the same for all, or a list with those of each.
 
     Raises:
@@ -156,9 +161,7 @@ def decide_request(
         if not any(questions is other for other in known):
             check_questions(questions, config, "questions" if not index else f"questions[{index}]")
             known.append(questions)
-    prompts = decision_prompts(
-        tokenizer, config, requests, max_length=loaded.max_length, vocabulary=loaded.vocabulary
-    )
+    prompts = decision_prompts(tokenizer, config, requests, max_length=loaded.max_length, vocabulary=loaded.vocabulary)
     task, columns_of = Deciding(loaded), _columns_function(loaded, tokenizer, config)
     items = [_item(task, prompt, columns_of, config) for found in prompts for prompt in found]
     owners = [index for index, found in enumerate(prompts) for _ in found]

@@ -213,10 +213,11 @@ def test_wrong_questions_are_refused(questions, message):
 
 @needs_decisions
 def test_labels_must_be_single_tokens():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = tiny_decider_tokenizer().chat_template
+    engine = Engine("tiny", tokenizer=tokenizer)
     with pytest.raises(InvalidInputError, match=r"'Yes', 'No'.*not distinct single tokens.*decision_config"):
-        tokenizer = tiny_tokenizer()
-        tokenizer.chat_template = tiny_decider_tokenizer().chat_template
-        Engine("tiny", tokenizer=tokenizer).decide("a", QUESTIONS)
+        engine.decide("a", QUESTIONS)
 
 
 @needs_decisions

@@ -97,7 +97,7 @@ def test_a_saved_model_is_loaded_with_its_settings(tmp_path):
     assert type(engine.model).__name__ == "JevForDecision"
     expected = stock_answers(model, tokenizer, [(state, QUESTIONS) for state in STATES])
     assert max(map(largest_difference, engine.decide_many(STATES, QUESTIONS), expected)) < 2e-6
-    with pytest.raises(UnsupportedModelError, match="cannot score|has no language-model head"):
+    with pytest.raises(UnsupportedModelError, match="has no language-model head"):
         engine.score([("a", "b")])
 
 

@@ -305,7 +305,7 @@ class Engine(JobEngine):
                 each. `"noul"` asks whether a statement is true, `"choice"` for one of the options that `criteria` maps
                 to descriptions, `"score"` for a level of the list `criteria`, lowest first.
             decision_config: how the model reads questions: transformers' `DecisionConfig`, or a folder with one; the
-                model's own unless given. Without one, any chat model answers by the logits of labels (Yes, No, A, B, …).
+                model's own unless given. Without one, a chat model answers by the logits of labels (Yes, No, A, B, …).
             progress: called as prompts are done.
 
         Returns:

@@ -33,10 +33,8 @@ def has_decision_head(name: str, config: PreTrainedConfig) -> bool:
     """Whether a checkpoint ships a decision head in files beside its weights, as transformers reads them."""
     if not has_decisions():
         return False
-    mapping = transformers.AutoModelForDecision._model_mapping
-    if type(config) not in mapping or not hasattr(mapping[type(config)], "checkpoint_config"):
-        return False
-    return mapping[type(config)].checkpoint_config(name)[0] is not None
+    mapping: Any = transformers.AutoModelForDecision._model_mapping
+    return type(config) in mapping and mapping[type(config)].checkpoint_config(name)[0] is not None
 
 
 def load_decision_model(name: str, config: PreTrainedConfig, **options: Any) -> tuple[PreTrainedModel, Any]:

@@ -128,7 +128,7 @@ def with_questions(
     """
     if isinstance(questions, Mapping):
         return [(state, questions) for state in states]
-    if isinstance(questions, str) or not isinstance(questions, Sequence):
+    if not isinstance(questions, list | tuple):
         raise InvalidDtypeError(
             f"questions must map names to questions, or be a list with such a mapping for each state, not "
             f"{type(questions).__name__}."
@@ -238,8 +238,8 @@ def _check_extra(loaded: LoadedModel, prompt: DecisionPrompt) -> None:
         # zeros say that all is text; elsewhere, zero has an embedding of its own
         if not is_multimodal(loaded.model.config) and name in signature_of(loaded.model).parameters:
             raise UnsupportedModelError(
-                f"the tokenizer gives {name}, and {type(loaded.model).__name__} adds an embedding of them, which folded "
-                f"tokens do not have. Remove {name!r} from tokenizer.model_input_names."
+                f"the tokenizer gives {name}, and {type(loaded.model).__name__} adds an embedding of them, which "
+                f"folded tokens do not have. Remove {name!r} from tokenizer.model_input_names."
             )
 
 

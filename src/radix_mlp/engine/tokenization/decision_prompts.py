@@ -106,8 +106,8 @@ def prompt_of(inputs: Mapping[str, Any], questions: Sequence[Any]) -> DecisionPr
     marks = inputs["marks"].numpy().astype(np.int64)
     if len(marks) != len(questions) or not (marks >= 1).all():
         raise UnsupportedModelError(
-            f"the model's decision template has {len(marks)} marks for {len(questions)} questions; only heads that read "
-            "one token for each question are supported. Run it with transformers' own pipeline."
+            f"the model's decision template has {len(marks)} marks for {len(questions)} questions; only heads that "
+            "read one token for each question are supported. Run it with transformers' own pipeline."
         )
     return DecisionPrompt(ids, marks, questions, extra)
 
@@ -121,8 +121,8 @@ def reader_of(tokenizer: PreTrainedTokenizerBase, config: Any) -> Any:
     """
     if config.chat_template is None and not tokenizer.chat_template:
         raise InvalidInputError(
-            "the tokenizer has no chat template, and the model no decision_template.jinja, so there is no prompt to ask "
-            "questions with. Set tokenizer.chat_template, or pass decision_config=."
+            "the tokenizer has no chat template, and the model no decision_template.jinja, so there is no prompt to "
+            "ask questions with. Set tokenizer.chat_template, or pass decision_config=."
         )
     if controls_of(tokenizer).tokens and not config.sanitize_control_tokens:
         raise UnsupportedModelError(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import radix_mlp
+from radix_mlp.models.decision import has_decisions
 
 SOURCE = Path(radix_mlp.__file__).parent
 MODULES = sorted(
@@ -22,6 +23,11 @@ MODULES = sorted(
 def test_examples(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # trainers make their output folder where they stand
     monkeypatch.chdir(tmp_path)
-    results = doctest.testmod(importlib.import_module(name))
-    assert results.attempted > 0
-    assert results.failed == 0
+    module = importlib.import_module(name)
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder().find(module, name):
+        # older versions of transformers have no decision models
+        if has_decisions() or not test.name.endswith(".decide"):
+            runner.run(test)
+    assert runner.tries > 0
+    assert runner.failures == 0

@@ -146,6 +146,25 @@ def test_a_bias_that_transformers_leaves_out_is_refused(tmp_path):
         Engine(tmp_path)
 
 
+def test_an_adapter_in_a_folder_of_its_own_is_loaded(tmp_path):
+    import peft
+    import transformers
+
+    checkpoint_with_head(tmp_path, adapter="lora")
+    model = transformers.JevForDecision.from_pretrained(tmp_path)
+    plain = stock_answers(model, tiny_decider_tokenizer(), [("a", QUESTIONS)], transformers.DecisionConfig())
+    tuned = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], init_lora_weights=False))
+    tuned.save_pretrained(tmp_path / "lora")
+    pipe = transformers.pipeline("decision", model=str(tmp_path), dtype=torch.float32)
+    expected = [pipe({"state": state, "questions": QUESTIONS}) for state in STATES]
+    found = Engine(tmp_path, threshold=1.0).decide_many(STATES, QUESTIONS)
+    assert max(map(largest_difference, found, expected)) < 2e-6
+    assert abs(plain[0]["refund"]["noul"] - expected[0]["refund"]["noul"]) > 1e-4
+    config = transformers.DecisionConfig(adapter="lora")
+    with pytest.raises(UnsupportedModelError, match="adapter 'lora'"):
+        Engine("tiny-decider").decide("a", QUESTIONS, decision_config=config)
+
+
 def test_models_that_attend_in_both_directions_are_refused(tmp_path):
     checkpoint_with_head(tmp_path, mode="noncausal_full_attention")
     with pytest.raises(UnsupportedModelError, match="attends in both directions"):

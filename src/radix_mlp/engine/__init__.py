@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from radix_mlp.engine.async_engine import Answer, AsyncEngine, BatchReport, FrontStats
-    from radix_mlp.engine.engine import Engine, Label, Labels, Ranked, Score, TokenScores
+    from radix_mlp.engine.engine import Decided, Engine, Label, Labels, Ranked, Score, TokenScores
 
 _ONLINE = ("Answer", "AsyncEngine", "BatchReport", "FrontStats")
 
@@ -12,6 +12,7 @@ __all__ = [
     "Answer",
     "AsyncEngine",
     "BatchReport",
+    "Decided",
     "Engine",
     "FrontStats",
     "Label",

@@ -280,7 +280,7 @@ class Engine(JobEngine):
             >>> sorted(answers["tone"]["probabilities"]), answers["urgency"]["legend"]["2"]
             (['angry', 'calm'], 'Today')
             >>> answers.num_tokens, answers.num_computed
-            (489, 379)
+            (419, 324)
         """
         return self.decide_many([state], questions, decision_config=decision_config, progress=progress)[0]
 

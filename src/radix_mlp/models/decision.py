@@ -10,7 +10,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 
-__all__ = ["decision_config_of", "has_decision_head", "has_decisions", "load_decision_model", "require_decisions"]
+__all__ = [
+    "check_adapter",
+    "decision_config_of",
+    "has_decision_head",
+    "has_decisions",
+    "load_decision_model",
+    "require_decisions",
+]
 
 FIRST_VERSION = "5.23"
 
@@ -67,7 +74,20 @@ def load_decision_model(name: str, config: PreTrainedConfig, **options: Any) -> 
         # heads in files of their own have no bias, and transformers leaves its own zero
         found["missing_keys"] = set(found["missing_keys"]) - {bias}
     model.decision_config = decision_config or decision_config_of(None, name)
+    if model.decision_config.adapter:
+        # as transformers' pipeline does
+        model.load_adapter(name, adapter_kwargs={"subfolder": model.decision_config.adapter})
     return model, found
+
+
+def check_adapter(model: Any, config: Any) -> None:
+    """Raise `UnsupportedModelError` if decisions need an adapter that was not loaded with the model."""
+    if config.adapter and not getattr(model, "_hf_peft_config_loaded", False):
+        raise UnsupportedModelError(
+            f"the model's decision.json names the adapter {config.adapter!r}, which is not loaded. Load it "
+            f"(model.load_adapter(folder, adapter_kwargs={{'subfolder': {config.adapter!r}}})) and pass the model, or "
+            "merge it into the weights."
+        )
 
 
 def decision_config_of(model: Any, given: Any = None) -> Any:

@@ -29,7 +29,7 @@ from radix_mlp.engine.tokenization.tokenize import num_characters
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.forward import signature_of
 from radix_mlp.hf.text_tower import is_multimodal
-from radix_mlp.models.decision import require_decisions
+from radix_mlp.models.decision import check_adapter, require_decisions
 from radix_mlp.models.decision_head import decision_head, first_rows
 from radix_mlp.models.heads import language_head
 from radix_mlp.models.model_kind import require_kind
@@ -156,6 +156,7 @@ def decide_request(
     require_decisions()
     require_kind(loaded.model, ("causal", "decision"), "decide")
     config = loaded.decision_config(options.decision_config)
+    check_adapter(loaded.model, config)
     known: list[Any] = []
     for index, (_, questions) in enumerate(requests):
         if not any(questions is other for other in known):

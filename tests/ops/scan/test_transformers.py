@@ -25,6 +25,8 @@ def conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def gated_delta_rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> Tensor:
+    # transformers before 5.23 leaves it to the caller to give every value head its key head
+    q, k = (x.repeat_interleave(v.shape[1] // x.shape[1], dim=1) for x in (q, k))
     given = (x[None] for x in (q, k, v, g, beta))
     return qwen.torch_chunk_gated_delta_rule(*given, use_qk_l2norm_in_kernel=True)[0][0]
 

@@ -156,3 +156,17 @@ def test_deterministic(name: str) -> None:
     with torch.inference_mode():
         assert torch.equal(case(inputs, plan), case(inputs, plan))
         assert torch.equal(case(inputs, plan), first["out"])
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_autocast_changes_nothing(name: str) -> None:
+    """States are kept in float32, whatever the projections around them compute in."""
+    plan = long_tree()
+    case = CASES[name]
+    inputs = case.leaves(plan, dtype=torch.float32)
+    out = case(inputs, plan)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = case(inputs, plan)
+    assert torch.equal(mixed, out)
+    grads = [torch.autograd.grad(x.sum(), list(inputs.values())) for x in (mixed, out)]
+    assert all(map(torch.equal, *grads))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NoReturn
 
 import torch
@@ -13,11 +12,11 @@ from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.ops.attention.attention_call import AttentionCall, kind_of
 from radix_mlp.ops.attention.attention_tree import AttentionTree
 from radix_mlp.ops.attention.registry import IMPLS, reads, resolve_impl
+from radix_mlp.ops.autocast import without_autocast
 
 __all__ = ["attention_op"]
 
 _PLAIN = (Tensor, torch.nn.Parameter)
-_NOTHING = nullcontext()
 
 _LIBRARY = torch.library.Library("radix_mlp", "FRAGMENT")
 _LIBRARY.define(
@@ -36,7 +35,7 @@ def attention_op(call: AttentionCall, impl: str) -> Tensor:
     if not torch.compiler.is_compiling() and forward_ad._current_level >= 0:
         _refuse_tangents(q, k, v, sinks)
     if _can_skip_dispatcher(q, k, v, sinks):
-        with _without_autocast(q):
+        with without_autocast(q):
             return IMPLS[impl].forward(call)[0]
     if not torch.compiler.is_compiling():
         _refuse_transformations()
@@ -102,11 +101,6 @@ def _refuse_transformations() -> None:
         )
 
 
-def _without_autocast(x: Tensor) -> AbstractContextManager[Any]:
-    """Implementations choose their own dtypes for intermediate results."""
-    return torch.autocast(x.device.type, enabled=False) if torch._C._is_any_autocast_enabled() else _NOTHING
-
-
 def _forward(
     q: Tensor,
     k: Tensor,
@@ -120,7 +114,7 @@ def _forward(
     call = AttentionCall(q, k, v, sinks, _tree(tree, query_rows, impl), *settings)
     # compiled code could not check everything
     resolve_impl(impl, kind_of(call))
-    with torch.no_grad(), _without_autocast(q):
+    with torch.no_grad(), without_autocast(q):
         return IMPLS[impl].forward(call)
 
 
@@ -146,7 +140,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *settings, impl = options
     call = AttentionCall(q, k, v, sinks, _tree(tree, None, impl), *settings)
-    with torch.no_grad(), _without_autocast(q):
+    with torch.no_grad(), without_autocast(q):
         grad_q, grad_k, grad_v, grad_sinks = IMPLS[impl].backward(grad_out, call, out, lse)
     return grad_q, grad_k, grad_v, q.new_empty(0) if grad_sinks is None else grad_sinks
 

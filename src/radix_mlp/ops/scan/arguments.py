@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
+from radix_mlp.ops.autocast import without_autocast
 from radix_mlp.ops.device_plan import DevicePlan, to_device
 from radix_mlp.ops.scan.registry import implementation
-from radix_mlp.ops.scan.scan_call import ScanImplementation, ScanKind
+from radix_mlp.ops.scan.scan_call import ScanKind
 from radix_mlp.ops.scan.scan_tree import ScanTree
 from radix_mlp.ops.tensors import check_tensors
 from radix_mlp.plan.radix_plan import RadixPlan
 
-__all__ = ["Tree", "check_rows", "check_shape", "choose", "tree_of"]
+__all__ = ["Tree", "check_rows", "check_shape", "run", "tree_of"]
 
 Tree = RadixPlan | DevicePlan | ScanTree
 
@@ -59,11 +60,16 @@ def check_shape(tree: ScanTree, **given: tuple[Any, tuple[int, ...]]) -> None:
         _check_kind(name, x, tree)
 
 
-def choose(impl: str, op: str, *tensors: Tensor | None) -> ScanImplementation:
-    """The implementation that runs `op` on the tensors, of which the first decides dtype and device."""
-    given = [x for x in tensors if x is not None]
+def run(impl: str, op: str, call: tuple[Any, ...]) -> Tensor:
+    """The result of `op` by the implementation that runs it. The first tensor of `call` decides dtype and device."""
+    given = [x for x in call if isinstance(x, Tensor)]
+    first = given[0]
     gradients = torch.is_grad_enabled() and any(x.requires_grad for x in given)
-    return implementation(impl, ScanKind(op, given[0].device.type, given[0].dtype, given[0].shape[-1], gradients))
+    module = implementation(impl, ScanKind(op, first.device.type, first.dtype, first.shape[-1], gradients))
+    # implementations choose their own dtypes
+    with without_autocast(first):
+        out: Tensor = getattr(module, op)(call)
+    return out
 
 
 def _check_kind(name: str, x: Tensor, tree: ScanTree) -> None:

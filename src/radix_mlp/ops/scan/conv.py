@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, choose, tree_of
+from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, run, tree_of
 from radix_mlp.ops.scan.scan_call import ConvCall
 from radix_mlp.ops.tensors import check_tensors
 
@@ -57,6 +57,6 @@ def tree_conv(
         raise InvalidInputError("weight has no taps")
     if activation not in ACTIVATIONS:
         raise InvalidInputError(f"activation={activation!r}: pass one of {ACTIVATIONS} and apply others to the result")
-    out = choose(impl, "conv", x, weight).conv(ConvCall(x.to(weight.dtype), weight, tree)).to(weight.dtype)
+    out = run(impl, "conv", ConvCall(x.to(weight.dtype), weight, tree)).to(weight.dtype)
     out = out if bias is None else out + bias
     return (out if activation is None else F.silu(out)).to(x.dtype)

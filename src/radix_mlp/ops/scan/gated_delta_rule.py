@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, choose, tree_of
+from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, run, tree_of
 from radix_mlp.ops.scan.scan_call import DeltaCall
 
 __all__ = ["tree_gated_delta_rule"]
@@ -64,4 +64,4 @@ def tree_gated_delta_rule(
         raise InvalidInputError(f"v has {heads} heads, q {key_heads}: they must be a multiple")
     check_shape(tree, k=(k, (rows, key_heads, width)), g=(g, (rows, heads)), beta=(beta, (rows, heads)))
     call = DeltaCall(q, k, v, g, beta, tree, width**-0.5 if scale is None else scale, normalize_qk)
-    return choose(impl, "gated_delta_rule", *call[:5]).gated_delta_rule(call).to(q.dtype)
+    return run(impl, "gated_delta_rule", call).to(q.dtype)

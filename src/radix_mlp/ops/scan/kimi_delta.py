@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, choose, tree_of
+from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, run, tree_of
 from radix_mlp.ops.scan.scan_call import DeltaCall
 
 __all__ = ["tree_kimi_delta"]
@@ -66,4 +66,4 @@ def tree_kimi_delta(
         beta=(beta, (rows, heads)),
     )
     call = DeltaCall(q, k, v, g, beta, tree, width**-0.5 if scale is None else scale, normalize_qk)
-    return choose(impl, "kimi_delta", *call[:5]).kimi_delta(call).to(q.dtype)
+    return run(impl, "kimi_delta", call).to(q.dtype)

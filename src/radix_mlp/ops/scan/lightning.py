@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, choose, tree_of
+from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, run, tree_of
 from radix_mlp.ops.scan.scan_call import LightningCall
 
 __all__ = ["tree_lightning"]
@@ -46,4 +46,4 @@ def tree_lightning(q: Tensor, k: Tensor, v: Tensor, slope: Tensor, tree: Tree, *
     rows, heads, width = q.shape
     check_shape(tree, k=(k, (rows, heads, width)), v=(v, (rows, heads, v.shape[2])), slope=(slope, (heads,)))
     call = LightningCall(q, k, v, slope, tree)
-    return choose(impl, "lightning", *call[:4]).lightning(call).to(q.dtype)
+    return run(impl, "lightning", call).to(q.dtype)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, choose, tree_of
+from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, run, tree_of
 from radix_mlp.ops.scan.scan_call import Mamba1Call
 
 __all__ = ["tree_mamba1"]
@@ -76,6 +76,6 @@ def tree_mamba1(
     dt = dt if dt_bias is None else dt + dt_bias.to(dt.dtype)
     dt = F.softplus(dt) if dt_softplus else dt
     call = Mamba1Call(x, dt, A, B, C, tree)
-    out = choose(impl, "mamba1", *call[:5]).mamba1(call).to(x.dtype)
+    out = run(impl, "mamba1", call).to(x.dtype)
     out = out if D is None else out + x * D
     return out if z is None else out * F.silu(z)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, choose, tree_of
+from radix_mlp.ops.scan.arguments import Tree, check_rows, check_shape, run, tree_of
 from radix_mlp.ops.scan.scan_call import Mamba2Call, compute_dtype
 
 __all__ = ["tree_mamba2"]
@@ -81,5 +81,5 @@ def tree_mamba2(
     dt = (F.softplus(dt) if dt_softplus else dt).clamp(*dt_limit)
     call = Mamba2Call(x, dt, A, B, C, tree)
     dtype = compute_dtype(x, B)
-    out = choose(impl, "mamba2", *call[:5]).mamba2(call).to(dtype)
+    out = run(impl, "mamba2", call).to(dtype)
     return out if D is None else out + D[:, None] * x.to(dtype)

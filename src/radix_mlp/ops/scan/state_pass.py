@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.ops.autocast import without_autocast
 from radix_mlp.ops.scan.chunks import Links
-from radix_mlp.ops.scan.sum_groups import sum_groups
+from radix_mlp.ops.scan.sum_groups import add_groups
 
 __all__ = ["state_pass"]
 
@@ -45,26 +46,9 @@ def state_pass(k: Tensor, v: Tensor, w: Tensor | None, decay: Tensor, links: Lin
     return (v if w is None else new_v), state
 
 
-def _steps(links: Links) -> Iterator[tuple[slice, slice]]:
-    """For each step but the first: its chunks and those of the step before."""
-    bounds = links.host_steps.tolist()
-    for low, middle, high in zip(bounds, bounds[1:], bounds[2:], strict=False):
-        yield slice(middle, high), slice(low, middle)
-
-
 def _forward(k: Tensor, v: Tensor, w: Tensor | None, decay: Tensor, links: list[Tensor]) -> tuple[Tensor, Tensor]:
-    tables = Links(*links)
-    new_v = v.new_empty(0) if w is None else v.clone(memory_format=torch.contiguous_format)
-    state = v.new_empty(*k.shape[:2], k.shape[3], v.shape[3])
-    state[: int(tables.host_steps[:2][-1])] = 0
-    for here, above in _steps(tables):
-        values = v[above] if w is None else new_v[above]
-        final = k[above].transpose(2, 3) @ values
-        final.addcmul_(decay[above, :, :, None], state[above])
-        torch.index_select(final, 0, tables.parent[here] - above.start, out=state[here])
-        if w is not None:
-            new_v[here] -= w[here] @ state[here]
-    return new_v, state
+    with without_autocast(v):
+        return _pass(k, v, w, decay, Links(*links))
 
 
 def _backward(
@@ -77,16 +61,51 @@ def _backward(
     state: Tensor,
     links: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with without_autocast(v):
+        return _gradients(grad_v, grad_state, k, v, w, decay, state, Links(*links))
+
+
+def _steps(links: Links) -> Iterator[tuple[slice, slice]]:
+    """For each step but the first: its chunks and those of the step before."""
+    bounds = links.host_steps.tolist()
+    for low, middle, high in zip(bounds, bounds[1:], bounds[2:], strict=False):
+        yield slice(middle, high), slice(low, middle)
+
+
+def _pass(k: Tensor, v: Tensor, w: Tensor | None, decay: Tensor, links: Links) -> tuple[Tensor, Tensor]:
+    new_v = v.new_empty(0) if w is None else v.clone(memory_format=torch.contiguous_format)
+    state = v.new_empty(*k.shape[:2], k.shape[3], v.shape[3])
+    state[: int(links.host_steps[:2][-1])] = 0
+    for here, above in _steps(links):
+        values = v[above] if w is None else new_v[above]
+        final = k[above].transpose(2, 3) @ values
+        final.addcmul_(decay[above, :, :, None], state[above])
+        torch.index_select(final, 0, links.parent[here] - above.start, out=state[here])
+        if w is not None:
+            new_v[here] -= w[here] @ state[here]
+    return new_v, state
+
+
+def _gradients(
+    grad_v: Tensor,
+    grad_state: Tensor,
+    k: Tensor,
+    v: Tensor,
+    w: Tensor | None,
+    decay: Tensor,
+    state: Tensor,
+    links: Links,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`v` is what `state_pass` returned. Gradients of k, v, w and decay."""
-    tables = Links(*links)
     grad_v = grad_v.clone(memory_format=torch.contiguous_format)
     grad_state = grad_state.clone(memory_format=torch.contiguous_format)
     grad_k, grad_decay = torch.zeros_like(k), torch.zeros_like(decay)
-    for here, above in reversed(list(_steps(tables))):
+    for here, above in reversed(list(_steps(links))):
         if w is not None:
             grad_state[here] -= w[here].transpose(2, 3) @ grad_v[here]
-        offsets = tables.child_offsets[above.start : above.stop + 1] - here.start
-        grad_final = sum_groups(grad_state[here], offsets)
+        offsets = links.child_offsets[above.start : above.stop + 1] - here.start
+        grad_final = torch.zeros_like(grad_state[above])
+        add_groups(grad_final, grad_state[here], links.parent[here] - above.start, offsets)
         grad_k[above] = v[above] @ grad_final.transpose(2, 3)
         grad_v[above] += k[above] @ grad_final
         grad_state[above].addcmul_(decay[above, :, :, None], grad_final)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["sum_groups"]
+__all__ = ["add_groups", "sum_groups"]
 
 
 def sum_groups(x: Tensor, offsets: Tensor) -> Tensor:
@@ -26,3 +26,22 @@ def sum_groups(x: Tensor, offsets: Tensor) -> Tensor:
     flat = wide.reshape(x.shape[0], -1)
     sums = torch.segment_reduce(flat, "sum", offsets=offsets.long(), axis=0, initial=0)
     return sums.view(count, *x.shape[1:]).to(x.dtype)
+
+
+def add_groups(out: Tensor, x: Tensor, group: Tensor, offsets: Tensor) -> None:
+    """Add to each row of `out` (`[p, ...]`) the rows of its group, in their order; float32 or float64.
+
+    Args:
+        x: `[m, ...]`.
+        group: `[m]` the group of each row, ascending.
+        offsets: `[p + 1]` the first row of each group, then `m`.
+
+    >>> out = torch.ones(2)
+    >>> add_groups(out, torch.tensor([1.0, 2.0, 4.0]), torch.tensor([0, 0, 1]), torch.tensor([0, 2, 3]))
+    >>> out
+    tensor([4., 5.])
+    """
+    if x.device.type == "cpu":
+        out.index_add_(0, group, x)
+    else:
+        out += sum_groups(x, offsets)

@@ -7,18 +7,22 @@ pass.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.ops.autocast import without_autocast
 from radix_mlp.ops.scan.chunks import Links
 from radix_mlp.ops.scan.layout import collect, spread
 from radix_mlp.ops.scan.scan_call import Mamba1Call, compute_dtype
-from radix_mlp.ops.scan.sum_groups import sum_groups
+from radix_mlp.ops.scan.sum_groups import add_groups
 
 __all__ = ["mamba1"]
+
+# rows whose decays and inputs are computed at once
+BLOCK = 128
 
 _LIBRARY = torch.library.Library("radix_mlp", "FRAGMENT")
 _LIBRARY.define("selective_scan(Tensor x, Tensor dt, Tensor A, Tensor B, Tensor C, Tensor[] links) -> Tensor")
@@ -37,58 +41,84 @@ def mamba1(call: Mamba1Call) -> Tensor:
     return collect(out[:, None], layout)
 
 
-def _steps(links: Links) -> Iterator[tuple[slice, slice]]:
+class _Block(NamedTuple):
+    """Consecutive depths whose decays and inputs are computed together."""
+
+    rows: slice
+    steps: list[tuple[slice, slice]]
     """For each depth: its rows, and those of the depth above (none for the first)."""
+
+
+def _blocks(links: Links) -> Iterator[_Block]:
     bounds = [0, *links.host_steps.tolist()]
+    steps: list[tuple[slice, slice]] = []
     for low, middle, high in zip(bounds, bounds[1:], bounds[2:], strict=False):
-        yield slice(middle, high), slice(low, middle)
+        steps.append((slice(middle, high), slice(low, middle)))
+        start = steps[0][0].start
+        if high - start >= BLOCK or high == bounds[-1]:
+            yield _Block(slice(start, high), steps)
+            steps = []
 
 
-def _states(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, links: Links
-) -> Iterator[tuple[slice, slice, Tensor, Tensor, Tensor]]:
-    """For each depth also the states above, the decays and the states, `[R, C, N]` each."""
-    after = x.new_empty(0, *A.shape)
-    for here, above in _steps(links):
-        rows = here.stop - here.start
-        if above.stop == above.start:
-            before = x.new_zeros(rows, *A.shape)
-        else:
-            before = after.index_select(0, links.parent[here] - above.start)
-        decay = (dt[here, :, None] * A).exp_()
-        after = (dt[here] * x[here])[:, :, None] * B[here, None]
-        after.addcmul_(decay, before)
-        yield here, above, before, decay, after
+def _states(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, links: Links) -> Iterator[tuple[_Block, Tensor]]:
+    """For each block its states, `[R, C, N]`."""
+    last = x.new_empty(0, *A.shape)
+    for block in _blocks(links):
+        rows, start = block.rows, block.rows.start
+        decay = (dt[rows, :, None] * A).exp_()
+        states = (dt[rows] * x[rows])[:, :, None] * B[rows, None]
+        for here, above in block.steps:
+            at = slice(here.start - start, here.stop - start)
+            if above.stop > above.start:
+                before = last.index_select(0, links.parent[here] - above.start)
+                states[at].addcmul_(decay[at], before)
+            last = states[at]
+        yield block, states
 
 
 def _forward(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, links: list[Tensor]) -> Tensor:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    for here, _, _, _, after in _states(x, dt, A, B, Links(*links)):
-        out[here] = (after @ C[here, :, None]).squeeze(2)
+    with without_autocast(x):
+        for (rows, _), states in _states(x, dt, A, B, Links(*links)):
+            out[rows] = (states * C[rows, None]).sum(2)
     return out
 
 
 def _backward(
     grad: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, links: list[Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    tables = Links(*links)
+    with without_autocast(x):
+        return _gradients(grad, x, dt, A, B, C, Links(*links))
+
+
+def _gradients(
+    grad: Tensor, x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, links: Links
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grad_x, grad_dt, grad_B, grad_C = (torch.empty_like(tensor) for tensor in (x, dt, B, C))
     grad_A = torch.zeros_like(A)
+    blocks = list(_states(x, dt, A, B, links))
+    states = torch.cat([own for _, own in blocks]) if blocks else x.new_empty(0, *A.shape)
     # of the states before the depth below
     below = x.new_empty(0, *A.shape)
-    for here, _, before, decay, after in reversed(list(_states(x, dt, A, B, tables))):
-        grad_C[here] = (grad[here, None] @ after).squeeze(1)
-        grad_after = grad[here, :, None] * C[here, None]
-        if below.shape[0]:
-            offsets = tables.child_offsets[here.start : here.stop + 1] - here.stop
-            grad_after += sum_groups(below, offsets)
-        grad_input = (grad_after @ B[here, :, None]).squeeze(2)
-        grad_B[here] = ((dt[here] * x[here])[:, None] @ grad_after).squeeze(1)
-        below = grad_after * decay
-        grad_exponent = below * before
-        grad_A += (grad_exponent * dt[here, :, None]).sum(0)
-        grad_dt[here] = (grad_exponent * A).sum(2) + grad_input * x[here]
-        grad_x[here] = grad_input * dt[here]
+    for (rows, steps), _ in reversed(blocks):
+        decay = (dt[rows, :, None] * A).exp_()
+        grad_state = grad[rows, :, None] * C[rows, None]
+        for here, _ in reversed(steps):
+            at = slice(here.start - rows.start, here.stop - rows.start)
+            if below.shape[0]:
+                children = slice(here.stop, here.stop + below.shape[0])
+                offsets = links.child_offsets[here.start : here.stop + 1] - here.stop
+                add_groups(grad_state[at], below, links.parent[children] - here.start, offsets)
+            below = grad_state[at] * decay[at]
+        grad_C[rows] = (grad[rows, None] @ states[rows]).squeeze(1)
+        grad_input = (grad_state * B[rows, None]).sum(2)
+        grad_B[rows] = ((dt[rows] * x[rows])[:, None] @ grad_state).squeeze(1)
+        before = states.index_select(0, links.parent[rows])
+        before[: max(0, int(links.host_steps[1]) - rows.start)] = 0
+        grad_exponent = grad_state.mul_(decay).mul_(before)
+        grad_A += (grad_exponent * dt[rows, :, None]).sum(0)
+        grad_dt[rows] = (grad_exponent * A).sum(2) + grad_input * x[rows]
+        grad_x[rows] = grad_input * dt[rows]
     return grad_x, grad_dt, grad_A, grad_B, grad_C
 
 

@@ -127,14 +127,6 @@ BENCHMARKS = {
             settings=("heads", "kv_heads", "width", "dtype", "layout"),
         ),
         Benchmark(
-            "gather",
-            "the row gather beside `index_select` and the copy limit",
-            ("cuda",),
-            ("case", "what", "method"),
-            ("ms", "gb_per_s"),
-            settings=("heads", "kv_heads", "width", "dtype", "layout"),
-        ),
-        Benchmark(
             "engine",
             "reranking jobs from texts to scores, beside the forward passes alone",
             ("cpu", "cuda"),

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 
 import attention
-import gather
 import multi_gpu
 import planner
 import registry
@@ -170,7 +169,7 @@ def test_a_fault_stops_the_benchmark_before_anything_is_timed(
 def test_every_benchmark_is_here() -> None:
     here = {param.values[0] for param in FAULTS}
     # tested below, or beside what they measure
-    here |= {"planner", "serve", "attention", "gather", "multi_gpu"}
+    here |= {"planner", "serve", "attention", "multi_gpu"}
     assert here >= set(registry.BENCHMARKS)
 
 
@@ -252,18 +251,6 @@ def test_a_wrong_gradient_alone_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
     errors = attention.gate(problem, [dense_method(problem, "triton")], True)
     assert isinstance(errors["triton", "forward"], float)
     assert "backward, relative errors" in errors["triton", "backward"]
-
-
-def test_rows_gathered_wrongly_are_seen() -> None:
-    index = torch.tensor([0, 0, 1, 2])
-    rows = [torch.randn(3, 8, 4, generator=torch.Generator().manual_seed(0))]
-    gathered = [rows[0].index_select(0, index)]
-    assert gather.same(gathered, rows, index)
-    assert not gather.same([gathered[0].roll(1, 0)], rows, index)
-    sums = torch.zeros_like(rows[0]).index_add_(0, index, gathered[0])
-    assert gather.right_sums([sums], gathered, index)
-    assert not gather.right_sums([sums * 1.01], gathered, index)
-    assert not gather.right_sums([sums * float("nan")], gathered, index)
 
 
 def test_servers_whose_vectors_differ_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:

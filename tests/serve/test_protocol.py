@@ -10,7 +10,6 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
-from radix_mlp.serve.http import protocol
 from radix_mlp.serve.http.protocol import LimitedHttp
 
 HEAD = b"POST / HTTP/1.1\r\nhost: a\r\n"
@@ -28,14 +27,14 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     await send({"type": "http.response.body", "body": str(len(body)).encode()})
 
 
-def talk(*parts: bytes | asyncio.Event, app: Any = echo) -> bytes:
-    """All that the server answers until it closes the connection; where an event stands, it is waited for."""
+def talk(*parts: bytes | asyncio.Event, app: Any = echo, protocol: type[LimitedHttp] = LimitedHttp) -> bytes:
+    """All that the server answers until it closes the connection; sends the part after an event once it is set."""
 
     async def main() -> bytes:
         config = uvicorn.Config(app, log_config=None, lifespan="off")
         config.load()
         server = await asyncio.get_running_loop().create_server(
-            lambda: LimitedHttp(config=config, server_state=ServerState(), app_state={}), "127.0.0.1", 0
+            lambda: protocol(config=config, server_state=ServerState(), app_state={}), "127.0.0.1", 0
         )
         async with server:
             reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -94,24 +93,32 @@ def test_bodies_of_any_form_are_read() -> None:
 
 
 @pytest.mark.parametrize("part", [b"", HEAD])
-def test_headers_that_do_not_come_are_not_waited_for(part: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.1)
-    assert talk(part) == b""
+def test_headers_that_do_not_come_are_not_waited_for(part: bytes) -> None:
+    class Impatient(LimitedHttp):
+        head_seconds = 0.1
+
+    assert talk(part, protocol=Impatient) == b""
 
 
 @pytest.mark.parametrize("body", [b"fast", b"slow"])
-def test_the_next_headers_are_waited_for_while_an_answer_takes_long(
-    body: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_next_headers_are_waited_for_while_an_answer_takes_long(body: bytes) -> None:
     called = asyncio.Event()
+
+    class Impatient(LimitedHttp):
+        pass
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         # from now on: the first request may come as slowly as it likes
-        monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.05)
+        Impatient.head_seconds = 0.05
         called.set()
         await echo(scope, receive, send)
 
-    assert talk(HEAD + b"content-length: 4\r\n\r\n" + body, called, HEAD, app=app).count(b"HTTP/1.1 200 OK") == 1
+    assert (
+        talk(HEAD + b"content-length: 4\r\n\r\n" + body, called, HEAD, app=app, protocol=Impatient).count(
+            b"HTTP/1.1 200 OK"
+        )
+        == 1
+    )
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["at once", "byte by byte"])

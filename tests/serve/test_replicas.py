@@ -346,7 +346,7 @@ def test_each_replica_has_devices_of_its_own(monkeypatch: pytest.MonkeyPatch) ->
     assert environments(settings(tensor_parallel_size=2), 2)[1] == {"CUDA_VISIBLE_DEVICES": "GPU-c,GPU-d"}
     with pytest.raises(InvalidInputError, match="--replicas 5: there are GPUs for 4"):
         num_replicas(settings(replicas=5))
-    with pytest.raises(InvalidInputError, match="a GPU of its own"):
+    with pytest.raises(InvalidInputError, match="its own GPU"):
         num_replicas(settings(replicas=2, device="cuda:1"))
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert num_replicas(settings(replicas="auto")) == 1

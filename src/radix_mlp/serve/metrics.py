@@ -32,7 +32,7 @@ class HasFailures(Protocol):
 
 
 class Metrics:
-    """The numbers of one server, in a registry of its own."""
+    """The metrics of one server, in their own registry."""
 
     def __init__(self, max_input_length: int) -> None:
         self.registry = CollectorRegistry()

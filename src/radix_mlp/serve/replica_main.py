@@ -24,7 +24,7 @@ def main() -> None:
     """Serve until a signal stops it or the gateway ends."""
     # Ctrl-C in a terminal goes to the gateway, which stops its replicas
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # without a buffer, whose lock the thread would hold when the interpreter ends
+    # unbuffered: the thread would hold a buffer's lock when the interpreter ends
     gateway = open(sys.stdin.fileno(), "rb", buffering=0, closefd=False)  # noqa: SIM115
     settings = settings_from_line(gateway.readline())
     threading.Thread(target=_end_with, args=(gateway, settings.shutdown_timeout), daemon=True).start()

@@ -25,11 +25,11 @@ logger = logging.getLogger("radix_mlp.serve")
 Value = TypeVar("Value")
 
 LOOK_EVERY = 0.2
-"""Seconds between two looks at the engine."""
+"""Seconds between two checks of the engine."""
 PROBE_SECONDS = 10.0
 
 Probe = Callable[[AsyncEngine, float | None], Awaitable[Any]]
-"""Sends the engine a text of its own, which must be answered within this many seconds."""
+"""Sends the engine a test text, which it must answer within this many seconds."""
 
 
 class Supervisor:
@@ -128,7 +128,7 @@ class Supervisor:
         except DeadlineExceededError:
             return True
         except RadixError:
-            logger.exception("the engine failed on a text of its own")
+            logger.exception("the engine failed on the test text")
         self._last_sign = time.monotonic()
         return False
 

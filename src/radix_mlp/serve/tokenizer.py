@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Tokens:
-    """Runs on a thread and a tokenizer of its own: one that two threads share fails while the other sets it up."""
+    """Runs on its own thread with its own tokenizer: a shared one fails while another thread changes its settings."""
 
     def __init__(self, engine: Engine, max_length: int) -> None:
         self._tokenizer: Any = copy.deepcopy(engine.tokenizer)

@@ -131,7 +131,7 @@ class ServingLoop:
             self._forget(accepted)
 
     def drop_all(self, reason: str) -> None:
-        """End all calls with `EngineClosedError`, those too whose texts are still being tokenized."""
+        """End all requests with `EngineClosedError`, including those still being tokenized."""
         with self._changed:
             self._dropped = reason
             accepted_requests = list(self._accepted)
@@ -139,7 +139,7 @@ class ServingLoop:
             self.drop(accepted, EngineClosedError(reason))
 
     def stop(self) -> None:
-        """End the threads, after the batches that are under way."""
+        """End the threads after the current batches."""
         with self._changed:
             self._is_stopping = True
             self._changed.notify_all()

@@ -26,11 +26,11 @@ __all__ = [
 Item = TypeVar("Item")
 
 ListOf = Annotated[list[Item], Field(fail_fast=True)]
-"""A list whose first wrong item is reported: a small body of a million of them would cost gigabytes otherwise."""
+"""Reports only the first wrong item: reporting a million of them would cost gigabytes for a small body."""
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
 MOST_FIELDS = 100
 """More than any body has; each unknown one is reported."""
-ModelName = Annotated[str | None, Field(description="The served model answers, whatever stands here.")]
+ModelName = Annotated[str | None, Field(description="Ignored: the served model always answers.")]
 TextsOrIds = Annotated[
     str | ListOf[str] | ListOf[TokenId] | ListOf[str | ListOf[TokenId]],
     in_one_pass("texts", "token ids", "texts and lists of token ids"),

@@ -14,7 +14,7 @@ Kind = Literal["texts", "token ids", "lists of texts", "lists of token ids", "te
 
 MOST_ID = 2**31 - 1
 SHORT = 64
-"""Lists up to here are left to pydantic, whose errors tell more."""
+"""Pydantic checks lists up to this length: its errors say more."""
 
 
 def in_one_pass(*kinds: Kind) -> WrapValidator:

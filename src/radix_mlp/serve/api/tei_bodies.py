@@ -29,7 +29,7 @@ __all__ = [
 ]
 
 PredictInput = Annotated[str | ListOf[str] | ListOf[ListOf[str]], in_one_pass("texts", "lists of texts")]
-"""One text, the two texts of one pair, or several of either, each in a list of its own."""
+"""One text, the two texts of one pair, or several of either, each in its own list."""
 
 PromptName = Annotated[str | None, Field(description="Name of one of the model's prompts, put before every text.")]
 Truncate = Annotated[

@@ -11,9 +11,9 @@ METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def merged(pages: Mapping[str, str], own: str = "") -> bytes:
-    """Pages of `/metrics`, by replica, as one; `own` has numbers that are no replica's.
+    """Pages of `/metrics`, by replica, as one; `own` holds metrics that belong to no replica.
 
-    Every family of numbers stands in one place, as the format asks for.
+    Each family of metrics is in one place, as the format requires.
 
     Example:
         >>> page = "# HELP a Text.\\n# TYPE a gauge\\na{b=\\"1\\"} 2.0\\n"

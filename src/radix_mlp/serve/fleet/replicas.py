@@ -49,8 +49,8 @@ def num_replicas(settings: ServeSettings) -> int:
         return max(1, most)
     if settings.replicas > 1 and settings.device not in (None, "cuda"):
         raise InvalidInputError(
-            f"--device {settings.device} --replicas {settings.replicas}: each replica has a GPU of its own. Name none, "
-            "or make some visible with CUDA_VISIBLE_DEVICES."
+            f"--device {settings.device} --replicas {settings.replicas}: each replica has its own GPU. Leave out "
+            "--device, or make some visible with CUDA_VISIBLE_DEVICES."
         )
     if settings.replicas > max(1, most):
         raise InvalidInputError(f"--replicas {settings.replicas}: there are GPUs for {most}.")

@@ -61,7 +61,7 @@ class TextLines(logging.Formatter):
     """The same for people."""
 
     def format(self, record: logging.LogRecord) -> str:
-        # a client's text must not begin a line of its own
+        # a client's text must not start a new line
         fields = " ".join(
             f"{name}={str(value).encode('unicode_escape').decode()}" for name, value in _fields(record).items()
         )

@@ -15,8 +15,6 @@ MOST_BYTES = 65536
 """Of the address and headers, or of framing and trailers beyond what small chunks need."""
 BYTES_A_BODY_BYTE = 8
 """A body sent a byte a chunk has six bytes for each."""
-HEAD_SECONDS = 75.0
-"""For the headers of a request, and for the first request of a connection: as long as an idle one is kept."""
 
 
 class _Parser(httptools.HttpRequestParser):
@@ -33,12 +31,14 @@ class _Parser(httptools.HttpRequestParser):
 
 
 class LimitedHttp(HttpToolsProtocol):
-    """Closes connections whose headers are too long or do not come, which would cost memory, or a file each.
+    """Closes connections whose headers are too long or never arrive: they would use up memory or file descriptors.
 
-    Offers of other protocols are passed over: Java's client sends one for HTTP/2 with every request.
+    Ignores offers of other protocols: Java's client sends one for HTTP/2 with every request.
     """
 
     parser: _Parser
+    head_seconds = 75.0
+    """Limit for a request's headers, and for a connection's first request: as long as an idle connection is kept."""
     _bytes = 0
     _body_bytes = 0
     _timer: TimerHandle | None = None
@@ -104,7 +104,7 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_body(body)
 
     def _wait_for_head(self) -> None:
-        self._timer = self.loop.call_later(HEAD_SECONDS, self._no_head)
+        self._timer = self.loop.call_later(self.head_seconds, self._no_head)
 
     def _head_came(self) -> None:
         if self._timer is not None:

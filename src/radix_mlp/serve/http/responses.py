@@ -33,7 +33,7 @@ def style_of(path: str, body: Any = None) -> Style:
 
 
 def json_answer(value: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
-    """A response whose body is `value`; arrays of float32 are written with as few digits as give them back.
+    """A response whose body is `value`; float32 arrays get the fewest digits that read back as the same values.
 
     Example:
         >>> json_answer([np.float32([0.1, 1.0])]).body

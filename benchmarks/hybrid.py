@@ -9,7 +9,7 @@ planning and the copy of the plan included:
 
 Rounds take the sides in turn with a cold cache; medians. "possible" is N / M in products of weights, plus attention.
 The gate, before anything is timed: last hidden states of the first, a middle and the last sequence against the
-unmodified float32 model in plain torch, one sequence at a time, within twice the unmodified model's own error ("usual").
+unmodified float32 model in plain torch, one sequence at a time, within twice the unmodified bf16 model's own error.
 
   python benchmarks/hybrid.py --shape 3.5-0.8b 3.5-4b 3.5-9b
   python benchmarks/hybrid.py --shape 3.5-9b --rows 369/1/2000 1500/700/64 1600/600/64     shapes of public complaints

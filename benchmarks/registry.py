@@ -152,6 +152,16 @@ BENCHMARKS = {
             needs=("sentence_transformers",),
         ),
         Benchmark(
+            "hybrid",
+            "whole models of Qwen3.5's shapes: transformers, unfolded, folded",
+            ("cpu", "cuda"),
+            ("shape", "layers", "row"),
+            ("N", "M", "possible", "transformers", "unfolded", "folded"),
+            full={"cuda": "--shape 3.5-0.8b 3.5-4b 3.5-9b"},
+            quick={"cpu": "--shape small --rows 32/8/4 --rounds 2", "cuda": "--rounds 3"},
+            unit="ms",
+        ),
+        Benchmark(
             "training",
             "a training step beside packed and padded batches and TRL's head: time and memory",
             ("cpu", "cuda"),

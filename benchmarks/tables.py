@@ -158,6 +158,23 @@ def forward_cpu() -> str:
     return columns_of("forward_cpu", columns)
 
 
+def hybrid() -> str:
+    def times(row: dict[str, Any], side: str) -> str:
+        return f"{row[side] / row['folded']:.2f}x" if row.get(side) else ""
+
+    columns: Columns = {
+        "model": lambda row: row["shape"] + (", 8 layers" if row["layers"] == 8 else ""),
+        "prefix / suffix / sequences": lambda row: row["row"].replace("/", " / "),
+        "transformers": "transformers",
+        "unfolded": "unfolded",
+        "folded": lambda row: f"**{number(row['folded'])}**",
+        "over transformers": lambda row: times(row, "transformers"),
+        "over unfolded": lambda row: times(row, "unfolded"),
+        "N / M": "possible",
+    }
+    return columns_of("hybrid", columns)
+
+
 def training_name(row: dict[str, Any]) -> str:
     name = row["row"].replace("/", " / ")
     name = f"{row['shape']}, {name if name.startswith('pairs') else 'GRPO ' + name}"
@@ -284,7 +301,7 @@ NEEDS: dict[str, tuple[Callable[[], str], str]] = {
     "library": (library, " --data DATA"),
     "engine": (engine, " --data DATA"),
 }
-PLAIN = (attention, planner, scaling, training, training_distributed, serve, workloads, overhead, multi_gpu)
+PLAIN = (attention, hybrid, planner, scaling, training, training_distributed, serve, workloads, overhead, multi_gpu)
 NEEDS |= {make.__name__: (make, "") for make in PLAIN}
 TABLES: dict[str, Callable[[], str]] = {
     "commands": commands,

@@ -181,6 +181,33 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen2_5_vl.vision_config": {"out_hidden_size": 64, "window_size": 28, "fullatt_block_indexes": [1], "depth": 2},
     "qwen3_vl.vision_config": {"out_hidden_size": 64},
     "qwen3_5.vision_config": {"out_hidden_size": 64},
+    "chameleon": {"vocabulary_map": {"<image>": 107}},
+    "cosmos3_edge_text": {
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}
+    },
+    "emu3": {"vocabulary_map": {"<image>": 107}},
+    "ernie4_5_vl_moe_text": {
+        "moe_intermediate_size": [96, 48],
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [3, 3, 2]},
+    },
+    "fun_asr_nano.adaptor_config": {"intermediate_size": 16},
+    "granite4_vision": {"deepstack_layer_map": [], "spatial_target_layers": [], "downsample_rate": "1/2"},
+    "granite_docling.vision_config": {"out_hidden_size": 64},
+    "hunyuan_vl_text": {
+        "rope_parameters": {
+            "rope_type": "dynamic",
+            "rope_theta": 10000.0,
+            "factor": 1.0,
+            "alpha": 2.0,
+            "xdrope_section": [2, 2, 2, 2],
+        }
+    },
+    "inkling2.vision_config": {"text_hidden_size": 64},
+    "molmo2.adapter_config": {"vision_feature_layer": [1, 0]},
+    "nemotron_h_omni.vision_config": {"video_temporal_patch_size": 2},
+    # their configurations leave these out, and a padded call reads them
+    "qwen2_5_omni_thinker": {"vision_start_token_id": 110, "vision_end_token_id": 111, "audio_end_token_id": 112},
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 110, "vision_end_token_id": 111, "audio_end_token_id": 112},
     "gemma3": {"mm_tokens_per_image": 4},
     "gemma3.vision_config": {"image_size": 56, "patch_size": 14},
     "llava.vision_config": {"image_size": 56, "patch_size": 14},

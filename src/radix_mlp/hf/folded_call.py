@@ -12,6 +12,7 @@ from transformers.utils.generic import ModelOutput
 from radix_mlp.errors import NoCacheError, UnsupportedCallError
 from radix_mlp.hf.foldable_call import FoldableCall, selects_logits
 from radix_mlp.hf.forward import compact_arguments
+from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.row_copies import copy_rows
 
@@ -101,6 +102,9 @@ class FoldedCall:
                 fields[name] = self._logits_layout.unfold(value)
             elif name == "last_hidden_state":
                 fields[name] = self._layout.unfold(value)
+            elif isinstance(value, TreeMask):
+                # a class that hands its mask back
+                fields[name] = caller["attention_mask"]
             elif name == "hidden_states":
                 fields[name] = tuple(self._layout.unfold(hidden) for hidden in value)
             else:

@@ -20,6 +20,7 @@ from radix_mlp.hf.foldable_call import FoldableCall, is_packed, read_call
 from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
 from radix_mlp.hf.forward import check_token_ids, signature_of, takes_any_keyword
 from radix_mlp.hf.mixers.forward import tree_for_mixers
+from radix_mlp.hf.names_in_forward import calls_loss_function
 from radix_mlp.hf.origin import is_stock
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.hf.tree_mask import TreeMask
@@ -216,8 +217,10 @@ class HeadForward(FoldingForward):
 
 
 def _reason_of_own_loss(module: PreTrainedModel, arguments: dict[str, Any]) -> str | None:
-    """Labels given to somebody's own class: a folded call would make transformers' loss of them."""
-    if arguments.get("labels") is None or is_stock(type(module)):
+    """Labels given to a class with a loss of its own: a folded call would make transformers' usual one of them."""
+    if arguments.get("labels") is None:
+        return None
+    if is_stock(type(module)) and calls_loss_function(module):
         return None
     return (
         f"{type(module).__name__} has a forward of its own, which may make another loss of labels than transformers "

@@ -1,4 +1,4 @@
-"""What the code of a forward refers to by name: which masks it makes, which settings it reads."""
+"""What the code of a forward refers to by name: which masks it makes, which settings it reads, which loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from collections.abc import Iterator
 from types import CodeType
 from typing import Any
 
-__all__ = ["names_in_forward"]
+from transformers import PreTrainedModel
+
+from radix_mlp.hf.text_tower import is_multimodal
+
+__all__ = ["calls_loss_function", "names_in_forward"]
 
 
 @functools.cache
@@ -31,6 +35,12 @@ def _texts(constants: tuple[Any, ...]) -> Iterator[str]:
             yield constant
         elif isinstance(constant, tuple):
             yield from _texts(constant)
+
+
+def calls_loss_function(model: PreTrainedModel) -> bool:
+    """Whether labels go to the model's `loss_function`; some multimodal classes compute a loss in their forward."""
+    model_class: Any = type(model)
+    return not is_multimodal(model.config) or "loss_function" in names_in_forward(model_class)
 
 
 def _codes(code: object) -> Iterator[CodeType]:

@@ -147,7 +147,7 @@ def _tower_reasons(tower: PreTrainedModel) -> Iterator[str]:
     if is_multimodal(tower.config):
         yield (
             f"{kind} does not say which module holds its text layers (get_decoder), so what a text runs through is not "
-            "known. Run it unfolded, or enable its text model alone."
+            "known. Run it unfolded, or pass the part of it that reads text (Qwen-Omni's model.thinker, say)."
         )
     if not tower._can_set_attn_implementation():
         yield (

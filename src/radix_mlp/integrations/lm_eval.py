@@ -26,6 +26,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
+from transformers import AutoConfig
 
 from radix_mlp.engine import task as engine_task
 from radix_mlp.engine.engine import Engine, JobStats
@@ -35,6 +36,7 @@ from radix_mlp.engine.tasks.score import scored_rows, scored_vocabulary
 from radix_mlp.engine.tokenization.tokenize import unknown_id
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.models.heads import language_head
+from radix_mlp.models.model_kind import auto_class_of
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.head.edge_logprobs import edge_logprobs
 from radix_mlp.ops.head.edges import Edges, edges_to_tokens
@@ -102,6 +104,14 @@ class RadixLM(HFLM):
                 f"{shown}: the model runs on one device, in its own dtype (dtype=...), log-probabilities in float32. "
                 "Leave it out, or use --model hf."
             )
+        if isinstance(pretrained, str):
+            # the harness knows causal classes only, and some multimodal models have none
+            config = AutoConfig.from_pretrained(
+                pretrained,
+                revision=options.get("revision", "main"),
+                trust_remote_code=options.get("trust_remote_code", False),
+            )
+            self.AUTO_MODEL_CLASS = auto_class_of(config, "causal")
         super().__init__(pretrained, **options)
         if self.backend != "causal":
             raise UnsupportedModelError(

@@ -10,6 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from radix_mlp.hf.enabled import Enabled
 from radix_mlp.hf.foldable_call import selects_logits
+from radix_mlp.hf.names_in_forward import calls_loss_function
 from radix_mlp.hf.origin import foreign_function, is_stock
 from radix_mlp.integrations.edge_forward import EdgeForward
 from radix_mlp.train import cross_entropy, head_logprobs, tree_hidden
@@ -50,4 +51,5 @@ def has_usual_loss(model: PreTrainedModel) -> bool:
     """Whether what the model makes of labels is the mean over next tokens, as far as its code and settings tell."""
     # a forward around ours reads logits, perhaps
     is_own = not is_stock(type(model)) or foreign_function(vars(model).get("forward")) is not None
+    is_own = is_own or not calls_loss_function(model)
     return not is_own and model.get_output_embeddings() is not None and model.loss_function is ForCausalLMLoss

@@ -151,6 +151,10 @@ class FoldingMethod:
         # the library looks the items of a column up by label, and their number before it reads them
         for name in list(arguments)[1:2]:
             arguments[name] = _as_list(arguments[name], name)
+        for inputs in list(arguments.values())[1:2]:
+            reason = self.tail.reason_of_inputs(inputs)
+            if reason is not None:
+                return self._unfolded(reason, stock, bound)
         self._check(arguments)
         run = _Call(
             self, wants_tokens=arguments.get("output_value") == "token_embeddings", progress=self._shows(arguments)
@@ -161,6 +165,17 @@ class FoldingMethod:
         answer = stock(*bound.args, **bound.kwargs)
         self.model.training = call.training
         return answer
+
+    def _unfolded(self, reason: str, stock: Any, bound: inspect.BoundArguments) -> Any:
+        """The library's own call; an error under `threshold=1`."""
+        threshold = self.engine.settings.threshold
+        if threshold != "auto" and threshold >= 1:
+            raise UnsupportedCallError(
+                f"this call cannot be folded: {reason}. Leave such inputs out, or enable the model with "
+                "threshold='auto' to run such calls unfolded."
+            )
+        warnings.warn(f"radix-mlp runs this call unfolded: {reason}.", UserWarning, stacklevel=3)
+        return stock(*bound.args, **bound.kwargs)
 
     def _check(self, arguments: dict[str, Any]) -> None:
         batch_size = arguments.get("batch_size", 1)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sentence_transformers.base.modality import infer_modality
 from sentence_transformers.base.modules import Transformer
 from sentence_transformers.cross_encoder.modules import LogitScore
 from torch import Tensor
@@ -43,7 +44,15 @@ MAX_UNFOLDED = 1 << 26
 """Numbers of unfolded hidden states held at a time: 128 MiB in bfloat16."""
 
 # what tokenisation hands over besides the ids, and the library's own modules may read
-_KNOWN_FEATURES = {"attention_mask", "token_type_ids", "modality", "prompt_length", "logits_to_keep"}
+_KNOWN_FEATURES = {
+    "attention_mask",
+    "logits_to_keep",
+    "mm_token_type_ids",
+    "modality",
+    "prompt_length",
+    "token_type_ids",
+}
+_TEXT = {"text", "message"}
 _OUTPUT_OF_KIND = {"trunk": "last_hidden_state", "causal": "logits", "classifier": "logits"}
 
 
@@ -77,8 +86,9 @@ def tail_of(model: Any) -> Tail:
 def _why_not(first: Transformer, transformer: PreTrainedModel) -> str | None:
     kind = kind_of(transformer)
     for modality, settings in first.modality_config.items():
-        if modality not in ("text", "message"):
-            return f"the model takes {modality}, not only text"
+        if modality not in _TEXT:
+            # calls with such inputs run unfolded
+            continue
         named: Any = settings["method_output_name"]
         output: list[str] = [named] if isinstance(named, str) else list(named or ["all"])
         if settings["method"] != "forward" or output != [_OUTPUT_OF_KIND[kind]]:
@@ -101,12 +111,25 @@ class Tail:
         self.name_of_first = name_of_first
         self.transformer = transformer
 
+    def reason_of_inputs(self, inputs: Any) -> str | None:
+        """Why a call with these inputs is not text alone; None if it is."""
+        modalities: dict[Any, Any] = self.model._modules[self.name_of_first].modality_config
+        known = [*modalities]
+        if known and not {*known} - _TEXT:
+            return None
+        for value in inputs if isinstance(inputs, list | tuple) else [inputs]:
+            modality = infer_modality(value, known)
+            if modality not in _TEXT:
+                return f"an input is of the modality {modality}, and only calls of text alone fold"
+        return None
+
     def check_features(self, features: Features) -> None:
         """Raise `UnsupportedCallError` if tokenisation hands over what a folded call would lose."""
         unknown = sorted(features.keys() - _KNOWN_FEATURES)
-        types = features.get("token_type_ids")
-        if types is not None and "token_type_ids" in inspect.signature(type(self.transformer).forward).parameters:
-            unknown += ["token_type_ids"] if any(map(any, types)) else []
+        for name in ("token_type_ids", "mm_token_type_ids"):
+            types = features.get(name)
+            if types is not None and name in inspect.signature(type(self.transformer).forward).parameters:
+                unknown += [name] if any(map(any, types)) else []
         if features.get("logits_to_keep", 1) != 1:
             unknown.append("logits_to_keep")
         if unknown:

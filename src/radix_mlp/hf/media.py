@@ -14,6 +14,15 @@ __all__ = ["placeholders_of", "reason_of_media", "says_text", "without_axes"]
 
 _MEDIA = ("image", "video", "audio", "vision", "speech", "sound", "img_context", "sound_context")
 _PLACEHOLDERS = (*(f"{medium}_token_{kind}" for medium in _MEDIA for kind in ("id", "index")), "image_patch_id")
+# what heads hand to their trunk in every call
+_SETTINGS = {
+    "downsample_mode",
+    "interpolate_pos_encoding",
+    "use_audio_in_video",
+    "vision_aspect_ratio",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+}
 _MEDIA_ARGUMENT = re.compile(r"pixel|patches|image|video|audio|vision|speech|input_(features|values)|encoder_outputs")
 
 
@@ -37,7 +46,12 @@ def placeholders_of(config: PreTrainedConfig) -> dict[int, str]:
 
 
 def says_text(model: PreTrainedModel, name: str, value: object) -> bool:
-    """Whether an argument says of every token that it is text, as a processor does: folding may leave it out."""
+    """Whether an argument is about no token of a text, so that folding may leave it out.
+
+    Such are types that a processor sets to 0 for text, and settings of how images or sounds are read.
+    """
+    if name in _SETTINGS:
+        return True
     # other classes give type 0 a meaning of its own
     is_type = name == "mm_token_type_ids" or (name == "token_type_ids" and is_multimodal(model.config))
     return is_type and isinstance(value, torch.Tensor) and not bool(value.any())

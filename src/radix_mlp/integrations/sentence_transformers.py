@@ -168,7 +168,7 @@ class FoldingMethod:
 
     def _unfolded(self, reason: str, stock: Any, bound: inspect.BoundArguments) -> Any:
         """The library's own call; an error under `threshold=1`."""
-        threshold = self.engine.settings.threshold
+        threshold = self.options.get("threshold", "auto")
         if threshold != "auto" and threshold >= 1:
             raise UnsupportedCallError(
                 f"this call cannot be folded: {reason}. Leave such inputs out, or enable the model with "

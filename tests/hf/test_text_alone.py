@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tools.model_types.multimodal_zoo import tiny_multimodal
-from tools.model_types.sweep import broken_mask_error, examine, gradient_error, one_at_a_time, pad, sample_sequences
+from tools.model_types.multimodal_zoo import multimodal_types, tiny_multimodal
+from tools.model_types.sweep import (
+    broken_mask_error,
+    examine,
+    gradient_error,
+    one_at_a_time,
+    pad,
+    plan_of,
+    sample_sequences,
+)
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.hf.forward import forward_compact
 from radix_mlp.hf.media import placeholders_of
+from radix_mlp.hf.names_in_forward import calls_loss_function
+from radix_mlp.hf.proven_types import PROVEN_TYPES
 
 REPRESENTATIVE = ["gemma3", "qwen3_vl", "mistral3"]
 
@@ -138,3 +149,57 @@ def test_loss_of_labels(model_type) -> None:
     assert radix_mlp.last_call(model).folded
     columns = model(**batch, logits_to_keep=2).logits
     torch.testing.assert_close(columns, model(**batch).logits[:, -2:], rtol=0, atol=1e-10)
+
+
+def _loss_error(model_type: str) -> float:
+    """Of the loss of a padded batch with token types, against the unmodified class on the same batch."""
+    model = tiny_multimodal(model_type)
+    ids, mask = pad(sample_sequences(), "right")
+    batch = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": torch.zeros_like(ids)}
+    if calls_loss_function(model):
+        batch["num_items_in_batch"] = torch.tensor(7)
+    labels = ids.masked_fill(mask == 0, -100)
+    expected = model(**batch, labels=labels).loss
+    radix_mlp.enable(model)
+    found = model(**batch, labels=labels).loss
+    assert radix_mlp.last_call(model).folded == calls_loss_function(model)
+    return float((found - expected).abs() / expected)
+
+
+@torch.no_grad()
+def _placeholder_error(model_type: str) -> float:
+    """Of hidden states where placeholder ids stand without an image, as an engine runs them."""
+    trunk = tiny_multimodal(model_type).base_model
+    sequences = sample_sequences()
+    for token in placeholders_of(trunk.config):
+        sequences[0][3] = sequences[1][3] = sequences[2][-1] = token
+    expected = torch.cat([trunk(sequence[None], use_cache=False).last_hidden_state[0] for sequence in sequences])
+    plan = plan_of(sequences)
+    found = forward_compact(radix_mlp.enable(trunk, threshold=0), plan)[torch.as_tensor(plan.unfold_index)]
+    return float((found - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model_type", multimodal_types())
+@pytest.mark.filterwarnings("ignore")
+def test_every_multimodal_type_is_exact_or_refused(model_type) -> None:
+    verdict = examine(model_type, tiny_multimodal)
+    if verdict.kind == "not built":
+        assert verdict.reason
+        return
+    assert (verdict.config_type in PROVEN_TYPES) == (verdict.kind == "exact"), f"run make docs: {verdict}"
+    if verdict.kind == "refused":
+        assert verdict.reason
+        return
+    assert broken_mask_error(tiny_multimodal(model_type)) > 1e-2
+    # norms, routers and delta rules run in float32
+    assert gradient_error(tiny_multimodal(model_type)) < 1e-4
+    assert _loss_error(model_type) < 1e-5
+    assert _placeholder_error(model_type) < 1e-4
+
+
+@pytest.mark.parametrize("model_type", ["gemma3", "qwen3_vl", "granite_speech"])
+@pytest.mark.filterwarnings("ignore")
+def test_losses_and_placeholders_of_some_types(model_type) -> None:
+    assert _loss_error(model_type) < 1e-5
+    assert _placeholder_error(model_type) < 1e-10

@@ -139,8 +139,13 @@ class FoldingForward(Enabled):
         return self.previous or functools.partial(type(self.module).forward, self.module)
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        arguments = self.__signature__.bind_partial(*args, **kwargs).arguments
-        return arguments | arguments.pop("kwargs", {})
+        signature = self.__signature__
+        arguments = signature.bind_partial(*args, **kwargs).arguments
+        for name, parameter in signature.parameters.items():
+            if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+                # most classes call it kwargs, some lm_kwargs
+                arguments |= arguments.pop(name, {})
+        return arguments
 
     @torch.compiler.disable
     def _fold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FoldedCall | None:

@@ -27,7 +27,7 @@ from tools.model_types.hybrids import (
 )
 from tools.model_types.sweep import one_at_a_time, pad, sample_sequences
 from tools.model_types.wide import wide
-from tools.model_types.zoo import tiny_model
+from tools.model_types.zoo import causal_lm_types, tiny_model
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
@@ -37,7 +37,7 @@ SMALL = [types[0] for types in FAMILIES.values()]
 # a convolution, a recurrence and whole sequences; the other families with the slow tests
 FAST = ["lfm2", "falcon_h1", "minimax"]
 ON_TREE = [types[0] for family, types in FAMILIES.items() if family != "whole sequences"]
-OTHERS = [model_type for model_type in HYBRIDS if model_type not in SMALL]
+OTHERS = [model_type for model_type in HYBRIDS if model_type not in SMALL and model_type in causal_lm_types()]
 # transformers' own float32 inside of float64 weights
 AS_LOADED, WIDE, WIDE_GRADIENT = 2e-4, 1e-10, 1e-9
 
@@ -166,7 +166,7 @@ def test_copies_and_pickles_fold_by_themselves_and_disable_leaves_nothing(model_
     assert relative(folded_logits(copies[0], sequences, "left"), expected) < AS_LOADED
 
 
-@by_family()
+@by_family([*SMALL, "recurrent_gemma"])
 def test_threads_that_call_at_once_follow_their_own_trees(model_type) -> None:
     model = tiny_model(model_type)
     batches = [deep_batch(seed, most=6) for seed in range(4)]

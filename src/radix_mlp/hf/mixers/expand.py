@@ -11,6 +11,7 @@ import torch
 
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.mixers.whole_sequences import WholeSequences, whole_sequences
+from radix_mlp.hf.model_lock import lock_of
 from radix_mlp.plan import RadixPlan
 
 __all__ = ["EXPANDED", "run_expanded"]
@@ -29,7 +30,9 @@ def run_expanded(module: torch.nn.Module, plan: RadixPlan, args: tuple[Any, ...]
     whole = whole_sequences(plan, device)
     spread = [_spread(x, whole, plan.num_rows) for x in args]
     named = {name: _spread(x, whole, plan.num_rows) for name, x in kwargs.items()}
-    out = type(module).forward(module, *spread, **named)
+    # RecurrentGemma keeps states in the module from one line to the next
+    with lock_of(module):
+        out = type(module).forward(module, *spread, **named)
     num_rows = next(EXPANDED[kind.__name__] for kind in type(module).__mro__ if kind.__name__ in EXPANDED)
     if not isinstance(out, tuple):
         return _collect(out, whole, module)

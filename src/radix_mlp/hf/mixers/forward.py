@@ -85,7 +85,10 @@ class MixerLayerForward:
         if mask is not None:
             # an argument of the layer, so that checkpointing computes it with the tree as well
             given = kwargs.get("attention_mask")
-            kwargs["attention_mask"] = dict.fromkeys(given, mask) if isinstance(given, dict) else mask
+            if given is None:
+                kwargs["attention_mask"] = mask
+            elif isinstance(given, dict):
+                kwargs["attention_mask"] = {name: mask if part is None else part for name, part in given.items()}
         return type(self.module).forward(self.module, *args, **kwargs)
 
 

@@ -12,8 +12,8 @@ from radix_mlp.hf.mixers.forward import MixerForward, MixerLayerForward
 
 __all__ = ["install_mixers", "uninstall_mixers"]
 
-# what hands its mixer no keywords
-_LAYERS = frozenset(["JambaMambaDecoderLayer", "ZayaAttention"])
+# what hands its mixer no keywords; those of LFM2 did so in transformers 5.17
+_LAYERS = frozenset(["JambaMambaDecoderLayer", "ZayaAttention", "Lfm2DecoderLayer", "Lfm2MoeDecoderLayer"])
 # accelerate keeps the forward of a module with a hook under the second name
 _PLACES = ("forward", "_old_forward")
 

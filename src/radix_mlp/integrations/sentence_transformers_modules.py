@@ -27,7 +27,8 @@ from radix_mlp.engine.task import Item, Kept, Rows, Task
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.adapters import opened
 from radix_mlp.hf.support import decoder_of
-from radix_mlp.models.heads import classification_head, language_head, pad_token_of
+from radix_mlp.models.head_check import pad_token_of
+from radix_mlp.models.heads import classification_head, language_head
 from radix_mlp.models.model_kind import kind_of
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.pool import rows_to_classify

@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
-from radix_mlp.models.heads import Head, check_head, hidden_of_probe, on_device, widened_head
+from radix_mlp.models.head_check import check_head, hidden_of_probe, on_device
+from radix_mlp.models.heads import Head, widened_head
 from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear
 
 __all__ = ["decision_head", "first_rows"]

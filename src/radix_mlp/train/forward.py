@@ -13,7 +13,8 @@ from torch.distributed.fsdp import FSDPModule
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf.adapters import pretrained_of
 from radix_mlp.hf.forward import forward_compact
-from radix_mlp.models.heads import classification_head, language_head, pad_token_of
+from radix_mlp.models.head_check import pad_token_of
+from radix_mlp.models.heads import classification_head, language_head
 from radix_mlp.ops.head.edge_logprobs import EdgeLogprobs, Head, edge_logprobs
 from radix_mlp.ops.head.edges import DeviceEdges, Edges, edges_to_tokens, sequence_sums
 from radix_mlp.ops.head.logprobs import MAX_LOGITS

@@ -18,7 +18,8 @@ from radix_mlp.engine.tokenization.tokenize import num_characters
 from radix_mlp.engine.tokenization.tokenize_chats import Chat, tokenize_chats
 from radix_mlp.engine.tokenization.tokenize_inputs import tokenize_inputs
 from radix_mlp.errors import InvalidInputError
-from radix_mlp.models.heads import classification_head, pad_token_of
+from radix_mlp.models.head_check import pad_token_of
+from radix_mlp.models.heads import classification_head
 from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import require_kind
 from radix_mlp.ops.device_plan import DevicePlan

@@ -19,7 +19,8 @@ from radix_mlp.engine.tasks.classify import label_scores
 from radix_mlp.engine.tasks.rerank_template import Template, check_template, choose_template, encode_pairs
 from radix_mlp.engine.tokenization.tokenize import check_pairs, encode, num_characters
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
-from radix_mlp.models.heads import language_head, pad_token_of
+from radix_mlp.models.head_check import pad_token_of
+from radix_mlp.models.heads import language_head
 from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import kind_of, require_kind
 from radix_mlp.models.sentence_transformers_folder import FolderSettings

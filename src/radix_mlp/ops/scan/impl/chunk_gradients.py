@@ -50,6 +50,7 @@ def chunk_gradients(
     """
     rows, groups, key_dim = q.shape
     heads, value_dim = v.shape[1:]
+    # narrower blocks are miscompiled on Hopper by Triton 3.6, without an error (docs/log.md, 2026-12-01)
     block_k, block_v = 64 if key_dim <= 64 else 128, 64
     tiles = triton.cdiv(key_dim, block_k)
     grad_q, grad_k = q.new_empty(rows, heads, key_dim), k.new_empty(rows, heads, key_dim)

@@ -41,6 +41,7 @@ def chunk_outputs(
     groups, key_dim = q.shape[1:]
     _, heads, value_dim = v.shape
     out = torch.empty_like(v)
+    # narrower blocks are miscompiled on Hopper by Triton 3.6, without an error (docs/log.md, 2026-12-01)
     block_k = block_v = 64
     _outputs[(triton.cdiv(value_dim, block_v) * len(chunk_indices), heads)](
         q, k, v, g, states, out, cu_seqlens, chunk_indices, scale,
@@ -65,6 +66,7 @@ def value_gradients(
     groups, key_dim = q.shape[1:]
     _, heads, value_dim = grad_out.shape
     out = torch.empty_like(grad_out)
+    # narrower blocks are miscompiled on Hopper by Triton 3.6, without an error (docs/log.md, 2026-12-01)
     block_k = block_v = 64
     _values[(triton.cdiv(value_dim, block_v) * len(chunk_indices), heads)](
         q, k, g, grad_out, grad_states, out, cu_seqlens, chunk_indices, scale,

@@ -42,6 +42,7 @@ def pass_states(
     heads, value_dim = v.shape[1:]
     segments = len(cu_seqlens) - 1
     final = torch.empty(segments, heads, key_dim, value_dim, device=k.device)
+    # narrower blocks are miscompiled on Hopper by Triton 3.6, without an error (docs/log.md, 2026-12-01)
     block_k = block_v = 64
     grid = (triton.cdiv(key_dim, block_k) * triton.cdiv(value_dim, block_v), segments * heads)
     _forward[grid](
@@ -71,6 +72,7 @@ def pass_gradients(
     heads, value_dim = grad_out.shape[1:]
     segments = len(cu_seqlens) - 1
     grad_initial = torch.empty(segments, heads, key_dim, value_dim, device=q.device)
+    # narrower blocks are miscompiled on Hopper by Triton 3.6, without an error (docs/log.md, 2026-12-01)
     block_k = block_v = 64
     grid = (triton.cdiv(key_dim, block_k) * triton.cdiv(value_dim, block_v), segments * heads)
     _backward[grid](

@@ -1,6 +1,7 @@
 """Adapters for other libraries, one file each, imported only when used.
 
 from radix_mlp.integrations.sentence_transformers import enable    # a loaded SentenceTransformer or CrossEncoder
+from radix_mlp.integrations.decision import enable                 # transformers' pipeline("decision")
 python -m radix_mlp.integrations.lm_eval --model radix-mlp ...     # lm-evaluation-harness
 from radix_mlp.integrations.mteb import RadixEncoder               # mteb
 from radix_mlp.integrations.ray import Embed                       # Ray Data

@@ -47,6 +47,7 @@ __all__ = [
     "Decided",
     "decide_request",
     "label_ids_of",
+    "prompts_request",
     "state_texts",
     "with_questions",
 ]
@@ -163,6 +164,19 @@ def decide_request(
             check_questions(questions, config, "questions" if not index else f"questions[{index}]")
             known.append(questions)
     prompts = decision_prompts(tokenizer, config, requests, max_length=loaded.max_length, vocabulary=loaded.vocabulary)
+    characters = num_characters([_texts(state) for state, _ in requests])
+    return prompts_request(loaded, tokenizer, prompts, config, num_characters=characters)
+
+
+def prompts_request(
+    loaded: LoadedModel,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[DecisionPrompt]],
+    config: Any,
+    *,
+    num_characters: int = 0,
+) -> Request[list[Decided]]:
+    """What becomes of the prompts of every state; `config` is the `DecisionConfig` that they were prepared with."""
     task, columns_of = Deciding(loaded), _columns_function(loaded, tokenizer, config)
     items = [_item(task, prompt, columns_of, config) for found in prompts for prompt in found]
     owners = [index for index, found in enumerate(prompts) for _ in found]
@@ -178,7 +192,7 @@ def decide_request(
         rows = ([prompt.ids for prompt in found] for found in prompts)
         return [Decided(*pair) for pair in zip(merged, rows, strict=True)]
 
-    return Request(items, value, "states", num_characters([_texts(state) for state, _ in requests]), owners)
+    return Request(items, value, "states", num_characters, owners)
 
 
 def label_ids_of(tokenizer: Any, config: Any, labels: tuple[str, ...], vocabulary: int) -> list[int]:

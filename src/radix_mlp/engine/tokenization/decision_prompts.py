@@ -102,8 +102,8 @@ def decision_prompts(
 def prompt_of(inputs: Mapping[str, Any], questions: Sequence[Any]) -> DecisionPrompt:
     """One of the `(inputs, questions)` that transformers prepares."""
     extra = {name: value for name, value in inputs.items() if name not in ("input_ids", "marks")}
-    ids = inputs["input_ids"][0].numpy().astype(np.int32)
-    marks = inputs["marks"].numpy().astype(np.int64)
+    ids = inputs["input_ids"][0].cpu().numpy().astype(np.int32)
+    marks = inputs["marks"].cpu().numpy().astype(np.int64)
     if len(marks) != len(questions) or not (marks >= 1).all():
         raise UnsupportedModelError(
             f"the model's decision template has {len(marks)} marks for {len(questions)} questions; only heads that "

@@ -10,6 +10,7 @@ from typer.core import TyperCommand, TyperGroup
 from radix_mlp import __version__
 from radix_mlp.cli.bench import bench
 from radix_mlp.cli.classify import classify
+from radix_mlp.cli.decide import decide
 from radix_mlp.cli.demo import demo
 from radix_mlp.cli.embed import embed
 from radix_mlp.cli.explain import explain
@@ -87,8 +88,8 @@ def options(
     pass
 
 
-JOBS = (embed, rerank, classify, score)
+JOBS = (embed, rerank, classify, decide, score)
 OWN_CLASSES: dict[Any, type[TyperCommand]] = {serve: ServeCommand, **dict.fromkeys(JOBS, JobCommand)}
 
-for command in (demo, embed, rerank, classify, score, serve, explain, verify, bench):
+for command in (demo, embed, rerank, classify, decide, score, serve, explain, verify, bench):
     app.command(cls=OWN_CLASSES.get(command))(command)

@@ -120,7 +120,7 @@ class Decisions(JobTask):
             for name, value in one.items()
             if not isinstance(value, str)
         )
-        return max(numbers)
+        return max(numbers, default=0.0)
 
     def table(self, window: Window, records: list[Record], answers: list[Decided]) -> tuple[list[int], Any, Any]:
         import numpy as np

@@ -41,7 +41,7 @@ def _json(text: str) -> Any:
 
 def _yaml(text: str) -> Any:
     # transformers' hub client needs it, too
-    import yaml
+    import yaml  # type: ignore[import-untyped]
 
     class Loader(yaml.SafeLoader):
         pass

@@ -21,6 +21,7 @@ from radix_mlp.hf.forward import forward_compact
 from radix_mlp.hf.media import placeholders_of
 from radix_mlp.hf.names_in_forward import calls_loss_function
 from radix_mlp.hf.proven_types import PROVEN_TYPES
+from radix_mlp.hf.support import decoder_of
 
 REPRESENTATIVE = ["gemma3", "qwen3_vl", "mistral3"]
 
@@ -169,7 +170,7 @@ def _loss_error(model_type: str) -> float:
 @torch.no_grad()
 def _placeholder_error(model_type: str) -> float:
     """Of hidden states where placeholder ids stand without an image, as an engine runs them."""
-    trunk = tiny_multimodal(model_type).base_model
+    trunk = decoder_of(tiny_multimodal(model_type))
     sequences = sample_sequences()
     for token in placeholders_of(trunk.config):
         sequences[0][3] = sequences[1][3] = sequences[2][-1] = token

@@ -43,6 +43,8 @@ def decoder_of(model: torch.nn.Module) -> PreTrainedModel:
     if base is inner and inner.get_output_embeddings() is not None:
         # a class whose base_model_prefix names nothing that it has
         base = inner.get_decoder()
+        # which may have a head of its own
+        base = base.base_model if isinstance(base, PreTrainedModel) else base
         if isinstance(base, PreTrainedModel) and base.get_output_embeddings() is not None:
             base = only_part_of(base)
     return base if isinstance(base, PreTrainedModel) else inner

@@ -42,9 +42,12 @@ def _copy_rows(x: Tensor, index: Tensor) -> Tensor:
 def _segment_sum(x: Tensor, index: Tensor, num_rows: int) -> Tensor:
     if x.numel() == 0 or num_rows == 0:
         return x.new_zeros(num_rows, *x.shape[1:])
+    wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+    if not x.is_cuda:
+        # in order and many times faster there than segment_reduce
+        return x.new_zeros(num_rows, *x.shape[1:], dtype=wide).index_add_(0, index, x.to(wide)).to(x.dtype)
     index, order = index.sort(stable=True)
     offsets = torch.searchsorted(index, torch.arange(num_rows + 1, device=index.device))
-    wide = torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
     gathered = x.index_select(0, order).flatten(1).to(wide) if x.dim() > 1 else x[order, None].to(wide)
     sums = torch.segment_reduce(gathered, "sum", offsets=offsets, axis=0, initial=0)
     return sums.to(x.dtype).view(num_rows, *x.shape[1:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from radix_mlp.errors import UnsupportedImplError
 from radix_mlp.ops import tree_gated_delta_rule, tree_kimi_delta, tree_lightning, tree_mamba2
+from radix_mlp.ops.scan.registry import IMPLS, implementation
+from radix_mlp.ops.scan.scan_call import ScanKind
 from radix_mlp.plan import RadixPlan, build_plan
 
 pytest.importorskip("triton")
@@ -145,6 +148,17 @@ def test_refusals_say_what_to_use() -> None:
         CASES["gated_delta_rule"](inputs, plan, "fla")
     with pytest.raises(UnsupportedImplError, match=r"impl='triton' for gated_delta_rule runs convolutions"):
         CASES["gated_delta_rule"](inputs, plan, "triton")
+
+
+@pytest.mark.skipif(find_spec("fla") is not None, reason="flash-linear-attention is installed")
+def test_auto_advises_the_missing_package() -> None:
+    kind = ScanKind("gated_delta_rule", "cuda", torch.bfloat16, 128)
+    with pytest.warns(
+        UserWarning, match=r"gated_delta_rule runs in plain torch .* pip install \"radix-mlp\[hybrid\]\""
+    ):
+        assert implementation("auto", kind) is IMPLS["torch"]
+    # once
+    implementation("auto", kind)
 
 
 @pytest.mark.gpu

@@ -25,7 +25,7 @@ def items_of(values: Any, name: str) -> list[Any]:
     Raises:
         InvalidDtypeError: a string, bytes, a dictionary, a set, a table, or a value without items.
 
-    Example:
+    Examples:
         >>> items_of((text for text in ("a", "b")), "texts")
         ['a', 'b']
         >>> items_of("one text", "texts")

@@ -38,7 +38,7 @@ def compute_fold_and_scatter_torch(
         InvalidDtypeError: (a TypeError) an argument is not an int32 or int64 tensor.
         InvalidInputError: (a ValueError) values, shapes, lengths, offsets or devices do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> ids, positions = torch.tensor([1, 2, 3, 1, 2, 4]), torch.tensor([0, 1, 2, 0, 1, 2])
         >>> compact_ids, _, scatter, _ = compute_fold_and_scatter_torch(ids, positions, torch.tensor([0, 3, 6]))

@@ -67,7 +67,7 @@ class AsyncEngine(Dispatcher):
 
     Cancelling the task that awaits a call takes what waits of it out of the queue.
 
-    Example:
+    Examples:
         >>> import asyncio
         >>> from radix_mlp import AsyncEngine, Engine
         >>> async def main():

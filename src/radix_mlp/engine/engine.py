@@ -78,7 +78,7 @@ class Engine(JobEngine):
         InvalidInputError: a wrong argument.
         UnsupportedModelError: the model cannot be folded exactly (`threshold=0` runs it unfolded).
 
-    Example:
+    Examples:
         >>> engine = Engine("tiny")
         >>> engine.embed(["Query: what is a radix? Text: a root.", "Query: what is a radix? Text: a vegetable."]).shape
         (2, 64)
@@ -140,7 +140,7 @@ class Engine(JobEngine):
         These are the hidden states after the model's last norm, the tokens of a prompt among them; arguments and
         errors as in `embed`.
 
-        Example:
+        Examples:
             >>> [vectors.shape for vectors in Engine("tiny").embed_tokens(["ab", "abc"])]
             [(2, 64), (3, 64)]
         """
@@ -179,7 +179,7 @@ class Engine(JobEngine):
             RejectedItemsError: documents that are too long; `.rejected` lists all of them.
             UnsupportedModelError: not a reranker, or it is not known how this one reads query and document.
 
-        Example:
+        Examples:
             >>> engine = Engine("tiny-reranker")
             >>> [place.index for place in engine.rerank("what is a radix?", ["a root", "a fruit"], top_n=1)]
             [0]
@@ -209,7 +209,7 @@ class Engine(JobEngine):
     ) -> NDArray[np.float64]:
         """The relevance of every (query, document), `[n]` float64 in the caller's order; arguments as in `rerank`.
 
-        Example:
+        Examples:
             >>> Engine("tiny-reranker").rerank_pairs([("a radix?", "a root"), ("an orange?", "a fruit")]).shape
             (2,)
         """
@@ -250,7 +250,7 @@ class Engine(JobEngine):
             RejectedItemsError: inputs that are empty or too long; `.rejected` lists all of them.
             UnsupportedModelError: the model has no classification head.
 
-        Example:
+        Examples:
             >>> [label for label, _ in Engine("tiny-classifier").classify(["a text"])[0]]
             ['negative', 'positive', 'neutral']
         """
@@ -267,7 +267,7 @@ class Engine(JobEngine):
     ) -> Decided:
         """Answers to typed questions about one state; arguments and errors as in `decide_many`.
 
-        Example:
+        Examples:
             >>> engine = Engine("tiny-decider")
             >>> answers = engine.decide(
             ...     "I was charged twice and want a refund.",
@@ -374,7 +374,7 @@ class Engine(JobEngine):
             RejectedItemsError: texts that are empty or too long; `.rejected` lists all of them.
             UnsupportedModelError: the model has no language-model head.
 
-        Example:
+        Examples:
             >>> found = Engine("tiny").token_scores([[72, 105]], top=2)[0]
             >>> found.logprobs[0], len(found.top_ids[1])
             (None, 2)

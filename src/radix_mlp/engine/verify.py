@@ -151,7 +151,7 @@ def verify(
         against: the unmodified model fed one text at a time, or in padded batches.
         bound: on the largest difference over the largest hidden value; by dtype unless given (`BOUNDS`).
 
-    Example:
+    Examples:
         >>> found = verify(Engine("tiny"), [np.array(ids, np.int32) for ids in ([72, 105, 33], [72, 105, 63])])
         >>> found.passed, found.flips, found.num_compact, found.num_folded
         (True, 0, 4, 1)

@@ -44,7 +44,7 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
         UnsupportedModelError: the model cannot be folded exactly; the message says why.
         InvalidInputError: a wrong `impl` or `threshold`.
 
-    Example:
+    Examples:
         >>> import torch, radix_mlp
         >>> from radix_mlp.models.tiny import tiny_model
         >>> model = radix_mlp.enable(tiny_model())

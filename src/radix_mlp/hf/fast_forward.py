@@ -47,7 +47,7 @@ class FastForward:
             own modules. True: where it has none, the modules compiled by torch for batches of any size (a minute or so,
             once per machine). False: the model's own modules.
 
-    Example:
+    Examples:
         >>> import radix_mlp
         >>> from radix_mlp.models.tiny import tiny_model
         >>> forward = FastForward(radix_mlp.enable(tiny_model()))

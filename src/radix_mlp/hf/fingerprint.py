@@ -63,7 +63,7 @@ def fingerprint(model: torch.nn.Module, *, addresses: bool = False) -> Fingerpri
         model: any module.
         addresses: those of parameters, too, which change when weights are moved or replaced.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_model
         >>> model = tiny_model()
         >>> before = fingerprint(model)

@@ -129,7 +129,7 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
         InvalidInputError: the model is not enabled, or has no embedding for a token id of the plan.
         UnsupportedCallError: something was put into the model since (a hook, a forward) that would see compact rows.
 
-    Example:
+    Examples:
         >>> import radix_mlp
         >>> from radix_mlp.models.tiny import tiny_model
         >>> model = radix_mlp.enable(tiny_model())
@@ -155,7 +155,7 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
 def padded_hidden(model: PreTrainedModel, sequences: Sequence[Ids]) -> torch.Tensor:
     """Hidden states `[N, hidden]` of the model fed all sequences in one batch, padded on the right.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_model
         >>> padded_hidden(tiny_model(), [np.array([5, 6, 7]), np.array([5])]).shape
         torch.Size([4, 64])
@@ -194,7 +194,7 @@ def why_not_compact(model: PreTrainedModel) -> str | None:
     Raises:
         InvalidInputError: the model is not enabled.
 
-    Example:
+    Examples:
         >>> import radix_mlp
         >>> from radix_mlp.models.tiny import tiny_model
         >>> model = radix_mlp.enable(tiny_model())

@@ -52,7 +52,7 @@ class LengthDependentRope:
 def rope_of(trunk: torch.nn.Module) -> LengthDependentRope | None:
     """The rotary embeddings of a transformers model if they depend on length; None if texts of all lengths may mix.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_model
         >>> rope_of(tiny_model())
     """

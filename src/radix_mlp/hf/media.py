@@ -29,7 +29,7 @@ _MEDIA_ARGUMENT = re.compile(r"pixel|patches|image|video|audio|vision|speech|inp
 def placeholders_of(config: PreTrainedConfig) -> dict[int, str]:
     """Token ids that a model exchanges for features of images, videos or sounds -> their names in the configuration.
 
-    Example:
+    Examples:
         >>> from transformers import Gemma3Config, LlamaConfig
         >>> placeholders_of(LlamaConfig())
         {}

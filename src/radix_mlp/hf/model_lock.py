@@ -23,7 +23,7 @@ class ModelLock:
     Raises:
         EngineDeadError: another thread was at work when this process was forked, and will not finish here.
 
-    Example:
+    Examples:
         >>> with ModelLock() as held:
         ...     held is None
         True

@@ -19,7 +19,7 @@ __all__ = ["calls_loss_function", "names_in_forward"]
 def names_in_forward(model_class: Any) -> frozenset[str]:
     """What the forward of a class, or one that it overrides and may call, refers to by name, and the texts in it.
 
-    Example:
+    Examples:
         >>> from transformers import Gemma2ForCausalLM
         >>> "final_logit_softcapping" in names_in_forward(Gemma2ForCausalLM)
         True

@@ -18,7 +18,7 @@ __all__ = ["PaddedLayout", "row_with_holes"]
 class PaddedLayout:
     """Where the `N` tokens stand in somebody's `[B, T]`.
 
-    Example:
+    Examples:
         >>> layout, offsets = PaddedLayout.of_mask(np.array([[False, True, True], [True, False, False]]))
         >>> layout.token_index.tolist(), offsets.tolist()
         ([1, 2, 3], [0, 2, 3])

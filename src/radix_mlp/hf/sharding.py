@@ -71,7 +71,7 @@ class GatheredLinear(nn.Linear):
 def why_not_sharded(model: PreTrainedModel, size: int) -> str | None:
     """Why this model cannot be cut over `size` processes, or None if it can.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_model
         >>> why_not_sharded(tiny_model(), 2) is None
         True

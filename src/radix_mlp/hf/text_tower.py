@@ -20,7 +20,7 @@ def is_multimodal(config: PreTrainedConfig) -> bool:
 def tower_of(trunk: PreTrainedModel) -> PreTrainedModel:
     """The module that holds the text layers and has their configuration: `trunk` itself, unless it is multimodal.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_model
         >>> type(tower_of(tiny_model().model)).__name__
         'Qwen3Model'

@@ -16,7 +16,7 @@ __all__ = ["reason_of_tracing"]
 def reason_of_tracing(input_ids: torch.Tensor) -> str | None:
     """Why a plan of these ids must not or cannot be made now, or None.
 
-    Example:
+    Examples:
         >>> reason_of_tracing(torch.tensor([[5, 6]]))
         >>> reason_of_tracing(torch.zeros(1, 2, device="meta"))
         'input_ids hold no numbers (they are fake, distributed or on the meta device)'

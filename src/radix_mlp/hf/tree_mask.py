@@ -47,7 +47,7 @@ class TreeMask(torch.Tensor):
     transformers hands 4-D masks through untouched, every attention module receives it, and as a tensor it survives
     checkpointing, `detach` and compilation. Attention of any other kind that takes it for a mask gets an error.
 
-    Example:
+    Examples:
         >>> from radix_mlp import build_plan
         >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]).to("cpu")
         >>> mask = TreeMask.of(plan.tree, windows=None)

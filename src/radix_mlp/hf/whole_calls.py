@@ -13,7 +13,7 @@ _QUANTIZED = ("torch.ao.nn.quantized.dynamic.", "torch.ao.nn.intrinsic.quantized
 def reason_of_whole_calls(model: torch.nn.Module) -> str | None:
     """What in the model counts rows or measures the whole call, or None.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_model
         >>> model = tiny_model()
         >>> reason_of_whole_calls(model)

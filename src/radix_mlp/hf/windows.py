@@ -39,7 +39,7 @@ def windows_of(trunk: PreTrainedModel) -> Windows:
         UnsupportedModelError: the configuration asks for masks that show nothing or cannot be made, or layers with
             different windows have been moved.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_model
         >>> windows_of(tiny_model().model)
         (None,)

@@ -73,7 +73,7 @@ class RadixLM(HFLM):
         UnsupportedModelError: the model cannot be folded exactly; says why.
         InvalidInputError: options of `HFLM` that have no meaning here.
 
-    Example:
+    Examples:
         >>> from lm_eval.api.instance import Instance
         >>> from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
         >>> model = RadixLM(tiny_model(), tokenizer=tiny_tokenizer())

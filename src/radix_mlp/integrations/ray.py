@@ -98,7 +98,7 @@ class Embed(_OnBatches):
     Raises:
         InvalidInputError: a column that is not there (or, the output, there already), a row that cannot be run.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> batch = {"text": np.array(["a root", "a fruit"]), "id": np.array([7, 8])}
         >>> found = Embed("tiny")(batch)
@@ -226,7 +226,7 @@ class PrefixKey:
         num_tokens: look at this many tokens alone; all unless given.
         output: what the new column is called.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> found = PrefixKey("tiny", ["text"])({"text": np.array(["b", "ab", "a"])})
         >>> sorted(found["prefix_key"].tolist()) == [found["prefix_key"][place] for place in (2, 1, 0)]
@@ -265,9 +265,10 @@ BYTES_A_TOKEN = 4
 def prefix_keys(tokenizer: Any, rows: Sequence[Sequence[str]]) -> list[bytes]:
     """Each row's texts as the ids of their tokens, four bytes each, big end first: bytes sort as token ids do.
 
-    >>> from radix_mlp.models.tiny import tiny_tokenizer
-    >>> prefix_keys(tiny_tokenizer(), [("a", "b")])
-    [b'\\x00\\x00\\x00a\\x00\\x00\\x00b']
+    Examples:
+        >>> from radix_mlp.models.tiny import tiny_tokenizer
+        >>> prefix_keys(tiny_tokenizer(), [("a", "b")])
+        [b'\\x00\\x00\\x00a\\x00\\x00\\x00b']
     """
     # a query or a context stands before many texts: encode each once
     distinct = list(dict.fromkeys(text for row in rows for text in row))

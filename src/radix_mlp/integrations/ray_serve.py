@@ -48,7 +48,7 @@ def app(args: dict[str, Any]) -> Application:
     Raises:
         InvalidInputError: an unknown argument, or a wrong value.
 
-    Example:
+    Examples:
         >>> app({"model_id": "tiny", "num_replicas": "2"}).__class__.__name__
         'Application'
     """
@@ -81,7 +81,7 @@ def build_app(settings: ServeSettings, **options: Any) -> Application:
     Raises:
         InvalidInputError: a wrong option.
 
-    Example:
+    Examples:
         >>> from ray import serve
         >>> application = build_app(ServeSettings(model_id="tiny"), num_replicas=2)
         >>> serve.run(application, name="tiny")  # doctest: +SKIP

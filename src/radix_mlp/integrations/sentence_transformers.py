@@ -66,7 +66,7 @@ def enable(model: AnyModel, **options: Any) -> AnyModel:
     Raises:
         UnsupportedModelError: another kind of model or module, or a transformer that cannot be folded; says why.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
         >>> from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
@@ -302,8 +302,9 @@ def warn_of_nan(inputs: Sequence[Any], dtype: torch.dtype) -> None:
 def text_order(inputs: Sequence[Any]) -> NDArray[np.int64]:
     """Places of the inputs such that texts with a common beginning stand together, where inputs are texts.
 
-    >>> text_order([("b", "x"), ("a", "y"), ("b", "w")]).tolist()
-    [1, 2, 0]
+    Examples:
+        >>> text_order([("b", "x"), ("a", "y"), ("b", "w")]).tolist()
+        [1, 2, 0]
     """
     keys = [(text,) if isinstance(text, str) else text for text in inputs]
     if not all(isinstance(key, tuple | list) and all(isinstance(part, str) for part in key) for key in keys):

@@ -46,7 +46,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
         UnsupportedCallError: an option cannot be folded; says which.
         UnsupportedModelError: the transformer cannot be folded, or a module is not known.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> from datasets import Dataset
         >>> from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer

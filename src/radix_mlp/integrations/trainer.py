@@ -52,7 +52,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
         UnsupportedCallError: an option cannot be folded; says which.
         UnsupportedModelError: its model cannot be folded.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> from transformers import DataCollatorForSeq2Seq, Trainer, TrainingArguments
         >>> from radix_mlp.models.tiny import tiny_model, tiny_tokenizer

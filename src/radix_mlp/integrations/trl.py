@@ -79,7 +79,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
         UnsupportedCallError: an option of the trainer cannot be folded, or this version of TRL was not tested.
         UnsupportedModelError: its model cannot be folded.
 
-    Example:
+    Examples:
         >>> from tempfile import TemporaryDirectory
         >>> from datasets import Dataset
         >>> from trl import SFTConfig

@@ -21,7 +21,7 @@ def shipped_folder(name: str) -> str:
     Raises:
         InvalidInputError: a file of the model is missing or damaged.
 
-    Example:
+    Examples:
         >>> shipped_folder("Qwen/Qwen3-0.6B")
         'Qwen/Qwen3-0.6B'
     """

@@ -102,7 +102,7 @@ def decision_config_of(model: Any, given: Any = None) -> Any:
         InvalidDtypeError: `given` is something else.
         InvalidInputError: the files cannot be read.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_model
         >>> decision_config_of(tiny_model()).noul_options if has_decisions() else ["true", "false"]
         ['true', 'false']

@@ -56,11 +56,12 @@ def language_head(
         UnsupportedModelError: the model has no language-model head, or one that computes something else.
         InvalidDtypeError: `model` is not a transformers model.
 
-    >>> from radix_mlp.models.tiny import tiny_model
-    >>> language_head(tiny_model()).weight.shape
-    torch.Size([259, 64])
-    >>> language_head(tiny_model(), [5, 7])(torch.zeros(1, 64))
-    tensor([[0., 0.]], grad_fn=<MmBackward0>)
+    Examples:
+        >>> from radix_mlp.models.tiny import tiny_model
+        >>> language_head(tiny_model()).weight.shape
+        torch.Size([259, 64])
+        >>> language_head(tiny_model(), [5, 7])(torch.zeros(1, 64))
+        tensor([[0., 0.]], grad_fn=<MmBackward0>)
     """
     inner = pretrained_of(model)
     require_language_head(inner)

@@ -17,7 +17,7 @@ def label_names(model: PreTrainedModel) -> list[str]:
     Raises:
         UnsupportedModelError: id2label of the configuration does not number the scores from 0.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_classifier
         >>> label_names(tiny_classifier())
         ['negative', 'neutral', 'positive']

@@ -66,7 +66,7 @@ def auto_class_of(config: PreTrainedConfig, kind: Kind) -> Any:
 def kind_of(model: PreTrainedModel) -> Kind:
     """What a loaded model is.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_classifier, tiny_model
         >>> kind_of(tiny_model()), kind_of(tiny_classifier()), kind_of(tiny_model().model)
         ('causal', 'classifier', 'trunk')

@@ -68,7 +68,7 @@ def tiny_model(
         hidden_size: width, a multiple of 8.
         num_layers: number of layers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> tiny_model()(torch.tensor([[72, 105]])).logits.shape
         torch.Size([1, 2, 259])
@@ -81,7 +81,7 @@ def tiny_model(
 def tiny_reranker(seed: int = 0, dtype: torch.dtype | None = None) -> Qwen3ForCausalLM:
     """The small model with a vocabulary that has "yes" and "no", as Qwen3-Reranker answers.
 
-    Example:
+    Examples:
         >>> import torch
         >>> tiny_reranker()(torch.tensor([[72, 105]])).logits.shape
         torch.Size([1, 2, 263])
@@ -94,7 +94,7 @@ def tiny_reranker(seed: int = 0, dtype: torch.dtype | None = None) -> Qwen3ForCa
 def tiny_decider(seed: int = 0, dtype: torch.dtype | None = None) -> Qwen3ForCausalLM:
     """The small model with a vocabulary and a chat template by which it can be asked questions.
 
-    Example:
+    Examples:
         >>> import torch
         >>> tiny_decider()(torch.tensor([[72, 105]])).logits.shape
         torch.Size([1, 2, 263])
@@ -119,7 +119,7 @@ def tiny_classifier(
         dtype: of the weights, float32 unless given.
         problem_type: as in transformers' configurations: "multi_label_classification", "regression", …
 
-    Example:
+    Examples:
         >>> import torch
         >>> tiny_classifier()(torch.tensor([[72, 105]])).logits.shape
         torch.Size([1, 3])
@@ -195,7 +195,7 @@ def tiny_tokenizer_by_name(name: str) -> PreTrainedTokenizerFast:
 def tiny_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token a byte of UTF-8: id = byte value; decoding gives every text back.
 
-    Example:
+    Examples:
         >>> tiny_tokenizer()("Hi")["input_ids"]
         [72, 105]
     """
@@ -205,7 +205,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_reranker_tokenizer() -> PreTrainedTokenizerFast:
     """The byte tokenizer with a token each for "yes", "no" and the marks of Qwen's chat format.
 
-    Example:
+    Examples:
         >>> tiny_reranker_tokenizer()("<|im_start|>yes, yesterday")["input_ids"][:3]
         [259, 261, 44]
     """
@@ -215,7 +215,7 @@ def tiny_reranker_tokenizer() -> PreTrainedTokenizerFast:
 def tiny_decider_tokenizer() -> PreTrainedTokenizerFast:
     """The byte tokenizer with a token each for "Yes", "No" and the marks of Qwen's chat format, and its chat template.
 
-    Example:
+    Examples:
         >>> tiny_decider_tokenizer()("<|im_start|>No")["input_ids"]
         [259, 262]
     """

@@ -101,9 +101,10 @@ def to_device(plan: RadixPlan, device: torch.device | str, *, tree: bool = True)
 
     With `tree=False`, the tables of attention are made on first use.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> to_device(build_plan([5, 6, 5, 7], [0, 2, 4]), "cpu").compact_ids
-    tensor([5, 6, 7])
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> to_device(build_plan([5, 6, 5, 7], [0, 2, 4]), "cpu").compact_ids
+        tensor([5, 6, 7])
     """
     device = _device(device)
     kept = _KEPT.setdefault(plan, {}).setdefault(device, _Kept())

@@ -19,11 +19,12 @@ def fold(x: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
     Use it for values that depend only on a token's left context; where copies differ, only the first is kept.
     Padding rows repeat token 0, and their gradients are dropped.
 
-    >>> import torch
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([5, 6, 5, 7], [0, 2, 4])
-    >>> fold(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), plan).flatten()
-    tensor([1., 2., 4.])
+    Examples:
+        >>> import torch
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([5, 6, 5, 7], [0, 2, 4])
+        >>> fold(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), plan).flatten()
+        tensor([1., 2., 4.])
     """
     plan = _on_device(plan, x)
     _check_rows("x", x, plan.unfold_index.shape[0], "tokens")
@@ -33,11 +34,12 @@ def fold(x: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
 def unfold(x: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
     """`[M, ...]` by row -> `[N, ...]` by token: copies. The gradient is summed in a fixed order.
 
-    >>> import torch
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([5, 6, 5, 7], [0, 2, 4])
-    >>> unfold(torch.tensor([[1.0], [2.0], [4.0]]), plan).flatten()
-    tensor([1., 2., 1., 4.])
+    Examples:
+        >>> import torch
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([5, 6, 5, 7], [0, 2, 4])
+        >>> unfold(torch.tensor([[1.0], [2.0], [4.0]]), plan).flatten()
+        tensor([1., 2., 1., 4.])
     """
     plan = _on_device(plan, x)
     _check_rows("x", x, plan.fold_index.shape[0], "rows")

@@ -27,10 +27,11 @@ __all__ = ["POOLINGS", "PoolingName", "cls", "last_token", "mean", "rows_to_clas
 def last_token(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
     """`[M, h] -> [S, h]`: the last token of every sequence. Raises `InvalidInputError` if a sequence is empty.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([5, 6, 5, 7], [0, 2, 4])
-    >>> last_token(torch.tensor([[1.0], [2.0], [4.0]]), plan).flatten()
-    tensor([2., 4.])
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([5, 6, 5, 7], [0, 2, 4])
+        >>> last_token(torch.tensor([[1.0], [2.0], [4.0]]), plan).flatten()
+        tensor([2., 4.])
     """
     plan = _checked(hidden, plan)
     return copy_rows(hidden, plan.last_rows)
@@ -39,9 +40,10 @@ def last_token(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
 def cls(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
     """`[M, h] -> [S, h]`: the first token of every sequence. Raises `InvalidInputError` if a sequence is empty.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> cls(torch.tensor([[1.0], [2.0], [4.0]]), build_plan([5, 6, 5, 7], [0, 2, 4])).flatten()
-    tensor([1., 1.])
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> cls(torch.tensor([[1.0], [2.0], [4.0]]), build_plan([5, 6, 5, 7], [0, 2, 4])).flatten()
+        tensor([1., 1.])
     """
     plan = _checked(hidden, plan)
     return copy_rows(hidden, plan.unfold_index.index_select(0, plan.cu_seq_lengths[:-1]))
@@ -67,9 +69,10 @@ def mean(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
 
     Raises `InvalidInputError` if a sequence is empty.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> mean(torch.tensor([[1.0], [2.0], [4.0]]), build_plan([5, 6, 5, 7], [0, 2, 4])).flatten()
-    tensor([1.5000, 2.5000])
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> mean(torch.tensor([[1.0], [2.0], [4.0]]), build_plan([5, 6, 5, 7], [0, 2, 4])).flatten()
+        tensor([1.5000, 2.5000])
     """
     plan = _checked(hidden, plan)
     lengths = plan.cu_seq_lengths.diff()
@@ -82,9 +85,10 @@ def weighted_mean(hidden: Tensor, plan: RadixPlan | DevicePlan) -> Tensor:
 
     Raises `InvalidInputError` if a sequence is empty.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> weighted_mean(torch.tensor([[1.0], [2.5], [4.0]]), build_plan([5, 6, 5, 7], [0, 2, 4])).flatten()
-    tensor([2., 3.])
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> weighted_mean(torch.tensor([[1.0], [2.5], [4.0]]), build_plan([5, 6, 5, 7], [0, 2, 4])).flatten()
+        tensor([2., 3.])
     """
     plan = _checked(hidden, plan)
     lengths = plan.cu_seq_lengths.diff()

@@ -56,7 +56,7 @@ def build_plan(
         InvalidDtypeError: (a TypeError) an argument does not hold integers.
         InvalidInputError: (a ValueError) a value, shape, length or offset is wrong; the message names it.
 
-    Example:
+    Examples:
         >>> plan = build_plan([1, 2, 3, 1, 2, 4, 1, 5], [0, 3, 6, 8])
         >>> plan.compact_ids.tolist(), plan.end.tolist(), plan.unfold_index.tolist()
         ([1, 2, 3, 4, 5], [5, 4, 3, 4, 5], [0, 1, 2, 0, 1, 3, 0, 4])

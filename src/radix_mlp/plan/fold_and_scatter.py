@@ -49,7 +49,7 @@ def compute_fold_and_scatter(
         InvalidDtypeError: (a TypeError) an argument is not a uint32 array.
         InvalidInputError: (a ValueError) shapes, lengths or offsets do not fit.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> ids = np.array([1, 2, 3, 1, 2, 4], dtype=np.uint32)
         >>> positions = np.array([0, 1, 2, 0, 1, 2], dtype=np.uint32)

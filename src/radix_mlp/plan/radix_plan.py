@@ -113,9 +113,10 @@ class RadixPlan:
         Raises:
             InvalidInputError: rows repeat, descend or are outside of the plan.
 
-        >>> from radix_mlp.plan import build_plan
-        >>> build_plan([1, 2, 1, 3], [0, 2, 4]).with_query_rows([0, 2]).query_rows.tolist()
-        [0, 2]
+        Examples:
+            >>> from radix_mlp.plan import build_plan
+            >>> build_plan([1, 2, 1, 3], [0, 2, 4]).with_query_rows([0, 2]).query_rows.tolist()
+            [0, 2]
         """
         if rows is None:
             return replace(self, query_rows=None)

@@ -32,7 +32,7 @@ def compression_table(
 ) -> list[CompressionRow]:
     """One row per batch size, then one for the token budget, each with the orders in `ORDERS`.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> texts = [np.array(ids, np.int32) for ids in ([1, 2, 3], [9, 9], [1, 2, 4])]
         >>> compression_table(texts, sizes=[2])[0].num_compact

@@ -35,7 +35,7 @@ class ModelShape:
     def flop(self, num_tokens: int, attention_pairs: int) -> float:
         """FLOP of one forward pass over `num_tokens` tokens with `attention_pairs` query-key pairs.
 
-        Example:
+        Examples:
             >>> f"{SHAPES['qwen3-0.6b'].flop(1000, 500_500):.2e}"
             '9.96e+11'
         """

@@ -75,7 +75,7 @@ def text_tree(sequences: Sequence[Ids]) -> TextTree:
 
     Built like the interval tree of a longest-common-prefix array (Abouelhoda, Kurtz and Ohlebusch, 2004).
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> tree = text_tree([np.array(ids, np.int32) for ids in ([1, 2, 3], [1, 2, 4], [1, 5])])
         >>> [(piece.start, piece.end, piece.num_texts, piece.saved) for piece in tree.roots[0].walk()]

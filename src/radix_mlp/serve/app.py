@@ -50,7 +50,7 @@ def create_app(engine: Engine, settings: ServeSettings, *, sha: str | None = Non
     Raises:
         InvalidInputError: the settings do not go with the model.
 
-    Example:
+    Examples:
         >>> from radix_mlp import Engine
         >>> create_app(Engine("tiny"), ServeSettings(model_id="tiny")).title
         'radix-mlp'

@@ -25,7 +25,7 @@ class ServeSettings:
     Raises:
         InvalidInputError: a value out of range, or two options that exclude each other.
 
-    Example:
+    Examples:
         >>> ServeSettings(model_id="tiny").name
         'tiny'
     """

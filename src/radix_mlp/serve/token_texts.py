@@ -55,7 +55,7 @@ def placed(pieces: Sequence[bytes]) -> PlacedTokens:
 class TokenTexts:
     """What the tokens of a tokenizer spell, as bytes where its vocabulary shows them.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_tokenizer
         >>> TokenTexts(tiny_tokenizer()).of_text("é!", None)
         [b'\\xc3', b'\\xa9', b'!']

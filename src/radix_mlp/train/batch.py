@@ -65,9 +65,10 @@ class TreeBatch:
         Raises:
             InvalidInputError: lengths do not fit, or both labels and wanted are given.
 
-        >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]], labels=[[-100, 6, 7], [-100, -100, 8]])
-        >>> batch.num_compact, batch.edges.num_predictions
-        (4, 3)
+        Examples:
+            >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]], labels=[[-100, 6, 7], [-100, -100, 8]])
+            >>> batch.num_compact, batch.edges.num_predictions
+            (4, 3)
         """
         ids = [_ids(sequence) for sequence in items_of(input_ids, "input_ids")]
         lengths = [len(sequence) for sequence in ids]

@@ -23,9 +23,10 @@ class TreeCollator:
     item of the dataset may also be a list of features that belong together: a pair, the answers to one prompt.
     `batch.sequences["group"]` then holds each sequence's item.
 
-    >>> batch = TreeCollator()([[{"input_ids": [5, 6, 7]}, {"input_ids": [5, 6, 8]}], {"input_ids": [9, 9]}])
-    >>> batch.num_compact, batch.sequences["group"].tolist()
-    (6, [0, 0, 1])
+    Examples:
+        >>> batch = TreeCollator()([[{"input_ids": [5, 6, 7]}, {"input_ids": [5, 6, 8]}], {"input_ids": [9, 9]}])
+        >>> batch.num_compact, batch.sequences["group"].tolist()
+        (6, [0, 0, 1])
     """
 
     tokens: tuple[str, ...] = ()

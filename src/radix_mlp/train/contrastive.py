@@ -34,8 +34,9 @@ def info_nce(
     Raises:
         InvalidInputError: shapes do not fit together.
 
-    >>> info_nce(torch.eye(2), torch.eye(2), temperature=1.0)
-    tensor(0.3133)
+    Examples:
+        >>> info_nce(torch.eye(2), torch.eye(2), temperature=1.0)
+        tensor(0.3133)
     """
     check_tensors(queries=queries, documents=documents, positives=positives, same=same)
     if queries.dim() != 2 or documents.dim() != 2 or queries.shape[1] != documents.shape[1]:
@@ -75,8 +76,9 @@ def kl_distillation(
         temperature: both are divided by it, and the loss multiplied by its square, which keeps gradients the size.
         mask: `[Q, K]` bool, candidates that are there; at least one a query.
 
-    >>> kl_distillation(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
-    tensor(0.)
+    Examples:
+        >>> kl_distillation(torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 0.0]]))
+        tensor(0.)
     """
     _check_scores(scores, teacher_scores)
     if scores.dim() != 2:
@@ -106,8 +108,9 @@ def margin_mse(
         teacher_positive: as `positive_scores`.
         teacher_negative: as `negative_scores`.
 
-    >>> margin_mse(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([1.0]))
-    tensor(1.)
+    Examples:
+        >>> margin_mse(torch.tensor([2.0]), torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([1.0]))
+        tensor(1.)
     """
     _check_scores(positive_scores, teacher_positive)
     _check_scores(negative_scores, teacher_negative)

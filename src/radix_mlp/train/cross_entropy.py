@@ -36,9 +36,10 @@ def cross_entropy(
     Raises:
         InvalidInputError: a shape does not fit.
 
-    >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]])
-    >>> cross_entropy(torch.tensor([-1.0, -2.0, -3.0]), batch)
-    tensor(1.7500)
+    Examples:
+        >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]])
+        >>> cross_entropy(torch.tensor([-1.0, -2.0, -3.0]), batch)
+        tensor(1.7500)
     """
     check_tensors(logprob=logprob, weights=weights)
     if logprob.shape != (batch.edges.num_edges,):

@@ -68,8 +68,9 @@ def dpo_loss(
     Raises:
         InvalidInputError: shapes do not agree, or a variant is unknown or lacks what it needs.
 
-    >>> dpo_loss(torch.tensor([-1.0]), torch.tensor([-2.0]), torch.tensor([-1.5]), torch.tensor([-1.5])).loss
-    tensor(0.6444)
+    Examples:
+        >>> dpo_loss(torch.tensor([-1.0]), torch.tensor([-2.0]), torch.tensor([-1.5]), torch.tensor([-1.5])).loss
+        tensor(0.6444)
     """
     check_tensors(chosen=chosen, rejected=rejected, ref_chosen=ref_chosen, ref_rejected=ref_rejected)
     check_tensors(chosen_length=chosen_length, rejected_length=rejected_length)

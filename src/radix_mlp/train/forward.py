@@ -60,12 +60,13 @@ def tree_logprobs(
         UnsupportedModelError: the model's own head is not known.
         UnsupportedCallError: dropout or something else would make folded and unfolded training differ.
 
-    >>> import radix_mlp
-    >>> from radix_mlp.models.tiny import tiny_model
-    >>> model = radix_mlp.enable(tiny_model())
-    >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]])
-    >>> tree_logprobs(model, batch).logprob.shape
-    torch.Size([3])
+    Examples:
+        >>> import radix_mlp
+        >>> from radix_mlp.models.tiny import tiny_model
+        >>> model = radix_mlp.enable(tiny_model())
+        >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]])
+        >>> tree_logprobs(model, batch).logprob.shape
+        torch.Size([3])
     """
     check_not_wrapped(model)
     hidden = tree_hidden(model, batch.plan)

@@ -71,10 +71,11 @@ def grpo_loss(
     Raises:
         InvalidInputError: a shape does not fit, or a loss type is unknown or lacks what it needs.
 
-    >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]])
-    >>> logprobs = torch.tensor([0.0, -1.0, -2.0, 0.0, -1.0, -3.0])
-    >>> grpo_loss(logprobs, torch.tensor([1.0, -0.5]), batch).loss
-    tensor(-0.2500)
+    Examples:
+        >>> batch = TreeBatch.from_sequences([[5, 6, 7], [5, 6, 8]])
+        >>> logprobs = torch.tensor([0.0, -1.0, -2.0, 0.0, -1.0, -3.0])
+        >>> grpo_loss(logprobs, torch.tensor([1.0, -0.5]), batch).loss
+        tensor(-0.2500)
     """
     check_tensors(logprobs=logprobs, advantages=advantages, old_logprobs=old_logprobs, ref_logprobs=ref_logprobs)
     edges = batch.device_edges(logprobs.device)

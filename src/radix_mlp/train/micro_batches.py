@@ -21,8 +21,9 @@ __all__ = ["GroupBatchSampler", "compact_size", "split_batch"]
 def compact_size(sequences: Sequence[ArrayLike]) -> int:
     """Compact tokens of some sequences together.
 
-    >>> compact_size([[5, 6, 7], [5, 6, 8]])
-    4
+    Examples:
+        >>> compact_size([[5, 6, 7], [5, 6, 8]])
+        4
     """
     arrays = [np.asarray(sequence, np.int64) for sequence in items_of(sequences, "sequences")]
     ids = np.concatenate([*arrays, np.zeros(0, np.int64)])
@@ -44,8 +45,9 @@ class GroupBatchSampler(Sampler[list[int]]):
         shuffle: new order of groups every epoch.
         seed: of the order.
 
-    >>> list(GroupBatchSampler([4, 3, 5, 2], 8, shuffle=False))
-    [[0, 1], [2, 3]]
+    Examples:
+        >>> list(GroupBatchSampler([4, 3, 5, 2], 8, shuffle=False))
+        [[0, 1], [2, 3]]
     """
 
     def __init__(
@@ -110,9 +112,10 @@ def split_batch(batch: TreeBatch, max_batch_tokens: int, *, groups: ArrayLike | 
     Returns:
         Micro-batches. Sequences of a group keep their order; groups come in order of the tree.
 
-    >>> batch = TreeBatch.from_sequences([[5, 6, 7], [9, 9], [5, 6, 8]])
-    >>> [part.num_sequences for part in split_batch(batch, 4)]
-    [2, 1]
+    Examples:
+        >>> batch = TreeBatch.from_sequences([[5, 6, 7], [9, 9], [5, 6, 8]])
+        >>> [part.num_sequences for part in split_batch(batch, 4)]
+        [2, 1]
     """
     if max_batch_tokens < 1:
         raise InvalidInputError(f"max_batch_tokens={max_batch_tokens}: at least 1")

@@ -40,7 +40,7 @@ def cut_windows(
     Args:
         with_files: whether the names of the files are part of the digest, as they are of the answers.
 
-    Example:
+    Examples:
         >>> records = [Record(line, (text,), group=text) for line, text in enumerate("aabbbc", 1)]
         >>> [[record.line for record in window.records] for window in cut_windows(records, 3)]
         [[1, 2, 3, 4, 5], [6]]

@@ -32,7 +32,7 @@ def run_stages(
     If a stage raises, earlier windows are still run and written, later ones are not, and the error is raised here.
     KeyboardInterrupt is raised once everything that was run is written.
 
-    Example:
+    Examples:
         >>> answers = []
         >>> run_stages(["a", "b"], str.upper, lambda text: text * 2, answers.append)
         >>> answers

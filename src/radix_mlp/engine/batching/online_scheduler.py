@@ -57,7 +57,7 @@ class OnlineScheduler:
         padded: batches will be padded instead of folded, so that is what the budget counts.
         group_of: length of a sequence -> its group; a batch has sequences of one group. All have one unless given.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> scheduler = OnlineScheduler(5)
         >>> rows = [1, 2, 3], [9, 9], [1, 2, 4]

@@ -38,7 +38,7 @@ class RadixNode(Generic[Entry]):
 class RadixTree(Generic[Entry]):
     """Sequences by their prefixes, with an entry of the caller's for each.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> tree = RadixTree()
         >>> for name, ids in [("a", [1, 2, 3]), ("b", [1, 2, 4]), ("c", [9])]:

@@ -83,7 +83,7 @@ def schedule(sequences: Sequence[Ids], max_batch_tokens: int, group_of: GroupOf 
     A request longer than the budget gets a batch of its own. A batch has requests of one group, which `group_of` gives
     by their lengths.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> texts = [np.array(ids, np.int32) for ids in ([1, 2, 3], [9, 9], [1, 2, 4])]
         >>> [(batch.indices, batch.num_tokens, batch.num_compact) for batch in schedule(texts, 5)]

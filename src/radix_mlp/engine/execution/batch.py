@@ -116,7 +116,7 @@ class LaunchedBatch:
 def run_batch(loaded: LoadedModel, batch: ItemBatch) -> list[Any]:
     """One answer, or the exception in its place, for every item.
 
-    Example:
+    Examples:
         >>> from radix_mlp import Engine
         >>> from radix_mlp.engine.tasks.embed import TokenEmbedding
         >>> engine = Engine("tiny")

@@ -22,7 +22,7 @@ class DevicePriority:
     All share Python's lock. A launch lets go of it some hundred times, and a thread that tokenizes meanwhile takes it
     for 5 ms each time: the device would get one kernel in that. What one of the first hands to another they `take`.
 
-    Example:
+    Examples:
         >>> feeding = DevicePriority()
         >>> with feeding:
         ...     feeding.wait(timeout=0.01)

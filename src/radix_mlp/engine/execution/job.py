@@ -67,7 +67,7 @@ class Job:
         stats: updated batch by batch.
         progress: called as items are answered.
 
-    Example:
+    Examples:
         >>> from radix_mlp import Engine
         >>> from radix_mlp.engine.tasks.embed import TokenEmbedding
         >>> engine = Engine("tiny", threshold=1.0)

@@ -69,7 +69,7 @@ class JobEngine:
     def with_folding(self, *, threshold: float | Literal["auto"] = "auto", share: bool = True) -> Self:
         """Another engine on the same loaded model, which folds otherwise. Their jobs take turns with the model.
 
-        Example:
+        Examples:
             >>> from radix_mlp import Engine
             >>> engine = Engine("tiny")
             >>> unfolded = engine.with_folding(threshold=0)
@@ -120,7 +120,7 @@ class JobEngine:
         From any thread, after the batch that runs. With such processes, later jobs end with `EngineClosedError`;
         otherwise a later job enables the model again.
 
-        Example:
+        Examples:
             >>> from radix_mlp import Engine
             >>> from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
             >>> model = tiny_model().train()

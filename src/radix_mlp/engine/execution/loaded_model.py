@@ -43,7 +43,7 @@ __all__ = ["LoadedModel"]
 class LoadedModel:
     """What engines on one model share; arguments are those of `Engine`.
 
-    Example:
+    Examples:
         >>> loaded = LoadedModel("tiny")
         >>> loaded.vocabulary, loaded.max_length, loaded.forward.describe()
         (259, 8192, "the model's own modules: the model is on cpu")

@@ -41,7 +41,7 @@ class TokenizedAhead(Generic[Value]):
         chunks: their places, as `cut_by_text` cuts them.
         priority: tokenization waits for it.
 
-    Example:
+    Examples:
         >>> from radix_mlp.engine.task import Item, Task
         >>> texts = [f"text {number}" for number in range(300)]
         >>> def encode(some: list[str]) -> Request[list[int]]:

@@ -24,7 +24,7 @@ def encode_once(tokenizer: PreTrainedTokenizerBase, texts: list[str], **options:
 
     A text that starts with the begin token gets none, as in lm-evaluation-harness.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_tokenizer
         >>> [ids.tolist() for ids in encode_once(tiny_tokenizer(), ["Hi", "<|bos|>Hi"])]
         [[72, 105], [257, 72, 105]]
@@ -75,7 +75,7 @@ def tokens_before(tokenizer: PreTrainedTokenizerBase, add_bos: bool | None) -> I
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[Ids, Ids]:
     """The tokens that the tokenizer adds before and after every text, `[b]` and `[e]` int32.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_tokenizer
         >>> [len(ids) for ids in added_tokens(tiny_tokenizer())]
         [0, 0]

@@ -93,7 +93,7 @@ def keep_as_text(tokenizer: PreTrainedTokenizerBase) -> None:
     Raises:
         UnsupportedModelError: a tokenizer that is not of the Rust library.
 
-    Example:
+    Examples:
         >>> from radix_mlp.engine.tokenization.tokenize import encode
         >>> from radix_mlp.models.tiny import tiny_reranker_tokenizer
         >>> tokenizer = tiny_reranker_tokenizer()

@@ -182,7 +182,7 @@ def rust_ids(
     transformers' own way there takes as long again, in Python. None: a tokenizer that is not Rust's or has calls of its
     own, one that pads, cuts or splits special tokens since its last call, and options besides `add_special_tokens`.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_tokenizer
         >>> [ids.tolist() for ids in rust_ids(tiny_tokenizer(), ["Hi"], None, {})]
         [[72, 105]]

@@ -40,7 +40,7 @@ def tokenize_chats(
         InvalidDtypeError: something other than pairs of texts and lists of messages.
         InvalidInputError: the tokenizer has no chat template.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_tokenizer
         >>> tokenizer = tiny_tokenizer()
         >>> tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }} {% endfor %}"

@@ -46,7 +46,7 @@ def tokenize_pairs(
             is not in the vocabulary.
         InvalidInputError: an empty context, and a tokenizer without a begin or end token.
 
-    Example:
+    Examples:
         >>> from radix_mlp.models.tiny import tiny_tokenizer
         >>> ids, starts = tokenize_pairs(tiny_tokenizer(), [("Hi ", "you")])
         >>> bytes(ids[0].tolist()), starts

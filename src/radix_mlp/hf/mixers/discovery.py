@@ -48,7 +48,7 @@ def kernels_of(kind: type[torch.nn.Module]) -> frozenset[str]:
 
     None if one of these takes a parameter which that version does not know: it may be another recurrence.
 
-    Example:
+    Examples:
         >>> from transformers.models.lfm2.modeling_lfm2 import Lfm2MLP, Lfm2ShortConv
         >>> sorted(kernels_of(Lfm2ShortConv)), sorted(kernels_of(Lfm2MLP))
         (['causal_conv1d_fn'], [])

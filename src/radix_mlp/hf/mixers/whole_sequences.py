@@ -43,7 +43,7 @@ class WholeSequences(NamedTuple):
 def whole_sequences(plan: RadixPlan, device: torch.device) -> WholeSequences:
     """The sequences of a plan without duplicates and prefixes of others, kept with the plan.
 
-    Example:
+    Examples:
         >>> from radix_mlp import build_plan
         >>> plan = build_plan([5, 6, 7, 5, 6, 5, 8], [0, 3, 5, 7])
         >>> whole_sequences(plan, torch.device("cpu")).rows.tolist()

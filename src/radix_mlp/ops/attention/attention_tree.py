@@ -48,8 +48,9 @@ class AttentionTree(NamedTuple):
     def from_end(cls, end: Tensor, depth: Tensor) -> AttentionTree:
         """A tree from `end` and `depth` alone (`[M]` integers each); implementations make their tables at run time.
 
-        >>> AttentionTree.from_end(torch.tensor([3, 2, 3]), torch.tensor([0, 1, 1])).end
-        tensor([3, 2, 3], dtype=torch.int32)
+        Examples:
+            >>> AttentionTree.from_end(torch.tensor([3, 2, 3]), torch.tensor([0, 1, 1])).end
+            tensor([3, 2, 3], dtype=torch.int32)
         """
         return cls(end.to(torch.int32), depth.to(torch.int32), {})
 

@@ -41,7 +41,7 @@ def chunks_of(tree: HostTree, size: int, impl: str) -> Chunks | None:
         size: tokens of a chunk.
         impl: the way to run attention.
 
-    Example:
+    Examples:
         >>> end, depth = np.array([4, 3, 3, 4], np.int32), np.array([0, 1, 2, 1], np.int32)
         >>> chunks = chunks_of(HostTree(end, depth, torch.device("cpu")), 2, "dense")
         >>> chunks.order.tolist(), chunks.tree.end.tolist()

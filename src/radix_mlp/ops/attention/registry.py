@@ -34,8 +34,9 @@ def available_impls(device_type: str) -> tuple[str, ...]:
 
     With `TRITON_INTERPRET=1` in the environment, `triton` runs on the CPU, in Triton's interpreter.
 
-    >>> "dense" in available_impls("cpu"), "varlen" in available_impls("cpu")
-    (True, False)
+    Examples:
+        >>> "dense" in available_impls("cpu"), "varlen" in available_impls("cpu")
+        (True, False)
     """
     kind = CallKind(device_type)
     return tuple(name for name in (*IMPLS, *COMPOSITES) if name != "auto" and why_not(name, kind) is None)

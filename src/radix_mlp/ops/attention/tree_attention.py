@@ -60,12 +60,13 @@ def tree_attention(
         InvalidInputError: shapes, devices or options do not fit together; InvalidDtypeError for dtypes.
         UnsupportedImplError: `impl` is unknown here or does not support the call.
 
-    >>> import torch
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
-    >>> q, kv = torch.ones(4, 2, 8), torch.ones(4, 1, 8)
-    >>> tree_attention(q, kv, kv, plan).shape
-    torch.Size([4, 2, 8])
+    Examples:
+        >>> import torch
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+        >>> q, kv = torch.ones(4, 2, 8), torch.ones(4, 1, 8)
+        >>> tree_attention(q, kv, kv, plan).shape
+        torch.Size([4, 2, 8])
     """
     check_tensors(q=q, k=k, v=v, sinks=sinks, query_rows=query_rows)
     tree = _tree(plan, q, impl)

@@ -78,12 +78,13 @@ def edge_logprobs(
         InvalidInputError: shapes do not fit, a target is outside the vocabulary, or an option is out of range.
         InvalidDtypeError: `head` is not a `Head`.
 
-    >>> from radix_mlp.ops.head.edges import tree_edges
-    >>> from radix_mlp.plan import build_plan
-    >>> edges = tree_edges(build_plan([0, 1, 0, 2], [0, 2, 4]))
-    >>> hidden = torch.eye(3, requires_grad=True)
-    >>> edge_logprobs(hidden, torch.eye(3), edges).logprob.detach()
-    tensor([-1.5514, -1.5514])
+    Examples:
+        >>> from radix_mlp.ops.head.edges import tree_edges
+        >>> from radix_mlp.plan import build_plan
+        >>> edges = tree_edges(build_plan([0, 1, 0, 2], [0, 2, 4]))
+        >>> hidden = torch.eye(3, requires_grad=True)
+        >>> edge_logprobs(hidden, torch.eye(3), edges).logprob.detach()
+        tensor([-1.5514, -1.5514])
     """
     device_edges = edges.to(hidden.device) if isinstance(edges, Edges) else edges
     host = device_edges.edges

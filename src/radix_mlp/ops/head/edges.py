@@ -112,11 +112,12 @@ def tree_edges(plan: RadixPlan, wanted: ArrayLike | None = None) -> Edges:
     Raises:
         InvalidInputError: `wanted` has another length; InvalidDtypeError: it is not bool.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
-    >>> edges = tree_edges(plan)
-    >>> edges.parents[edges.parent_at].tolist(), edges.targets.tolist(), edges.token_edge.tolist()
-    ([0, 1, 1], [6, 7, 8], [-1, 0, 1, -1, 0, 2])
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+        >>> edges = tree_edges(plan)
+        >>> edges.parents[edges.parent_at].tolist(), edges.targets.tolist(), edges.token_edge.tolist()
+        ([0, 1, 1], [6, 7, 8], [-1, 0, 1, -1, 0, 2])
     """
     counts = _not_first(plan)
     if wanted is not None:
@@ -147,11 +148,12 @@ def label_edges(plan: RadixPlan, labels: ArrayLike, *, ignore_index: int = -100)
             `ignore_index`.
         InvalidDtypeError: they are not integers.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
-    >>> edges = label_edges(plan, [-100, -100, 7, -100, 9, 8])
-    >>> edges.parents[edges.parent_at].tolist(), edges.targets.tolist(), edges.token_edge.tolist()
-    ([0, 1, 1], [9, 7, 8], [-1, -1, 1, -1, 0, 2])
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+        >>> edges = label_edges(plan, [-100, -100, 7, -100, 9, 8])
+        >>> edges.parents[edges.parent_at].tolist(), edges.targets.tolist(), edges.token_edge.tolist()
+        ([0, 1, 1], [9, 7, 8], [-1, -1, 1, -1, 0, 2])
     """
     values = _of_tokens("labels", labels, plan, np.integer).astype(np.int64)
     counts = _not_first(plan) & (values != ignore_index)
@@ -173,10 +175,11 @@ def tokens_to_edges(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
     Turns the weights of a loss over tokens into weights of the same loss over edges.  Integers and bools are summed as
     float32.  Differentiable; the order of summation is fixed.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
-    >>> tokens_to_edges(torch.tensor([9.0, 1.0, 2.0, 9.0, 3.0, 4.0]), edges)
-    tensor([4., 2., 4.])
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
+        >>> tokens_to_edges(torch.tensor([9.0, 1.0, 2.0, 9.0, 3.0, 4.0]), edges)
+        tensor([4., 2., 4.])
     """
     device_edges = _on_device("values", values, edges, "tokens")
     count = device_edges.edges.num_edges
@@ -191,10 +194,11 @@ def edges_to_tokens(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
 
     Differentiable; the order in which the gradient is summed is fixed.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
-    >>> edges_to_tokens(torch.tensor([-1.0, -2.0, -3.0]), edges)
-    tensor([ 0., -1., -2.,  0., -1., -3.])
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
+        >>> edges_to_tokens(torch.tensor([-1.0, -2.0, -3.0]), edges)
+        tensor([ 0., -1., -2.,  0., -1., -3.])
     """
     device_edges = _on_device("values", values, edges, "edges")
     index = device_edges.token_edge
@@ -210,10 +214,11 @@ def sequence_sums(values: Tensor, edges: Edges | DeviceEdges) -> Tensor:
 
     The log-probability of every sequence is `sequence_sums(edges_to_tokens(logprob, edges), edges)`.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
-    >>> sequence_sums(torch.tensor([0.0, -1.0, -2.0, 0.0, -1.0, -3.0]), edges)
-    tensor([-3., -4.])
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> edges = tree_edges(build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6]))
+        >>> sequence_sums(torch.tensor([0.0, -1.0, -2.0, 0.0, -1.0, -3.0]), edges)
+        tensor([-3., -4.])
     """
     device_edges = _on_device("values", values, edges, "tokens")
     values = values if values.is_floating_point() else values.float()

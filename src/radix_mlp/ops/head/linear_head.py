@@ -27,8 +27,9 @@ class LinearHead:
     Raises:
         InvalidInputError: shapes or numbers are wrong; InvalidDtypeError: the weight is sharded over processes.
 
-    >>> LinearHead(torch.eye(2), scale=3.0)(torch.ones(1, 2))
-    tensor([[3., 3.]])
+    Examples:
+        >>> LinearHead(torch.eye(2), scale=3.0)(torch.ones(1, 2))
+        tensor([[3., 3.]])
     """
 
     weight: Tensor

@@ -43,11 +43,12 @@ def tree_conv(
         InvalidInputError: shapes, devices or the activation do not fit; InvalidDtypeError for dtypes.
         UnsupportedImplError: `impl` is unknown or does not support the call.
 
-    >>> import torch
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
-    >>> tree_conv(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.ones(1, 2), None, plan).flatten()
-    tensor([1., 3., 5., 6.])
+    Examples:
+        >>> import torch
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+        >>> tree_conv(torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.ones(1, 2), None, plan).flatten()
+        tensor([1., 3., 5., 6.])
     """
     tree = tree_of(tree, x=x)
     check_rows(tree, x=(x, 2))

@@ -48,12 +48,13 @@ def tree_kimi_delta(
         InvalidInputError: shapes or devices do not fit; InvalidDtypeError for dtypes.
         UnsupportedImplError: `impl` is unknown or does not support the call.
 
-    >>> import torch
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
-    >>> one, gate = torch.ones(4, 1, 1), torch.zeros(4, 1)
-    >>> tree_kimi_delta(one, one, one, gate[..., None], gate + 0.5, plan).flatten()
-    tensor([0.5000, 0.7500, 0.8750, 0.8750])
+    Examples:
+        >>> import torch
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+        >>> one, gate = torch.ones(4, 1, 1), torch.zeros(4, 1)
+        >>> tree_kimi_delta(one, one, one, gate[..., None], gate + 0.5, plan).flatten()
+        tensor([0.5000, 0.7500, 0.8750, 0.8750])
     """
     tree = tree_of(tree, q=q)
     check_rows(tree, q=(q, 3), v=(v, 3))

@@ -34,12 +34,13 @@ def tree_lightning(q: Tensor, k: Tensor, v: Tensor, slope: Tensor, tree: Tree, *
         InvalidInputError: shapes or devices do not fit; InvalidDtypeError for dtypes.
         UnsupportedImplError: `impl` is unknown or does not support the call.
 
-    >>> import torch
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
-    >>> one = torch.ones(4, 1, 1)
-    >>> tree_lightning(one, one, one, torch.zeros(1), plan).flatten()
-    tensor([1., 2., 3., 3.])
+    Examples:
+        >>> import torch
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+        >>> one = torch.ones(4, 1, 1)
+        >>> tree_lightning(one, one, one, torch.zeros(1), plan).flatten()
+        tensor([1., 2., 3., 3.])
     """
     tree = tree_of(tree, q=q)
     check_rows(tree, q=(q, 3), v=(v, 3))

@@ -54,12 +54,13 @@ def tree_mamba1(
         InvalidInputError: shapes or devices do not fit; InvalidDtypeError for dtypes.
         UnsupportedImplError: `impl` is unknown or does not support the call.
 
-    >>> import torch
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
-    >>> one = torch.ones(4, 1)
-    >>> tree_mamba1(one, one, torch.zeros(1, 1), one, one, plan).flatten()
-    tensor([1., 2., 3., 3.])
+    Examples:
+        >>> import torch
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([5, 6, 7, 5, 6, 8], [0, 3, 6])
+        >>> one = torch.ones(4, 1)
+        >>> tree_mamba1(one, one, torch.zeros(1, 1), one, one, plan).flatten()
+        tensor([1., 2., 3., 3.])
     """
     tree = tree_of(tree, x=x)
     check_rows(tree, x=(x, 2), B=(B, 2))

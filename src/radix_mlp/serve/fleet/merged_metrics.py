@@ -15,7 +15,7 @@ def merged(pages: Mapping[str, str], own: str = "") -> bytes:
 
     Each family of metrics is in one place, as the format requires.
 
-    Example:
+    Examples:
         >>> page = "# HELP a Text.\\n# TYPE a gauge\\na{b=\\"1\\"} 2.0\\n"
         >>> print(merged({"0": page, "1": page}).decode().strip())
         # HELP a Text.

@@ -59,7 +59,7 @@ class PrefixRouter(Generic[Id]):
     Raises:
         InvalidInputError: a number below its least.
 
-    Example:
+    Examples:
         >>> router = PrefixRouter()
         >>> prompt = b"Answer with yes or no. Is this true: "
         >>> first = router.choose(prompt + b"the sky is blue", {"a": 0, "b": 0})
@@ -179,7 +179,7 @@ def routing_key(path: str, body: bytes) -> bytes | None:
     Returns:
         At most `MAX_KEY_BYTES` bytes.
 
-    Example:
+    Examples:
         >>> routing_key("/rerank", b'{"query": "roots", "texts": ["a", "b"], "instruction": "Find."}')
         b'Find.\\x00roots'
         >>> routing_key("/embed", b'{"inputs": ["a text", "a text more"]}')

@@ -35,7 +35,7 @@ def style_of(path: str, body: Any = None) -> Style:
 def json_answer(value: Any, headers: Mapping[str, str] | None = None, status: int = 200) -> Response:
     """A response whose body is `value`; float32 arrays get the fewest digits that read back as the same values.
 
-    Example:
+    Examples:
         >>> json_answer([np.float32([0.1, 1.0])]).body
         b'[[0.1,1.0]]'
     """
@@ -46,7 +46,7 @@ def json_answer(value: Any, headers: Mapping[str, str] | None = None, status: in
 def base64_rows(vectors: NDArray[np.float32]) -> list[str]:
     """Every row as the base64 of its little-endian float32.
 
-    Example:
+    Examples:
         >>> base64_rows(np.float32([[1.0]]))
         ['AACAPw==']
     """

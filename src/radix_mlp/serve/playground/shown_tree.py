@@ -32,7 +32,7 @@ def shown_tree(sequences: Sequence[Ids], decode: Decode) -> dict[str, Any]:
         `parent` (a place in `nodes`, -1 for none), the rows `[first, last)` whose texts have it, `tokens` and `text`;
         and the planner's numbers.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> tree = shown_tree([np.array(ids, np.int32) for ids in ([1, 5], [1, 2, 3], [1, 2, 4])], str)
         >>> tree["rows"], [(node["parent"], node["first"], node["last"], node["tokens"]) for node in tree["nodes"]]

@@ -58,7 +58,7 @@ def text_of(stream: Any, shown: str, on_read: Callable[[int], None], *, may_hold
     Raises:
         InvalidInputError: a format of other first bytes than text.
 
-    Example:
+    Examples:
         >>> text_of(io.BytesIO("naïve".encode("utf-16")), "a.txt", lambda count: None, may_hold_nul=True).read()
         'naïve'
     """

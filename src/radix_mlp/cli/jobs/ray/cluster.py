@@ -70,7 +70,7 @@ def divide(num_cpus: int, num_gpus: int, *, count: int | None = None, device: st
         count: the number of workers, instead.
         device: `"cpu"` or `"cuda"`, whatever the cluster has now (it may grow).
 
-    Example:
+    Examples:
         >>> divide(64, 8).count, divide(64, 0).count, divide(64, 0).num_cpus, divide(2, 0, count=2).num_cpus
         (8, 16, 3, 0.5)
     """

@@ -150,10 +150,11 @@ def report(
         chip: name of the GPU as CUDA gives it; that of the current device if None.
         with_fa4: whether FlashAttention-4 may be chosen; None asks whether it is installed and the GPU runs it.
 
-    >>> from radix_mlp.plan import build_plan
-    >>> plan = build_plan([1, 2, 3, 1, 2, 4], [0, 3, 6])
-    >>> print(report(plan, heads=8, kv_heads=2, width=64, chip="NVIDIA H200").splitlines()[0])
-    6 tokens in 2 sequences -> 4 rows, compression 0.667
+    Examples:
+        >>> from radix_mlp.plan import build_plan
+        >>> plan = build_plan([1, 2, 3, 1, 2, 4], [0, 3, 6])
+        >>> print(report(plan, heads=8, kv_heads=2, width=64, chip="NVIDIA H200").splitlines()[0])
+        6 tokens in 2 sequences -> 4 rows, compression 0.667
     """
     capability = None
     if chip is None:

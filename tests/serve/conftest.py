@@ -23,7 +23,7 @@ from radix_mlp import Engine
 from radix_mlp.serve.app import create_app
 from radix_mlp.serve.settings import ServeSettings
 
-MODELS = ("tiny", "tiny-reranker", "tiny-classifier")
+MODELS = ("tiny", "tiny-reranker", "tiny-classifier", "tiny-decider")
 MAX_LENGTH = 512
 """Of the servers in another process."""
 ADDRESS = re.compile(r"serving (\S+) \(.*? at (http://[\d.]+:\d+)")
@@ -93,6 +93,12 @@ def reranker(addresses: dict[str, str]) -> Iterator[httpx.Client]:
 @pytest.fixture(scope="session")
 def classifier(addresses: dict[str, str]) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=addresses["tiny-classifier"], timeout=60) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def decider(addresses: dict[str, str]) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=addresses["tiny-decider"], timeout=60) as client:
         yield client
 
 

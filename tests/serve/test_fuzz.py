@@ -33,6 +33,26 @@ near_bodies = st.fixed_dictionaries(
         "input": texts | some_texts | st.lists(st.integers(0, 260)),
         "prompt": texts | some_texts | st.lists(st.integers(0, 260)),
         "query": texts,
+        "state": values,
+        "questions": st.lists(
+            st.fixed_dictionaries(
+                {"type": st.sampled_from(["predicate", "choice", "score"]), "instructions": texts},
+                optional={
+                    "name": texts,
+                    "choices": st.lists(st.fixed_dictionaries({"value": texts | st.booleans()}), max_size=4),
+                    "levels": st.lists(st.fixed_dictionaries({"label": texts}), max_size=4),
+                },
+            ),
+            max_size=3,
+        )
+        | st.dictionaries(
+            texts,
+            st.fixed_dictionaries(
+                {"type": st.sampled_from(["noul", "choice", "score"])},
+                optional={"criteria": st.lists(texts, max_size=3) | st.dictionaries(texts, texts, max_size=3)},
+            ),
+            max_size=3,
+        ),
         "texts": some_texts,
         "documents": some_texts,
         "items": some_texts,
@@ -64,7 +84,7 @@ def wanted(path: str, body: Any) -> Any:
     return body if known is None else {field: value for field, value in body.items() if field in known}
 
 
-@pytest.mark.parametrize("model", ["client", "reranker", "classifier"])
+@pytest.mark.parametrize("model", ["client", "reranker", "classifier", "decider"])
 @settings(max_examples=60)
 @given(path=st.sampled_from(ROUTES), body=st.one_of(odd_bodies, near_bodies), cleaned=st.booleans())
 def test_every_body_is_answered(

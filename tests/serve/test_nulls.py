@@ -14,6 +14,8 @@ DOCUMENT = bare_app().openapi()
 SCHEMAS = DOCUMENT["components"]["schemas"]
 # the least that a body needs, and what it needs to be answered
 BODIES: dict[str, dict[str, Any]] = {
+    "SystemOneRequest": {"state": "a", "questions": {"b": {"type": "noul"}}},
+    "DecisionsRequest": {"input": "a", "questions": [{"type": "predicate", "instructions": "b"}]},
     "EmbedRequest": {"inputs": ["ab", "abc"]},
     "EmbedAllRequest": {"inputs": "ab"},
     "EmbedSparseRequest": {"inputs": "ab"},

@@ -14,7 +14,7 @@ from starlette.responses import Response
 import radix_mlp
 from radix_mlp.engine.engine import Engine
 from radix_mlp.errors import RadixError
-from radix_mlp.serve.api import cohere, openai, rerank, server, tei, vllm
+from radix_mlp.serve.api import cohere, decisions, openai, rerank, server, tei, vllm
 from radix_mlp.serve.api.server import OPENAPI_PATH
 from radix_mlp.serve.api.tei_bodies import RERANK_TAGS
 from radix_mlp.serve.http.errors import (
@@ -35,7 +35,7 @@ __all__ = ["bare_app", "create_app"]
 
 DESCRIPTION = """Embeddings, reranking, classification and scoring; every shared token is computed once.
 
-The routes are those of text-embeddings-inference, OpenAI, Jina, Cohere and vLLM, for clients as they are."""
+The routes are those of text-embeddings-inference, OpenAI, Jina, Cohere, vLLM and TypeSafe, for clients as they are."""
 SHOWN_ERRORS = 4
 
 
@@ -88,7 +88,7 @@ def bare_app(lifespan: Callable[[FastAPI], Any] | None = None) -> FastAPI:
         lifespan=lifespan,
         license_info={"name": "MIT"},
     )
-    for module in (server, tei, openai, rerank, cohere, vllm):
+    for module in (server, tei, openai, rerank, cohere, vllm, decisions):
         app.include_router(module.router)
     app.include_router(playground)
     for kind, handler in ((RadixError, on_error), (RequestValidationError, on_wrong_body), (HTTPException, on_http)):

@@ -16,9 +16,11 @@ from radix_mlp.engine.async_engine import Answer, AsyncEngine, TokenScores
 from radix_mlp.engine.engine import Engine
 from radix_mlp.engine.task import Request
 from radix_mlp.engine.tasks.classify import ClassifyOptions, Labels, classify_request
+from radix_mlp.engine.tasks.decide import Decided, DecideOptions, decide_request
 from radix_mlp.engine.tasks.embed import EmbedOptions, EmbedTokensOptions, embed_request, embed_tokens_request
 from radix_mlp.engine.tasks.rerank import RerankOptions, rerank_request
 from radix_mlp.engine.tasks.score import Score, ScoreOptions, TokenScoresOptions, score_request, token_scores_request
+from radix_mlp.engine.tokenization.decision_prompts import Questions, State
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.serve.checked_inputs import Inputs
 from radix_mlp.serve.http.errors import EmptyInputError
@@ -165,6 +167,11 @@ class Service:
         items, cut = await self.inputs.texts_or_pairs(inputs, truncate, max_tokens, left, name)
         options = replace(options, truncate=cut)
         return await self._run("predict", _part(classify_request, options), items, _join, single=single)
+
+    async def decide(self, state: State, questions: Questions) -> Answer[list[Decided]]:
+        """The answers to questions about one state, as a list of one."""
+        part = _part(decide_request, DecideOptions())
+        return await self._run("predict", part, [(state, questions)], _join, single=True)
 
     async def score(self, pairs: Sequence[tuple[TextOrIds, TextOrIds]], *, num_items: int) -> Answer[list[Score]]:
         """Log-probability of every continuation; the batch limit counts `num_items`, of which the pairs are made."""

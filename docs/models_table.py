@@ -14,6 +14,8 @@ from tools.model_types.multimodal_zoo import multimodal_types, tiny_multimodal
 from tools.model_types.sweep import MAX_ERROR, Verdict, examine
 from tools.model_types.zoo import causal_lm_types
 
+from radix_mlp.hf.dense_types import MAX_DENSE_ROWS
+
 
 @cache
 def verdicts() -> tuple[Verdict, ...]:
@@ -61,6 +63,11 @@ have the same trunk. Hybrid types (convolutions, linear attention, state spaces)
 their files made float64, since a state in float32 rounds more than the bound; `docs/exactness.md` says how much.""",
         "## Exact",
         ", ".join(f"`{v.model_type}`" for v in found["exact"]),
+        f"""Some older types compute attention in their own code: BigBird (with full attention), Bloom, CodeGen, Falcon,
+GPT, GPT-J, GPT-Neo, GPT-NeoX Japanese, Megatron-BERT, MPT, RemBERT and XGLM. A folded call of M rows hands them a dense
+mask of M x M, so attention spares nothing and memory grows with M². A call of several sequences with more than
+{MAX_DENSE_ROWS} rows (for BigBird, `max_position_embeddings`) runs unfolded and says so, and is an error under `threshold=1`;
+`Engine` cuts its batches to fit.""",
         *tables,
         """Attention that selects its keys by content (DeepSeek V3.2, V4 and their kin) needs the selection to run on
 the tree: an indexer that scores only a row's ancestors and, for compressed keys,

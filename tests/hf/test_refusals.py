@@ -18,8 +18,8 @@ from radix_mlp.hf.tree_mask import TreeMask
 @pytest.mark.parametrize(
     ("model_type", "reason"),
     [
-        ("bloom", "attention interface"),
-        ("gptj", "attention interface"),
+        ("xlnet", "attention interface"),
+        ("roformer", "attention interface"),
         ("qwen4_exp_text", "indexed_attention"),
         ("xlstm", "not known to follow a tree"),
         ("roberta", "padding_idx"),
@@ -204,6 +204,6 @@ def test_router_losses_count_every_token(sequences) -> None:
 
 
 def test_a_hub_class_outside_the_interface_is_not_trusted() -> None:
-    model = AutoModelForCausalLM.from_config(tiny_config("gpt_neo"))
+    model = AutoModelForCausalLM.from_config(tiny_config("xlnet"))
     with pytest.raises(UnsupportedModelError, match="attention interface"):
         radix_mlp.enable(model)

@@ -54,7 +54,8 @@ class Engine(JobEngine):
         tokenizer: needed with a loaded model; else the model's own. One that is handed in is copied.
         device: CUDA where there is one, else the CPU; a loaded model stays where it is.
         dtype: the checkpoint's own unless given, as `torch.float32` or `"float32"`.
-        max_batch_tokens: budget of a batch, in compact tokens.
+        max_batch_tokens: budget of a batch, in compact tokens; at most 4096 for a model that computes attention itself,
+            with a dense mask (`docs/models.md`).
         max_length: longest request, in tokens; what model and tokenizer allow unless given.
         threshold: 0 never folds and runs padded batches through the unmodified model; 1 or more always folds;
             between, batches whose compression is below it; `"auto"` those where it pays.

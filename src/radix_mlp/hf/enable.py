@@ -10,6 +10,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.adapters import pretrained_in
 from radix_mlp.hf.attention_function import FALLBACKS, fallback_of, register
+from radix_mlp.hf.dense_mask import install_dense, uninstall_dense
+from radix_mlp.hf.dense_types import dense_type_of
 from radix_mlp.hf.enabled import CallReport, Settings, enabled_of
 from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
 from radix_mlp.hf.mixers.install import install_mixers, uninstall_mixers
@@ -78,11 +80,15 @@ def _enable(model: AnyModel, inner: PreTrainedModel, impl: str, threshold: float
         )
     try:
         mixers = install_mixers(tower_of(trunk))
-        _set_attention(inner, register(impl, fallback))
+        is_dense = dense_type_of(trunk) is not None
+        if is_dense:
+            install_dense(trunk)
+        else:
+            _set_attention(inner, register(impl, fallback))
     except UnsupportedModelError:
         uninstall_mixers(trunk)
         raise
-    settings = Settings(threshold, impl, fallback, mixers)
+    settings = Settings(threshold, impl, fallback, mixers, is_dense)
     forwards = [FoldingForward(trunk, settings)]
     if inner is not trunk:
         forwards.append((FoldingForward if _is_causal_lm(inner) else HeadForward)(inner, settings))
@@ -106,12 +112,14 @@ def disable(model: AnyModel) -> AnyModel:
 
 def _disable(inner: PreTrainedModel) -> None:
     uninstall_mixers(decoder_of(inner))
+    uninstall_dense(decoder_of(inner))
     for module in (inner, decoder_of(inner)):
         enabled = enabled_of(module)
         if enabled is None:
             continue
         enabled.remove()
-        _set_attention(inner, enabled.settings.fallback)
+        if not enabled.settings.is_dense:
+            _set_attention(inner, enabled.settings.fallback)
 
 
 def is_enabled(model: torch.nn.Module) -> bool:

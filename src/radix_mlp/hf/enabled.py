@@ -40,6 +40,8 @@ class Settings:
     fallback: str
     mixers: Mixers = field(default_factory=Mixers)
     """Layers other than attention that read the tree: convolutions, linear attention, state spaces."""
+    is_dense: bool = False
+    """Whether the model computes attention itself, on a dense mask of the rows of a folded call."""
     last_call: CallReport | None = None
     warned: set[str] = field(default_factory=set)
     unfolded_threads: set[int] = field(default_factory=set)

@@ -157,6 +157,8 @@ class FastForward:
         else:
             self._reason = f"{MODULES}: {reason}"
         enabled = enabled_of(decoder_of(self.model))
+        if enabled is not None and enabled.settings.is_dense:
+            self._reason += "; dense mask, M x M for M rows"
         if enabled is not None and enabled.settings.mixers.any:
             self._reason += f"; {enabled.settings.mixers}"
         self.is_made = True

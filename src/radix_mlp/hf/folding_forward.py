@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import every_layer_sees_the_tree
+from radix_mlp.hf.dense_mask import run_dense
 from radix_mlp.hf.enabled import CallReport, Enabled, Settings
 from radix_mlp.hf.examination import Examination
 from radix_mlp.hf.foldable_call import FoldableCall, is_packed, read_call
@@ -22,6 +23,7 @@ from radix_mlp.hf.forward import check_token_ids, signature_of, takes_any_keywor
 from radix_mlp.hf.mixers.forward import tree_for_mixers
 from radix_mlp.hf.names_in_forward import calls_loss_function
 from radix_mlp.hf.origin import is_stock
+from radix_mlp.hf.support import decoder_of, takes_positions
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.plan import RadixPlan, build_plan
@@ -59,7 +61,7 @@ class FoldingForward(Enabled):
         mask = kwargs.get("attention_mask")
         if isinstance(mask, TreeMask):
             # within a folded call
-            return self._run(*args, **self._with_tree(mask, kwargs))
+            return run_dense(self.module, self._run, args, self._with_tree(mask, kwargs))
         return self.call(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -88,13 +90,20 @@ class FoldingForward(Enabled):
 
     @torch.compiler.disable
     def _refuse_leaking(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """An error for packed rows through transformers' own mixers, which take a row for one sequence."""
-        if self.settings.mixers.any and is_packed(self._named(args, kwargs)):
+        """An error for packed rows where transformers' own code takes a row for one sequence."""
+        has_order = self.settings.is_dense and not takes_positions(decoder_of(self.module))
+        if (self.settings.mixers.any or has_order) and is_packed(self._named(args, kwargs)):
             report = self.settings.last_call
+            kind = type(self.module).__name__
+            leak = (
+                f"{kind} would take the row for one sequence"
+                if has_order
+                else (f"the states of {kind} would pass from one sequence into the next")
+            )
             raise UnsupportedCallError(
                 f"position_ids pack several sequences into a row, and the call is not folded "
-                f"({report.reason if report else 'no reason'}): the states of {type(self.module).__name__} would pass "
-                "from one sequence into the next. Give every sequence a row of its own, or let the call fold."
+                f"({report.reason if report else 'no reason'}): {leak}. Give every sequence a row of its own, or let "
+                "the call fold."
             )
 
     @torch.compiler.disable(recursive=False)
@@ -129,9 +138,9 @@ class FoldingForward(Enabled):
 
     def _run_compact(self, folded: FoldedCall) -> Any:
         if torch.compiler.is_compiling():
-            return folded.unfold(self._run(**folded.arguments))
+            return folded.unfold(run_dense(self.module, self._run, (), folded.arguments))
         with every_layer_sees_the_tree(self.module, self.examination.num_attention_layers):
-            outputs = self._run(**folded.arguments)
+            outputs = run_dense(self.module, self._run, (), folded.arguments)
         return folded.unfold(outputs)
 
     @property
@@ -159,7 +168,7 @@ class FoldingForward(Enabled):
         call, plan = found
         try:
             return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device, tree=False))
-        except UnsupportedModelError as error:
+        except (UnsupportedCallError, UnsupportedModelError) as error:
             self.settings.note_failed(error)
             return None
 
@@ -192,6 +201,8 @@ class FoldingForward(Enabled):
             # transformers would take each row for one sequence, unless no cache is configured
             fold, reason = True, f"rows are packed ({reason})"
         expanded = settings.mixers.on_sequences if fold else ()
+        if fold and settings.is_dense:
+            reason += f", dense mask of {plan.num_rows} x {plan.num_rows}"
         settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact, expanded)
         if not fold:
             return None

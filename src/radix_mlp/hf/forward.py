@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError
 from radix_mlp.hf.attention_function import every_layer_sees_the_tree, impl_of
+from radix_mlp.hf.dense_types import dense_type_of, reason_of_rows
 from radix_mlp.hf.enabled import Examined, enabled_of
 from radix_mlp.hf.mixers.forward import tree_for_mixers
 from radix_mlp.hf.support import check_settings, decoder_of, takes_positions
@@ -43,14 +44,18 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
 
     Raises:
         UnsupportedModelError: the configuration has been changed to one that does not fold.
-        UnsupportedCallError: the attention implementation has been changed, so no layer would see the tree.
+        UnsupportedCallError: the attention implementation has been changed, so no layer would see the tree; or more
+            rows than a dense mask may have.
     """
     trunk = decoder_of(model)
     tower, enabled = tower_of(trunk), enabled_of(trunk)
     has_mixers = enabled is not None and enabled.settings.mixers.any
     check_settings(tower.config, has_mixers=has_mixers)
     attention = tower.config._attn_implementation
-    if not attention.startswith("radix"):
+    is_dense = dense_type_of(tower) is not None
+    if is_dense and (reason := reason_of_rows(tower, plan.plan.num_rows, int(plan.plan.depth.max(initial=-1)) + 1)):
+        raise UnsupportedCallError(f"{reason}. Use smaller batches, or run the call unfolded.")
+    if not is_dense and not attention.startswith("radix"):
         raise UnsupportedCallError(
             f"the attention implementation was set to {attention!r} after radix_mlp.enable, so no layer would see the "
             "tree. Enable the model, or its trainer, again."

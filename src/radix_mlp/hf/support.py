@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.adapters import opened, why_not_opened
+from radix_mlp.hf.dense_types import dense_type_of, reasons_against_dense
 from radix_mlp.hf.mixers.discovery import mixers_of
 from radix_mlp.hf.names_in_forward import names_in_forward
 from radix_mlp.hf.origin import is_stock
@@ -151,7 +152,8 @@ def _tower_reasons(tower: PreTrainedModel) -> Iterator[str]:
             f"{kind} does not say which module holds its text layers (get_decoder), so what a text runs through is not "
             "known. Run it unfolded, or pass the part of it that reads text (Qwen-Omni's model.thinker, say)."
         )
-    if not tower._can_set_attn_implementation():
+    yield from reasons_against_dense(tower)
+    if dense_type_of(tower) is None and not tower._can_set_attn_implementation():
         yield (
             f"{kind} does not call its attention through transformers' attention interface, so the tree mask would "
             "never reach it. Run it unfolded, or with a transformers version in which it does."

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from radix_mlp.hf.dense_types import dense_type_of, num_dense_layers
 from radix_mlp.hf.mixers.discovery import is_mixer
 
 __all__ = ["is_multimodal", "num_attention_layers", "only_part_of", "text_modules", "tower_of"]
@@ -55,8 +56,14 @@ def text_modules(model: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]
 
 
 def num_attention_layers(trunk: PreTrainedModel) -> int:
-    """Text layers that must see a call's tree: mixers, and those with a flag `is_causal`, as attention has."""
-    modules = (module for _, module in text_modules(tower_of(trunk)))
+    """Text layers that must see a call's tree: mixers, and those with a flag `is_causal`, as attention has.
+
+    Of the types that take a dense mask, those that can be counted.
+    """
+    modules = [module for _, module in text_modules(tower_of(trunk))]
+    dense = next((module for module in modules if dense_type_of(module) is not None), None)
+    if dense is not None:
+        return num_dense_layers(dense)
     return sum("is_causal" in vars(module) or is_mixer(type(module)) for module in modules)
 
 

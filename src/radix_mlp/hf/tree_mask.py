@@ -69,6 +69,20 @@ class TreeMask(torch.Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             return AttentionTree.from_end(self[0, 0, 0], self[0, 0, 1])
 
+    def visible(self, window: int | None = None) -> torch.Tensor:
+        """`[M, M]` bool: row i sees its ancestor j, among the last `window` tokens up to itself."""
+        with torch._C.DisableTorchFunctionSubclass():
+            end, depth = self[0, 0, 0].as_subclass(torch.Tensor), self.depth
+            row = torch.arange(len(end), device=end.device)
+            seen = (row <= row[:, None]) & (row[:, None] < end)
+            return seen if window is None else seen & (depth[:, None] - depth < window)
+
+    @property
+    def depth(self) -> torch.Tensor:
+        """`[M]` int32."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return self[0, 0, 1].as_subclass(torch.Tensor)
+
     @classmethod
     def __torch_function__(
         cls,

@@ -88,7 +88,7 @@ class JobEngine:
         self.loaded = loaded
         """The model with all that engines on it share."""
         self.threshold: float | Literal["auto"] = threshold
-        self.max_batch_tokens = max_batch_tokens
+        self.max_batch_tokens = min(max_batch_tokens, loaded.max_rows or max_batch_tokens)
         self.share = share
         self.stats = JobStats()
         """Of the last job."""

@@ -12,6 +12,7 @@ import torch
 from transformers import PreTrainedModel
 
 from radix_mlp.hf.origin import is_stock
+from radix_mlp.plan import RadixPlan
 
 __all__ = [
     "MAX_DENSE_ROWS",
@@ -110,12 +111,13 @@ def max_dense_rows(trunk: PreTrainedModel) -> int | None:
     return min(MAX_DENSE_ROWS, getattr(trunk.config, dense.max_rows)) if dense.max_rows else MAX_DENSE_ROWS
 
 
-def reason_of_rows(trunk: PreTrainedModel, num_rows: int, length: int) -> str | None:
-    """Why a call of `num_rows` compact rows, its longest sequence of `length` tokens, is too large for a dense mask."""
+def reason_of_rows(trunk: PreTrainedModel, plan: RadixPlan) -> str | None:
+    """Why a call is too large for the dense mask that `trunk` needs; None if it is not, or needs none."""
     dense = dense_type_of(trunk)
     if dense is None:
         return None
     config: Any = trunk.config
+    num_rows, length = plan.num_rows, int(plan.depth.max(initial=-1)) + 1
     name = dense.max_depth
     if name and length > getattr(config, name):
         return f"a sequence has {length} tokens, and config.{name} is {getattr(config, name)}"

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import every_layer_sees_the_tree
 from radix_mlp.hf.dense_mask import run_dense
+from radix_mlp.hf.dense_types import reason_of_rows
 from radix_mlp.hf.enabled import CallReport, Enabled, Settings
 from radix_mlp.hf.examination import Examination
 from radix_mlp.hf.foldable_call import FoldableCall, is_packed, read_call
@@ -168,7 +169,7 @@ class FoldingForward(Enabled):
         call, plan = found
         try:
             return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device, tree=False))
-        except (UnsupportedCallError, UnsupportedModelError) as error:
+        except UnsupportedModelError as error:
             self.settings.note_failed(error)
             return None
 
@@ -196,6 +197,10 @@ class FoldingForward(Enabled):
         assert isinstance(call, FoldableCall)
         plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
         check_token_ids(self.module, plan)
+        reason = reason_of_rows(decoder_of(self.module), plan)
+        if reason is not None:
+            settings.note_unfolded(reason)
+            return None
         fold, reason = should_fold(plan, call.layout.shape[0] * call.layout.shape[1], settings.threshold)
         if not fold and call.is_packed:
             # transformers would take each row for one sequence, unless no cache is configured

@@ -53,7 +53,7 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
     check_settings(tower.config, has_mixers=has_mixers)
     attention = tower.config._attn_implementation
     is_dense = dense_type_of(tower) is not None
-    if is_dense and (reason := reason_of_rows(tower, plan.plan.num_rows, int(plan.plan.depth.max(initial=-1)) + 1)):
+    if is_dense and (reason := reason_of_rows(tower, plan.plan)):
         raise UnsupportedCallError(f"{reason}. Use smaller batches, or run the call unfolded.")
     if not is_dense and not attention.startswith("radix"):
         raise UnsupportedCallError(

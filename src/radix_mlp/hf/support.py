@@ -138,7 +138,7 @@ def _config_reasons(config: PreTrainedConfig, has_mixers: bool) -> Iterator[str]
 def _class_reasons(trunk: PreTrainedModel) -> Iterator[str]:
     kind = type(trunk).__name__
     if dense_type_of(trunk) is None and dense_type_of(tower_of(trunk)) is not None:
-        yield f"the text model of {kind} computes attention itself, which folds on its own only. Enable that model alone."
+        yield f"the text model of {kind} computes attention itself, which folds on its own. Enable it alone."
     if not takes_positions(trunk) and any("is_causal" in vars(module) for module in trunk.modules()):
         yield f"{kind} takes no position_ids, so it cannot take the positions of folded tokens. Run it unfolded."
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from tests.cli.commands import run
 
-import radix_mlp.cli.demo
+import radix_mlp
+from radix_mlp.cli.demo import show_demo
 from radix_mlp.cli.sample import few_shot_pairs, passages, queries, rerank_texts
 
 TRAINING = Path(radix_mlp.__file__).parent / "models" / "small" / "training.json"
@@ -21,21 +22,21 @@ def test_sample():
 
 @pytest.mark.slow
 def test_demo_as_shipped():
-    check(run("demo"))
-
-
-def test_demo_on_a_part_of_the_sample(monkeypatch):
-    monkeypatch.setattr(radix_mlp.cli.demo, "NUM_RUNS", 1)
-    monkeypatch.setattr("radix_mlp.cli.sample.rerank_texts", lambda: rerank_texts()[::8])
-    monkeypatch.setattr("radix_mlp.cli.sample.few_shot_pairs", lambda: few_shot_pairs()[:6])
-    # as wide as a terminal is at least
-    check(run("demo", columns=80), num_lines=58)
-
-
-def check(result, num_lines=52):
+    result = run("demo")
     assert result.exit_code == 0, result.output
-    lines = result.stdout.splitlines()
-    told = " ".join(result.stdout.split())
+    check(result.stdout)
+
+
+def test_demo_on_a_part_of_the_sample(monkeypatch, capsys):
+    # as wide as a terminal is at least
+    monkeypatch.setenv("COLUMNS", "80")
+    show_demo(rerank_texts()[::8], few_shot_pairs()[:6], num_runs=1)
+    check(capsys.readouterr().out, num_lines=58)
+
+
+def check(shown, num_lines=52):
+    lines = shown.splitlines()
+    told = " ".join(shown.split())
     found = json.loads(TRAINING.read_text())["judged_queries"]
     for name, key in (("small", "small"), ("BM25", "BM25"), ("both together", "small and BM25")):
         assert f"{name} {found[key]['mrr']:.2f} and {found[key]['recall_at_10']:.3f}" in told

@@ -4,16 +4,17 @@ import csv
 import io
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from radix_mlp.cli.jobs import output as output_module
 from radix_mlp.cli.jobs.encode import Table, encoder_of
 from radix_mlp.cli.jobs.output import FileOutput, StandardOutput
 from radix_mlp.cli.jobs.record_windows import Window
@@ -29,13 +30,17 @@ class Crash(BaseException):
 
 
 class Steps:
-    """Counts what is done to files, and ends the process at one of the steps, before or half way through it."""
+    """Counts what is done to files, and ends the process at one of the steps, before or after it."""
+
+    synced: ClassVar[dict[int, int]] = {}
+    """Inode -> the bytes that have reached the disk."""
 
     def __init__(self, monkeypatch, crash_at=None):
         self.count, self.crash_at = 0, crash_at
-        for name in ("fsync", "replace", "truncate", "unlink"):
+        self.real_fsync = os.fsync
+        for name in ("replace", "truncate", "unlink"):
             monkeypatch.setattr(os, name, self.counted(getattr(os, name)))
-        monkeypatch.setattr(output_module, "_append", self.append)
+        monkeypatch.setattr(os, "fsync", self.fsync)
 
     def step(self):
         self.count += 1
@@ -49,15 +54,18 @@ class Steps:
 
         return act
 
-    def append(self, file, content):
+    def fsync(self, descriptor):
+        found = os.fstat(descriptor)
         try:
             self.step()
         except Crash:
-            file.write(content[: len(content) // 2])
-            file.flush()
+            # half of what was appended has reached the disk
+            synced = min(self.synced.get(found.st_ino, 0), found.st_size)
+            if synced < found.st_size and stat.S_ISREG(found.st_mode):
+                os.ftruncate(descriptor, (synced + found.st_size) // 2)
             raise
-        file.write(content)
-        file.flush()
+        self.real_fsync(descriptor)
+        self.synced[found.st_ino] = found.st_size
         self.step()
 
 
@@ -231,13 +239,23 @@ def test_two_jobs_do_not_write_one_file(tmp_path):
     assert files(tmp_path) == {}
 
 
-def test_a_full_disk_is_told(tmp_path, monkeypatch):
-    def full(file, content):
+def test_a_full_disk_is_reported(tmp_path, monkeypatch):
+    def full(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(output_module, "_append", full)
+    monkeypatch.setattr(os, "fsync", full)
+    path = tmp_path / "out.npy"
+    output = FileOutput(path, {})
     with pytest.raises(InvalidInputError, match=r"--output .*out\.npy: No space left on device"):
-        job(tmp_path / "out.npy")
+        output.open()
+    monkeypatch.undo()
+    output = FileOutput(path, {})
+    output.open()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InvalidInputError, match=r"--output .*out\.npy: No space left on device"):
+        output.commit(Window(0, [], ""), *table(1), Stats(1, 2))
+    output.close()
+    assert not path.exists()
 
 
 def test_a_full_disk_is_said_once_and_what_was_done_stays(tmp_path):
@@ -278,15 +296,16 @@ def test_what_another_job_did_meanwhile_stays(tmp_path, monkeypatch):
     late.close()
     assert files(tmp_path) == before
 
-    lock = output_module._lock
+    fcntl = pytest.importorskip("fcntl")
+    lock = fcntl.flock
 
-    def finishes_before_the_lock(file):
-        monkeypatch.setattr(output_module, "_lock", lock)
+    def finishes_before_the_lock(*arguments):
+        monkeypatch.undo()
         job(path)
         (tmp_path / "out.jsonl.partial").touch()
-        return lock(file)
+        return lock(*arguments)
 
-    monkeypatch.setattr(output_module, "_lock", finishes_before_the_lock)
+    monkeypatch.setattr(fcntl, "flock", finishes_before_the_lock)
     with pytest.raises(InvalidInputError, match="another job has just finished this"):
         FileOutput(path, {"model": "tiny"}, restart=True).open()
 

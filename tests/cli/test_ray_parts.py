@@ -144,10 +144,9 @@ def test_boundaries_part_evenly_and_between_queries():
     assert choose_boundaries(keys, 1) == []
 
 
-def test_samples_do_not_depend_on_the_order(monkeypatch):
-    monkeypatch.setattr("radix_mlp.cli.jobs.ray.parts.MAX_SAMPLES", 100)
+def test_samples_do_not_depend_on_the_order():
     items = [(Sample.priority(0, number), f"{number}".encode()) for number in range(5000)]
-    forwards, backwards = Sample(2.0), Sample(2.0)
+    forwards, backwards = Sample(2.0, most=100), Sample(2.0, most=100)
     for start in range(0, 5000, 100):
         forwards.add(items[start : start + 100])
         backwards.add(items[::-1][start : start + 100])

@@ -6,12 +6,10 @@ from concurrent.futures import CancelledError, Future
 import numpy as np
 import pytest
 from tests.engine.faults import InjectedForward
-from tests.engine.test_tokenize_ahead import TEXTS
+from tests.engine.test_tokenize_ahead import TEXTS, Ahead
 
 from radix_mlp import Engine
-from radix_mlp.engine.execution import tokenize_ahead as windows
 from radix_mlp.engine.execution.device_priority import DevicePriority, steps_within
-from radix_mlp.engine.tasks.embed import embed_request
 from radix_mlp.errors import InvalidInputError
 
 
@@ -29,29 +27,27 @@ def test_waits_for_the_last_of_several_threads():
 
 
 def test_no_text_is_taken_while_a_batch_is_launched(monkeypatch):
-    monkeypatch.setattr(windows, "FIRST_CHUNK", 5)
-    monkeypatch.setattr(windows, "FEWEST", 10)
-    engine = Engine("tiny", threshold=1.0)
-    expected = engine.embed(TEXTS)
-    # as on a device of its own
-    monkeypatch.setattr(engine.loaded, "launching", lambda: engine.loaded.device_priority)
+    expected = Engine("tiny", threshold=1.0).embed(TEXTS)
     seen, first_is_run = [], threading.Event()
 
-    def call(*arguments, **options):
+    def encode(make, some):
         if seen:
             # begins during a launch or after it, and never before the first
             assert first_is_run.wait(30)
             engine.loaded.device_priority.wait()
         seen.append("call")
-        return embed_request(*arguments, **options)
+        return make(some)
+
+    engine = Ahead("tiny", threshold=1.0, encode=encode)
+    # as on a GPU, where launching a batch does not compute it
+    monkeypatch.setattr(engine.loaded, "launching", lambda: engine.loaded.device_priority)
 
     def before(plan, needed):
         first_is_run.set()
         seen.append("begin")
-        # whoever waits would go on here if it were let
+        # a thread that waits would run now if it could
         seen.append(engine.loaded.device_priority.wait(timeout=0.01))
 
-    monkeypatch.setattr("radix_mlp.engine.engine.embed_request", call)
     engine.loaded.forward = InjectedForward(engine, before=before)
     assert np.allclose(engine.embed(TEXTS), expected, atol=1e-5)
     assert seen.count("begin") == engine.stats.num_batches > 3
@@ -97,19 +93,16 @@ def test_steps_are_made_within_and_used_outside():
 
 
 @pytest.mark.parametrize("fails", ["tokenization", "the model", "the caller"])
-def test_a_job_that_ends_early_leaves_nobody_waiting(fails, monkeypatch):
-    monkeypatch.setattr(windows, "FIRST_CHUNK", 5)
-    monkeypatch.setattr(windows, "FEWEST", 10)
-    engine = Engine("tiny", threshold=1.0)
+def test_a_job_that_ends_early_leaves_nobody_waiting(fails):
+    engine = Ahead("tiny", threshold=1.0)
     texts = [*TEXTS[:-1], ""] if fails == "tokenization" else TEXTS
-    with monkeypatch.context() as patch:
 
-        def fail(*given):
-            raise RuntimeError
+    def fail(*given):
+        raise RuntimeError
 
-        if fails == "the model":
-            patch.setattr(engine.loaded, "forward", InjectedForward(engine, before=fail))
-        with pytest.raises((RuntimeError, InvalidInputError)):
-            engine.embed(texts, progress=fail if fails == "the caller" else None)
+    faults = [fail] if fails == "the model" else []
+    engine.loaded.forward = InjectedForward(engine, before=lambda *given: faults and faults.pop()())
+    with pytest.raises((RuntimeError, InvalidInputError)):
+        engine.embed(texts, progress=fail if fails == "the caller" else None)
     assert engine.loaded.device_priority.wait(timeout=30)
     assert len(engine.embed(TEXTS)) == len(TEXTS)

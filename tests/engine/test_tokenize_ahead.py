@@ -1,15 +1,14 @@
 """Jobs whose texts are tokenized while the first of them run."""
 
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
 from tests.engine.faults import InjectedForward
 
 from radix_mlp import Engine
-from radix_mlp.engine.execution import tokenize_ahead as windows
-from radix_mlp.engine.execution.tokenize_ahead import cut_by_text
-from radix_mlp.engine.tasks.embed import embed_request
+from radix_mlp.engine.execution.tokenize_ahead import ChunkSizes, cut_by_text
 from radix_mlp.errors import InferenceError, InvalidDtypeError, RejectedItemsError
 
 RNG = np.random.default_rng(0)
@@ -20,17 +19,23 @@ TEXTS = [
 PAIRS = [(QUERIES[place % 3], TEXTS[place % 20]) for place in range(60)]
 
 
-@pytest.fixture(autouse=True)
-def small_windows(monkeypatch):
-    monkeypatch.setattr(windows, "FIRST_CHUNK", 5)
-    monkeypatch.setattr(windows, "FEWEST", 10)
-    monkeypatch.setattr(windows, "LARGEST_CHUNK", 22)
+SIZES = ChunkSizes(first=5, largest=22, fewest=10)
 
 
-def at_once(monkeypatch, work):
-    with monkeypatch.context() as patch:
-        patch.setattr(windows, "FEWEST", 10**6)
-        return work()
+class Ahead(Engine):
+    """Tokenizes in small chunks, each of which goes through `encode(make, some of the texts)`."""
+
+    chunk_sizes = SIZES
+
+    def __init__(self, *given, encode=lambda make, some: make(some), **options):
+        super().__init__(*given, **options)
+        self.encode = encode
+
+    def _answer(self, make_request, *given, **options):
+        def make(loaded, tokenizer, some, **more):
+            return self.encode(partial(make_request, loaded, tokenizer, **more), some)
+
+        return super()._answer(make, *given, **options)
 
 
 @pytest.mark.parametrize("max_batch_tokens", [16384, 600])
@@ -45,12 +50,12 @@ def at_once(monkeypatch, work):
         ("tiny-classifier", lambda engine: [[label.score for label in found] for found in engine.classify(PAIRS)]),
     ],
 )
-def test_the_same_answers_in_the_callers_order(monkeypatch, name, work, max_batch_tokens):
+def test_the_same_answers_in_the_callers_order(name, work, max_batch_tokens):
     one_batch = Engine(name, threshold=1.0, max_batch_tokens=16384)
-    expected = at_once(monkeypatch, lambda: work(one_batch))
+    expected = work(one_batch)
     whole = one_batch.stats
     assert whole.num_batches == 1
-    engine = Engine(name, threshold=1.0, max_batch_tokens=max_batch_tokens)
+    engine = Ahead(name, threshold=1.0, max_batch_tokens=max_batch_tokens)
     found = work(engine)
     assert type(found) is type(expected)
     for one, other in zip(found, expected, strict=True):
@@ -61,7 +66,7 @@ def test_the_same_answers_in_the_callers_order(monkeypatch, name, work, max_batc
 
 
 def test_copies_of_a_pair_tie():
-    engine = Engine("tiny-reranker", threshold=1.0, max_batch_tokens=300)
+    engine = Ahead("tiny-reranker", threshold=1.0, max_batch_tokens=300)
     scores = engine.rerank_pairs(PAIRS)
     for pair in set(PAIRS):
         assert len({score for score, other in zip(scores, PAIRS, strict=True) if other == pair}) == 1
@@ -69,28 +74,27 @@ def test_copies_of_a_pair_tie():
 
 
 def test_windows_hold_every_place_once_and_neighbours_together():
-    cut = cut_by_text(TEXTS)
+    cut = cut_by_text(TEXTS, SIZES)
     assert [len(window) for window in cut] == [5, 10, 20, 22, 3]
     assert sorted(place for window in cut for place in window) == list(range(60))
     texts = [TEXTS[place] for window in cut for place in window]
     assert texts == sorted(TEXTS)
     # copies are never parted
-    copies = cut_by_text(["b"] * 20 + ["a"] * 3 + ["c"] * 20)
+    copies = cut_by_text(["b"] * 20 + ["a"] * 3 + ["c"] * 20, SIZES)
     assert [len(window) for window in copies] == [23, 20]
     for not_texts in ("x" * 100, [1] * 100, [[1, 2]] * 100, ["a"] * 99 + [("a", "b")], ["a"] * 10):
-        assert cut_by_text(not_texts) == []
+        assert cut_by_text(not_texts, SIZES) == []
 
 
-def batches_of_a_job(monkeypatch, *, tokenizer_is_slow):
+def batches_of_a_job(*, tokenizer_is_slow):
     """Token ids of every batch, and the answers."""
-    engine = Engine("tiny", threshold=1.0, max_batch_tokens=300)
     launched, all_made, batches, made = threading.Event(), threading.Event(), [], []
 
-    def call(*arguments, **options):
+    def encode(make, some):
         if made and tokenizer_is_slow:
             assert launched.wait(30)
-        made.append(embed_request(*arguments, **options))
-        if len(made) == len(cut_by_text(TEXTS)):
+        made.append(make(some))
+        if len(made) == len(cut_by_text(TEXTS, SIZES)):
             all_made.set()
         return made[-1]
 
@@ -99,36 +103,34 @@ def batches_of_a_job(monkeypatch, *, tokenizer_is_slow):
         batches.append(plan.compact_ids.tolist())
         assert tokenizer_is_slow or all_made.wait(30)
 
+    engine = Ahead("tiny", threshold=1.0, max_batch_tokens=300, encode=encode)
     engine.loaded.forward = InjectedForward(engine, before=before)
-    with monkeypatch.context() as patch:
-        patch.setattr("radix_mlp.engine.engine.embed_request", call)
-        return batches, engine.embed(TEXTS)
+    return batches, engine.embed(TEXTS)
 
 
-def test_what_shares_a_batch_depends_on_the_texts_alone(monkeypatch):
-    batches, vectors = batches_of_a_job(monkeypatch, tokenizer_is_slow=False)
-    others, other_vectors = batches_of_a_job(monkeypatch, tokenizer_is_slow=True)
+def test_what_shares_a_batch_depends_on_the_texts_alone():
+    batches, vectors = batches_of_a_job(tokenizer_is_slow=False)
+    others, other_vectors = batches_of_a_job(tokenizer_is_slow=True)
     assert batches == others
     assert len(batches) >= 4
     assert np.array_equal(vectors, other_vectors)
 
 
-def test_the_first_texts_run_before_the_last_are_tokenized(monkeypatch):
-    engine = Engine("tiny", threshold=1.0)
+def test_the_first_texts_run_before_the_last_are_tokenized():
     ran, made = threading.Event(), []
 
-    def slow_call(*arguments, **options):
+    def slowly(make, some):
         if made:
-            # the second window waits for the first batch
+            # the second chunk waits for the first batch
             assert ran.wait(30)
         made.append(threading.current_thread() is threading.main_thread())
-        return embed_request(*arguments, **options)
+        return make(some)
 
-    monkeypatch.setattr("radix_mlp.engine.engine.embed_request", slow_call)
+    engine = Ahead("tiny", threshold=1.0, encode=slowly)
     engine.loaded.forward = InjectedForward(engine, before=lambda *_: ran.set())
     seen = []
     assert engine.embed(TEXTS, progress=lambda done, total: seen.append((done, total))).shape == (60, 64)
-    assert made == [False] * len(cut_by_text(TEXTS))
+    assert made == [False] * len(cut_by_text(TEXTS, SIZES))
     assert seen == sorted(seen)
     assert seen[-1] == (60, 60)
 
@@ -142,7 +144,7 @@ def test_the_first_texts_run_before_the_last_are_tokenized(monkeypatch):
     ],
 )
 def test_errors_count_the_callers_texts(wrong, error, message):
-    engine = Engine("tiny", threshold=1.0, max_length=4000)
+    engine = Ahead("tiny", threshold=1.0, max_length=4000)
     texts = [wrong.get(place, text) for place, text in enumerate(TEXTS)]
     with pytest.raises(error, match=message) as caught:
         engine.embed(texts)
@@ -153,7 +155,7 @@ def test_errors_count_the_callers_texts(wrong, error, message):
 
 
 def test_an_answer_that_is_no_number_is_told_by_its_place():
-    engine = Engine("tiny", threshold=1.0)
+    engine = Ahead("tiny", threshold=1.0)
     texts = [text if place != 33 else "~" + text for place, text in enumerate(TEXTS)]
 
     def poisoned(plan, rows):
@@ -168,8 +170,8 @@ def test_an_answer_that_is_no_number_is_told_by_its_place():
         engine.embed(texts)
 
 
-def test_other_errors_are_raised_as_they_are(monkeypatch):
-    engine = Engine("tiny", threshold=1.0)
+def test_other_errors_are_raised_as_they_are():
+    engine = Ahead("tiny", threshold=1.0)
     seen = []
 
     def before(plan, rows):

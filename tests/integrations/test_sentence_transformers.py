@@ -18,6 +18,7 @@ from tests.integrations.models import PAIRS, TEXTS, embedder, reranker, save
 
 import radix_mlp
 from radix_mlp import is_enabled as is_transformer_enabled
+from radix_mlp.engine.execution.tokenize_ahead import ChunkSizes
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.integrations.sentence_transformers import disable, enable, is_enabled, stats, text_order
 from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_tokenizer
@@ -134,13 +135,12 @@ def test_texts_that_are_cut_and_padding_on_the_left(tmp_path):
     close(enable(model, threshold=1).encode(TEXTS), expected)
 
 
-def test_many_batches_and_parts(tmp_path, monkeypatch):
+def test_many_batches_and_parts(tmp_path):
     model = embedder(tmp_path / "model", ("mean", "lasttoken"))
     expected = model.encode(TEXTS)
-    monkeypatch.setattr("radix_mlp.engine.execution.tokenize_ahead.FEWEST", 7)
-    monkeypatch.setattr("radix_mlp.engine.execution.tokenize_ahead.FIRST_CHUNK", 3)
-    monkeypatch.setattr("radix_mlp.integrations.sentence_transformers_modules.MAX_UNFOLDED", 64 * 50)
     enable(model, threshold=1, max_batch_tokens=40)
+    model.encode.engine.chunk_sizes = ChunkSizes(first=3, fewest=7)
+    model.encode.tail.max_unfolded = 64 * 50
     close(model.encode(TEXTS), expected)
     assert stats(model).num_batches > 3
 

@@ -16,7 +16,6 @@ import pytest
 import torch
 from fastapi import FastAPI
 
-from radix_mlp.serve import supervisor
 from radix_mlp.serve.service import Service
 
 Running = Callable[..., AbstractAsyncContextManager[tuple[httpx.AsyncClient, FastAPI]]]
@@ -207,12 +206,11 @@ def been_silent(injector: Injector) -> None:
     injector.service.supervisor._last_sign = time.monotonic() - 1000
 
 
-def test_an_engine_that_hangs_is_seen_and_may_come_back(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "PROBE_SECONDS", 0.1)
-
+def test_an_engine_that_hangs_is_seen_and_may_come_back(running: Running) -> None:
     async def main() -> None:
         async with running(hang_timeout=100.0) as (client, app):
             injector = Injector(app)
+            injector.service.supervisor.probe_seconds = 0.1
             let_go = threading.Event()
             injector.faults = [lambda: let_go.wait(60) and None]
             waiting = asyncio.ensure_future(embed(client))
@@ -223,7 +221,7 @@ def test_an_engine_that_hangs_is_seen_and_may_come_back(running: Running, monkey
             failed = await waiting
             assert (failed.status_code, failed.json()["error_type"]) == (503, "Unhealthy")
             assert (await embed(client)).status_code == 503
-            monkeypatch.setattr(supervisor, "PROBE_SECONDS", 60.0)
+            injector.service.supervisor.probe_seconds = 60.0
             let_go.set()
             await until(lambda: injector.service.supervisor.is_healthy)
             assert (await embed(client)).status_code == 200
@@ -232,12 +230,11 @@ def test_an_engine_that_hangs_is_seen_and_may_come_back(running: Running, monkey
     asyncio.run(main())
 
 
-def test_an_idle_engine_is_not_taken_for_one_that_hangs(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervisor, "PROBE_SECONDS", 60.0)
-
+def test_an_idle_engine_is_not_taken_for_one_that_hangs(running: Running) -> None:
     async def main() -> None:
         async with running(hang_timeout=100.0) as (client, app):
             injector = Injector(app)
+            injector.service.supervisor.probe_seconds = 60.0
 
             def asked_twice() -> bool:
                 been_silent(injector)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from radix_mlp.engine.batching.scheduler import Ids
     from radix_mlp.engine.engine import Engine, JobStats, Progress
 
-__all__ = ["demo"]
+__all__ = ["demo", "show_demo"]
 
 MODEL = "small"
 NUM_SHOWN = 3
@@ -41,10 +41,16 @@ def demo() -> None:
     Example:
       radix-mlp demo
     """
+    from radix_mlp.cli.sample import few_shot_pairs, rerank_texts
+
+    show_demo(rerank_texts(), few_shot_pairs(), NUM_RUNS)
+
+
+def show_demo(texts: list[str], pairs: list[tuple[str, str]], num_runs: int) -> None:
+    """The search, and the jobs on these texts and pairs, each run this many times."""
     # torch and transformers take seconds to import
     from transformers.utils.logging import disable_progress_bar
 
-    from radix_mlp.cli.sample import few_shot_pairs, rerank_texts
     from radix_mlp.engine.engine import Engine
     from radix_mlp.engine.tokenization.tokenize import tokenize_texts
     from radix_mlp.engine.tokenization.tokenize_pairs import tokenize_pairs
@@ -53,7 +59,6 @@ def demo() -> None:
     disable_progress_bar()
     engine = Engine(MODEL)
     tokenizer = engine.tokenizer
-    texts, pairs = rerank_texts(), few_shot_pairs()
     describe(console, engine)
     search(console, engine)
     # what is compiled or looked up once should count for neither
@@ -67,14 +72,14 @@ def demo() -> None:
     console.print(f"\n[bold]2. Rerank[/]: every question with every passage under one instruction, {len(texts)} texts")
     show_tree(console, tokenize_texts(tokenizer, texts), tokenizer)
     vectors, stats, unfolded_vectors, unfolded = both(
-        "reranking", engine, lambda engine, progress: engine.embed(texts, progress=progress)
+        "reranking", engine, lambda engine, progress: engine.embed(texts, progress=progress), num_runs
     )
     add_row(table, "rerank", stats, unfolded, float(abs(vectors - unfolded_vectors).max()))
 
     console.print(f"\n[bold]3. Few-shot scoring[/]: 6 examples before 12 questions, {len(pairs)} options")
     show_tree(console, tokenize_pairs(tokenizer, pairs)[0], tokenizer)
     scores, stats, unfolded_scores, unfolded = both(
-        "scoring", engine, lambda engine, progress: engine.score(pairs, progress=progress)
+        "scoring", engine, lambda engine, progress: engine.score(pairs, progress=progress), num_runs
     )
     difference = max(abs(a.logprob - b.logprob) for a, b in zip(scores, unfolded_scores, strict=True))
     add_row(table, "few-shot", stats, unfolded, difference)
@@ -83,7 +88,7 @@ def demo() -> None:
     console.print(table)
     console.print(
         "\nComputed: tokens that the model ran on, folded. Difference: the largest, in a number of a vector or in a "
-        f"log-probability. Times are the best of {NUM_RUNS} runs. Jobs 2 and 3 show time and equality only: {MODEL} "
+        f"log-probability. Times are the best of {num_runs} runs. Jobs 2 and 3 show time and equality only: {MODEL} "
         "ranks better as in 1, and does not know the answers to 3.\n"
         "Next, with your own texts: [bold]radix-mlp explain FILE --tokenizer NAME[/] shows what they share, "
         "[bold]radix-mlp verify FILE --model NAME[/] that the answers stay the same."
@@ -142,13 +147,13 @@ def show_tree(console: Console, sequences: list[Ids], tokenizer: Any) -> None:
 
 
 def both(
-    what: str, engine: Engine, job: Callable[[Engine, Progress | None], Any]
+    what: str, engine: Engine, job: Callable[[Engine, Progress | None], Any], num_runs: int
 ) -> tuple[Any, JobStats, Any, JobStats]:
     """Run a job folded and not folded, in turn: result of each, and statistics of the faster run."""
     other = engine.with_folding(threshold=0)
     runs = []
     with progress_bar(what, quiet=False) as progress:
-        for _ in range(NUM_RUNS):
+        for _ in range(num_runs):
             folded, unfolded = job(engine, progress), job(other, progress)
             runs.append((engine.stats, other.stats))
     stats, unfolded_stats = (min(each, key=lambda one: one.seconds) for each in zip(*runs, strict=True))

@@ -244,7 +244,9 @@ class _Call:
             ThreadPoolExecutor(1, "radix-tokenize-ahead") as worker,
             tqdm(total=len(inputs), desc="Texts", disable=not self.progress) as bar,
         ):
-            futures = [worker.submit(encode, part) for part in cut_into_chunks(order.tolist())]
+            futures = [
+                worker.submit(encode, part) for part in cut_into_chunks(order.tolist(), sizes=engine.chunk_sizes)
+            ]
             try:
                 requests = requests_of(futures, engine.loaded.device_priority)
                 for launched in engine.run(requests, len(inputs)):

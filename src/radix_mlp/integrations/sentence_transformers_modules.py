@@ -41,9 +41,6 @@ __all__ = ["Features", "Tail", "Work", "gathered", "passed_on", "tail_of"]
 Features = dict[str, Any]
 """Names -> tensors whose first dimension counts texts, or lists with one tensor a text."""
 
-MAX_UNFOLDED = 1 << 26
-"""Numbers of unfolded hidden states held at a time: 128 MiB in bfloat16."""
-
 # what tokenisation hands over besides the ids, and the library's own modules may read
 _KNOWN_FEATURES = {
     "attention_mask",
@@ -107,6 +104,9 @@ def _why_not(first: Transformer, transformer: PreTrainedModel) -> str | None:
 class Tail:
     """What comes after a model's transformer."""
 
+    max_unfolded = 1 << 26
+    """Numbers of unfolded hidden states held at a time: 128 MiB in bfloat16."""
+
     def __init__(self, model: Any, name_of_first: str, transformer: PreTrainedModel) -> None:
         self.model = model
         self.name_of_first = name_of_first
@@ -159,7 +159,7 @@ class Tail:
         rest.__dict__["_modules"] = modules
         output = first.module_output_name
         if kind_of(self.transformer) == "trunk":
-            return lambda shared: FromTokens(rest, shared, options, output, wants_tokens)
+            return lambda shared: FromTokens(rest, shared, options, output, wants_tokens, self.max_unfolded)
         score = None
         if kind_of(self.transformer) == "causal":
             key, module = next(iter(modules.items()), ("", None))
@@ -193,10 +193,11 @@ class FromTokens(Work):
     """Modules that read the hidden states of all tokens."""
 
     wants_tokens: bool
+    max_unfolded: int
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Kept:
         answers = []
-        for features, lengths in _padded(hidden, plan, self.output):
+        for features, lengths in _padded(hidden, plan, self.output, self.max_unfolded):
             answers.append(_answer(self.run(features), lengths if self.wants_tokens else None))
         return Kept(_joined(answers), hidden.isnan().any())
 
@@ -247,14 +248,14 @@ def gathered(places: list[NDArray[np.int64]], batches: list[Features]) -> Featur
     }
 
 
-def _padded(hidden: Tensor, plan: DevicePlan, name: str) -> Iterator[tuple[Features, list[int]]]:
-    """Features of the batch, padded on the right, in parts; the lengths of their texts beside them."""
+def _padded(hidden: Tensor, plan: DevicePlan, name: str, most: int) -> Iterator[tuple[Features, list[int]]]:
+    """Features of the batch, padded on the right, in parts of at most `most` numbers; the lengths of their texts."""
     lengths = np.diff(plan.plan.cu_seq_lengths)
     start = 0
     while start < len(lengths):
         longest = np.maximum.accumulate(lengths[start:])
         sizes = longest * np.arange(1, len(longest) + 1) * hidden.shape[1]
-        stop = start + max(1, int(np.searchsorted(sizes, MAX_UNFOLDED, side="right")))
+        stop = start + max(1, int(np.searchsorted(sizes, most, side="right")))
         width = int(longest[stop - start - 1])
         offsets = plan.cu_seq_lengths[start : stop + 1]
         column = torch.arange(width, device=hidden.device)

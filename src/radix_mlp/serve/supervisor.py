@@ -26,7 +26,6 @@ Value = TypeVar("Value")
 
 LOOK_EVERY = 0.2
 """Seconds between two checks of the engine."""
-PROBE_SECONDS = 10.0
 
 Probe = Callable[[AsyncEngine, float | None], Awaitable[Any]]
 """Sends the engine a test text, which it must answer within this many seconds."""
@@ -34,6 +33,9 @@ Probe = Callable[[AsyncEngine, float | None], Awaitable[Any]]
 
 class Supervisor:
     """Owns the engine's asynchronous front, and starts another when it must."""
+
+    probe_seconds = 10.0
+    """Limit for the answer to a test text, if `hang_timeout` is not less."""
 
     def __init__(self, engine: Engine, settings: ServeSettings, metrics: Metrics, probe: Probe) -> None:
         self._on_hang: Callable[[], Awaitable[None]] | None = None
@@ -124,7 +126,7 @@ class Supervisor:
         # an idle engine has nothing to say
         self._hangs = self._hangs or front.num_active > 0
         try:
-            await self._probe(front, min(PROBE_SECONDS, timeout))
+            await self._probe(front, min(self.probe_seconds, timeout))
         except DeadlineExceededError:
             return True
         except RadixError:

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from radix_mlp.engine.execution import tokenize_ahead
 from radix_mlp.engine.execution.batch import FoldPolicy, LaunchedBatch
 from radix_mlp.engine.execution.job import Job, JobStats, Progress
 from radix_mlp.engine.execution.loaded_model import LoadedModel
-from radix_mlp.engine.execution.tokenize_ahead import TokenizedAhead
+from radix_mlp.engine.execution.tokenize_ahead import DEFAULT_SIZES, TokenizedAhead, cut_by_text
 from radix_mlp.engine.task import Request
 from radix_mlp.errors import DeviceMemoryError, InvalidInputError
 from radix_mlp.hf.fast_forward import FastForward
@@ -28,6 +27,9 @@ Value = TypeVar("Value")
 
 class JobEngine:
     """What `Engine` does for every task; arguments are those of `Engine`."""
+
+    chunk_sizes = DEFAULT_SIZES
+    """Of the chunks in which many texts are tokenized."""
 
     def __init__(
         self,
@@ -194,8 +196,8 @@ class JobEngine:
         encode = partial(make_request, self.loaded, self.loaded.tokenizer, options=options, **names)
         with self.loaded.inside():
             policy = self.start()
-            if policy.always_folds and len(given) > tokenize_ahead.FEWEST:
-                chunks = tokenize_ahead.cut_by_text(given if texts is None else texts)
+            if policy.always_folds and len(given) > self.chunk_sizes.fewest:
+                chunks = cut_by_text(given if texts is None else texts, self.chunk_sizes)
                 if len(chunks) > 1:
                     with TokenizedAhead(encode, given, chunks, self.loaded.device_priority) as ahead:
                         answers = self._answers_of(ahead, policy, len(given), progress)

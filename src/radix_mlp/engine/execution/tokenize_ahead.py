@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -13,20 +14,29 @@ from radix_mlp.engine.execution.device_priority import DevicePriority
 from radix_mlp.engine.task import Request
 from radix_mlp.errors import DeviceMemoryError, NonFiniteAnswersError
 
-__all__ = ["FEWEST", "TokenizedAhead", "cut_by_text", "cut_into_chunks", "requests_of"]
+__all__ = ["DEFAULT_SIZES", "ChunkSizes", "TokenizedAhead", "cut_by_text", "cut_into_chunks", "requests_of"]
 
 Value = TypeVar("Value")
 
-FIRST_CHUNK = 32
-"""Texts that are ready soon, for a device that is idle."""
 SMALL_CHUNKS = 3
 """Chunks that double in size and form their own batches; after them, a batch may span chunks."""
-FEWEST = 256
-"""Up to this many texts are tokenized in one go; in chunks they would share less."""
-LARGEST_CHUNK = 512
 GROWTH = 4
 """A later chunk is longer than the one before it by one part in this many: the next is then tokenized before the device
 is done, if tokenizing takes up to four fifths of the model's time."""
+
+
+@dataclass(frozen=True)
+class ChunkSizes:
+    """Numbers of texts."""
+
+    first: int = 32
+    """Ready soon, for a device that is idle."""
+    largest: int = 512
+    fewest: int = 256
+    """Up to this many texts are tokenized in one go; in chunks they would share less."""
+
+
+DEFAULT_SIZES = ChunkSizes()
 
 
 class TokenizedAhead(Generic[Value]):
@@ -133,7 +143,7 @@ def requests_of(futures: Sequence[Future[Request[Value]]], priority: DevicePrior
             yield None
 
 
-def cut_by_text(given: Sequence[Any]) -> list[Sequence[int]]:
+def cut_by_text(given: Sequence[Any], sizes: ChunkSizes = DEFAULT_SIZES) -> list[Sequence[int]]:
     """Places of the texts, or pairs of texts, in the order of their characters, cut into chunks, a small one first.
 
     Equal texts share a chunk. Empty if there are few texts, or anything but texts and pairs of texts.
@@ -141,22 +151,24 @@ def cut_by_text(given: Sequence[Any]) -> list[Sequence[int]]:
     >>> [len(chunk) for chunk in cut_by_text([f"text {place}" for place in range(1000)])]
     [32, 64, 128, 160, 200, 250, 166]
     """
-    if isinstance(given, str) or len(given) <= FEWEST or not _all_texts(given):
+    if isinstance(given, str) or len(given) <= sizes.fewest or not _all_texts(given):
         return []
     order = sorted(range(len(given)), key=given.__getitem__)
-    return list(cut_into_chunks(order, given))
+    return list(cut_into_chunks(order, given, sizes))
 
 
-def cut_into_chunks(order: Sequence[int], texts: Sequence[Any] | None = None) -> Iterator[Sequence[int]]:
+def cut_into_chunks(
+    order: Sequence[int], texts: Sequence[Any] | None = None, sizes: ChunkSizes = DEFAULT_SIZES
+) -> Iterator[Sequence[int]]:
     """`order`, places of texts, in chunks, small ones first; neighbours that are equal in `texts` stay together."""
-    start, size, number = 0, FIRST_CHUNK if len(order) > FEWEST else len(order), 1
+    start, size, number = 0, sizes.first if len(order) > sizes.fewest else len(order), 1
     while start < len(order):
         stop = min(start + size, len(order))
         while texts is not None and stop < len(order) and texts[order[stop]] == texts[order[stop - 1]]:
             stop += 1
         yield order[start:stop]
         start, number = stop, number + 1
-        size = 2 * size if number <= SMALL_CHUNKS else min(size + size // GROWTH, LARGEST_CHUNK)
+        size = 2 * size if number <= SMALL_CHUNKS else min(size + size // GROWTH, sizes.largest)
 
 
 def _all_texts(given: Sequence[Any]) -> bool:

@@ -63,11 +63,13 @@ class Sample:
     """A sample of the keys that does not depend on the order in which the items arrive.
 
     Args:
-        rate: one of this many items is taken; grows if there would be more than `MAX_SAMPLES`.
+        rate: one of this many items is taken; grows if there would be more than `most`.
+        most: keys to keep.
     """
 
     rate: float
     keys: list[tuple[float, bytes]] = field(default_factory=list)
+    most: int = MAX_SAMPLES
 
     @staticmethod
     def priority(file: int, number: int) -> float:
@@ -77,7 +79,7 @@ class Sample:
     def add(self, found: Iterable[tuple[float, bytes]]) -> None:
         """Take the items whose priority is low enough."""
         self.keys.extend((priority, key) for priority, key in found if priority < 1 / self.rate)
-        while len(self.keys) > MAX_SAMPLES:
+        while len(self.keys) > self.most:
             self.rate *= 2
             self.keys = [(priority, key) for priority, key in self.keys if priority < 1 / self.rate]
 

@@ -147,8 +147,16 @@ def _tower_reasons(tower: PreTrainedModel) -> Iterator[str]:
     kind = type(tower).__name__
     is_chunked = "chunked_attention" in (getattr(tower.config, "layer_types", None) or [])
     model_class: Any = type(tower)
-    if is_chunked and "create_chunked_causal_mask" not in names_in_forward(model_class):
+    makes_chunks = "create_chunked_causal_mask" in names_in_forward(model_class)
+    if is_chunked and not makes_chunks:
         yield f"{kind} has chunked layers, and its forward makes no mask with chunks. Run it unfolded."
+    # longer chunks than a trial's sequences would pass it
+    if getattr(tower.config, "attention_chunk_size", None) is not None and not makes_chunks and _has_own_code(tower):
+        yield (
+            f"{kind} has code of its own and config.attention_chunk_size, and its forward does not call "
+            "create_chunked_causal_mask, so how it attends in chunks is not known. Set attention_chunk_size to None if "
+            "it does not, or run it unfolded."
+        )
     if is_multimodal(tower.config):
         yield (
             f"{kind} does not say which module holds its text layers (get_decoder), so what a text runs through is not "
@@ -160,6 +168,11 @@ def _tower_reasons(tower: PreTrainedModel) -> Iterator[str]:
             f"{kind} does not call its attention through transformers' attention interface, so the tree mask would "
             "never reach it. Run it unfolded, or with a transformers version in which it does."
         )
+
+
+def _has_own_code(tower: PreTrainedModel) -> bool:
+    modules = (module for _, module in text_modules(tower))
+    return any(not (is_stock(type(m)) or isinstance(m, torch.nn.Linear | torch.nn.Embedding)) for m in modules)
 
 
 def _module_reasons(name: str, module: torch.nn.Module) -> Iterator[str]:

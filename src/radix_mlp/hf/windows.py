@@ -48,7 +48,7 @@ def windows_of(trunk: PreTrainedModel) -> Windows:
     names = names_in_forward(model_class)
     config: Any = trunk.config
     if "create_chunked_causal_mask" in names:
-        is_chunked = [kind == "chunked_attention" for kind in config.layer_types]
+        is_chunked = [kind == "chunked_attention" for kind in _layer_types(trunk)]
         return _by_layer(trunk, is_chunked, lambda: Chunk(_checked(config, "attention_chunk_size")))
     if "create_sliding_window_causal_mask" not in names:
         return None
@@ -56,8 +56,18 @@ def windows_of(trunk: PreTrainedModel) -> Windows:
     if "layer_types" not in names or not names & _SLIDING:
         window = config.sliding_window
         return (None if window is None else _checked(config, "sliding_window"),)
-    is_sliding = [kind in _SLIDING for kind in config.layer_types]
+    is_sliding = [kind in _SLIDING for kind in _layer_types(trunk)]
     return _by_layer(trunk, is_sliding, lambda: _checked(config, "sliding_window"))
+
+
+def _layer_types(trunk: PreTrainedModel) -> list[str]:
+    found: list[str] | None = getattr(trunk.config, "layer_types", None)
+    if found is not None:
+        return found
+    raise UnsupportedModelError(
+        f"{type(trunk).__name__} makes masks with windows or chunks, and its configuration does not say for which "
+        "layers (config.layer_types). Set it, or run the model unfolded."
+    )
 
 
 def _by_layer(trunk: PreTrainedModel, is_narrow: list[bool], read: Callable[[], int | Chunk]) -> Windows:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.hf import why_unsupported
 from radix_mlp.hf.dense_types import MAX_DENSE_ROWS
 from radix_mlp.hf.forward import compact_arguments
 from radix_mlp.hf.tree_mask import TreeMask
@@ -32,6 +33,8 @@ TYPES = [
     "rembert",
     "xglm",
 ]
+# the BERTs attend in both directions in older versions of transformers
+TYPES = [model_type for model_type in TYPES if why_unsupported(tiny_model(model_type)) is None]
 
 
 def scaled(model_type: str) -> PreTrainedModel:
@@ -144,6 +147,7 @@ def test_checkpointing_recomputes_with_the_tree(model_type, use_reentrant) -> No
     assert max(float((f - e).abs().max()) for f, e in zip(found, expected, strict=True)) < 1e-5 * scale
 
 
+@pytest.mark.skipif("big_bird" not in TYPES, reason="attends in both directions")
 def test_rows_above_the_models_buffer_run_unfolded() -> None:
     model = tiny_model("big_bird")
     assert model.config.max_position_embeddings == 128

@@ -7,6 +7,7 @@ import torch
 from tools.model_types.sweep import broken_mask_error, examine, gradient_error, one_at_a_time, pad, sample_sequences
 from tools.model_types.zoo import build_problem, causal_lm_types, tiny_config, tiny_model
 
+from radix_mlp.hf import why_unsupported
 from radix_mlp.hf.proven_types import PROVEN_TYPES
 
 REPRESENTATIVE = [
@@ -22,7 +23,13 @@ REPRESENTATIVE = [
     "opt",
     "llama4_text",
 ]
-PROVEN = [t for t in causal_lm_types() if build_problem(t) is None and t in PROVEN_TYPES]
+# which attend in both directions in older versions of transformers
+BERTS = ("big_bird", "megatron-bert", "rembert")
+PROVEN = [
+    t
+    for t in causal_lm_types()
+    if build_problem(t) is None and t in PROVEN_TYPES and (t not in BERTS or why_unsupported(tiny_model(t)) is None)
+]
 
 
 @pytest.mark.parametrize("model_type", REPRESENTATIVE)
@@ -37,6 +44,8 @@ def test_every_type_is_exact_or_refused(model_type) -> None:
     verdict = examine(model_type)
     if verdict.kind == "not built":
         assert verdict.reason
+        return
+    if verdict.kind == "refused" and "in this version of transformers" in verdict.reason:
         return
     assert (verdict.config_type in PROVEN_TYPES) == (verdict.kind == "exact"), f"run make docs: {verdict}"
     assert verdict.kind == "exact" or verdict.reason

@@ -8,17 +8,16 @@ from typing import Any
 import pytest
 import torch
 from tools.model_types.sweep import one_at_a_time, pad, sample_sequences
-from tools.model_types.zoo import build_problem, causal_lm_types, randomize, tiny_config, tiny_model
+from tools.model_types.zoo import proven_types, randomize, tiny_config, tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import radix_mlp
 from radix_mlp.errors import RadixError, UnsupportedModelError
-from radix_mlp.hf.proven_types import PROVEN_TYPES
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.windows import windows_of
 
 FLIPPED = {"full_attention": "sliding_attention", "sliding_attention": "full_attention"}
-PROVEN = [t for t in causal_lm_types() if build_problem(t) is None and t in PROVEN_TYPES]
+PROVEN = proven_types()
 # windows kept by modules, read at the call, in the mask only, by a switch of its own, beside soft caps
 REPRESENTATIVE = ["qwen3", "mistral", "phimoe", "smollm3", "gemma2"]
 

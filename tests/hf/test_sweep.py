@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from tools.model_types.sweep import broken_mask_error, examine, gradient_error, one_at_a_time, pad, sample_sequences
-from tools.model_types.zoo import build_problem, causal_lm_types, tiny_config, tiny_model
+from tools.model_types.zoo import causal_lm_types, proven_types, tiny_config, tiny_model
 
-from radix_mlp.hf import why_unsupported
 from radix_mlp.hf.proven_types import PROVEN_TYPES
 
 REPRESENTATIVE = [
@@ -23,13 +22,7 @@ REPRESENTATIVE = [
     "opt",
     "llama4_text",
 ]
-# which attend in both directions in older versions of transformers
-BERTS = ("big_bird", "megatron-bert", "rembert")
-PROVEN = [
-    t
-    for t in causal_lm_types()
-    if build_problem(t) is None and t in PROVEN_TYPES and (t not in BERTS or why_unsupported(tiny_model(t)) is None)
-]
+PROVEN = proven_types()
 
 
 @pytest.mark.parametrize("model_type", REPRESENTATIVE)

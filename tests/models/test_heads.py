@@ -10,7 +10,6 @@ from transformers import PreTrainedModel
 import radix_mlp
 from radix_mlp import Engine, disable
 from radix_mlp.errors import UnsupportedModelError
-from radix_mlp.hf.proven_types import PROVEN_TYPES
 from radix_mlp.models.heads import language_head
 from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
 
@@ -52,7 +51,7 @@ def assert_scores_are_the_models_own(model: PreTrainedModel) -> None:
 
 
 def exact_types() -> list[str]:
-    return [name for name in zoo.causal_lm_types() if name in PROVEN_TYPES]
+    return zoo.proven_types()
 
 
 def types_that_scale() -> list[str]:

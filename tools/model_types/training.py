@@ -16,11 +16,10 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf import disable, enable
-from radix_mlp.hf.proven_types import PROVEN_TYPES
 from radix_mlp.ops import edges_to_tokens
 from radix_mlp.train import TreeBatch, language_head, tree_hidden, tree_logprobs
 from tools.model_types.batches import random_batch
-from tools.model_types.zoo import TOKEN_RANGE, build_problem, causal_lm_types, tiny_model
+from tools.model_types.zoo import TOKEN_RANGE, proven_types, tiny_model
 
 __all__ = [
     "TrainingErrors",
@@ -159,7 +158,7 @@ def table(types: Iterable[str]) -> Iterator[str]:
 
 def trainable_types() -> list[str]:
     """Every causal-LM type of the installed transformers that folds exactly and can be built."""
-    return [t for t in causal_lm_types() if build_problem(t) is None and t in PROVEN_TYPES]
+    return proven_types()
 
 
 def main() -> None:

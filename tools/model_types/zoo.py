@@ -20,12 +20,15 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
 )
 
+from radix_mlp.hf import why_unsupported
+from radix_mlp.hf.proven_types import PROVEN_TYPES
 from tools.model_types.zoo_overrides import EAGER_ONLY, FLOAT32_ONLY, OVERRIDES, UNBUILDABLE
 
 __all__ = [
     "TOKEN_RANGE",
     "build_problem",
     "causal_lm_types",
+    "proven_types",
     "quiet",
     "tiny_config",
     "tiny_input",
@@ -84,6 +87,8 @@ SIZES: dict[str, Any] = {
     "max_window_layers": 1,
     "is_decoder": True,
 }
+# in older versions of transformers they attend in both directions
+BERTS = ("big_bird", "megatron-bert", "rembert")
 # their causal classes are built from the decoder's configuration alone
 DECODER_PARTS = ("musicgen", "musicgen_melody")
 LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decoder_layers", "num_decoder_layers")
@@ -92,6 +97,12 @@ LAYER_COUNTS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers", "decod
 def causal_lm_types() -> list[str]:
     """Every model type that the installed transformers builds with `AutoModelForCausalLM`, sorted."""
     return sorted(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def proven_types() -> list[str]:
+    """Those of the installed transformers that fold exactly and can be built."""
+    found = [name for name in causal_lm_types() if build_problem(name) is None and name in PROVEN_TYPES]
+    return [name for name in found if name not in BERTS or why_unsupported(tiny_model(name)) is None]
 
 
 def build_problem(model_type: str) -> str | None:

@@ -5,13 +5,13 @@ They fold with a dense mask: every row of a call against every other row, `[M, M
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from transformers import PreTrainedModel
 
-from radix_mlp.hf.names_in_forward import names_in_forward
 from radix_mlp.hf.origin import is_stock
 from radix_mlp.plan import RadixPlan
 
@@ -89,11 +89,10 @@ def reasons_against_dense(trunk: PreTrainedModel) -> Iterator[str]:
             f"{kind} attends in both directions (config.is_decoder is False). Load it with is_decoder=True if it was "
             "trained so."
         )
-    model_class: Any = type(trunk)
-    if dense.is_bert and "create_causal_mask" not in names_in_forward(model_class):
+    if dense.is_bert and not hasattr(sys.modules[type(trunk).__module__], "create_causal_mask"):
         yield (
-            f"{kind} attends in both directions in this version of transformers, whatever config.is_decoder says. Use a "
-            "newer version (5.23)."
+            f"{kind} attends in both directions in this version of transformers, whatever config.is_decoder says. Use "
+            "version 5.23 or newer."
         )
     if getattr(trunk, "attention_type", "original_full") != "original_full":
         yield f"{kind} attends in blocks (attention_type is not 'original_full'). Load it with 'original_full'."

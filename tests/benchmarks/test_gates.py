@@ -94,6 +94,7 @@ FAULTS = [
         "forward_cpu", "--layers 1 --width 128 --batch 4 --batches 1 --rounds 1", keys_never_expire, id="forward_cpu"
     ),
     pytest.param("forward_gpu", "--shape small --rows 16/8/3 --rounds 1", keys_never_expire, id="forward_gpu"),
+    pytest.param("decisions", "--shape small --scale 0.03 --rounds 1 --what semif", keys_never_expire, id="decisions"),
     pytest.param("hybrid", "--shape small --rows 16/8/3 --rounds 1", keys_never_expire, id="hybrid"),
     pytest.param("engine", "--shape small --queries 1 --documents 6 --rounds 1", keys_never_expire, id="engine"),
     pytest.param(

@@ -37,9 +37,23 @@ TYPES = sorted(
 )
 
 
+ALIBI = ["falcon-alibi-sdpa", "falcon-alibi-eager"]
+
+
+def small(model_type: str) -> PreTrainedModel:
+    """Of the zoo; Falcon has biases in place of rotations, too, and attention in two ways."""
+    if model_type not in ALIBI:
+        return tiny_model(model_type)
+    config = tiny_config("falcon")
+    config.alibi = True
+    model = tiny_model("falcon", config=config, attn_implementation=model_type.split("-")[-1])
+    assert model.transformer.use_alibi
+    return model
+
+
 def scaled(model_type: str) -> PreTrainedModel:
     """With matrices of standard deviation 0.3."""
-    model = tiny_model(model_type)
+    model = small(model_type)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:
@@ -77,7 +91,7 @@ def folded(model: PreTrainedModel, sequences: list[torch.Tensor], side: str = "r
     return [logits[row][mask[row].bool()] for row in range(len(sequences))]
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", [*TYPES, *ALIBI])
 def test_logits_are_those_of_one_sequence_at_a_time(model_type) -> None:
     model, sequences = scaled(model_type), deep_sequences()
     with wide(model):
@@ -91,23 +105,23 @@ def test_logits_are_those_of_one_sequence_at_a_time(model_type) -> None:
     assert f"dense mask of {report.num_compact} x {report.num_compact}" in report.reason
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", [*TYPES, *ALIBI])
 def test_gradients_are_those_of_one_sequence_at_a_time(model_type) -> None:
     model = scaled(model_type)
     with wide(model):
         assert gradient_error(model) < bound_of(model)
 
 
-@pytest.mark.parametrize("model_type", TYPES)
+@pytest.mark.parametrize("model_type", [*TYPES, *ALIBI])
 def test_a_plain_causal_mask_is_seen(model_type) -> None:
     """Every row sees all rows before it."""
-    assert broken_mask_error(tiny_model(model_type)) > 0.1
+    assert broken_mask_error(small(model_type)) > 0.1
 
 
-@pytest.mark.parametrize("model_type", ["bloom", "mpt", "gpt_neo"])
+@pytest.mark.parametrize("model_type", ["bloom", "mpt", "gpt_neo", *ALIBI])
 def test_distances_by_row_number_are_seen(model_type) -> None:
     """Alibi and local windows go by depth: with the numbers of rows in its place the logits differ."""
-    model, sequences = tiny_model(model_type), deep_sequences()
+    model, sequences = small(model_type), deep_sequences()
     if model_type == "gpt_neo":
         assert "local" in model.config.attention_layers
         assert model.config.window_size == 5
@@ -127,9 +141,9 @@ def test_distances_by_row_number_are_seen(model_type) -> None:
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False])
-@pytest.mark.parametrize("model_type", ["bloom", "gptj", "gpt_neo"])
+@pytest.mark.parametrize("model_type", ["bloom", "gptj", "gpt_neo", "falcon-alibi-sdpa"])
 def test_checkpointing_recomputes_with_the_tree(model_type, use_reentrant) -> None:
-    model, sequences = tiny_model(model_type).train(), deep_sequences()
+    model, sequences = small(model_type).train(), deep_sequences()
     model.gradient_checkpointing_enable({"use_reentrant": use_reentrant})
 
     def gradients(logits: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -190,7 +204,7 @@ def test_encoders_are_refused(model_type) -> None:
 def test_block_sparse_attention_is_refused() -> None:
     config = tiny_config("big_bird")
     config.attention_type = "block_sparse"
-    with pytest.raises(UnsupportedModelError, match="original_full"):
+    with pytest.raises(UnsupportedModelError, match="original_full|both directions"):
         radix_mlp.enable(tiny_model("big_bird", config=config))
 
 
@@ -209,9 +223,9 @@ def test_code_of_others_inside_is_refused() -> None:
         radix_mlp.enable(model)
 
 
-@pytest.mark.parametrize("model_type", ["bloom", "gpt_neo"])
+@pytest.mark.parametrize("model_type", ["bloom", "gpt_neo", "falcon-alibi-sdpa"])
 def test_a_copy_folds_by_itself_and_disable_takes_everything_away(model_type) -> None:
-    model, sequences = tiny_model(model_type), deep_sequences()
+    model, sequences = small(model_type), deep_sequences()
     expected = one_at_a_time(model, sequences)
     before = [set(vars(module)) for module in model.modules()]
     copied = copy.deepcopy(radix_mlp.enable(model, threshold=1))

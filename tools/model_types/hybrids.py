@@ -22,8 +22,9 @@ from transformers import PreTrainedModel
 
 from radix_mlp.hf import disable, enable, last_call
 from radix_mlp.hf.forward import compact_arguments
-from radix_mlp.hf.mixers.forward import forget_functions, tree_for_mixers
+from radix_mlp.hf.mixers.forward import tree_for_mixers
 from radix_mlp.hf.mixers.kernels import KERNELS, follow
+from radix_mlp.hf.rebound import forget_functions
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.plan import RadixPlan
 from tools.model_types.sweep import one_at_a_time, pad, plan_of

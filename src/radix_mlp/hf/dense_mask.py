@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
@@ -11,9 +13,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from radix_mlp.errors import UnsupportedModelError
+from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import note_tree_seen_by
 from radix_mlp.hf.dense_types import dense_type_of
+from radix_mlp.hf.rebound import rebound
 from radix_mlp.hf.tree_mask import TreeMask
 
 __all__ = ["install_dense", "run_dense", "uninstall_dense"]
@@ -33,7 +36,9 @@ def run_dense(trunk: PreTrainedModel, run: Callable[..., Any], args: tuple[Any, 
     if dense.attention:
         return run(*args, **{**kwargs, "attention_mask": _PassedOn.of_mask(mask)})
     kwargs = {**kwargs, "attention_mask": _additive(mask.visible(), trunk.dtype)}
-    if not dense.alibi:
+    if dense.alibi_function and getattr(trunk, "use_alibi", True):
+        run = _with_alibi_by_depth(trunk, run, dense.alibi_function)
+    elif not dense.alibi:
         return run(*args, **kwargs)
     with _alibi_by(mask.depth, type(trunk).__name__):
         return run(*args, **kwargs)
@@ -68,20 +73,11 @@ class AlibiByDepth:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
         """The method's own result, or its result for one sequence, read at the depth of each row."""
-        method = getattr(type(self.module), self.name)
-        depths = _DEPTH.get()
-        if depths is None:
-            own: Tensor = method(self.module, *args, **kwargs)
+        method = functools.partial(getattr(type(self.module), self.name), self.module)
+        if _DEPTH.get() is None:
+            own: Tensor = method(*args, **kwargs)
             return own
-        depth = depths.pop()
-        length = int(depth.max()) + 1
-        if self.name == "build_alibi_tensor":
-            # of a 2-D mask
-            one_sequence: Tensor = method(self.module, depth.new_ones(1, length), *args[1:], **kwargs)
-        else:
-            # of the number of heads and a length
-            one_sequence = method(self.module, args[0], length, *args[2:], **kwargs)
-        return one_sequence.index_select(2, depth)
+        return _read_at_depths(method, *args, **kwargs)
 
 
 class AttentionOnTree:
@@ -137,6 +133,34 @@ class _PassedOn(TreeMask):
         if func.__name__ in ("unsqueeze", "to", "rsub", "__rsub__", "mul", "__mul__"):
             return next(x for x in args if isinstance(x, _PassedOn))
         return super().__torch_function__(func, types, args, kwargs)
+
+
+def _read_at_depths(make: Callable[..., Tensor], first: Any, second: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """What `make` gives for one sequence, `[H, 1, T]`, at the depth of each row: `[H, 1, M]`."""
+    depths = _DEPTH.get()
+    assert depths, "only a forward in `_alibi_by` gets here, and makes its biases once"
+    depth = depths.pop()
+    length = int(depth.max()) + 1
+    # (mask, number of heads, ...) or (number of heads, length, ...)
+    given = (depth.new_ones(1, length), second) if isinstance(first, Tensor) else (first, length)
+    return make(*given, *args, **kwargs).index_select(2, depth)
+
+
+def _with_alibi_by_depth(trunk: PreTrainedModel, run: Any, name: str) -> Callable[..., Any]:
+    """The forward of the class, calling the function `name` of its file with a sequence and reading it at depths."""
+    kind: Any = type(trunk)
+    if getattr(run, "func", None) is not kind.forward:
+        raise UnsupportedCallError(
+            f"{kind.__name__} has a forward of its own instead of that of its class, whose biases (alibi) would go by "
+            "the numbers of rows. Remove it, or run the model unfolded (radix_mlp.disable(model))."
+        )
+    by_depth = _at_depths(getattr(sys.modules[kind.__module__], name))
+    return functools.partial(rebound(kind.forward, ((name, by_depth),)), trunk)
+
+
+@functools.cache
+def _at_depths(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    return functools.partial(_read_at_depths, function)
 
 
 @contextlib.contextmanager

@@ -36,6 +36,8 @@ class DenseType(NamedTuple):
     """Class whose `_attn` reads a triangular buffer; the mask takes the place of the buffer there."""
     alibi: str = ""
     """Method that makes biases from the numbers of rows; here they come from the rows' depths."""
+    alibi_function: str = ""
+    """The same for a function that the trunk's forward calls."""
     max_rows: str = ""
     """Setting that limits the rows of a call, since a buffer is cut to them."""
     max_depth: str = ""
@@ -48,7 +50,7 @@ _TYPES = {
     "BigBirdModel": DenseType(max_rows="max_position_embeddings", is_bert=True),
     "BloomModel": DenseType(alibi="build_alibi_tensor"),
     "CodeGenModel": DenseType(),
-    "FalconModel": DenseType(),
+    "FalconModel": DenseType(alibi_function="build_alibi_tensor"),
     "GPTJModel": DenseType(),
     "GPTNeoModel": DenseType(attention="GPTNeoSelfAttention"),
     "GPTNeoXJapaneseModel": DenseType(),
@@ -96,8 +98,6 @@ def reasons_against_dense(trunk: PreTrainedModel) -> Iterator[str]:
         )
     if getattr(trunk, "attention_type", "original_full") != "original_full":
         yield f"{kind} attends in blocks (attention_type is not 'original_full'). Load it with 'original_full'."
-    if getattr(trunk, "use_alibi", False) and not dense.alibi:
-        yield f"{kind} makes its biases (alibi) from the numbers of rows. Run it unfolded."
     for name, module in trunk.named_modules():
         if not is_stock(type(module)) and not isinstance(module, torch.nn.Linear | torch.nn.Embedding):
             yield (

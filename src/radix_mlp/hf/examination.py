@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.hf.added_code import reason_of_added_code, reason_of_called_module
 from radix_mlp.hf.fingerprint import Fingerprint, fingerprint
-from radix_mlp.hf.mixers.forward import forget_functions
+from radix_mlp.hf.rebound import forget_functions
 from radix_mlp.hf.support import is_proven, why_unsupported
 from radix_mlp.hf.text_tower import num_attention_layers, text_modules
 from radix_mlp.hf.trial import Tried, trial

@@ -6,23 +6,22 @@ changes but its instance attribute `forward`.
 
 from __future__ import annotations
 
-import functools
 import inspect
-from types import CellType, FunctionType
 from typing import Any
 
 import torch
 
-from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
+from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.attention_function import note_tree_seen_by
 from radix_mlp.hf.mixers.discovery import is_expanded
 from radix_mlp.hf.mixers.expand import run_expanded
 from radix_mlp.hf.mixers.kernels import FUSED, KERNELS, follow, not_fused
+from radix_mlp.hf.rebound import rebound
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.ops import AttentionTree
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["MixerForward", "MixerLayerForward", "forget_functions", "tree_for_mixers"]
+__all__ = ["MixerForward", "MixerLayerForward", "tree_for_mixers"]
 
 _MASK = "mixers"
 
@@ -69,8 +68,9 @@ class MixerForward:
         kwargs = {n: None if isinstance(x, TreeMask) else x for n, x in kwargs.items() if n != "radix_tree"}
         if is_expanded(type(module)):
             return run_expanded(module, plan, args, kwargs)
+        kernels = (*KERNELS.items(), *((name, not_fused) for name in FUSED))
         with follow(plan):
-            return _on_tree(type(module).forward)(module, *args, **kwargs)
+            return rebound(type(module).forward, kernels)(module, *args, **kwargs)
 
 
 class MixerLayerForward:
@@ -97,11 +97,6 @@ def tree_for_mixers(tree: AttentionTree, mask: TreeMask) -> AttentionTree:
     return tree._replace(prepared={**tree.prepared, _MASK: mask})
 
 
-def forget_functions() -> None:
-    """Make the functions once more: something in the modeling files was replaced."""
-    _on_tree.cache_clear()
-
-
 def _tree_mask(kwargs: dict[str, Any], *args: Any) -> TreeMask | None:
     for mask in (kwargs.get("attention_mask"), *args):
         if isinstance(mask, TreeMask):
@@ -118,27 +113,3 @@ def _plan_of(mask: TreeMask, module: torch.nn.Module) -> RadixPlan:
             "itself or radix_mlp.hf.forward_compact."
         )
     return mask.plan
-
-
-@functools.lru_cache(maxsize=256)
-def _on_tree(function: Any) -> FunctionType:
-    """The function with kernels that follow the tree, in the same decorators."""
-    inner = getattr(function, "__wrapped__", None)
-    if inner is None:
-        called = set(function.__code__.co_names)
-        kernels = {name: KERNELS[name] for name in KERNELS.keys() & called}
-        kernels |= dict.fromkeys(called.intersection(FUSED), not_fused)
-        return _copy(function, function.__globals__ | kernels, function.__closure__)
-    cells = [CellType(_on_tree(inner)) if cell.cell_contents is inner else cell for cell in function.__closure__ or ()]
-    if all(cell is old for cell, old in zip(cells, function.__closure__ or (), strict=True)):
-        raise UnsupportedModelError(
-            f"{function.__qualname__} has a decorator that cannot be kept on compact rows. Run the model unfolded."
-        )
-    return _copy(function, function.__globals__, tuple(cells))
-
-
-def _copy(function: FunctionType, names: dict[str, Any], closure: tuple[CellType, ...] | None) -> FunctionType:
-    copy = FunctionType(function.__code__, names, function.__name__, function.__defaults__, closure)
-    copy.__kwdefaults__ = function.__kwdefaults__
-    functools.update_wrapper(copy, function)
-    return copy

@@ -204,7 +204,7 @@ def test_encoders_are_refused(model_type) -> None:
 def test_block_sparse_attention_is_refused() -> None:
     config = tiny_config("big_bird")
     config.attention_type = "block_sparse"
-    with pytest.raises(UnsupportedModelError, match="original_full|both directions"):
+    with pytest.raises(UnsupportedModelError, match=r"original_full|both directions"):
         radix_mlp.enable(tiny_model("big_bird", config=config))
 
 

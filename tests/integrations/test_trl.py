@@ -267,11 +267,18 @@ def test_balancing_losses_of_experts_are_refused(folder, tmp_path) -> None:
 
 
 def test_models_that_cannot_be_folded_are_refused(folder, tmp_path) -> None:
-    from transformers import MambaConfig, MambaForCausalLM
+    from transformers import DogeConfig, DogeForCausalLM
 
-    config = MambaConfig(vocab_size=259, hidden_size=16, num_hidden_layers=1, state_size=4)
-    with pytest.raises(UnsupportedModelError, match=r"[Mm]amba"):
-        enable(sft(folder, tmp_path, model=MambaForCausalLM(config)))
+    config = DogeConfig(
+        vocab_size=259,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        router_aux_loss_coef=0.0,
+    )
+    with pytest.raises(UnsupportedModelError, match=r"DogeAttention.*sparse attention"):
+        enable(sft(folder, tmp_path, model=DogeForCausalLM(config)))
 
 
 def test_other_versions_of_trl_are_refused(folder, tmp_path, monkeypatch) -> None:

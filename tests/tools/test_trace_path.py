@@ -16,8 +16,8 @@ def test_a_plan_stays_in_one_package():
 
 def test_the_way_of_two_texts_stays_straight():
     found = trace_embed()
-    assert len(found.files) <= 47, sorted(found.files)
-    assert found.deepest <= 16
+    assert len(found.files) <= 52, sorted(found.files)
+    assert found.deepest <= 18
     assert found.both_ways == set()
     assert not any("tokenize_ahead" in file for file in found.files)
 
@@ -26,8 +26,8 @@ def test_the_way_of_a_request_stays_straight():
     found = trace_post_embed()
     assert "serve/service.py" in found.files
     assert "engine/online/serving_loop.py" in found.files
-    assert len(found.files) <= 61, sorted(found.files)
-    assert found.deepest <= 14
+    assert len(found.files) <= 67, sorted(found.files)
+    assert found.deepest <= 15
     # what answers a request, or runs one on an engine that was replaced, is called back
     called_back = {"engine/online/accepted_request.py", "serve/service.py"}
     assert all(pair[0] in called_back for pair in found.both_ways)

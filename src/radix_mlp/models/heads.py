@@ -15,7 +15,6 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.adapters import pretrained_of
 from radix_mlp.hf.names_in_forward import names_in_forward
-from radix_mlp.hf.text_tower import is_multimodal
 from radix_mlp.models.head_check import check_head, hidden_of_probe, pad_token_of
 from radix_mlp.ops.head.linear_head import LinearHead, is_plain_linear
 
@@ -113,15 +112,14 @@ def classification_head(model: torch.nn.Module, *, probe: NDArray[np.int32] | No
 def scale_and_softcap(model: PreTrainedModel) -> tuple[float, float | None]:
     """What the model's configuration multiplies logits by, and where it caps them.
 
-    A multimodal class has the settings of its text model and may leave them aside.
+    A class may leave settings of its configuration aside: what its forward does not name does not count.
     """
     config: Any = model.config.get_text_config()
-    if is_multimodal(model.config):
-        model_class: Any = type(model)
-        names = names_in_forward(model_class)
-        config = SimpleNamespace(
-            **{name: value for name, value in vars(config).items() if name in names}, model_type=config.model_type
-        )
+    model_class: Any = type(model)
+    names = names_in_forward(model_class)
+    config = SimpleNamespace(
+        **{name: value for name, value in vars(config).items() if name in names}, model_type=config.model_type
+    )
     scale = 1.0
     for name in ("logit_scale", "output_multiplier"):
         value = getattr(config, name, None)

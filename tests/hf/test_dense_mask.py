@@ -161,6 +161,39 @@ def test_checkpointing_recomputes_with_the_tree(model_type, use_reentrant) -> No
     assert max(float((f - e).abs().max()) for f, e in zip(found, expected, strict=True)) < 1e-5 * scale
 
 
+@pytest.mark.parametrize("model_type", [*sorted({*TYPES} - {"big_bird"}), *ALIBI])
+def test_more_rows_than_positions_fold(model_type) -> None:
+    """Buffers that end at the longest sequence a model takes do not end the rows of a call."""
+    model = small(model_type)
+    stem = tiny_input(10).flatten()
+    sequences = [torch.cat([stem, tiny_input(60, seed=seed).flatten()]) for seed in range(1, 5)]
+    expected = one_at_a_time(model, sequences)
+    radix_mlp.enable(model, threshold=1)
+    assert relative(folded(model, sequences), expected) < 1e-5
+    assert radix_mlp.last_call(model).num_compact == 250 > getattr(model.config, "max_position_embeddings", 128)
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "gpt_neo", "gptj", "openai-gpt"])
+def test_a_compiled_trunk_folds(model_type) -> None:
+    model, sequences = tiny_model(model_type), deep_sequences()
+    expected = one_at_a_time(model, sequences)
+    radix_mlp.enable(model, threshold=1)
+    compiled = torch.compile(model, backend="eager", dynamic=True)
+    assert relative(folded(compiled, sequences), expected) < 1e-5
+    assert radix_mlp.last_call(model).folded
+
+
+@pytest.mark.parametrize("model_type", ["bloom", "gpt_neo", "gptj", "falcon-alibi-sdpa"])
+def test_a_trunk_alone_folds(model_type) -> None:
+    trunk, sequences = small(model_type).base_model, deep_sequences()
+    ids, mask = pad(sequences, "right")
+    with torch.no_grad():
+        expected = [trunk(s[None]).last_hidden_state[0] for s in sequences]
+        hidden = radix_mlp.enable(trunk, threshold=1)(ids, attention_mask=mask).last_hidden_state
+    assert relative([hidden[row, : len(s)] for row, s in enumerate(sequences)], expected) < 1e-5
+    assert radix_mlp.last_call(trunk).folded
+
+
 @pytest.mark.skipif("big_bird" not in TYPES, reason="attends in both directions")
 def test_rows_above_the_models_buffer_run_unfolded() -> None:
     model = tiny_model("big_bird")

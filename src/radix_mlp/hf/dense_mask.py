@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import note_tree_seen_by
-from radix_mlp.hf.dense_types import dense_type_of
+from radix_mlp.hf.dense_types import DenseType, dense_type_of
 from radix_mlp.hf.rebound import rebound
 from radix_mlp.hf.tree_mask import TreeMask
 
@@ -30,9 +30,16 @@ def run_dense(trunk: PreTrainedModel, run: Callable[..., Any], args: tuple[Any, 
     Raises:
         UnsupportedModelError: biases were made from the numbers of rows.
     """
-    dense, mask = dense_type_of(trunk), kwargs["attention_mask"]
-    if dense is None:
-        return run(*args, **kwargs)
+    dense = dense_type_of(trunk)
+    return run(*args, **kwargs) if dense is None else _run_dense(dense, trunk, run, args, kwargs)
+
+
+# masks and biases are made for each batch, and layers look at what they are
+@torch.compiler.disable
+def _run_dense(
+    dense: DenseType, trunk: PreTrainedModel, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    mask = kwargs["attention_mask"]
     if dense.attention:
         return run(*args, **{**kwargs, "attention_mask": _PassedOn.of_mask(mask)})
     kwargs = {**kwargs, "attention_mask": _additive(mask.visible(), trunk.dtype)}
@@ -130,7 +137,9 @@ class _PassedOn(TreeMask):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         """What makes `(1 - mask) * smallest` of a mask gives the mask back."""
-        if func.__name__ in ("unsqueeze", "to", "rsub", "__rsub__", "mul", "__mul__"):
+        # a copy on another device is an ordinary tree mask
+        is_cast = func is torch.Tensor.to and set(kwargs or {}) == {"dtype"}
+        if is_cast or func.__name__ in ("unsqueeze", "rsub", "__rsub__", "mul", "__mul__"):
             return next(x for x in args if isinstance(x, _PassedOn))
         return super().__torch_function__(func, types, args, kwargs)
 

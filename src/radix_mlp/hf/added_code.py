@@ -17,6 +17,9 @@ from radix_mlp.hf.origin import foreign_function, is_stock, methods_of, name_of
 
 __all__ = ["reason_of_added_code", "reason_of_called_module"]
 
+# what torch.compile leaves in the file of a function that it compiled
+_COMPILED = ("__compiled_fn_", "__resume_at_")
+
 
 def reason_of_added_code(model: torch.nn.Module) -> str | None:
     """Which code inside of `model` is not its classes' own and would see compact rows; None if there is none.
@@ -52,7 +55,8 @@ def _reasons(model: torch.nn.Module) -> Iterator[str]:
         if is_stock(kind):
             yield from _replaced(methods_of(kind), "peft.")
     for file in files:
-        yield from _replaced((f"{file}.{name}", value) for name, value in vars(sys.modules[file]).items())
+        code = ((name, value) for name, value in vars(sys.modules[file]).items() if not name.startswith(_COMPILED))
+        yield from _replaced((f"{file}.{name}", value) for name, value in code)
     names = (("attention", ALL_ATTENTION_FUNCTIONS, "sdpa"), ("mask", ALL_MASK_ATTENTION_FUNCTIONS, "sdpa"))
     yield from _replaced((f"the {kind} function {name!r}", functions.get(name)) for kind, functions, name in names)
 

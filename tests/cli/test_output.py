@@ -1,6 +1,7 @@
 """Writing: what a crash at any step leaves, and what every format holds."""
 
 import csv
+import fcntl
 import io
 import json
 import os
@@ -61,7 +62,8 @@ class Steps:
         except Crash:
             # half of what was appended has reached the disk
             synced = min(self.synced.get(found.st_ino, 0), found.st_size)
-            if synced < found.st_size and stat.S_ISREG(found.st_mode):
+            writes = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+            if synced < found.st_size and stat.S_ISREG(found.st_mode) and writes:
                 os.ftruncate(descriptor, (synced + found.st_size) // 2)
             raise
         self.real_fsync(descriptor)

@@ -25,6 +25,7 @@ from tools.model_types.hybrids import (
     reach_error,
     relative,
 )
+from tools.model_types.multimodal_zoo import tiny_multimodal
 from tools.model_types.sweep import one_at_a_time, pad, sample_sequences
 from tools.model_types.wide import wide
 from tools.model_types.zoo import causal_lm_types, tiny_model
@@ -147,6 +148,42 @@ def test_packed_rows_that_would_not_fold_are_refused(threshold, also) -> None:
     with pytest.raises(UnsupportedCallError, match="pass from one sequence into the next"):
         model(ids, position_ids=positions, **also)
     model(ids)
+
+
+@pytest.mark.parametrize("also", [{}, {"attention_mask": torch.ones(1, 10, dtype=torch.long)}])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("cu_seq_lens_q", torch.tensor([0, 6, 10], dtype=torch.int32)), ("seq_idx", torch.tensor([[0] * 6 + [1] * 4]))],
+)
+@pytest.mark.parametrize("threshold", [0, "auto", 1.0])
+def test_boundaries_that_would_not_be_kept_are_refused(name, value, also, threshold) -> None:
+    """The state of jamba passes from one sequence to the next, whatever says where they start."""
+    model = radix_mlp.enable(tiny_model("jamba"), threshold=threshold)
+    ids = torch.arange(10, 20)[None]
+    with pytest.raises(UnsupportedCallError, match=r"share a row|cu_seq_lens_q|seq_idx"):
+        model(ids, **{name: value}, **also)
+    one_row = {name: torch.tensor([0, 10]) if name == "cu_seq_lens_q" else torch.zeros_like(value)}
+    if name == "cu_seq_lens_q" or threshold != 1.0:
+        model(ids, **one_row, **also)
+
+
+def test_positions_of_an_image_pack_nothing() -> None:
+    """Its tokens share a time; a text that starts again, or repeats on all axes, is another sequence."""
+    image = torch.tensor([[0, 1, 2, 2, 2, 2, 4], [0, 1, 2, 2, 3, 3, 4], [0, 1, 2, 3, 2, 3, 4]])[:, None]
+    model = tiny_multimodal("qwen3_5")
+    embeddings = model.get_input_embeddings()(torch.arange(8, 15)[None]).detach()
+    with torch.no_grad():
+        expected = model(inputs_embeds=embeddings, position_ids=image).logits
+        radix_mlp.enable(model)
+        found = model(inputs_embeds=embeddings, position_ids=image).logits
+        counted = torch.cat([torch.arange(7)[None, None], image])
+        model(inputs_embeds=embeddings, position_ids=counted)
+    assert torch.equal(found, expected)
+    for packed_positions in ([0, 1, 2, 0, 1, 2, 3], [0, 0, 1, 2, 3, 4, 5]):
+        for axes in (3, 4):
+            positions = torch.tensor(packed_positions).expand(axes, 1, -1)
+            with pytest.raises(UnsupportedCallError, match="pass from one sequence into the next"):
+                model(inputs_embeds=embeddings, position_ids=positions)
 
 
 @by_family()

@@ -15,7 +15,7 @@ from radix_mlp.hf.media import placeholders_of, reason_of_media, says_text, with
 from radix_mlp.hf.padding import PaddedLayout, row_with_holes
 from radix_mlp.hf.tracing import reason_of_tracing
 
-__all__ = ["USES_CACHE", "FoldableCall", "is_packed", "read_call", "selects_logits"]
+__all__ = ["USES_CACHE", "FoldableCall", "packed_by", "read_call", "selects_logits"]
 
 USES_CACHE = "a key-value cache is used"
 
@@ -83,13 +83,15 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
                 return found
             starts = found
         if boundaries is not None and not np.array_equal(_to_numpy(boundaries)[:-1], starts):
-            return "cu_seq_lens_q and position_ids disagree on where sequences start"
+            return "cu_seq_lens_q starts sequences where position_ids do not start again at 0"
         layout = PaddedLayout((batch, length), np.arange(batch * length))
         cu_seq_lengths = np.append(starts, batch * length)
     else:
         present = (mask != 0).cpu().numpy()
         if row_with_holes(present) is not None:
             return "attention_mask has holes between real tokens"
+        if boundaries is not None and len(boundaries) - 1 > batch:
+            return "cu_seq_lens_q puts several sequences into a row, and attention_mask says that it is one"
         layout, cu_seq_lengths = PaddedLayout.of_mask(present)
     call = FoldableCall(
         layout,
@@ -100,16 +102,39 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
     return _reason_of_placeholders(model, call) or _reason_of_labels(given, call) or call
 
 
-def is_packed(arguments: Mapping[str, Any]) -> bool:
-    """Whether positions start again within a row, with no mask to say that the row is one sequence.
+def packed_by(arguments: Mapping[str, Any]) -> str | None:
+    """The name of the argument that puts several sequences into a row, or None.
 
-    >>> is_packed({"position_ids": torch.tensor([[0, 1, 0, 1]])})
-    True
+    Positions that start again do so where no mask says that the row is one sequence.
+
+    >>> packed_by({"position_ids": torch.tensor([[0, 1, 0, 1]])})
+    'position_ids'
+    >>> packed_by({"input_ids": torch.tensor([[5, 6, 7]]), "cu_seq_lens_q": torch.tensor([0, 2, 3])})
+    'cu_seq_lens_q'
+    >>> packed_by({"input_ids": torch.tensor([[5, 6], [5, 7]]), "cu_seq_lens_q": torch.tensor([0, 2, 4])})
     """
-    positions = arguments.get("position_ids")
-    if not isinstance(positions, torch.Tensor) or arguments.get("attention_mask") is not None:
-        return False
-    return positions.shape[-1] > 1 and bool((positions[..., 1:] <= positions[..., :-1]).any())
+    positions, numbers, boundaries = (arguments.get(name) for name in ("position_ids", "seq_idx", "cu_seq_lens_q"))
+    has_mask = arguments.get("attention_mask") is not None
+    if isinstance(positions, torch.Tensor) and not has_mask and _start_again(positions):
+        return "position_ids"
+    if isinstance(numbers, torch.Tensor) and bool((numbers[..., 1:] != numbers[..., :-1]).any()):
+        return "seq_idx"
+    rows = [x for x in map(arguments.get, ("input_ids", "inputs_embeds")) if isinstance(x, torch.Tensor)]
+    if isinstance(boundaries, torch.Tensor) and rows and len(boundaries) - 1 > len(rows[0]):
+        return "cu_seq_lens_q"
+    return None
+
+
+def _start_again(positions: torch.Tensor) -> bool:
+    """Whether positions `[B, T]`, or `[3, B, T]` or `[4, B, T]` of a multimodal model, fall or repeat in a row."""
+    steps = positions[..., 1:] - positions[..., :-1]
+    if positions.ndim < 3:
+        return bool((steps <= 0).any())
+    if len(positions) != 3:
+        # the first axis counts tokens
+        return bool((steps[0] <= 0).any())
+    # all tokens of an image have one time, and differ in height or width
+    return bool(((steps[0] < 0) | (steps == 0).all(0)).any())
 
 
 def _starts_of_packed(position_ids: NDArray[np.int64]) -> NDArray[np.int64] | str:

@@ -18,7 +18,7 @@ from radix_mlp.hf.dense_mask import run_dense
 from radix_mlp.hf.dense_types import reason_of_rows
 from radix_mlp.hf.enabled import CallReport, Enabled, Settings
 from radix_mlp.hf.examination import Examination
-from radix_mlp.hf.foldable_call import FoldableCall, is_packed, read_call
+from radix_mlp.hf.foldable_call import FoldableCall, packed_by, read_call
 from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
 from radix_mlp.hf.forward import check_token_ids, signature_of, takes_any_keyword
 from radix_mlp.hf.mixers.forward import tree_for_mixers
@@ -93,7 +93,8 @@ class FoldingForward(Enabled):
     def _refuse_leaking(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """An error for packed rows where transformers' own code takes a row for one sequence."""
         has_order = self.settings.is_dense and not takes_positions(decoder_of(self.module))
-        if (self.settings.mixers.any or has_order) and is_packed(self._named(args, kwargs)):
+        packing = packed_by(self._named(args, kwargs)) if self.settings.mixers.any or has_order else None
+        if packing is not None:
             report = self.settings.last_call
             kind = type(self.module).__name__
             leak = (
@@ -102,7 +103,7 @@ class FoldingForward(Enabled):
                 else (f"the states of {kind} would pass from one sequence into the next")
             )
             raise UnsupportedCallError(
-                f"position_ids pack several sequences into a row, and the call is not folded "
+                f"several sequences share a row ({packing}), and the call is not folded "
                 f"({report.reason if report else 'no reason'}): {leak}. Give every sequence a row of its own, or let "
                 "the call fold."
             )

@@ -127,6 +127,9 @@ def packed_by(arguments: Mapping[str, Any]) -> str | None:
 
 def _start_again(positions: torch.Tensor) -> bool:
     """Whether positions `[B, T]`, or `[3, B, T]` or `[4, B, T]` of a multimodal model, fall or repeat in a row."""
+    if positions.shape[-1] == 1:
+        # a step of generation must not wait for the device
+        return False
     steps = positions[..., 1:] - positions[..., :-1]
     if positions.ndim < 3:
         return bool((steps <= 0).any())

@@ -51,44 +51,29 @@ def causal_conv1d_fn(
     return out.T[None].to(hidden_states.dtype)
 
 
-def torch_chunk_gated_delta_rule(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    chunk_size: int = 64,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """`query`, `key [1, M, Hk, K]`, `value [1, M, Hv, V]`, `g`, `beta [1, M, Hv]` -> `[1, M, Hv, V]` and no state."""
-    plan = _plan("torch_chunk_gated_delta_rule", kwargs, initial_state=initial_state, final=output_final_state)
-    with _as_given(query):
-        out = tree_gated_delta_rule(
-            query[0], key[0], value[0], g[0], beta[0], plan, normalize_qk=use_qk_l2norm_in_kernel
-        )
-    return out[None], None
+def _delta_rule(name: str, along_tree: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
+    """What runs in place of the delta rule `name`, whose kernels all take the same."""
 
+    def run(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        g: Tensor,
+        beta: Tensor,
+        chunk_size: int = 64,
+        initial_state: Tensor | None = None,
+        output_final_state: bool = False,
+        use_qk_l2norm_in_kernel: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Tensor, None]:
+        """`query`, `key [1, M, Hk, K]`, `value [1, M, Hv, V]`, `g [1, M, Hv]` or `[1, M, Hv, K]`, `beta [1, M, Hv]`
+        -> `[1, M, Hv, V]` and no state."""
+        plan = _plan(name, kwargs, initial_state=initial_state, final=output_final_state)
+        with _as_given(query):
+            out = along_tree(query[0], key[0], value[0], g[0], beta[0], plan, normalize_qk=use_qk_l2norm_in_kernel)
+        return out[None], None
 
-def chunk_kimi_delta_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    g: Tensor,
-    beta: Tensor,
-    chunk_size: int = 64,
-    initial_state: Tensor | None = None,
-    output_final_state: bool = False,
-    use_qk_l2norm_in_kernel: bool = False,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """`query`, `key`, `g [1, M, H, K]`, `value [1, M, H, V]`, `beta [1, M, H]` -> `[1, M, H, V]` and no state."""
-    plan = _plan("chunk_kimi_delta_attention", kwargs, initial_state=initial_state, final=output_final_state)
-    with _as_given(query):
-        out = tree_kimi_delta(query[0], key[0], value[0], g[0], beta[0], plan, normalize_qk=use_qk_l2norm_in_kernel)
-    return out[None], None
+    return run
 
 
 def mamba2_chunk_scan(
@@ -152,10 +137,10 @@ def not_fused(*args: Any, **kwargs: Any) -> None:
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "causal_conv1d_fn": causal_conv1d_fn,
-    "chunk_kimi_delta_attention": chunk_kimi_delta_attention,
+    "chunk_kimi_delta_attention": _delta_rule("chunk_kimi_delta_attention", tree_kimi_delta),
     "mamba2_chunk_scan": mamba2_chunk_scan,
     "mamba_selective_scan": mamba_selective_scan,
-    "torch_chunk_gated_delta_rule": torch_chunk_gated_delta_rule,
+    "torch_chunk_gated_delta_rule": _delta_rule("torch_chunk_gated_delta_rule", tree_gated_delta_rule),
 }
 """Name in the modeling files -> what runs in its place."""
 FUSED = ("mamba2_split_conv1d_scan_combined", "mamba_inner_fn")

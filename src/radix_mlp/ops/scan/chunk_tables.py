@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.ops.attention.attention_tree import send_arrays
+from radix_mlp.ops.scan.sum_groups import sum_groups
 from radix_mlp.plan.levels import Levels
 
 __all__ = [
@@ -101,5 +102,4 @@ def to_parents(grad: Tensor | None, level: ChunkLevel) -> Tensor | None:
     """Gradients of final states: sums over the children in the level below, in order; None where there are none."""
     if grad is None or level.child_offsets.shape[0] == 0:
         return None
-    sums = torch.segment_reduce(grad.flatten(1), "sum", offsets=level.child_offsets, axis=0, initial=0)
-    return sums.view(-1, *grad.shape[1:])
+    return sum_groups(grad, level.child_offsets)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 
+from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.ops.scan.scan_tree import ScanTree
 
 __all__ = [
@@ -18,6 +20,7 @@ __all__ = [
     "ScanImplementation",
     "ScanKind",
     "compute_dtype",
+    "no_double_backward",
     "not_offered",
 ]
 
@@ -117,6 +120,17 @@ class ScanImplementation(Protocol):
 def not_offered(call: Any) -> NoReturn:
     """An operation that `why_not` refuses."""
     raise AssertionError(f"why_not accepted a {type(call).__name__} that is not offered")
+
+
+def no_double_backward(what: str) -> Callable[..., NoReturn]:
+    """The gradient of a gradient: `what` says of which operation, with its verb."""
+
+    def refuse(ctx: Any, *grads: Tensor) -> NoReturn:
+        raise UnsupportedCallError(
+            f"{what} no second derivative: call backward without create_graph, or use impl='reference' (slow)"
+        )
+
+    return refuse
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

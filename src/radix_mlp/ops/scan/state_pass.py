@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.ops.autocast import without_autocast
 from radix_mlp.ops.scan.chunks import Links
+from radix_mlp.ops.scan.scan_call import no_double_backward
 from radix_mlp.ops.scan.sum_groups import add_groups
 
 __all__ = ["state_pass"]
@@ -148,15 +148,9 @@ def _autograd(ctx: Any, grad_v: Tensor, grad_state: Tensor) -> tuple[Any, ...]:
     return grad_k, grad_v, None if w is None else grad_w, grad_decay, [None] * len(links)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise UnsupportedCallError(
-        "scans have no second derivative: call backward without create_graph, or use impl='reference' (slow)"
-    )
-
-
 _LIBRARY.impl("scan_state_pass", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("scan_state_pass_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("radix_mlp::scan_state_pass", _forward_fake, lib=_LIBRARY)
 torch.library.register_fake("radix_mlp::scan_state_pass_backward", _backward_fake, lib=_LIBRARY)
 torch.library.register_autograd("radix_mlp::scan_state_pass", _autograd, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("radix_mlp::scan_state_pass_backward", _no_double_backward, lib=_LIBRARY)
+torch.library.register_autograd("radix_mlp::scan_state_pass_backward", no_double_backward("scans have"), lib=_LIBRARY)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from radix_mlp.ops.scan.chunk_tables import CHUNK, ChunkTables, flat_tables, from_parents, tables_of, to_parents
-from radix_mlp.ops.scan.impl.linear_decay import LOG2_E, no_double_backward
+from radix_mlp.ops.scan.impl.linear_decay import LOG2_E
+from radix_mlp.ops.scan.scan_call import no_double_backward
 
 __all__ = ["delta_rule"]
 
@@ -228,4 +229,6 @@ torch.library.register_fake(
     lib=_LIBRARY,
 )
 torch.library.register_autograd("radix_mlp::scan_delta", _autograd, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("radix_mlp::scan_delta_backward", no_double_backward, lib=_LIBRARY)
+torch.library.register_autograd(
+    "radix_mlp::scan_delta_backward", no_double_backward("scans on the tree have"), lib=_LIBRARY
+)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.ops.scan.chunk_tables import CHUNK, ChunkTables, flat_tables, from_parents, tables_of, to_parents
+from radix_mlp.ops.scan.scan_call import no_double_backward
 
 __all__ = ["linear_decay"]
 
@@ -95,14 +95,6 @@ def _autograd(ctx: Any, grad_out: Tensor, grad_sums: Tensor | None) -> tuple[Any
     return *grads, [None] * len(tables)
 
 
-def no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
-    """The gradient of a gradient."""
-    raise UnsupportedCallError(
-        "scans on the tree have no second derivative: call backward without create_graph, "
-        "or use impl='reference' (slow)"
-    )
-
-
 _LIBRARY.impl("scan_linear_decay", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("scan_linear_decay_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake(
@@ -116,4 +108,6 @@ torch.library.register_fake(
     lib=_LIBRARY,
 )
 torch.library.register_autograd("radix_mlp::scan_linear_decay", _autograd, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("radix_mlp::scan_linear_decay_backward", no_double_backward, lib=_LIBRARY)
+torch.library.register_autograd(
+    "radix_mlp::scan_linear_decay_backward", no_double_backward("scans on the tree have"), lib=_LIBRARY
+)

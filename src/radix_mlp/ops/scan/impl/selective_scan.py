@@ -7,16 +7,15 @@ pass.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.ops.autocast import without_autocast
 from radix_mlp.ops.scan.chunks import Links
 from radix_mlp.ops.scan.layout import collect, spread
-from radix_mlp.ops.scan.scan_call import Mamba1Call, compute_dtype
+from radix_mlp.ops.scan.scan_call import Mamba1Call, compute_dtype, no_double_backward
 from radix_mlp.ops.scan.sum_groups import add_groups
 
 __all__ = ["mamba1"]
@@ -132,12 +131,6 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *torch.ops.radix_mlp.selective_scan_backward(grad, x, dt, A, B, C, links), [None] * len(links)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise UnsupportedCallError(
-        "tree_mamba1 has no second derivative: call backward without create_graph, or use impl='reference' (slow)"
-    )
-
-
 def _fake_backward(grad: Tensor, *inputs: Any) -> tuple[Tensor, ...]:
     return tuple(x.new_empty(x.shape) for x in inputs[:5])
 
@@ -147,4 +140,6 @@ _LIBRARY.impl("selective_scan_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("radix_mlp::selective_scan", lambda x, *rest: x.new_empty(x.shape), lib=_LIBRARY)
 torch.library.register_fake("radix_mlp::selective_scan_backward", _fake_backward, lib=_LIBRARY)
 torch.library.register_autograd("radix_mlp::selective_scan", _autograd, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("radix_mlp::selective_scan_backward", _no_double_backward, lib=_LIBRARY)
+torch.library.register_autograd(
+    "radix_mlp::selective_scan_backward", no_double_backward("tree_mamba1 has"), lib=_LIBRARY
+)

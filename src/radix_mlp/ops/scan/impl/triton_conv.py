@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from radix_mlp.ops.scan.impl.linear_decay import no_double_backward
-from radix_mlp.ops.scan.scan_call import ConvCall
+from radix_mlp.ops.scan.scan_call import ConvCall, no_double_backward
 
 __all__ = ["conv"]
 
@@ -73,4 +72,6 @@ torch.library.register_fake(
     lib=_LIBRARY,
 )
 torch.library.register_autograd("radix_mlp::scan_conv_gather", _autograd, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("radix_mlp::scan_conv_gather_backward", no_double_backward, lib=_LIBRARY)
+torch.library.register_autograd(
+    "radix_mlp::scan_conv_gather_backward", no_double_backward("scans on the tree have"), lib=_LIBRARY
+)

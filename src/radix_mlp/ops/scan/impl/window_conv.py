@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from radix_mlp.errors import UnsupportedCallError
-from radix_mlp.ops.scan.scan_call import ConvCall
+from radix_mlp.ops.scan.scan_call import ConvCall, no_double_backward
 
 __all__ = ["conv"]
 
@@ -64,12 +63,6 @@ def _autograd(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *torch.ops.radix_mlp.scan_conv_backward(grad, x, weight, above), [None] * len(above)
 
 
-def _no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:
-    raise UnsupportedCallError(
-        "tree_conv has no second derivative: call backward without create_graph, or use impl='reference' (slow)"
-    )
-
-
 _LIBRARY.impl("scan_conv", _forward, "CompositeExplicitAutograd")
 _LIBRARY.impl("scan_conv_backward", _backward, "CompositeExplicitAutograd")
 torch.library.register_fake("radix_mlp::scan_conv", lambda x, weight, above: x.new_empty(x.shape), lib=_LIBRARY)
@@ -79,4 +72,4 @@ torch.library.register_fake(
     lib=_LIBRARY,
 )
 torch.library.register_autograd("radix_mlp::scan_conv", _autograd, setup_context=_save, lib=_LIBRARY)
-torch.library.register_autograd("radix_mlp::scan_conv_backward", _no_double_backward, lib=_LIBRARY)
+torch.library.register_autograd("radix_mlp::scan_conv_backward", no_double_backward("tree_conv has"), lib=_LIBRARY)

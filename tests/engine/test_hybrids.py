@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
 from tests.engine import oracle
+from tests.engine.one_at_a_time import (
+    BEGIN,
+    TEXTS,
+    check_embed_and_score,
+    check_enabled_classifier,
+    check_losses,
+    classifier_of,
+    embeddings_of,
+    ids_of,
+    model_of,
+)
 from tests.engine.test_rerank import PAIRS, expected_scores
-from tools.model_types.training import compare_training
-from tools.model_types.zoo import tiny_config, tiny_model
-from transformers import AutoModelForSequenceClassification, PreTrainedModel, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
-from radix_mlp import Engine, enable, is_enabled, last_call
+from radix_mlp import Engine, is_enabled
 from radix_mlp.engine.verify import verify
 from radix_mlp.integrations import trainer as folded_trainer
 from radix_mlp.models.tiny import tiny_reranker_tokenizer, tiny_tokenizer
@@ -24,8 +31,6 @@ from radix_mlp.serve.settings import ServeSettings
 # a convolution, linear attention, state spaces with and without attention, whole sequences
 TYPES = ["lfm2", "qwen3_next", "granitemoehybrid", "mamba", "recurrent_gemma"]
 FAST = ["lfm2", "mamba"]
-BEGIN = "a beginning of some length, "
-TEXTS = [BEGIN + "one", BEGIN + "two", BEGIN + "two and three", "another", BEGIN + "one", "x"]
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -36,45 +41,12 @@ def by_type(types: list[str] = TYPES) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("model_type", [pytest.param(name, marks=mark) for name, mark in marks.items()])
 
 
-def config_of(model_type: str) -> object:
-    config = tiny_config(model_type)
-    config.vocab_size = 300
-    config.max_position_embeddings = 1024
-    config.pad_token_id, config.bos_token_id, config.eos_token_id = 256, 257, 258
-    return config
-
-
-def model_of(model_type: str) -> PreTrainedModel:
-    return tiny_model(model_type, config=config_of(model_type), dtype=torch.float32)
-
-
-def ids_of(text: str) -> list[int]:
-    return list(text.encode())
-
-
-def trunk_of(model: PreTrainedModel) -> PreTrainedModel:
-    return model.base_model
-
-
 @by_type()
 @pytest.mark.parametrize("threshold", [1.0, "auto"])
 def test_embed_and_score_are_the_unmodified_model_one_at_a_time(model_type, threshold) -> None:
     model = model_of(model_type)
-    reference = SimpleNamespace(model=lambda ids: trunk_of(model)(ids, use_cache=False))
-    engine = Engine(model, tokenizer=tiny_tokenizer(), threshold=threshold)
-    found = engine.embed(TEXTS)
-    begin = BEGIN.rstrip()
-    pairs = [(begin, " yes"), (begin, " no"), (begin + " and", " no"), ("x", "y")]
-    scores = engine.score(pairs)
-    assert engine.stats.num_compact < engine.stats.num_tokens
-    engine.close()
+    check_embed_and_score(model, model.base_model, threshold)
     assert not is_enabled(model)
-    expected = torch.stack([oracle.embedding(reference, ids_of(text)) for text in TEXTS])
-    np.testing.assert_allclose(found, torch.nn.functional.normalize(expected), atol=1e-4)
-    for score, (context, continuation) in zip(scores, pairs, strict=True):
-        logprobs, is_greedy = oracle.score(model, ids_of(context), ids_of(continuation))
-        np.testing.assert_allclose(score.token_logprobs, logprobs, atol=2e-3)
-        assert score.is_greedy == is_greedy
 
 
 @by_type()
@@ -90,25 +62,12 @@ def test_rerank_gives_the_unmodified_models_probabilities(model_type) -> None:
 @by_type(["qwen3_next", "jamba", "zamba2", "minimax"])
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 def test_sequence_classifiers_are_the_unmodified_model_one_at_a_time(model_type, padding_side) -> None:
-    config = config_of(model_type)
-    config.num_labels = 3
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.2)
+    model = classifier_of(model_type)
     expected = torch.stack([oracle.label_scores(model, ids_of(text)) for text in TEXTS])
     answers = Engine(model, tokenizer=tiny_tokenizer(), threshold=1.0).classify(TEXTS, raw_scores=True)
     found = [[dict(answer)[f"LABEL_{label}"] for label in range(3)] for answer in answers]
     np.testing.assert_allclose(found, expected, atol=1e-3)
-    enable(model, threshold=1.0)
-    tokenizer = tiny_tokenizer()
-    tokenizer.padding_side = padding_side
-    with torch.no_grad():
-        logits = model(**tokenizer(TEXTS, return_tensors="pt", padding=True)).logits
-    assert last_call(model).folded
-    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    check_enabled_classifier(model, expected, padding_side)
 
 
 @by_type()
@@ -124,10 +83,7 @@ def test_verify_says_which_path_ran(model_type) -> None:
 
 @by_type(["lfm2", "qwen3_next", "granitemoehybrid", "mamba"])
 def test_losses_on_the_tree_are_those_of_one_sequence_at_a_time(model_type) -> None:
-    errors = compare_training(model_type)
-    assert errors.logits < 1e-4
-    assert errors.loss < 1e-5
-    assert errors.gradient < 3e-4, errors
+    check_losses(model_type)
 
 
 @by_type(["lfm2", "qwen3_next"])
@@ -182,5 +138,5 @@ def test_the_server_answers_from_a_hybrid(tmp_path) -> None:
     engine = Engine(model, tokenizer=tiny_tokenizer(), threshold=1.0)
     with TestClient(create_app(engine, ServeSettings(model_id="tiny"))) as client:
         embedded = client.post("/embed", json={"inputs": TEXTS}).json()
-    expected = Engine(model_of("lfm2"), tokenizer=tiny_tokenizer(), threshold=0).embed(TEXTS)
+    expected = embeddings_of(model.base_model, TEXTS)
     np.testing.assert_allclose(embedded, expected, atol=1e-4)

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from tests.engine import oracle
-from tests.engine.test_hybrids import BEGIN, TEXTS, config_of, ids_of, model_of
-from tools.model_types.training import compare_training
-from transformers import AutoModelForSequenceClassification
+from tests.engine.one_at_a_time import (
+    TEXTS,
+    check_embed_and_score,
+    check_enabled_classifier,
+    check_losses,
+    classifier_of,
+    embeddings_of,
+    ids_of,
+    model_of,
+)
 
-from radix_mlp import Engine, enable, last_call
+from radix_mlp import Engine
 from radix_mlp.engine.verify import verify
 from radix_mlp.hf.dense_types import MAX_DENSE_ROWS
 from radix_mlp.hf.support import decoder_of
@@ -27,20 +32,7 @@ TYPES = ["bloom", "gptj", "gpt_neo", "llama4_text"]
 @pytest.mark.parametrize("threshold", [1.0, "auto"])
 def test_embed_and_score_are_the_unmodified_model_one_at_a_time(model_type, threshold) -> None:
     model = model_of(model_type)
-    reference = SimpleNamespace(model=lambda ids: decoder_of(model)(ids, use_cache=False))
-    engine = Engine(model, tokenizer=tiny_tokenizer(), threshold=threshold)
-    found = engine.embed(TEXTS)
-    begin = BEGIN.rstrip()
-    pairs = [(begin, " yes"), (begin, " no"), (begin + " and", " no"), ("x", "y")]
-    scores = engine.score(pairs)
-    assert engine.stats.num_compact < engine.stats.num_tokens
-    engine.close()
-    expected = torch.stack([oracle.embedding(reference, ids_of(text)) for text in TEXTS])
-    np.testing.assert_allclose(found, torch.nn.functional.normalize(expected), atol=1e-4)
-    for score, (context, continuation) in zip(scores, pairs, strict=True):
-        logprobs, is_greedy = oracle.score(model, ids_of(context), ids_of(continuation))
-        np.testing.assert_allclose(score.token_logprobs, logprobs, atol=2e-3)
-        assert score.is_greedy == is_greedy
+    check_embed_and_score(model, decoder_of(model), threshold)
 
 
 @pytest.mark.parametrize("model_type", ["bloom", "gptj"])
@@ -60,34 +52,16 @@ def test_batches_are_cut_to_what_a_dense_mask_may_have() -> None:
     found = engine.embed(texts)
     assert engine.stats.num_compact > MAX_DENSE_ROWS
     engine.close()
-    reference = SimpleNamespace(model=lambda ids: decoder_of(model)(ids, use_cache=False))
-    expected = torch.stack([oracle.embedding(reference, ids_of(text)) for text in texts[::19]])
-    np.testing.assert_allclose(found[::19], torch.nn.functional.normalize(expected), atol=1e-4)
+    np.testing.assert_allclose(found[::19], embeddings_of(decoder_of(model), texts[::19]), atol=1e-4)
 
 
 @pytest.mark.parametrize("padding_side", ["right", "left"])
 def test_a_classifier_is_the_unmodified_model_one_at_a_time(padding_side) -> None:
-    config = config_of("bloom")
-    config.num_labels = 3
-    torch.manual_seed(0)
-    model = AutoModelForSequenceClassification.from_config(config).float().eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(0, 0.2)
+    model = classifier_of("bloom")
     expected = torch.stack([oracle.label_scores(model, ids_of(text)) for text in TEXTS])
-    enable(model, threshold=1.0)
-    tokenizer = tiny_tokenizer()
-    tokenizer.padding_side = padding_side
-    with torch.no_grad():
-        logits = model(**tokenizer(TEXTS, return_tensors="pt", padding=True)).logits
-    assert last_call(model).folded
-    np.testing.assert_allclose(logits, expected, atol=1e-3)
+    check_enabled_classifier(model, expected, padding_side)
 
 
 @pytest.mark.parametrize("model_type", TYPES)
 def test_losses_on_the_tree_are_those_of_one_sequence_at_a_time(model_type) -> None:
-    errors = compare_training(model_type)
-    assert errors.logits < 1e-4
-    assert errors.loss < 1e-5
-    assert errors.gradient < 3e-4, errors
+    check_losses(model_type)

@@ -112,7 +112,7 @@ class Enabled:
         self.settings = settings
         self.previous: Callable[..., Any] | None = module.__dict__.get("forward")
         self.successor: Enabled | None = None
-        """Of a later `enable`, where this one stays inside of a wrapper that somebody put around it."""
+        """Of a later `enable`, where this one stays inside a wrapper that other code put around it."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run a call of the module."""
@@ -123,7 +123,7 @@ class Enabled:
         state = self.module.__dict__
         within = state.get("_radix_within")
         if within is not None and "forward" in state:
-            # a wrapper of somebody's stays around us, and sees its caller's layout
+            # a wrapper from other code stays around us, and sees its caller's layout
             within.successor, self.previous = self, within.previous
         else:
             state["forward"] = self
@@ -134,7 +134,7 @@ class Enabled:
         state = self.module.__dict__
         del state["_radix"], state["_replicate_for_data_parallel"]
         if state.get("forward") is not self:
-            # somebody's wrapper around ours stays, and ours then only passes calls on
+            # a wrapper from other code stays around ours, which then only passes calls on
             state["_radix_within"] = self
         elif self.previous is None:
             del state["forward"]

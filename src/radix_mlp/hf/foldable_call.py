@@ -183,7 +183,7 @@ def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> st
 
 
 def _read_positions(model: PreTrainedModel, given: Mapping[str, Any]) -> torch.Tensor | str | None:
-    """`[B, T]` or `[1, T]`, or why the caller's positions are none that fold."""
+    """`[B, T]` or `[1, T]`, or why the caller's positions do not fold."""
     input_ids, positions = given["input_ids"], given.get("position_ids")
     if positions is None:
         return None

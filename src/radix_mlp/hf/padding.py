@@ -16,7 +16,7 @@ __all__ = ["PaddedLayout", "row_with_holes"]
 
 @dataclass(frozen=True, eq=False)
 class PaddedLayout:
-    """Where the `N` tokens stand in somebody's `[B, T]`.
+    """Where the `N` tokens stand in the caller's `[B, T]`.
 
     Examples:
         >>> layout, offsets = PaddedLayout.of_mask(np.array([[False, True, True], [True, False, False]]))

@@ -37,8 +37,9 @@ def choose_copies(segments: Segments, num_compact: int, chunk: int, level_cost: 
     """The cheapest of a few choices, in `O(G)`.
 
     The cost is one for each chunk of `chunk` rows, `level_cost` for each level, and a little for each row. Each choice
-    goes through the tree from the roots and copies a segment, with what it carries, where that needs at most so many
-    chunks more than cutting below it. So a comb, whose levels are as many as its sequences, gets few levels.
+    goes through the tree from the roots and copies a segment, with what it carries, where that needs at most
+    a given number of chunks more than cutting below it. So a comb, whose levels are as many as its sequences, gets few
+    levels.
 
     Args:
         segments: the `G` segments of the tree.

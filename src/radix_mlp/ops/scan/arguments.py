@@ -37,7 +37,7 @@ def tree_of(plan: Tree, **rows: Tensor) -> ScanTree:
 
 
 def check_rows(tree: ScanTree, **given: tuple[Any, int]) -> None:
-    """Check that the tensors have the tree's rows, so many dimensions, floating dtypes and the tree's device."""
+    """Check the tensors' rows, numbers of dimensions, floating dtypes and devices."""
     check_tensors(**{name: x for name, (x, _) in given.items()})
     for name, (x, dimensions) in given.items():
         if x.dim() != dimensions:

@@ -99,7 +99,7 @@ def from_parents(final: Tensor | None, level: ChunkLevel) -> Tensor | None:
 
 
 def to_parents(grad: Tensor | None, level: ChunkLevel) -> Tensor | None:
-    """Gradients of final states: sums over the children in the level below, in order; None where there are none."""
+    """Gradients of final states: sums over the children in the level below, in order; None without children."""
     if grad is None or level.child_offsets.shape[0] == 0:
         return None
     return sum_groups(grad, level.child_offsets)

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from tools.model_types.sweep import pad, plan_of, sample_sequences
 from tools.model_types.zoo import TOKEN_RANGE, randomize, tiny_config, tiny_model
 from torch.autograd import forward_ad
@@ -166,6 +168,8 @@ def test_an_own_loss_of_a_fixed_signature(sequences) -> None:
     ("model_type", "options"), [("gemma3n_text", {"output_hidden_states": True}), ("moshi", {"logits_to_keep": 2})]
 )
 def test_outputs_of_a_layout_that_is_not_known_run_unfolded(sequences, model_type, options) -> None:
+    if model_type == "moshi" and Version(transformers.__version__) < Version("5.18"):
+        pytest.skip("returns logits of a known layout in this version")
     model = tiny_model(model_type)
     ids, mask = pad(sequences, "right")
     expected = model(ids, attention_mask=mask, **options)

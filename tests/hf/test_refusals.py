@@ -20,7 +20,7 @@ from radix_mlp.hf.tree_mask import TreeMask
     [
         ("xlnet", "attention interface"),
         ("roformer", "attention interface"),
-        ("qwen4_exp_text", "indexed_attention"),
+        ("qwen4_exp_text", "layers of type (indexed|qwen_sparse)_attention"),
         ("xlstm", "not known to follow a tree"),
         ("roberta", "padding_idx"),
         ("deepseek_v32", "layers of type"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import pytest
 import torch
@@ -59,7 +60,9 @@ def run_in_two_threads(*types: str) -> list[str]:
             ProcessLocalGroup.exception_handle(error)
             raise
         finally:
-            dist.destroy_process_group()
+            # torch 2.11 reads a field here that its threaded groups lack
+            with suppress(AttributeError):
+                dist.destroy_process_group()
 
     with ThreadPoolExecutor(2) as pool:
         return [line for found in pool.map(lines, range(2)) for line in found]

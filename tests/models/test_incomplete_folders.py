@@ -222,7 +222,8 @@ def test_promised_tokens_that_are_not_added(tmp_path, single, settings, lacks):
     # what the error says to do
     remedy = str(caught.value).partition("write it into the files: ")[2].partition(". If not")[0]
     exec(remedy, {"AutoTokenizer": AutoTokenizer})
-    ids = list(TEXT.encode())
+    # transformers 5.17 reads spaces in Llama's way where tokenizer_class is Llama's
+    ids = tokenizer(TEXT, add_special_tokens=False)["input_ids"]
     ids = [257] * bool(settings.get("add_bos_token")) + ids + [258] * bool(settings.get("add_eos_token"))
     assert load_tokenizer(tmp_path)(TEXT)["input_ids"] == ids
     with torch.inference_mode():

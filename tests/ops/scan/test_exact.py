@@ -129,7 +129,8 @@ def test_padding_rows_take_no_part(name: str) -> None:
     rows = plan.num_rows
     inputs = {key: x[:rows] if x.shape[0] == padded.num_rows else x for key, x in with_padding.items()}
     out = case(with_padding, padded)
-    assert torch.equal(out[:rows], case(inputs, plan))
+    # products of another size are rounded differently by some versions of torch
+    torch.testing.assert_close(out[:rows], case(inputs, plan), rtol=1e-12, atol=1e-12)
     assert out.isfinite().all()
     grads = torch.autograd.grad(out[:rows].sum(), list(with_padding.values()))
     assert all(not grad[rows:].any() for grad in grads if grad.shape[0] == padded.num_rows)

@@ -30,8 +30,9 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
     """Make a loaded Hugging Face model compute shared tokens once, in every call where that pays.
 
     The model keeps its class, weights and `state_dict`.  Padded (left or right) and packed batches go in and
-    outputs come back in the caller's layout, zero at padding places.  Calls with a key-value cache (generation),
-    embeddings, custom masks or attention weights run as before.  `last_call(model)` tells what was done.
+    outputs come back in the caller's layout, zero at padding places.  `generate` folds the prompts and fills
+    transformers' own cache; its later steps, and calls with embeddings, custom masks or attention weights, run as
+    before.  `last_call(model)` tells what was done: after `generate`, with the prompts.
 
     Args:
         model: a `PreTrainedModel` or a PEFT model around one; changed in place.
@@ -128,7 +129,10 @@ def is_enabled(model: torch.nn.Module) -> bool:
 
 
 def last_call(model: torch.nn.Module) -> CallReport | None:
-    """What the last call of an enabled model did: folded or not and why, tokens and compact tokens."""
+    """What the last call of an enabled model did: folded or not and why, tokens and compact tokens.
+
+    A step of generation reports what the call did that put the prompts into its cache.
+    """
     enabled = enabled_of(_pretrained(model))
     if enabled is None:
         raise InvalidInputError("model is not enabled: call radix_mlp.enable(model) first.")

@@ -13,7 +13,6 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import register
-from radix_mlp.hf.foldable_call import USES_CACHE
 from radix_mlp.hf.mixers.discovery import Mixers
 
 __all__ = ["CallReport", "Enabled", "Settings", "enabled_of"]
@@ -52,10 +51,10 @@ class Settings:
         """Whether a call that cannot be folded is an error."""
         return self.threshold != "auto" and self.threshold >= 1
 
-    def note_unfolded(self, reason: str) -> None:
-        """Report why a call runs unfolded; an error where the caller asked to always fold."""
+    def note_unfolded(self, reason: str, *, is_expected: bool = False) -> None:
+        """Report why a call runs unfolded; an error where the caller asked to always fold, unless `is_expected`."""
         self.last_call = CallReport(False, reason)
-        if reason == USES_CACHE:
+        if is_expected:
             return
         if self.must_fold:
             raise UnsupportedCallError(
@@ -66,11 +65,11 @@ class Settings:
             self.warned.add(reason)
             warnings.warn(f"radix-mlp runs this call unfolded: {reason}.", UserWarning, stacklevel=_caller_level())
 
-    def note_failed(self, error: UnsupportedCallError | UnsupportedModelError) -> None:
-        """The same for a reason that came up only when the call was folded."""
-        if self.must_fold:
+    def note_failed(self, error: UnsupportedCallError | UnsupportedModelError, *, is_error: bool) -> None:
+        """The same for a reason that came up only when the call was folded, an error only if `is_error`."""
+        if self.must_fold and is_error:
             raise error
-        self.note_unfolded(str(error).rstrip("."))
+        self.note_unfolded(str(error).rstrip("."), is_expected=self.must_fold)
 
     def refuse_export(self) -> None:
         """An error where the caller asked to always fold; else the call is exported as it runs unfolded."""

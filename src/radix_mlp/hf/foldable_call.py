@@ -13,14 +13,16 @@ from transformers import PreTrainedModel
 
 from radix_mlp.hf.media import placeholders_of, reason_of_media, says_text, without_axes
 from radix_mlp.hf.padding import PaddedLayout, row_with_holes
+from radix_mlp.hf.prefill_cache import reason_of_cache, uses_cache
+from radix_mlp.hf.support import decoder_of, takes_positions
+from radix_mlp.hf.temperature import scales_by_row
+from radix_mlp.hf.text_tower import tower_of
 from radix_mlp.hf.tracing import reason_of_tracing
 
-__all__ = ["USES_CACHE", "FoldableCall", "packed_by", "read_call", "selects_logits"]
-
-USES_CACHE = "a key-value cache is used"
+__all__ = ["FoldableCall", "packed_by", "read_call", "selects_logits"]
 
 # arguments with a meaning of their own here, and those that do not change what a token's row computes
-_OWN_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "labels", "logits_to_keep"}
+_OWN_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "labels", "logits_to_keep", "past_key_values"}
 _HARMLESS_ARGUMENTS = {
     "num_items_in_batch",
     # refused above where they are asked for
@@ -99,7 +101,12 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
         None if position_ids is None else position_ids.reshape(-1)[layout.token_index],
         cu_seq_lengths.astype(np.int64),
     )
-    return _reason_of_placeholders(model, call) or _reason_of_labels(given, call) or call
+    return (
+        _reason_of_placeholders(model, call)
+        or _reason_of_labels(given, call)
+        or (_reason_of_continuation(model, call) if uses_cache(given) else None)
+        or call
+    )
 
 
 def packed_by(arguments: Mapping[str, Any]) -> str | None:
@@ -156,8 +163,8 @@ def _starts_of_packed(position_ids: NDArray[np.int64]) -> NDArray[np.int64] | st
 
 
 def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> str | None:
-    if "past_key_values" in given or "cache_params" in given or given.get("use_cache"):
-        return USES_CACHE
+    if uses_cache(given) and (reason := reason_of_cache(model, given)) is not None:
+        return reason
     input_ids, mask = given.get("input_ids"), given.get("attention_mask")
     if not isinstance(input_ids, torch.Tensor) or input_ids.ndim != 2:
         return "input_ids [B, T] are not given (embeddings have no token identity)"
@@ -197,6 +204,24 @@ def _read_positions(model: PreTrainedModel, given: Mapping[str, Any]) -> torch.T
         return f"position_ids are {positions.dtype}, not int64 or int32"
     checked: torch.Tensor = positions
     return checked
+
+
+def _reason_of_continuation(model: PreTrainedModel, call: FoldableCall) -> str | None:
+    """Why calls that go on from the cache of a folded call would not go on as from that of an unfolded one."""
+    if call.is_packed:
+        return "several sequences share a row, which is one sequence to a key-value cache"
+    present = call.layout.present
+    if not present[:, -1].all():
+        return "a key-value cache is used with padding on the right, from which generation would go on"
+    if present[:, 0].all():
+        return None
+    tower = tower_of(decoder_of(model))
+    if call.position_ids is None and takes_positions(tower):
+        return "a key-value cache is used with padding on the left and no position_ids, so columns count as positions"
+    by_column = "chunked_attention" in (getattr(tower.config, "layer_types", None) or [])
+    if by_column or any(scales_by_row(module) for module in tower.modules()):
+        return f"a key-value cache is used with padding on the left, and {type(tower).__name__} counts it as tokens"
+    return None
 
 
 def _reason_of_placeholders(model: PreTrainedModel, call: FoldableCall) -> str | None:

@@ -6,12 +6,13 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
 from radix_mlp.errors import NoCacheError, UnsupportedCallError
 from radix_mlp.hf.foldable_call import FoldableCall, selects_logits
 from radix_mlp.hf.forward import compact_arguments
+from radix_mlp.hf.prefill_cache import PrefillCache
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.row_copies import copy_rows
@@ -62,6 +63,12 @@ class CallerRows:
         self.num_rows = max(len(unique), 1)
         return torch.from_numpy(unique if len(unique) else np.zeros(1, np.int64)).to(self._device)
 
+    def of_cache(self) -> torch.Tensor:
+        """`[B, T]` row whose keys and values stand in each place of a cache; at padding, a row of the same sequence."""
+        # a row of another sequence that is not a number would pass a mask, as zero times it is not a number
+        own = np.maximum(self._rows.max(axis=1, keepdims=True), 0)
+        return torch.from_numpy(np.where(self._rows < 0, own, self._rows)).to(self._device)
+
     def unfold(self, x: torch.Tensor) -> torch.Tensor:
         """`[1, M, ...]` -> `[B, T, ...]`, zero where there is no token; the gradient is summed in a fixed order."""
         if tuple(x.shape[:2]) != (1, self.num_rows):
@@ -77,10 +84,18 @@ class CallerRows:
 
 
 class FoldedCall:
-    """A call while it runs on compact rows: the arguments that go in, and the outputs in the caller's layout."""
+    """A call while it runs on compact rows: the arguments that go in, and the outputs in the caller's layout.
+
+    With a `cache`, which is empty, it gets the keys and values of every token.
+    """
 
     def __init__(
-        self, model: PreTrainedModel, caller_arguments: dict[str, Any], call: FoldableCall, plan: DevicePlan
+        self,
+        model: PreTrainedModel,
+        caller_arguments: dict[str, Any],
+        call: FoldableCall,
+        plan: DevicePlan,
+        cache: DynamicCache | None = None,
     ) -> None:
         self.arguments = compact_arguments(model, plan)
         self._model = model
@@ -91,11 +106,17 @@ class FoldedCall:
         if selects_logits(caller_arguments):
             self._logits_layout = CallerRows(call, plan)
             self.arguments["logits_to_keep"] = self._logits_layout.keep(caller_arguments["logits_to_keep"])
+        self.cache = cache
+        self._prefilled = PrefillCache()
+        if cache is not None:
+            self.arguments |= {"past_key_values": self._prefilled, "use_cache": caller_arguments.get("use_cache")}
 
     @torch.compiler.disable
     def unfold(self, outputs: ModelOutput) -> ModelOutput | tuple[Any, ...]:
         """Every per-token field in the caller's layout, with the loss if there are labels."""
         caller, model = self._caller_arguments, self._model
+        if self.cache is not None:
+            self._prefilled.fill(self.cache, self._layout.of_cache())
         fields: dict[str, Any] = {}
         for name, value in outputs.items():
             if name == "logits":
@@ -105,6 +126,8 @@ class FoldedCall:
             elif isinstance(value, TreeMask):
                 # a class that hands its mask back
                 fields[name] = caller["attention_mask"]
+            elif value is self._prefilled:
+                fields[name] = self.cache
             elif name == "hidden_states":
                 fields[name] = tuple(self._layout.unfold(hidden) for hidden in value)
             else:
@@ -112,7 +135,7 @@ class FoldedCall:
                     f"the output {name!r} of {type(outputs).__name__} has no known layout, so it cannot be unfolded. "
                     "Call radix_mlp.disable(model) for this call."
                 )
-        if caller.get("use_cache") is None and getattr(model.config, "use_cache", False):
+        if self.cache is None and caller.get("use_cache") is None and getattr(model.config, "use_cache", False):
             name = "past_key_values" if hasattr(outputs, "past_key_values") else "cache_params"
             if hasattr(outputs, name):
                 fields[name] = FoldedCache()

@@ -24,6 +24,7 @@ from radix_mlp.hf.forward import check_token_ids, signature_of, takes_any_keywor
 from radix_mlp.hf.mixers.forward import tree_for_mixers
 from radix_mlp.hf.names_in_forward import calls_loss_function
 from radix_mlp.hf.origin import is_stock
+from radix_mlp.hf.prefill_cache import HOLDS_TOKENS, cache_to_fill, is_step, keep_report, report_of, uses_cache
 from radix_mlp.hf.support import decoder_of, takes_positions
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.hf.tree_mask import TreeMask
@@ -79,7 +80,7 @@ class FoldingForward(Enabled):
             try:
                 return self._run_compact(folded)
             except (UnsupportedCallError, UnsupportedModelError) as error:
-                self.settings.note_failed(error)
+                self.settings.note_failed(error, is_error=folded.cache is None)
         self._refuse_leaking(args, kwargs)
         return self.run_unfolded(args, kwargs)
 
@@ -162,16 +163,22 @@ class FoldingForward(Enabled):
     def _fold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FoldedCall | None:
         """The call on its way through compact rows, or None if it is to run unfolded."""
         module, arguments = self.module, self._named(args, kwargs)
-        if isinstance(arguments.get("past_key_values"), FoldedCache):
-            arguments["past_key_values"].refuse()
+        cache = arguments.get("past_key_values")
+        if isinstance(cache, FoldedCache):
+            cache.refuse()
+        if is_step(arguments):
+            self.settings.last_call = report_of(cache) or CallReport(False, HOLDS_TOKENS)
+            return None
         found = self.planned(arguments, lambda call: _reason_of_own_loss(module, arguments))
+        keep_report(cache, self.settings.last_call)
         if found is None:
             return None
         call, plan = found
+        cache = cache_to_fill(module, arguments)
         try:
-            return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device, tree=False))
+            return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device, tree=False), cache)
         except UnsupportedModelError as error:
-            self.settings.note_failed(error)
+            self.settings.note_failed(error, is_error=cache is None)
             return None
 
     def planned(
@@ -190,17 +197,20 @@ class FoldingForward(Enabled):
         if settings.threshold == 0:
             settings.last_call = CallReport(False, "threshold is 0")
             return None
+        has_cache = uses_cache(arguments)
         call = read_call(self.module, arguments)
+        if has_cache and settings.mixers.any and not isinstance(call, str):
+            call = "a key-value cache is used, and a folded call does not fill in the states of mixers"
         reason = call if isinstance(call, str) else self.examination.reason() or also(call)
         if reason is not None:
-            settings.note_unfolded(reason)
+            settings.note_unfolded(reason, is_expected=has_cache)
             return None
         assert isinstance(call, FoldableCall)
         plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
         check_token_ids(self.module, plan)
         reason = reason_of_rows(decoder_of(self.module), plan)
         if reason is not None:
-            settings.note_unfolded(reason)
+            settings.note_unfolded(reason, is_expected=has_cache)
             return None
         fold, reason = should_fold(plan, call.layout.shape[0] * call.layout.shape[1], settings.threshold)
         if not fold and call.is_packed:

@@ -52,6 +52,9 @@ def says_text(model: PreTrainedModel, name: str, value: object) -> bool:
     """
     if name in _SETTINGS:
         return True
+    if name == "mm_encoder_outputs" and isinstance(value, dict):
+        # generation gives it with nothing in it for a text
+        return all(features is None for features in value.values())
     # other classes give type 0 a meaning of its own
     is_type = name == "mm_token_type_ids" or (name == "token_type_ids" and is_multimodal(model.config))
     return is_type and isinstance(value, torch.Tensor) and not bool(value.any())

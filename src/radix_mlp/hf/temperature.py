@@ -13,7 +13,12 @@ from torch import Tensor
 
 from radix_mlp.ops import AttentionTree
 
-__all__ = ["with_scale_of_depth"]
+__all__ = ["scales_by_row", "with_scale_of_depth"]
+
+
+def scales_by_row(module: Any) -> bool:
+    """Whether this attention scales queries by the numbers of their rows."""
+    return bool(getattr(module, "attn_temperature_tuning", False)) and not getattr(module, "use_rope", True)
 
 
 def with_scale_of_depth(module: Any, query: Tensor, tree: AttentionTree) -> Tensor:
@@ -26,7 +31,7 @@ def with_scale_of_depth(module: Any, query: Tensor, tree: AttentionTree) -> Tens
     >>> with_scale_of_depth(module, scaled_by_row, tree).flatten()
     tensor([1., 1.])
     """
-    if not getattr(module, "attn_temperature_tuning", False) or module.use_rope:
+    if not scales_by_row(module):
         return query
     rows = torch.arange(query.shape[2], device=query.device)
     # 1 where both are the same, so that those rows stay as they are

@@ -20,6 +20,7 @@ from radix_mlp.hf.enabled import Enabled, enabled_of
 from radix_mlp.hf.foldable_call import FoldableCall
 from radix_mlp.hf.folding_forward import FoldingForward
 from radix_mlp.hf.origin import foreign_function
+from radix_mlp.hf.prefill_cache import uses_cache
 from radix_mlp.hf.support import why_unsupported
 from radix_mlp.ops import label_edges
 from radix_mlp.train import TreeBatch, check_trainable, language_head, pretrained_of
@@ -55,7 +56,7 @@ class EdgeForward(FoldingForward):
         arguments = self._named(args, kwargs)
         labels: torch.Tensor = arguments["labels"]
         known = {name: value for name, value in arguments.items() if name not in own}
-        found = self.planned(known, lambda call: _reason_of_labels(labels, call))
+        found = self.planned(known, lambda call: _reason_of_cache(known) or _reason_of_labels(labels, call))
         if found is None:
             return None
         call, plan = found
@@ -129,6 +130,10 @@ def check_in_training(model: torch.nn.Module) -> None:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _reason_of_cache(arguments: dict[str, Any]) -> str | None:
+    return "a key-value cache is used, which a loss from edges does not fill" if uses_cache(arguments) else None
 
 
 def _reason_of_labels(labels: torch.Tensor, call: FoldableCall) -> str | None:

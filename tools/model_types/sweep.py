@@ -95,9 +95,9 @@ def one_at_a_time(model: PreTrainedModel, sequences: list[torch.Tensor]) -> list
 
 
 def pad(sequences: list[torch.Tensor], side: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """`input_ids` and `attention_mask`, both `[B, T]`."""
+    """`input_ids` and `attention_mask`, both `[B, T]`, on the sequences' device."""
     length = max(map(len, sequences))
-    ids = torch.ones(len(sequences), length, dtype=torch.long)
+    ids = torch.ones(len(sequences), length, dtype=torch.long, device=sequences[0].device)
     mask = torch.zeros_like(ids)
     for row, sequence in enumerate(sequences):
         columns = slice(0, len(sequence)) if side == "right" else slice(length - len(sequence), length)

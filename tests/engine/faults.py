@@ -10,7 +10,7 @@ from radix_mlp import forward_compact
 class InjectedForward:
     """Calls `before(plan, needed rows)`, which may raise, and then the model; or `instead` of it."""
 
-    is_made, is_fused = True, False
+    is_made, packs = True, False
     failure = None
 
     def __init__(self, engine, before=None, instead=None):

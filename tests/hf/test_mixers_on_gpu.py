@@ -53,14 +53,18 @@ def test_logits_and_gradients(model_type: str) -> None:
             assert error < GRADIENTS, (name, error)
 
 
+@pytest.mark.parametrize("threshold", [1.0, "auto", 0])
 @pytest.mark.parametrize("model_type", ["lfm2", "qwen3_next", "granitemoehybrid", "mamba", "recurrent_gemma"])
-def test_jobs(model_type: str) -> None:
+def test_jobs(model_type: str, threshold: float | str) -> None:
     model = model_of(model_type)
     trunk = getattr(model, model.base_model_prefix)
     with torch.no_grad():
         expected = embeddings_of(trunk, TEXTS)
-    engine = Engine(model.cuda(), tokenizer=tiny_tokenizer(), threshold=1.0)
+    engine = Engine(model.cuda(), tokenizer=tiny_tokenizer(), threshold=threshold)
     found = engine.embed(TEXTS)
-    assert engine.stats.num_compact < engine.stats.num_tokens
+    assert (engine.stats.num_compact < engine.stats.num_tokens) == (threshold != 0)
+    # nothing is shared; packed all the same unless folding is off
+    single = engine.embed(TEXTS[1:2])
     engine.close()
     np.testing.assert_allclose(found, expected, atol=1e-2)
+    np.testing.assert_allclose(single, expected[1:2], atol=1e-2)

@@ -16,6 +16,7 @@ from radix_mlp.hf.forward import compact_arguments, forward_compact
 from radix_mlp.hf.fused.layers import why_not_fused
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.device_plan import to_device
+from radix_mlp.ops.scan.impl.fla import avoid_autotuning
 from radix_mlp.plan import RadixPlan, build_plan
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class FastForward:
         self._decoder: GraphedDecoder | None = None
         self._compiled: Any = None
         self._reason = ""
+        self._has_kernels = False
 
     def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
         """Hidden states `[M, h]` after the final norm; rows outside `needed_rows` `[R]` may hold NaN."""
@@ -83,6 +85,15 @@ class FastForward:
     def is_fused(self) -> bool:
         """Whether the forward that was made last runs fused layers."""
         return self._reason == FUSED
+
+    @property
+    def packs(self) -> bool:
+        """Whether the forward that was made last is the better one even where nothing is shared.
+
+        Fused layers are; and so are the operations of convolutions and states on CUDA, which need no padding and whose
+        kernels are compiled already, while those of the unmodified model may be autotuned for minutes.
+        """
+        return self.is_fused or self._has_kernels
 
     def describe(self) -> str:
         """What runs, and why not something faster. Makes the forward."""
@@ -159,18 +170,30 @@ class FastForward:
         enabled = enabled_of(decoder_of(self.model))
         if enabled is not None and enabled.settings.is_dense:
             self._reason += "; dense mask, M x M for M rows"
-        if enabled is not None and enabled.settings.mixers.any:
-            self._reason += f"; {enabled.settings.mixers}"
+        mixers = None if enabled is None else enabled.settings.mixers
+        if mixers is not None and mixers.any:
+            self._reason += f"; {mixers}"
+        self._has_kernels = mixers is not None and bool(mixers.on_tree) and self.model.device.type == "cuda"
+        if self._has_kernels:
+            avoid_autotuning()
+            # compiles kernels now: up to 20 s on a fresh machine
+            with torch.inference_mode():
+                forward_compact(self.model, _probe_plan(self.model))
         self.is_made = True
 
 
 def _difference_from_modules(model: PreTrainedModel, fused: Any) -> str | None:
     """Why fused layers must not stand in for the model's own modules, or None if a small batch comes out the same."""
-    ids = np.arange(2 * PROBE_TOKENS) % decoder_of(model).config.vocab_size
-    ids[PROBE_TOKENS : PROBE_TOKENS + PROBE_TOKENS // 2] = ids[: PROBE_TOKENS // 2]
-    plan = build_plan(ids, [0, PROBE_TOKENS, 2 * PROBE_TOKENS])
+    plan = _probe_plan(model)
     with torch.inference_mode():
         own, ours = forward_compact(model, plan).float(), fused(plan, None).float()
     off = float((ours - own).norm() / own.norm())
     # half precision is a hundredth off after many layers; anything wrong is off by about the whole
     return None if off < 0.1 else f"fused layers give something else (off by {off:.1g})"
+
+
+def _probe_plan(model: PreTrainedModel) -> RadixPlan:
+    """Two sequences with the first half shared."""
+    ids = np.arange(2 * PROBE_TOKENS) % decoder_of(model).config.vocab_size
+    ids[PROBE_TOKENS : PROBE_TOKENS + PROBE_TOKENS // 2] = ids[: PROBE_TOKENS // 2]
+    return build_plan(ids, [0, PROBE_TOKENS, 2 * PROBE_TOKENS])

@@ -110,7 +110,7 @@ class LoadedModel:
     @property
     def packs(self) -> bool:
         """Whether the forward runs packed rows in any case, so that folding never costs more than not folding."""
-        return self.num_processes > 1 or self.forward.is_fused
+        return self.num_processes > 1 or self.forward.packs
 
     @property
     def group_of(self) -> GroupOf | None:

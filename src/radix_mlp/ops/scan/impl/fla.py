@@ -9,7 +9,7 @@ from radix_mlp.ops.packages import why_not_installed
 from radix_mlp.ops.scan.impl.fla_delta import delta_rule
 from radix_mlp.ops.scan.scan_call import DeltaCall, ScanKind, not_offered
 
-__all__ = ["conv", "gated_delta_rule", "kimi_delta", "lightning", "mamba1", "mamba2", "why_not"]
+__all__ = ["avoid_autotuning", "conv", "gated_delta_rule", "kimi_delta", "lightning", "mamba1", "mamba2", "why_not"]
 
 # its private functions change from release to release
 _MISSING = why_not_installed({"fla-core": "0.6.0"}, "hybrid")
@@ -41,3 +41,14 @@ def gated_delta_rule(call: DeltaCall) -> Tensor:
 
 
 kimi_delta = gated_delta_rule
+
+
+def avoid_autotuning() -> None:
+    """Fix the configurations of flash-linear-attention's kernels in this process, if it is installed.
+
+    Calls of the unmodified model then are not autotuned either.
+    """
+    if _MISSING is None:
+        from radix_mlp.ops.scan.impl.fla_kernels import use_fixed_configurations
+
+        use_fixed_configurations()

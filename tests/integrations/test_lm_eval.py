@@ -15,6 +15,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from tokenizers.processors import TemplateProcessing
 
+import radix_mlp
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.integrations.lm_eval import RadixLM
 from radix_mlp.models.tiny import tiny_model, tiny_tokenizer
@@ -116,6 +117,37 @@ def test_generation():
     arguments += [("a", {"until": ["Q"], "max_gen_toks": 5, "do_sample": False})]
     asked = requests("generate_until", arguments)
     assert ours.generate_until(asked, disable_tqdm=True) == stock.generate_until(asked, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("batch_size", [3, "auto"])
+def test_generation_from_prompts_that_share(batch_size):
+    """Two heads in turn and two kinds of options: batches are made of one head each, and answers keep their order."""
+    heads = [SHOTS, SHOTS[:50] + SHOTS[::-1]]
+    options = [{"until": ["\n"], "max_gen_toks": 6}, {"until": ["e"], "max_gen_toks": 4}]
+    arguments = [
+        (heads[i % 2] + question, options[i // 6]) for i, question in enumerate([*QUESTIONS, *"abcdefghij"][:12])
+    ]
+    asked = requests("generate_until", arguments)
+    stock = HFLM(tiny_model(), tokenizer=tiny_tokenizer(), batch_size=1)
+    ours = RadixLM(tiny_model(), tokenizer=tiny_tokenizer(), batch_size=batch_size, max_batch_size=3)
+    calls = []
+    generate = ours.model.generate
+
+    def generate_and_note(**given):
+        found = generate(**given)
+        calls.append(radix_mlp.last_call(ours.model))
+        return found
+
+    ours.model.generate = generate_and_note
+    found = ours.generate_until(asked, disable_tqdm=True)
+    assert found == stock.generate_until(asked, disable_tqdm=True)
+    assert len(set(found)) > 4
+    assert [call.folded for call in calls] == [True] * 4, calls
+    assert ours.batch_size == batch_size
+    assert all(call.num_compact < 0.7 * call.num_tokens for call in calls)
+    # log-likelihoods after it are the engine's again
+    pairs = requests("loglikelihood", PAIRS)
+    close(ours.loglikelihood(pairs, disable_tqdm=True), stock.loglikelihood(pairs, disable_tqdm=True))
 
 
 def test_answers_are_cached(tmp_path):

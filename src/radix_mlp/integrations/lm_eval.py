@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: its Hugging Face model, with log-likelihoods from batches that share their prompts.
+"""lm-evaluation-harness: its Hugging Face model, with log-likelihoods and generation from batches that share prompts.
 
     python -m radix_mlp.integrations.lm_eval --model radix-mlp --model_args pretrained=Qwen/Qwen3-0.6B --tasks ...
 
@@ -6,7 +6,7 @@ is `lm_eval` with one more model. The harness finds models of other packages onl
 the module; from Python, importing this one is enough for `simple_evaluate(model="radix-mlp", ...)`.
 
 Tokenisation, truncation, chat templates, generation and arguments are those of the harness's own `hf` model, which
-`RadixLM` extends; only how log-likelihoods are computed differs.
+`RadixLM` extends; what differs is how log-likelihoods are computed, and which prompts of a generation run together.
 """
 
 from __future__ import annotations
@@ -14,33 +14,27 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from lm_eval.api.registry import model_registry
 from lm_eval.models.huggingface import HFLM
-from lm_eval.models.utils import _add_special_kwargs, has_bos_prefix
+from lm_eval.models.utils import Collator, _add_special_kwargs, has_bos_prefix
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm  # type: ignore[import-untyped]
 from transformers import AutoConfig
 
 from radix_mlp.engine import task as engine_task
 from radix_mlp.engine.engine import Engine, JobStats
 from radix_mlp.engine.execution.batch import fill
-from radix_mlp.engine.task import Item, Rows, Task
-from radix_mlp.engine.tasks.score import scored_rows, scored_vocabulary
+from radix_mlp.engine.tasks.score import scored_vocabulary
 from radix_mlp.engine.tokenization.tokenize import unknown_id
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
-from radix_mlp.models.heads import language_head
+from radix_mlp.hf import enable
+from radix_mlp.integrations.continuations import Answer, Continuation, Continuations
+from radix_mlp.integrations.prompt_order import prompt_order
 from radix_mlp.models.model_kind import auto_class_of
-from radix_mlp.ops.device_plan import DevicePlan
-from radix_mlp.ops.head.edge_logprobs import edge_logprobs
-from radix_mlp.ops.head.edges import Edges, edges_to_tokens
-from radix_mlp.plan import RadixPlan
 
 __all__ = ["RadixLM", "main"]
 
@@ -51,12 +45,10 @@ TEXTS_A_CALL = 1000
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]
 """(context and continuation as text, their tokens)."""
-Answer = tuple[float, bool]
-"""(log-probability, whether it is the greedy continuation)."""
 
 
 class RadixLM(HFLM):
-    """The harness's `hf` model with log-likelihoods computed on unique tokens.
+    """The harness's `hf` model with log-likelihoods and prompts of generation computed on unique tokens.
 
     Log-probabilities are computed in float32, or in float64 for a float64 model. `batch_size` affects generation only,
     and `logits_cache` has no effect.
@@ -118,6 +110,7 @@ class RadixLM(HFLM):
                 "this is an encoder-decoder: its decoder also attends to an encoder. Use --model hf."
             )
         self._encoded: dict[str, list[int]] = {}
+        self._folding: dict[str, Any] = {"impl": impl, "threshold": threshold}
         self._engine = Engine(
             self.model,
             tokenizer=self.tokenizer,
@@ -164,6 +157,42 @@ class RadixLM(HFLM):
         for text, total in zip(texts, totals, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), total)
         return totals
+
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        """What follows every (context, options), from batches of contexts that share their beginnings."""
+        # engines leave direct calls of the model unfolded
+        enable(self.model, **self._folding)
+        answers = [""] * len(requests)
+        contexts = [request.args[0] for request in requests]
+        size = self.batch_size
+        if size == "auto":
+            size = self._detect_batch_size()
+        with (
+            self._encoded_ahead(list(dict.fromkeys(contexts))),
+            self._batches_of(size),
+            tqdm(total=len(requests), disable=disable_tqdm or self.rank != 0, desc="Generation") as bar,
+        ):
+            # options in a batch are the same
+            places = list(enumerate(request.args[1] for request in requests))
+            for group in Collator.group(places, fn=lambda pair: pair[1]).values():
+                members = [place for place, _ in group]
+                order = prompt_order([self.tok_encode(contexts[place]) for place in members])
+                for start in range(0, len(order), size):
+                    batch = [members[index] for index in order[start : start + size]]
+                    found = super().generate_until([requests[place] for place in batch], disable_tqdm=True)
+                    for place, answer in zip(batch, found, strict=True):
+                        answers[place] = answer
+                    bar.update(len(batch))
+        return answers
+
+    @contextmanager
+    def _batches_of(self, size: int) -> Iterator[None]:
+        """Let the harness's own code take `size` requests as one batch."""
+        given, self.batch_size_per_gpu = self.batch_size_per_gpu, size
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = given
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> list[int]:
         """Token ids of a text, as the harness's `hf` model has them."""
@@ -238,48 +267,6 @@ def _warn_of_nan(requests: Sequence[Request], answers: Sequence[Answer], dtype: 
             UserWarning,
             stacklevel=3,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class Continuation(Item):
-    """A sequence without its last token, which predicts nothing."""
-
-    target: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    """What follows each of the sequence's tokens from `start` on."""
-
-
-@dataclass(frozen=True)
-class Continuations(Task):
-    """How likely the targets of sequences are."""
-
-    engine: Engine
-
-    def needed_rows(self, plan: RadixPlan, items: Sequence[Item]) -> Rows:
-        return target_edges(plan, items).parents
-
-    def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> tuple[Tensor, Tensor]:
-        head = language_head(self.engine.model, probe=items[0].ids)
-        edges = target_edges(plan.plan, items)
-        found = edge_logprobs(hidden, head, edges, statistics=("is_greedy",))
-        assert found.is_greedy is not None
-        return edges_to_tokens(found.logprob, edges), edges_to_tokens(found.is_greedy, edges)
-
-    def answers(self, found: Any, plan: RadixPlan, items: Sequence[Item]) -> list[Answer]:
-        bounds = np.cumsum([len(item.ids) - item.start for item in items])[:-1]
-        logprobs, greedy = np.split(found[0].astype(np.float64), bounds), np.split(found[1], bounds)
-        return [(float(values.sum()), bool(tokens.all())) for values, tokens in zip(logprobs, greedy, strict=True)]
-
-
-def target_edges(plan: RadixPlan, items: Sequence[Item]) -> Edges:
-    """The distinct predictions (row, target) of a batch; the `N` tokens of the edges are all targets in turn."""
-    rows = np.concatenate(scored_rows(plan, items)).astype(np.int64)
-    parts = [item.target for item in items if isinstance(item, Continuation)]
-    targets = np.concatenate(parts)
-    width = int(targets.max()) + 1
-    keys, edge = np.unique(rows * width + targets, return_inverse=True)
-    parents, parent_at = np.unique(keys // width, return_inverse=True)
-    sequence = np.repeat(np.arange(len(items)), [len(part) for part in parts])
-    return Edges(parents, parent_at, keys % width, edge, sequence, len(items), plan.num_rows)
 
 
 def main() -> None:

@@ -261,5 +261,5 @@ def test_one_compiled_graph_serves_all_lengths_and_the_op_is_clean() -> None:
         out.float().square().sum().backward()
         assert error(out.detach(), layer(x.detach(), tree)) < 1e-2
     q, k, v = (torch.randn(len(tree.end), h, 128, device="cuda").half() for h in (4, 2, 2))
-    arguments = (q, k, v, None, flat_tree(tree, "fa4"), None, 0.1, None, None, "fa4")
+    arguments = (q, k, v, None, flat_tree(tree, "fa4"), None, None, 0.1, None, None, "fa4")
     torch.library.opcheck(torch.ops.radix_mlp.tree_attention.default, arguments)

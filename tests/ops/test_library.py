@@ -36,12 +36,12 @@ def test_opcheck(options: Options) -> None:
     assert len(fields) == 3
     chosen = (0.3, options.window, options.softcap, "dense")
     sink = sinks[0] if sinks else None
-    torch.library.opcheck(torch.ops.radix_mlp.tree_attention.default, (q, k, v, sink, fields, None, *chosen))
+    torch.library.opcheck(torch.ops.radix_mlp.tree_attention.default, (q, k, v, sink, fields, None, None, *chosen))
     with torch.no_grad():
-        out, lse = torch.ops.radix_mlp.tree_attention(q, k, v, sink, fields, None, *chosen)
+        out, lse = torch.ops.radix_mlp.tree_attention(q, k, v, sink, fields, None, None, *chosen)
         detached = [x if x is None else x.detach() for x in (torch.ones_like(out), q, k, v, sink)]
         torch.library.opcheck(
-            torch.ops.radix_mlp.tree_attention_backward.default, (*detached, out, lse, fields, *chosen)
+            torch.ops.radix_mlp.tree_attention_backward.default, (*detached, out, lse, fields, None, *chosen)
         )
 
 

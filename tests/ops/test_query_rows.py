@@ -66,7 +66,7 @@ def test_the_op_is_clean() -> None:
     plan, rows = plan_and_rows()
     q, k, v = (x.detach() for x in inputs(plan, PLAIN))
     tree = plan.to("cpu").tree
-    arguments = (q[rows], k, v, None, flat_tree(tree, "dense"), rows, 0.3, None, None, "dense")
+    arguments = (q[rows], k, v, None, flat_tree(tree, "dense"), rows, None, 0.3, None, None, "dense")
     torch.library.opcheck(torch.ops.radix_mlp.tree_attention.default, arguments)
 
 

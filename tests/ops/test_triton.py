@@ -453,5 +453,5 @@ def test_the_op_is_clean() -> None:
     q, k, v = (torch.randn(len(plan.end), h, 64, device="cuda", requires_grad=True) for h in (4, 2, 2))
     fields = flat_tree(tree, "triton")
     for window, softcap in ((None, None), (5, 3.0)):
-        arguments = (q, k, v, None, fields, None, 0.1, window, softcap, "triton")
+        arguments = (q, k, v, None, fields, None, None, 0.1, window, softcap, "triton")
         torch.library.opcheck(torch.ops.radix_mlp.tree_attention.default, arguments)

@@ -37,6 +37,7 @@ class _Kept:
     base: tuple[Tensor, ...] = ()
     """The tensors of `DevicePlan`, in the order of its fields."""
     query_rows: Tensor | None = None
+    span_end: Tensor | None = None
     trees: dict[str, AttentionTree] = field(default_factory=dict)
     """By implementation."""
     backward_trees: dict[str, AttentionTree] = field(default_factory=dict)
@@ -140,10 +141,13 @@ def _copy_base(plan: RadixPlan, device: torch.device, kept: _Kept, more: Arrays)
         plan.cu_seq_lengths,
         plan.last_rows,
     )
-    short = [plan.end, plan.depth, *(() if plan.query_rows is None else (plan.query_rows,))]
+    some = {"query_rows": plan.query_rows, "span_end": plan.span_end}
+    optional = {name: array for name, array in some.items() if array is not None}
+    short = [plan.end, plan.depth, *optional.values()]
     wide, moved = send_arrays(long, (*short, *more), device)
     kept.base = (*wide, *moved[:2])
-    kept.query_rows = None if plan.query_rows is None else moved[2]
+    for name, tensor in zip(optional, moved[2:], strict=False):
+        setattr(kept, name, tensor)
     return moved[len(short) :]
 
 
@@ -159,7 +163,7 @@ def _make_tree(plan: RadixPlan, device: torch.device, kept: _Kept, impl: str, ba
             arrays = arrays_to_send(list(tables.values()), device)
             sent = with_sent(list(tables.values()), arrays, _copy_base(plan, device, kept, list(arrays.values())))
     end, depth = kept.base[-2:]
-    tree = AttentionTree(end, depth, dict(zip(tables, sent, strict=True)), kept.query_rows)
+    tree = AttentionTree(end, depth, dict(zip(tables, sent, strict=True)), kept.query_rows, kept.span_end)
     (kept.backward_trees if backward else kept.trees)[impl] = tree
     return tree
 

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from radix_mlp.errors import InvalidInputError
 from radix_mlp.plan.segments import Segments, make_segments
+from radix_mlp.plan.spans import check_span_end, span_ends
 from radix_mlp.plan.tree import depths, parents
 from radix_mlp.plan.validate import as_int64, check_query_rows
 
@@ -56,6 +57,9 @@ class RadixPlan:
     """`[M]` key of each row if the batch was planned with keys; None if the ids are the keys."""
     query_rows: NDArray[np.int32] | None = None
     """`[Q]` ascending rows that attention computes; None means all `M`. Set it with `with_query_rows`."""
+    span_end: NDArray[np.int32] | None = None
+    """`[M]` one past the last row of the row's span, whose rows see one another; of a row in no span, one past the row.
+    None: attention is causal everywhere. Set it with `with_spans`."""
 
     @property
     def compact_keys(self) -> NDArray[np.int64]:
@@ -126,6 +130,35 @@ class RadixPlan:
         short.flags.writeable = False
         return replace(self, query_rows=short)
 
+    def with_spans(self, token_spans: ArrayLike | None) -> RadixPlan:
+        """The same plan, but tokens of a span see one another, in both directions.
+
+        So do the tokens of one picture in Gemma 3. Row `i` then sees row `j` iff `j < span_end[i]` and `i < end[j]`.
+
+        Args:
+            token_spans: `[N]` integers: neighbours in a sequence with one number, at least 0, are a span; -1 is in
+                none. None: no spans.
+
+        Raises:
+            InvalidInputError: sequences share a part of a span only. What a row of a span sees depends on the whole
+                span, so its tokens need keys that differ wherever the span does.
+
+        Examples:
+            >>> from radix_mlp.plan import build_plan
+            >>> plan = build_plan([1, 9, 9, 2, 1, 9, 9, 3], [0, 4, 8])
+            >>> plan.with_spans([-1, 0, 0, -1, -1, 0, 0, -1]).span_end.tolist()
+            [1, 3, 3, 4, 5]
+        """
+        if token_spans is None:
+            return replace(self, span_end=None)
+        spans = as_int64(token_spans, "token_spans")
+        if len(spans) != self.num_tokens:
+            raise InvalidInputError(f"token_spans has {len(spans)} numbers for {self.num_tokens} tokens")
+        arrays = (self.end, self.fold_index, self.unfold_index, self.cu_seq_lengths)
+        span_end = span_ends(spans, self.num_compact, *arrays)
+        span_end.flags.writeable = False
+        return replace(self, span_end=span_end)
+
     def to(self, device: Any, *, tree: bool = True) -> Any:
         """The plan as tensors on `device` (a `DevicePlan`): `radix_mlp.ops.to_device(plan, device, tree=tree)`.
 
@@ -149,6 +182,8 @@ class RadixPlan:
         _require((self.depth == depths(self.end, self.num_compact)).all(), "depth[j] is not the number of ancestors")
         if self.query_rows is not None:
             check_query_rows(self.query_rows, self.num_rows)
+        if self.span_end is not None:
+            check_span_end(self.span_end, self.end)
         if self.num_tokens:
             _require(self.unfold_index.min() >= 0 and self.unfold_index.max() < self.num_compact, "unfold_index range")
             _require((self.unfold_index[self.fold_index[real]] == rows[real]).all(), "unfold[fold[j]] != j")

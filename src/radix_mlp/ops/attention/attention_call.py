@@ -10,7 +10,7 @@ from torch import Tensor
 from radix_mlp.ops.attention.attention_tree import AttentionTree, HostTree
 from radix_mlp.ops.cuda_device import capability
 
-__all__ = ["AttentionCall", "CallKind", "Composite", "Implementation", "kind_of"]
+__all__ = ["AttentionCall", "CallKind", "Composite", "Implementation", "kind_of", "why_not_some_rows_or_spans"]
 
 
 class CallKind(NamedTuple):
@@ -27,6 +27,8 @@ class CallKind(NamedTuple):
     sinks: bool = False
     query_rows: bool = False
     """Whether q holds only some of the rows."""
+    spans: bool = False
+    """Whether rows of a span see one another."""
     capability: tuple[int, int] | None = None
     """Compute capability of the CUDA device; None if not queried."""
 
@@ -95,5 +97,13 @@ def kind_of(call: AttentionCall) -> CallKind:
         call.softcap is not None,
         call.sinks is not None,
         call.tree.query_rows is not None,
+        call.tree.span_end is not None,
         capability(q.device.index or 0) if asks else None,
     )
+
+
+def why_not_some_rows_or_spans(kind: CallKind) -> str | None:
+    """Why an implementation that computes all rows, causally, cannot run such a call; None if it can."""
+    if kind.query_rows:
+        return "does not compute a subset of the rows (query_rows)"
+    return "does not let rows of a span see one another (span_end)" if kind.spans else None

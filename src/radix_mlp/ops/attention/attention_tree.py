@@ -31,7 +31,8 @@ Tables = TypeVar("Tables", bound=tuple[Tensor, ...])
 class AttentionTree(NamedTuple):
     """The tree as tensors, so that compiled models take it as it is.
 
-    Query row `i` sees key row `j` iff `j <= i < end[j]`, and under a window `depth[i] - depth[j] < window`.
+    Query row `i` sees key row `j` iff `j <= i < end[j]`, and under a window `depth[i] - depth[j] < window`. With spans,
+    `j < span_end[i]` takes the place of `j <= i`.
     """
 
     end: Tensor
@@ -43,16 +44,20 @@ class AttentionTree(NamedTuple):
     CPU. Missing tables are made where they are needed, again in every layer."""
     query_rows: Tensor | None = None
     """`[Q]` int32, ascending: the rows that q holds and attention computes. None: all `M`."""
+    span_end: Tensor | None = None
+    """`[M]` int32, one past the last row of the row's span: a stretch of rows that see one another, each but the first
+    the only child of the one before. Of a row in no span, one past the row. None: no spans."""
 
     @classmethod
-    def from_end(cls, end: Tensor, depth: Tensor) -> AttentionTree:
-        """A tree from `end` and `depth` alone (`[M]` integers each); implementations make their tables at run time.
+    def from_end(cls, end: Tensor, depth: Tensor, span_end: Tensor | None = None) -> AttentionTree:
+        """A tree without tables (`[M]` integers each); implementations make theirs at run time.
 
         Examples:
             >>> AttentionTree.from_end(torch.tensor([3, 2, 3]), torch.tensor([0, 1, 1])).end
             tensor([3, 2, 3], dtype=torch.int32)
         """
-        return cls(end.to(torch.int32), depth.to(torch.int32), {})
+        span_end = None if span_end is None else span_end.to(torch.int32)
+        return cls(end.to(torch.int32), depth.to(torch.int32), {}, None, span_end)
 
 
 class Sequences(NamedTuple):

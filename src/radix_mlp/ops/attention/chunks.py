@@ -78,10 +78,12 @@ def attention_in_chunks(
         `[M, Hq, Dv]`, differentiable as `tree_attention` is.
 
     Raises:
-        InvalidInputError: the tree computes a part of its rows only (`query_rows`).
+        InvalidInputError: the tree computes a part of its rows only (`query_rows`), or has spans.
     """
     if tree.query_rows is not None:
         raise InvalidInputError("attention within chunks computes all rows: pass a plan without query_rows")
+    if tree.span_end is not None:
+        raise InvalidInputError("attention within chunks is causal: pass a plan without spans")
     if name_of(size) in tree.prepared:
         chunks = tree.prepared[name_of(size)]
     else:

@@ -21,11 +21,12 @@ _PLAIN = (Tensor, torch.nn.Parameter)
 _LIBRARY = torch.library.Library("radix_mlp", "FRAGMENT")
 _LIBRARY.define(
     "tree_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor[] tree, Tensor? query_rows, "
-    "float scale, int? window, float? softcap, str impl) -> (Tensor, Tensor)"
+    "Tensor? span_end, float scale, int? window, float? softcap, str impl) -> (Tensor, Tensor)"
 )
 _LIBRARY.define(
     "tree_attention_backward(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor out, Tensor lse, "
-    "Tensor[] tree, float scale, int? window, float? softcap, str impl) -> (Tensor, Tensor, Tensor, Tensor)"
+    "Tensor[] tree, Tensor? span_end, float scale, int? window, float? softcap, str impl) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -39,7 +40,8 @@ def attention_op(call: AttentionCall, impl: str) -> Tensor:
             return IMPLS[impl].forward(call)[0]
     if not torch.compiler.is_compiling():
         _refuse_transformations()
-    return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, flat_tree(tree, impl), tree.query_rows, *options, impl)[0]
+    flat, some = flat_tree(tree, impl), (tree.query_rows, tree.span_end)
+    return torch.ops.radix_mlp.tree_attention(q, k, v, sinks, flat, *some, *options, impl)[0]
 
 
 def flat_tree(tree: AttentionTree, impl: str) -> list[Tensor]:
@@ -51,7 +53,7 @@ def flat_tree(tree: AttentionTree, impl: str) -> list[Tensor]:
     return flat
 
 
-def _tree(flat: list[Tensor], query_rows: Tensor | None, impl: str) -> AttentionTree:
+def _tree(flat: list[Tensor], query_rows: Tensor | None, span_end: Tensor | None, impl: str) -> AttentionTree:
     """The inverse of `flat_tree`."""
     end, depth, *rest = flat
     prepared: dict[str, Any] = {}
@@ -60,7 +62,7 @@ def _tree(flat: list[Tensor], query_rows: Tensor | None, impl: str) -> Attention
         tables, rest = rest[:count], rest[count:]
         if tables[0].shape[0]:
             prepared[name] = IMPLS[name].Tables(*tables)
-    return AttentionTree(end, depth, prepared, query_rows)
+    return AttentionTree(end, depth, prepared, query_rows, span_end)
 
 
 def _number_of_tables(name: str) -> int:
@@ -108,10 +110,11 @@ def _forward(
     sinks: Tensor | None,
     tree: list[Tensor],
     query_rows: Tensor | None,
+    span_end: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
     *settings, impl = options
-    call = AttentionCall(q, k, v, sinks, _tree(tree, query_rows, impl), *settings)
+    call = AttentionCall(q, k, v, sinks, _tree(tree, query_rows, span_end, impl), *settings)
     # compiled code could not check everything
     resolve_impl(impl, kind_of(call))
     with torch.no_grad(), without_autocast(q):
@@ -119,7 +122,7 @@ def _forward(
 
 
 def _forward_fake(
-    q: Tensor, k: Tensor, v: Tensor, sinks: Any, tree: Any, query_rows: Any, *options: Any
+    q: Tensor, k: Tensor, v: Tensor, sinks: Any, tree: Any, query_rows: Any, span_end: Any, *options: Any
 ) -> tuple[Tensor, Tensor]:
     rows, heads, _ = q.shape
     saves_lse = IMPLS[options[-1]].SAVES_LSE
@@ -136,10 +139,11 @@ def _backward(
     out: Tensor,
     lse: Tensor,
     tree: list[Tensor],
+    span_end: Tensor | None,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *settings, impl = options
-    call = AttentionCall(q, k, v, sinks, _tree(tree, None, impl), *settings)
+    call = AttentionCall(q, k, v, sinks, _tree(tree, None, span_end, impl), *settings)
     with torch.no_grad(), without_autocast(q):
         grad_q, grad_k, grad_v, grad_sinks = IMPLS[impl].backward(grad_out, call, out, lse)
     return grad_q, grad_k, grad_v, q.new_empty(0) if grad_sinks is None else grad_sinks
@@ -153,9 +157,9 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, sinks, tree, query_rows, *ctx.options = inputs
+    q, k, v, sinks, tree, query_rows, span_end, *ctx.options = inputs
     ctx.some_rows = query_rows is not None
-    ctx.save_for_backward(q, k, v, sinks, *output, *tree)
+    ctx.save_for_backward(q, k, v, sinks, *output, span_end, *tree)
 
 
 def _autograd(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any, ...]:
@@ -163,12 +167,12 @@ def _autograd(ctx: Any, grad_out: Tensor, grad_lse: Tensor | None) -> tuple[Any,
         raise UnsupportedCallError(
             "tree_attention has no backward for query_rows: compute all rows, or use impl='reference'"
         )
-    q, k, v, sinks, out, lse, *tree = ctx.saved_tensors
+    q, k, v, sinks, out, lse, span_end, *tree = ctx.saved_tensors
     grad_q, grad_k, grad_v, grad_sinks = torch.ops.radix_mlp.tree_attention_backward(
-        grad_out, q, k, v, sinks, out, lse, tree, *ctx.options
+        grad_out, q, k, v, sinks, out, lse, tree, span_end, *ctx.options
     )
     no_options = [None] * len(ctx.options)
-    return grad_q, grad_k, grad_v, None if sinks is None else grad_sinks, [None] * len(tree), None, *no_options
+    return grad_q, grad_k, grad_v, None if sinks is None else grad_sinks, [None] * len(tree), None, None, *no_options
 
 
 def _no_double_backward(ctx: Any, *grads: Tensor) -> NoReturn:

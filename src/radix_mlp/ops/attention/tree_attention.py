@@ -37,7 +37,8 @@ def tree_attention(
 ) -> Tensor:
     """Attention in which every row sees its left context, as it would in its sequence alone.
 
-    Row `i` sees key `j` iff `j <= i < plan.end[j]` and, with a window, `depth[i] - depth[j] < window`.
+    Row `i` sees key `j` iff `j <= i < plan.end[j]` and, with a window, `depth[i] - depth[j] < window`. In a plan with
+    spans (`RadixPlan.with_spans`), `j < span_end[i]` takes the place of `j <= i`: rows of a span see one another.
     The output of padding rows is finite but meaningless.
 
     Args:
@@ -111,6 +112,8 @@ def _check(
         raise InvalidInputError(f"q has {rows} rows, the plan {num_rows}: pass folded rows and their own plan")
     if tree.query_rows is not None:
         _check_query_rows(tree.query_rows, q)
+    if tree.span_end is not None:
+        _check_span_end(tree.span_end, tree.end)
     if k.shape[0] != num_rows or v.shape[0] != num_rows:
         raise InvalidInputError(f"k and v have {k.shape[0]} and {v.shape[0]} rows, the plan {num_rows}")
     if k.shape[2] != width:
@@ -142,4 +145,14 @@ def _check_query_rows(query_rows: Tensor, q: Tensor) -> None:
         raise InvalidInputError(
             f"query_rows is {tuple(query_rows.shape)} on {query_rows.device}: pass one row for each row of q, "
             f"({q.shape[0]},) on {q.device}"
+        )
+
+
+def _check_span_end(span_end: Tensor, end: Tensor) -> None:
+    if span_end.dtype != torch.int32:
+        raise InvalidDtypeError(f"span_end is {span_end.dtype}: pass int32")
+    if span_end.shape != end.shape or span_end.device != end.device:
+        raise InvalidInputError(
+            f"span_end is {tuple(span_end.shape)} on {span_end.device}: pass one number for each row of the plan, "
+            f"({end.shape[0]},) on {end.device}"
         )

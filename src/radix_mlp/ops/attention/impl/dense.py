@@ -56,7 +56,8 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     padded = F.pad(v, (0, q.shape[2] - width)) if width < q.shape[2] else v
     rows = torch.arange(len(tree.end), device=q.device, dtype=torch.int32)
     query_rows = host_query_rows(tree)
-    plain = softcap is None and sinks is None and query_rows is None
+    plain = softcap is None and sinks is None and query_rows is None and tree.span_end is None
+    span_end = _host_span_end(tree)
     for tile in _tiles(tree, heads // kv_heads, causal_below=(window or len(rows)) if plain else 0):
         part, local = _queries(tile, query_rows)
         if part.start == part.stop:
@@ -64,7 +65,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
         if plain and _is_causal(tile, window):
             out[part] = _causal(q[part], k[part], padded[part], scale)[..., :width]
             continue
-        ranges, mask = _visible(tile, tree, rows, window, heads // kv_heads, _mask_dtype(q))
+        ranges, mask = _visible(tile, tree, rows, span_end, window, heads // kv_heads, _mask_dtype(q))
         if local is not None:
             mask = mask.unflatten(0, (-1, heads // kv_heads))[local.to(mask.device)].flatten(0, 1)
         packed = attend(
@@ -92,8 +93,9 @@ def backward(
     by_kv_head = None if sinks is None else sinks.view(kv_heads, -1)
     grad_sinks = q.new_zeros((kv_heads, heads // kv_heads), dtype=wide)
     rows = torch.arange(len(tree.end), device=q.device, dtype=torch.int32)
+    span_end = _host_span_end(tree)
     for tile in _tiles(tree, heads // kv_heads):
-        ranges, mask = _visible(tile, tree, rows, window, heads // kv_heads, wide)
+        ranges, mask = _visible(tile, tree, rows, span_end, window, heads // kv_heads, wide)
         tile_q, tile_k, tile_v, tile_sinks = attend_backward(
             pack_heads(grad_out[tile.start : tile.stop], kv_heads),
             pack_heads(q[tile.start : tile.stop], kv_heads),
@@ -165,13 +167,26 @@ def _causal(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out.permute(2, 0, 1, 3).reshape(rows, heads, -1)
 
 
+def _host_span_end(tree: AttentionTree) -> list[int] | None:
+    return None if tree.span_end is None else tree.span_end.tolist()
+
+
 def _visible(
-    tile: Tile, tree: AttentionTree, rows: Tensor, window: int | None, group: int, dtype: torch.dtype
+    tile: Tile,
+    tree: AttentionTree,
+    rows: Tensor,
+    span_end: list[int] | None,
+    window: int | None,
+    group: int,
+    dtype: torch.dtype,
 ) -> tuple[list[tuple[int, int]], Tensor]:
     """Ranges of the keys that rows of the tile see, and the mask `[T * G, K]` over those keys."""
     if window is not None and tile.max_depth < window:
         window = None
     ranges, num_full = _ranges(tile, window)
+    if span_end is not None:
+        # the last range ends with the tile
+        ranges[-1] = (ranges[-1][0], span_end[tile.stop - 1])
     keys, rest = [], num_full
     for start, stop in ranges:
         first = min(stop, start + rest)
@@ -180,7 +195,7 @@ def _visible(
             keys.append((first, stop))
     row = rows[tile.start : tile.stop, None]
     key = _gather_rows(rows, keys)
-    hidden = key > row
+    hidden = key > row if tree.span_end is None else key >= tree.span_end[tile.start : tile.stop, None]
     hidden |= _gather_rows(tree.end, keys) <= row
     if window is not None:
         hidden |= tree.depth[tile.start : tile.stop, None] - _gather_rows(tree.depth, keys) >= window

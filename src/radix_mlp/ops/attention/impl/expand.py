@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedCallError
-from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind, kind_of
+from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind, kind_of, why_not_some_rows_or_spans
 from radix_mlp.ops.attention.attention_tree import HostTree, Sequences, tables_of
 from radix_mlp.ops.attention.impl import torch_flash
 from radix_mlp.ops.attention.impl.copies import Copies
@@ -31,7 +31,7 @@ __all__ = ["attend_packed", "attention", "prepare", "why_not"]
 
 def why_not(kind: CallKind) -> str | None:
     """See `attention_call.Composite`."""
-    return "does not compute a subset of the rows (query_rows)" if kind.query_rows else None
+    return why_not_some_rows_or_spans(kind)
 
 
 def prepare(tree: HostTree) -> Sequences:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.errors import UnsupportedImplError
-from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind
+from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind, why_not_some_rows_or_spans
 from radix_mlp.ops.attention.attention_tree import AttentionTree, HostTree, tables_of
 from radix_mlp.ops.attention.impl.fa4_blocks import (
     BLOCK,
@@ -99,9 +99,7 @@ def refuses(kind: CallKind) -> str | None:
         return f"takes the head dimension {WIDTH}, not {kind.width} and {kind.value_width}"
     if not kind.scale > 0:
         return f"takes a scale above 0, not {kind.scale}"
-    if kind.query_rows:
-        return "does not compute a subset of the rows (query_rows)"
-    return None
+    return why_not_some_rows_or_spans(kind)
 
 
 def prepare(tree: HostTree) -> Tables:

@@ -32,7 +32,8 @@ def attention(call: AttentionCall) -> Tensor:
     if tree.query_rows is not None:
         host_query_rows(tree)
         query = tree.query_rows.long()
-    visible = (key[None, :] <= query[:, None]) & (query[:, None] < end[None, :])
+    stop = key + 1 if tree.span_end is None else tree.span_end
+    visible = (key[None, :] < stop[query, None]) & (query[:, None] < end[None, :])
     if window is not None:
         visible &= depth[query, None] - depth[None, :] < window
     scores = scores.masked_fill(~visible, -torch.inf)

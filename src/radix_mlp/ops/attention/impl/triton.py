@@ -79,7 +79,7 @@ def forward(call: AttentionCall) -> tuple[Tensor, Tensor]:
     blocks = _blocks(tree)
     return triton_forward(
         q, k, v, tree.end, tree.depth, blocks, scale=scale, window=window, softcap=softcap, sinks=sinks,
-        mean_keys=_mean_keys(blocks, len(tree.end), window),
+        span_end=tree.span_end, mean_keys=_mean_keys(blocks, len(tree.end), window),
     )  # fmt: skip
 
 
@@ -96,7 +96,7 @@ def backward(
         blocks = TritonBlocks.make(end, depth, window)
     return triton_backward(
         grad_out, q, k, v, out, lse, end, depth, blocks, scale=scale, window=window, softcap=softcap, sinks=sinks,
-        mean_keys=mean_keys,
+        span_end=tree.span_end, mean_keys=mean_keys,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from radix_mlp.ops.attention.impl.triton_walk import (
     key_bounds,
+    last_keys,
     load_keys,
     masked_piece,
     query_rows,
@@ -25,16 +26,16 @@ __all__ = ["dkdv_kernel", "dq_kernel", "sum_kernel"]
 
 @triton.jit(
     do_not_specialize=["num_rows", "num_ranges", "window"],
-    do_not_specialize_on_alignment=["end", "depth", "tables"],
+    do_not_specialize_on_alignment=["end", "depth", "span_end", "tables"],
 )
 def dq_kernel(
     q, k, v, k_edge, v_edge, out, dout, lse, delta, dq,
-    end, depth, tables,
+    end, depth, span_end, tables,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
     num_rows, num_ranges, num_kv_heads, scale, scale_log2, cap_log2, window,
     G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, ORDER_ROWS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SPANS: tl.constexpr,
     TMA: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, STAGES_E: tl.constexpr,
 ):  # fmt: skip
     """dQ of one tile, as the forward kernel walks it; also writes `delta = rowsum(dout * out)` for `dkdv_kernel`.
@@ -86,7 +87,10 @@ def dq_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
 
     line = tl.load(tables + t0)
+    last_key = last_keys(token, span_end, HAS_SPANS)
     full_limit, stop = t0, t1
+    if HAS_SPANS:
+        stop = tl.max(last_key, 0) + 1
     while line >= 0:
         first, full, full_stop = range_bounds(
             ranges, line, full_limit, t1, depth, lowest, highest, window, HAS_WINDOW, BLOCK_N
@@ -118,6 +122,7 @@ def dq_kernel(
             score, slope = scores(raw, scale_log2, cap_log2, HAS_CAP)
             seen = visible(
                 token[:, None],
+                last_key[:, None],
                 token_depth[:, None],
                 key_row[None, :],
                 key_end[None, :],
@@ -171,16 +176,16 @@ def _load_queries(
 
 @triton.jit(
     do_not_specialize=["num_rows", "items_at", "blocks_at", "window"],
-    do_not_specialize_on_alignment=["end", "depth", "tables"],
+    do_not_specialize_on_alignment=["end", "depth", "span_end", "span_start", "tables"],
 )
 def dkdv_kernel(
     q, k, v, dout, lse, delta, dk, dv, partial_dk, partial_dv,
-    end, depth, tables,
+    end, depth, span_end, span_start, tables,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh, stride_ot, stride_oh,
     num_rows, items_at, blocks_at, num_kv_heads, scale, scale_log2, cap_log2, window,
     G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, KEY_BLOCK: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SPANS: tl.constexpr,
     TMA: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, STAGES_E: tl.constexpr,
 ):  # fmt: skip
     """dK and dV of `BLOCK_N` keys of one kv head over one chunk of the queries that see them, all heads of the group.
@@ -201,6 +206,10 @@ def dkdv_kernel(
     shortest = tl.load(blocks + block * 2)
     longest = tl.load(blocks + block * 2 + 1)
     first = tl.maximum(chunk_first, s0)
+    if HAS_SPANS:
+        # earlier rows that see these keys are in a span with the first of them; the first chunk takes them
+        earliest = tl.load(span_start + s0, mask=s0 < num_rows, other=num_rows)
+        first = tl.where(chunk_first == block * KEY_BLOCK, earliest, first)
     stop = tl.maximum(tl.minimum(chunk_stop, longest), first)
     full = tl.minimum(tl.maximum(first, s0 + BLOCK_N - 1), stop)
     whole = tl.maximum(tl.minimum(stop, shortest) - full, 0) // T * T
@@ -261,11 +270,14 @@ def dkdv_kernel(
         raw = tl.dot(key, query.T, input_precision=PRECISION)
         score, slope = scores(raw, scale_log2, cap_log2, HAS_CAP)
         token = t + row
-        token_depth = token
+        token_depth, last_key = token, token
+        if HAS_SPANS:
+            last_key = tl.load(span_end + token, mask=real, other=0) - 1
         if HAS_WINDOW:
             token_depth = tl.load(depth + token, mask=real, other=0)
         seen = real[None, :] & visible(
             token[None, :],
+            last_key[None, :],
             token_depth[None, :],
             key_row[:, None],
             key_end[:, None],

@@ -11,6 +11,7 @@ import triton.language as tl
 
 from radix_mlp.ops.attention.impl.triton_walk import (
     key_bounds,
+    last_keys,
     load_keys,
     masked_piece,
     query_rows,
@@ -25,16 +26,16 @@ __all__ = ["forward_kernel"]
 
 @triton.jit(
     do_not_specialize=["num_rows", "num_ranges", "window"],
-    do_not_specialize_on_alignment=["end", "depth", "tables"],
+    do_not_specialize_on_alignment=["end", "depth", "span_end", "tables"],
 )
 def forward_kernel(
     q, k, v, k_edge, v_edge, sinks, out, lse,
-    end, depth, tables,
+    end, depth, span_end, tables,
     stride_qt, stride_qh, stride_kt, stride_kh, stride_vt, stride_vh,
     num_rows, num_ranges, num_kv_heads, scale_log2, cap_log2, window,
     G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_DV: tl.constexpr,
     T: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_E: tl.constexpr, ORDER_ROWS: tl.constexpr,
-    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SINKS: tl.constexpr,
+    HAS_WINDOW: tl.constexpr, HAS_CAP: tl.constexpr, HAS_SPANS: tl.constexpr, HAS_SINKS: tl.constexpr,
     TMA: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, STAGES_E: tl.constexpr,
 ):  # fmt: skip
     """One program: a tile of `T` tokens x `G` heads of one kv head, `BLOCK_M >= T * G` packed rows.
@@ -78,7 +79,10 @@ def forward_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
 
     line = tl.load(tables + t0)
+    last_key = last_keys(token, span_end, HAS_SPANS)
     full_limit, stop = t0, t1
+    if HAS_SPANS:
+        stop = tl.max(last_key, 0) + 1
     while line >= 0:
         first, full, full_stop = range_bounds(
             ranges, line, full_limit, t1, depth, lowest, highest, window, HAS_WINDOW, BLOCK_N
@@ -113,6 +117,7 @@ def forward_kernel(
             key_end, key_depth = key_bounds(key_row, end, depth, limit, HAS_WINDOW)
             seen = visible(
                 token[:, None],
+                last_key[:, None],
                 token_depth[:, None],
                 key_row[None, :],
                 key_end[None, :],

@@ -48,6 +48,7 @@ def triton_forward(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    span_end: Tensor | None = None,
     mean_keys: float | None = None,
     tiles: Tiles | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -75,12 +76,14 @@ def triton_forward(
     tokens = tiles.rows // group
     even = evenly_laid(q, k, v)
     tma = tiles.tma and ((even and q.is_cuda) or _tma_fits(k, v))
-    kind = (q.dtype, width, value_width, group, tiles, window is not None, softcap is not None, tma)
+    flags = (window is not None, softcap is not None, span_end is not None)
+    kind = (q.dtype, width, value_width, group, tiles, *flags, tma)
     options, hint = _forward_options(*kind, sinks is not None), None
     if even and (sinks is None or sinks.data_ptr() % 16 == 0):
         hint = ("forward", q.device.index, kv_heads, None if sinks is None else sinks.dtype, *kind)
     arguments = (
-        q, *_keys(k, v, tiles, tma), q if sinks is None else sinks, out, lse, end, depth, blocks.tables,
+        q, *_keys(k, v, tiles, tma), q if sinks is None else sinks, out, lse,
+        end, depth, end if span_end is None else span_end, blocks.tables,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         num_rows, blocks.sizes.num_ranges, kv_heads, *_scales(scale, softcap), window or 0,
     )  # fmt: skip
@@ -104,6 +107,7 @@ def triton_backward(
     window: int | None = None,
     softcap: float | None = None,
     sinks: Tensor | None = None,
+    span_end: Tensor | None = None,
     mean_keys: float | None = None,
     tiles: tuple[Tiles, Tiles] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
@@ -132,7 +136,8 @@ def triton_backward(
     scales = (scale, *_scales(scale, softcap))
     strides = (*q.stride()[:2], *k.stride()[:2], *v.stride()[:2], *dout.stride()[:2])
     shared = (q.dtype, width, value_width, group)
-    flags = (window is not None, softcap is not None)
+    flags = (window is not None, softcap is not None, span_end is not None)
+    spans = (end, end) if span_end is None else (span_end, _span_starts(span_end))
     even = evenly_laid(q, k, v, dout, out) and lse.data_ptr() % 16 == 0
     hint = (q.device.index, kv_heads) if even else None
     at = places(num_rows, *blocks.sizes[:3])
@@ -141,7 +146,7 @@ def triton_backward(
         tma = dq_tiles.tma and ((even and q.is_cuda) or _tma_fits(k, v))
         kind = (*shared, dq_tiles, *flags, tma)
         arguments = (
-            q, *_keys(k, v, dq_tiles, tma), out, dout, lse, delta, dq, end, depth, blocks.tables,
+            q, *_keys(k, v, dq_tiles, tma), out, dout, lse, delta, dq, end, depth, spans[0], blocks.tables,
             *strides, num_rows, blocks.sizes.num_ranges, kv_heads, *scales, window or 0,
         )  # fmt: skip
         programs = _num_tiles(num_rows, tokens) * kv_heads
@@ -156,7 +161,7 @@ def triton_backward(
         partial_dv = lse.new_empty(*shape, value_width)
         kind = (*shared, dkdv_tiles, *flags, tma)
         arguments = (
-            query, k, v, grad, lse, delta, dk, dv, partial_dk, partial_dv, end, depth, blocks.tables,
+            query, k, v, grad, lse, delta, dk, dv, partial_dk, partial_dv, end, depth, *spans, blocks.tables,
             *strides, num_rows, at.items, at.blocks, kv_heads, *scales, window or 0,
         )  # fmt: skip
         programs = blocks.sizes.num_items * kv_heads * (KEY_BLOCK // dkdv_tiles.keys)
@@ -185,9 +190,10 @@ def triton_backward(
 
 @cache
 def _options(
-    dtype: torch.dtype, width: int, value_width: int, group: int, tiles: Tiles, window: bool, cap: bool, tma: bool
+    dtype: torch.dtype, width: int, value_width: int, group: int, tiles: Tiles, *flags: bool
 ) -> dict[str, Any]:
     """Compile-time arguments that all kernels share."""
+    window, cap, spans, tma = flags
     return {
         "G": group,
         "D": width,
@@ -199,6 +205,7 @@ def _options(
         "BLOCK_N": tiles.keys,
         "HAS_WINDOW": window,
         "HAS_CAP": cap,
+        "HAS_SPANS": spans,
         "TMA": tma,
         "PRECISION": "ieee" if dtype == torch.float32 else "tf32",
         "STAGES": tiles.stages,
@@ -238,6 +245,12 @@ def _scales(scale: float, softcap: float | None) -> tuple[float, float]:
     if softcap is None:
         return scale * _LOG2_E, 0.0
     return 2.0 * _LOG2_E * scale / softcap, softcap * _LOG2_E
+
+
+def _span_starts(span_end: Tensor) -> Tensor:
+    """`[M]` int32: the first row of the row's span."""
+    rows = torch.arange(len(span_end), device=span_end.device, dtype=torch.int32)
+    return torch.searchsorted(span_end, rows, right=True, out_int32=True)
 
 
 def _num_tiles(num_rows: int, tokens: int) -> int:

@@ -11,6 +11,7 @@ import triton.language as tl
 
 __all__ = [
     "key_bounds",
+    "last_keys",
     "load_keys",
     "masked_piece",
     "query_rows",
@@ -105,12 +106,21 @@ def key_bounds(key, end, depth, limit, HAS_WINDOW: tl.constexpr):
 
 
 @triton.jit
-def visible(token, token_depth, key, key_end, key_depth, window, HAS_WINDOW: tl.constexpr):
-    """The mask of the design, for arguments shaped to broadcast."""
-    seen = (key <= token) & (token < key_end)
+def visible(token, last_key, token_depth, key, key_end, key_depth, window, HAS_WINDOW: tl.constexpr):
+    """The mask of the design, for arguments shaped to broadcast. See `last_keys`."""
+    seen = (key <= last_key) & (token < key_end)
     if HAS_WINDOW:
         seen = seen & (token_depth - key_depth < window)
     return seen
+
+
+@triton.jit
+def last_keys(token, span_end, HAS_SPANS: tl.constexpr):
+    """The last key that each token may see: itself, or the last one of its span."""
+    if HAS_SPANS:
+        return tl.load(span_end + token) - 1
+    else:
+        return token
 
 
 @triton.jit

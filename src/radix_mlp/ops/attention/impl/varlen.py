@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind
+from radix_mlp.ops.attention.attention_call import AttentionCall, CallKind, why_not_some_rows_or_spans
 from radix_mlp.ops.attention.attention_tree import HostTree, tables_of
 from radix_mlp.ops.attention.impl import torch_flash
 from radix_mlp.ops.attention.impl.copies import Copies
@@ -63,7 +63,7 @@ class Tables(NamedTuple):
 
 def why_not(kind: CallKind) -> str | None:
     """See `attention_call.Implementation`."""
-    return "does not compute a subset of the rows (query_rows)" if kind.query_rows else torch_flash.why_not(kind)
+    return why_not_some_rows_or_spans(kind) or torch_flash.why_not(kind)
 
 
 def prepare(tree: HostTree) -> Tables:

@@ -118,6 +118,8 @@ def _radix_attention(
     query = with_scale_of_depth(module, query, radix_tree)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
     window = options.pop("window")
+    if window is None and attention_mask.windowed_spans:
+        radix_tree = radix_tree._replace(span_end=None)
     if isinstance(window, Chunk):
         return attention_in_chunks(q, k, v, radix_tree, window.size, impl=impl, **options)[None], None
     return tree_attention(q, k, v, radix_tree, window=window, impl=impl, **options)[None], None

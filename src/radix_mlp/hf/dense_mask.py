@@ -125,7 +125,7 @@ class _PassedOn(TreeMask):
     def of_mask(mask: TreeMask) -> _PassedOn:
         with torch._C.DisableTorchFunctionSubclass():
             passed = mask.as_subclass(_PassedOn)
-        passed.windows, passed.plan = mask.windows, mask.plan
+        passed.windows, passed.plan, passed.windowed_spans = mask.windows, mask.plan, mask.windowed_spans
         return passed
 
     @classmethod

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,13 @@ from transformers import PreTrainedModel
 from radix_mlp.hf.media import placeholders_of, reason_of_media, says_text, without_axes
 from radix_mlp.hf.padding import PaddedLayout, row_with_holes
 from radix_mlp.hf.prefill_cache import reason_of_cache, uses_cache
+from radix_mlp.hf.spans import span_rule_of, spans_of_types
 from radix_mlp.hf.support import decoder_of, takes_positions
 from radix_mlp.hf.temperature import scales_by_row
 from radix_mlp.hf.text_tower import tower_of
 from radix_mlp.hf.tracing import reason_of_tracing
+from radix_mlp.plan import RadixPlan, build_plan
+from radix_mlp.plan.spans import span_keys
 
 __all__ = ["FoldableCall", "packed_by", "read_call", "selects_logits"]
 
@@ -52,6 +55,16 @@ class FoldableCall:
     """`[N]` if the caller gave them, else None: every sequence counts from 0."""
     cu_seq_lengths: NDArray[np.int64]
     """`[S + 1]`"""
+    spans: NDArray[np.int64] | None = None
+    """`[N]` number of the span of each token, whose tokens see one another; -1 for none. None: there are no spans."""
+
+    def plan(self) -> RadixPlan:
+        """The plan of the tokens."""
+        if self.spans is None:
+            return build_plan(self.input_ids, self.cu_seq_lengths, self.position_ids)
+        keys = span_keys(self.input_ids, self.spans, self.cu_seq_lengths, self.position_ids)
+        plan = build_plan(self.input_ids, self.cu_seq_lengths, self.position_ids, keys=keys)
+        return plan.with_spans(self.spans)
 
     @property
     def is_packed(self) -> bool:
@@ -64,10 +77,14 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
     given = {
         name: value for name, value in arguments.items() if value is not None and not says_text(model, name, value)
     }
+    rule = span_rule_of(decoder_of(model))
+    types = None if rule is None else given.pop(rule.argument, None)
     reason = _reason_of_arguments(model, given)
     if reason is not None:
         return reason
     input_ids: torch.Tensor = given["input_ids"]
+    if types is not None and (not isinstance(types, torch.Tensor) or types.shape != input_ids.shape):
+        return "token types are not a [B, T] tensor"
     batch, length = input_ids.shape
     mask, boundaries = given.get("attention_mask"), given.get("cu_seq_lens_q")
     positions = _read_positions(model, given)
@@ -101,8 +118,12 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
         None if position_ids is None else position_ids.reshape(-1)[layout.token_index],
         cu_seq_lengths.astype(np.int64),
     )
+    if rule is not None and types is not None:
+        spans = spans_of_types(rule, _to_numpy(types).reshape(-1)[layout.token_index], call.cu_seq_lengths)
+        call = replace(call, spans=spans if (spans >= 0).any() else None)
     return (
         _reason_of_placeholders(model, call)
+        or _reason_of_packed_spans(call)
         or _reason_of_labels(given, call)
         or (_reason_of_continuation(model, call) if uses_cache(given) else None)
         or call
@@ -234,6 +255,13 @@ def _reason_of_placeholders(model: PreTrainedModel, call: FoldableCall) -> str |
         f"input_ids hold {token} ({placeholders[token]}), which stands for an image, a video or a sound, and only "
         "calls of text alone fold"
     )
+
+
+def _reason_of_packed_spans(call: FoldableCall) -> str | None:
+    """transformers lets spans at the seam of two sequences of a row see one another."""
+    if call.spans is None or not call.is_packed:
+        return None
+    return "several sequences share a row, and tokens of some see later ones: give every sequence a row of its own"
 
 
 def _is_plain_selection(logits_to_keep: object) -> bool:

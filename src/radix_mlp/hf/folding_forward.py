@@ -25,10 +25,11 @@ from radix_mlp.hf.mixers.forward import tree_for_mixers
 from radix_mlp.hf.names_in_forward import calls_loss_function
 from radix_mlp.hf.origin import is_stock
 from radix_mlp.hf.prefill_cache import HOLDS_TOKENS, cache_to_fill, is_step, keep_report, report_of, uses_cache
+from radix_mlp.hf.spans import reason_of_span_lengths
 from radix_mlp.hf.support import decoder_of, takes_positions
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.hf.tree_mask import TreeMask
-from radix_mlp.plan import RadixPlan, build_plan
+from radix_mlp.plan import RadixPlan
 
 __all__ = ["FoldingForward", "HeadForward"]
 
@@ -131,7 +132,7 @@ class FoldingForward(Enabled):
         call = read_call(self.module, arguments)
         if isinstance(call, str):
             raise UnsupportedCallError(call)
-        plan = build_plan(call.input_ids, call.cu_seq_lengths).to(input_ids.device, tree=False)
+        plan = call.plan().to(input_ids.device, tree=False)
         return self._run_compact(FoldedCall(self.module, arguments, call, plan))
 
     def run_alone(self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None) -> Any:
@@ -206,9 +207,10 @@ class FoldingForward(Enabled):
             settings.note_unfolded(reason, is_expected=has_cache)
             return None
         assert isinstance(call, FoldableCall)
-        plan = build_plan(call.input_ids, call.cu_seq_lengths, call.position_ids)
+        plan = call.plan()
         check_token_ids(self.module, plan)
-        reason = reason_of_rows(decoder_of(self.module), plan)
+        trunk = decoder_of(self.module)
+        reason = reason_of_rows(trunk, plan) or reason_of_span_lengths(trunk, plan)
         if reason is not None:
             settings.note_unfolded(reason, is_expected=has_cache)
             return None

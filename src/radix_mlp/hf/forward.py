@@ -16,6 +16,7 @@ from radix_mlp.hf.attention_function import every_layer_sees_the_tree, impl_of
 from radix_mlp.hf.dense_types import dense_type_of, reason_of_rows
 from radix_mlp.hf.enabled import Examined, enabled_of
 from radix_mlp.hf.mixers.forward import tree_for_mixers
+from radix_mlp.hf.spans import has_windowed_spans
 from radix_mlp.hf.support import check_settings, decoder_of, takes_positions
 from radix_mlp.hf.text_tower import tower_of
 from radix_mlp.hf.tree_mask import TreeMask
@@ -44,8 +45,8 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
 
     Raises:
         UnsupportedModelError: the configuration has been changed to one that does not fold.
-        UnsupportedCallError: the attention implementation has been changed, so no layer would see the tree; or more
-            rows than a dense mask may have.
+        UnsupportedCallError: the attention implementation has been changed, so no layer would see the tree; more rows
+            than a dense mask may have; or spans that the model does not have.
     """
     trunk = decoder_of(model)
     tower, enabled = tower_of(trunk), enabled_of(trunk)
@@ -62,7 +63,8 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
         )
     windows = windows_of(tower)
     tree = _with_chunks(plan.tree_for(impl_of(attention)), windows, plan, impl_of(attention))
-    mask = TreeMask.of(tree, windows, plan.plan if has_mixers else None)
+    windowed_spans = has_windowed_spans(trunk, plan.plan)
+    mask = TreeMask.of(tree, windows, plan.plan if has_mixers else None, windowed_spans=windowed_spans)
     arguments: dict[str, Any] = {
         "input_ids": plan.compact_ids[None],
         "attention_mask": mask,

@@ -42,7 +42,7 @@ _SET_REQUIRES_GRAD: Any = vars(torch._C.TensorBase)["requires_grad"].__set__
 
 
 class TreeMask(torch.Tensor):
-    """The tree and the windows of a folded call: `[1, 1, 2, M]` int32 of `(end, depth)`.
+    """The tree and the windows of a folded call: `[1, 1, 2, M]` int32 of `(end, depth)`, with spans also `span_end`.
 
     transformers hands 4-D masks through untouched, every attention module receives it, and as a tensor it survives
     checkpointing, `detach` and compilation. Attention of any other kind that takes it for a mask gets an error.
@@ -58,23 +58,29 @@ class TreeMask(torch.Tensor):
     windows: Windows
     plan: RadixPlan | None
     """What mixers with a state or a convolution read; None in a model without."""
+    windowed_spans: bool
+    """Whether rows of a span see one another only in layers with a window."""
 
     @staticmethod
-    def of(tree: AttentionTree, windows: Windows, plan: RadixPlan | None = None) -> TreeMask:
+    def of(
+        tree: AttentionTree, windows: Windows, plan: RadixPlan | None = None, *, windowed_spans: bool = False
+    ) -> TreeMask:
         """The mask of a tree under the windows that the model's own masks would have."""
-        return _marked(torch.stack((tree.end, tree.depth))[None, None], windows, plan)
+        spans = () if tree.span_end is None else (tree.span_end,)
+        return _marked(torch.stack((tree.end, tree.depth, *spans))[None, None], windows, plan, windowed_spans)
 
     def tree(self) -> AttentionTree:
         """The tree, its block lists made once more: for models that drop keywords they do not know."""
         with torch._C.DisableTorchFunctionSubclass():
-            return AttentionTree.from_end(self[0, 0, 0], self[0, 0, 1])
+            return AttentionTree.from_end(*self[0, 0].as_subclass(torch.Tensor))
 
     def visible(self, window: int | None = None) -> torch.Tensor:
         """`[M, M]` bool: row i sees its ancestor j, among the last `window` tokens up to itself."""
         with torch._C.DisableTorchFunctionSubclass():
             end, depth = self[0, 0, 0].as_subclass(torch.Tensor), self.depth
             row = torch.arange(len(end), device=end.device)
-            seen = (row <= row[:, None]) & (row[:, None] < end)
+            last = self[0, 0, 2, :, None] - 1 if self.shape[2] == 3 else row[:, None]
+            seen = (row <= last) & (row[:, None] < end)
             return seen if window is None else seen & (depth[:, None] - depth < window)
 
     @property
@@ -94,7 +100,8 @@ class TreeMask(torch.Tensor):
         """Copies stay masks of trees; whatever would compute with one is an UnsupportedCallError."""
         with torch._C.DisableTorchFunctionSubclass():
             if func in _KEPT_BY:
-                return _marked(func(*args, **kwargs or {}), args[0].windows, args[0].plan)
+                mask = args[0]
+                return _marked(func(*args, **kwargs or {}), mask.windows, mask.plan, mask.windowed_spans)
             # checkpointing with use_reentrant=True sets it on copies of positional arguments
             if func == _SET_REQUIRES_GRAD and not args[1]:
                 return None
@@ -118,7 +125,7 @@ def _selects_all(index: Any) -> bool:
     return all(isinstance(part, slice) and part in (slice(None), slice(0, None)) for part in parts)
 
 
-def _marked(rows: torch.Tensor, windows: Windows, plan: RadixPlan | None) -> TreeMask:
+def _marked(rows: torch.Tensor, windows: Windows, plan: RadixPlan | None, windowed_spans: bool) -> TreeMask:
     mask = rows.as_subclass(TreeMask)
-    mask.windows, mask.plan = windows, plan
+    mask.windows, mask.plan, mask.windowed_spans = windows, plan, windowed_spans
     return mask

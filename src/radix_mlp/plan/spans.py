@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from radix_mlp.errors import InvalidInputError
 
-__all__ = ["check_span_end", "span_ends"]
+__all__ = ["check_span_end", "span_ends", "span_keys"]
 
 
 def span_ends(
@@ -33,17 +33,10 @@ def span_ends(
         InvalidInputError: the sequences that share a row do not share all of its span, so that the row would have to
             see different tokens for each: the keys of its tokens must say what the whole span is.
     """
-    num_tokens = len(unfold_index)
     found = np.arange(1, len(end) + 1, dtype=np.int32)
-    if not num_tokens:
+    if not len(unfold_index):
         return found
-    # stretches of equal numbers; each token in no span is one of its own
-    starts = np.ones(num_tokens, bool)
-    starts[1:] = (token_spans[1:] != token_spans[:-1]) | (token_spans[1:] < 0)
-    starts[cu_seq_lengths[:-1][cu_seq_lengths[:-1] < num_tokens]] = True
-    first = np.flatnonzero(starts)
-    last = np.append(first[1:], num_tokens) - 1
-    span = np.cumsum(starts) - 1
+    first, last, span = _stretches(token_spans, cu_seq_lengths)
     top, bottom = unfold_index[first], unfold_index[last]
     # rows of an unbranched piece of the tree are neighbours, and their subtrees end together
     whole = (bottom - top == last - first) & (end[top] == end[bottom])
@@ -59,6 +52,48 @@ def span_ends(
             "a span keys that differ wherever any token of the span does"
         )
     return found
+
+
+def span_keys(
+    keys: NDArray[np.int64],
+    token_spans: NDArray[np.int64],
+    cu_seq_lengths: NDArray[np.int64],
+    position_ids: NDArray[np.int64] | None = None,
+) -> NDArray[np.int64]:
+    """Keys by which tokens of a span are equal only if the whole spans are: `[N]`, those of other tokens unchanged.
+
+    Spans are equal if the keys, and the positions if there are any, of all their tokens are.
+
+    Examples:
+        >>> keys, spans = np.array([1, 2, 3, 1, 2, 4, 1, 2, 3]), np.array([-1, 0, 0, -1, 0, 0, -1, 0, 0])
+        >>> span_keys(keys, spans, np.array([0, 3, 6, 9])).tolist()
+        [1, 5, 6, 1, 7, 8, 1, 5, 6]
+    """
+    found = keys.copy()
+    if not len(keys):
+        return found
+    first, last, _ = _stretches(token_spans, cu_seq_lengths)
+    unused = int(keys.max()) + 1
+    numbers: dict[bytes, int] = {}
+    compared = keys[:, None] if position_ids is None else np.stack((keys, position_ids), axis=1)
+    in_spans = token_spans[first] >= 0
+    for start, stop in zip(first[in_spans].tolist(), (last[in_spans] + 1).tolist(), strict=True):
+        number = numbers.setdefault(compared[start:stop].tobytes(), unused)
+        if number == unused:
+            unused += stop - start
+        found[start:stop] = np.arange(number, number + stop - start)
+    return found
+
+
+def _stretches(
+    token_spans: NDArray[np.int64], cu_seq_lengths: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """First and last token of every span, and for each token which it is in; a token in no span is one of its own."""
+    starts = np.ones(len(token_spans), bool)
+    starts[1:] = (token_spans[1:] != token_spans[:-1]) | (token_spans[1:] < 0)
+    starts[cu_seq_lengths[:-1][cu_seq_lengths[:-1] < len(token_spans)]] = True
+    first = np.flatnonzero(starts)
+    return first, np.append(first[1:], len(token_spans)) - 1, np.cumsum(starts) - 1
 
 
 def check_span_end(span_end: NDArray[np.int32], end: NDArray[np.int32]) -> None:

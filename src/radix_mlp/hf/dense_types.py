@@ -18,6 +18,7 @@ from radix_mlp.plan import RadixPlan
 __all__ = [
     "MAX_DENSE_ROWS",
     "DenseType",
+    "dense_pair_cost",
     "dense_type_of",
     "max_dense_rows",
     "num_dense_layers",
@@ -115,6 +116,16 @@ def max_dense_rows(trunk: PreTrainedModel) -> int | None:
     if dense is None:
         return None
     return min(MAX_DENSE_ROWS, getattr(trunk.config, dense.max_rows)) if dense.max_rows else MAX_DENSE_ROWS
+
+
+def dense_pair_cost(trunk: PreTrainedModel) -> float:
+    """What a pair of rows costs in the dense mask that `trunk` needs, relative to a row; 0 if it needs none.
+
+    A row's layer is about 24 h^2 multiplications and additions, a pair's 4 h. But attention in plain torch writes and
+    reads scores for each head several times, so a pair costs 2 to 7 times that share, on a CPU (six types, h = 1024).
+    """
+    config: Any = trunk.config
+    return 0.0 if dense_type_of(trunk) is None else 1 / config.hidden_size
 
 
 def reason_of_rows(trunk: PreTrainedModel, plan: RadixPlan) -> str | None:

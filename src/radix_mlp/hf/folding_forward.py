@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import every_layer_sees_the_tree
 from radix_mlp.hf.dense_mask import run_dense
-from radix_mlp.hf.dense_types import reason_of_rows
+from radix_mlp.hf.dense_types import dense_pair_cost, reason_of_rows
 from radix_mlp.hf.enabled import CallReport, Enabled, Settings
 from radix_mlp.hf.examination import Examination
 from radix_mlp.hf.foldable_call import FoldableCall, packed_by, read_call
@@ -214,7 +214,7 @@ class FoldingForward(Enabled):
         if reason is not None:
             settings.note_unfolded(reason, is_expected=has_cache)
             return None
-        fold, reason = should_fold(plan, call.layout.shape[0] * call.layout.shape[1], settings.threshold)
+        fold, reason = should_fold(plan, call.layout.shape, settings.threshold, dense_pair_cost(trunk))
         if not fold and call.is_packed:
             # transformers would take each row for one sequence, unless no cache is configured
             fold, reason = True, f"rows are packed ({reason})"

@@ -54,6 +54,8 @@ class FoldPolicy:
     """Whether the model is enabled for folding while batches run; False: it is the unmodified model."""
     share: bool = True
     """False: a row for every token, packed, whatever the sequences share."""
+    pair_cost: float = 0.0
+    """As in `folding_pays`."""
 
     @property
     def always_folds(self) -> bool:
@@ -152,8 +154,7 @@ def _plan_of(batch: ItemBatch) -> tuple[RadixPlan, bool]:
     sequences, policy = [item.ids for item in batch.items], batch.policy
     if policy.threshold != 0:
         plan = plan_of(sequences) if policy.share else unshared_plan(sequences)
-        num_padded = len(sequences) * max(map(len, sequences))
-        if should_fold(plan, num_padded, policy.threshold)[0]:
+        if should_fold(plan, (len(sequences), max(map(len, sequences))), policy.threshold, policy.pair_cost)[0]:
             return plan, True
     return unshared_plan(sequences), False
 

@@ -176,8 +176,9 @@ class Job:
         padded = cut_by_padding([len(sequence) for sequence in sequences], budget, group_of)
         if self.policy.threshold == "auto":
             folded = schedule(sequences, budget, group_of)
-            padded_rows = [len(places) * len(sequences[places[0]]) for places in padded]
-            pays, self.stats.decision = folding_pays([batch.num_compact for batch in folded], padded_rows)
+            shapes = [(len(places), len(sequences[places[0]])) for places in padded]
+            rows = [batch.num_compact for batch in folded]
+            pays, self.stats.decision = folding_pays(rows, shapes, self.policy.pair_cost)
             if pays:
                 yield from (self._batch(batch.indices, self.policy) for batch in folded)
                 return

@@ -151,7 +151,7 @@ class JobEngine:
         if not self.share or (threshold == "auto" and self.loaded.packs):
             # folding packed rows never costs more than leaving them unfolded
             threshold = 1.0
-        return FoldPolicy(self.max_batch_tokens, threshold, share=self.share)
+        return FoldPolicy(self.max_batch_tokens, threshold, share=self.share, pair_cost=self.loaded.pair_cost)
 
     def answer(self, request: Request[Value], progress: Progress | None = None) -> Value:
         """Run all items of a request and return its value.

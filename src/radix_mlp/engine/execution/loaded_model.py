@@ -22,7 +22,7 @@ from radix_mlp.engine.tokenization.control_tokens import check_control_tokens, k
 from radix_mlp.errors import NonFiniteAnswersError, UnsupportedModelError
 from radix_mlp.hf import disable, enable
 from radix_mlp.hf.adapters import pretrained_in
-from radix_mlp.hf.dense_types import max_dense_rows
+from radix_mlp.hf.dense_types import dense_pair_cost, max_dense_rows
 from radix_mlp.hf.enabled import Settings, enabled_of
 from radix_mlp.hf.fast_forward import FastForward
 from radix_mlp.hf.fingerprint import fingerprint
@@ -94,6 +94,8 @@ class LoadedModel:
         """Which lengths may share a batch; None: all."""
         self.max_rows = max_dense_rows(decoder_of(self.model))
         """Of a batch, where the model's attention needs a dense mask; None: no limit."""
+        self.pair_cost = dense_pair_cost(decoder_of(self.model))
+        """As in `folding_pays`."""
         self.device_priority = DevicePriority()
         """Held while a batch is formed, planned or launched; threads that tokenize ahead wait for it."""
         self.why_unfolded: str | None = None

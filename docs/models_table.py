@@ -65,9 +65,9 @@ their files made float64, since a state in float32 rounds more than the bound; `
         ", ".join(f"`{v.model_type}`" for v in found["exact"]),
         f"""Some older types compute attention in their own code: BigBird (with full attention), Bloom, CodeGen, Falcon,
 GPT, GPT-J, GPT-Neo, GPT-NeoX Japanese, Megatron-BERT, MPT, RemBERT and XGLM. A folded call of M rows hands them a dense
-mask of M x M, so attention spares nothing and memory grows with M². `threshold="auto"` counts what the mask costs beside
-the rows it saves. The limit is {MAX_DENSE_ROWS} rows (for BigBird, `max_position_embeddings`): a call of several sequences with more
-runs unfolded, which `last_call` says, and is an error under `threshold=1`. `Engine` cuts its batches to fit.""",
+mask of M x M, so attention spares nothing and memory grows with M². `threshold="auto"` counts what the mask costs.
+The limit is {MAX_DENSE_ROWS} rows (for BigBird, `max_position_embeddings`): a call of several sequences with
+more runs unfolded, which `last_call` says, and is an error under `threshold=1`. `Engine` cuts its batches to fit.""",
         *tables,
         """Attention that selects its keys by content (DeepSeek V3.2, V4 and their kin) needs the selection to run on
 the tree: an indexer that scores only a row's ancestors and, for compressed keys,

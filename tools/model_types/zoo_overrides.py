@@ -179,8 +179,10 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "glm4v_moe_text": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
     "qwen2_vl.vision_config": {"embed_dim": 64, "depth": 2, "num_heads": 4, "mlp_ratio": 2},
     "qwen2_5_vl.vision_config": {"out_hidden_size": 64, "window_size": 28, "fullatt_block_indexes": [1], "depth": 2},
-    "qwen3_vl.vision_config": {"out_hidden_size": 64},
-    "qwen3_5.vision_config": {"out_hidden_size": 64},
+    "qwen3_vl.vision_config": {"out_hidden_size": 64, "depth": 3, "deepstack_visual_indexes": [0, 1]},
+    "qwen3_vl_moe.vision_config": {"out_hidden_size": 64, "depth": 3, "deepstack_visual_indexes": [0, 1]},
+    "qwen3_5.vision_config": {"out_hidden_size": 64, "depth": 2},
+    "qwen3_5_moe.vision_config": {"out_hidden_size": 64, "depth": 2},
     "chameleon": {"vocabulary_map": {"<image>": 107}},
     "cosmos3_edge_text": {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 2, 2]}

@@ -16,6 +16,7 @@ from radix_mlp.hf.enabled import CallReport, Settings, enabled_of
 from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
 from radix_mlp.hf.mixers.install import install_mixers, uninstall_mixers
 from radix_mlp.hf.model_lock import lock_of
+from radix_mlp.hf.pictures.tower import install_pictures, uninstall_pictures
 from radix_mlp.hf.support import decoder_of, why_unsupported
 from radix_mlp.hf.text_tower import text_modules, tower_of
 from radix_mlp.hf.threshold import check_threshold
@@ -89,6 +90,7 @@ def _enable(model: AnyModel, inner: PreTrainedModel, impl: str, threshold: float
     except UnsupportedModelError:
         uninstall_mixers(trunk)
         raise
+    install_pictures(trunk)
     settings = Settings(threshold, impl, fallback, mixers, is_dense)
     forwards = [FoldingForward(trunk, settings)]
     if inner is not trunk:
@@ -114,6 +116,7 @@ def disable(model: AnyModel) -> AnyModel:
 def _disable(inner: PreTrainedModel) -> None:
     uninstall_mixers(decoder_of(inner))
     uninstall_dense(decoder_of(inner))
+    uninstall_pictures(decoder_of(inner))
     for module in (inner, decoder_of(inner)):
         enabled = enabled_of(module)
         if enabled is None:

@@ -15,7 +15,7 @@ from radix_mlp.hf.text_tower import num_attention_layers, text_modules
 from radix_mlp.hf.trial import Tried, trial
 from radix_mlp.hf.whole_calls import reason_of_whole_calls
 
-__all__ = ["Examination", "reason_of_randomness"]
+__all__ = ["Examination", "randomness_of", "reason_of_randomness"]
 
 
 class Examination:
@@ -84,12 +84,13 @@ def _examine(tried: Tried) -> tuple[str | None, bool]:
 def reason_of_randomness(model: torch.nn.Module) -> str | None:
     """What in training would draw once for all copies of a token."""
     for name, module in text_modules(model):
-        if module.training and (random := _randomness(module)):
+        if module.training and (random := randomness_of(module)):
             return f"{name}{random} is above 0 in training: copies of a token would share one random draw"
     return None
 
 
-def _randomness(module: torch.nn.Module) -> str | None:
+def randomness_of(module: torch.nn.Module) -> str | None:
+    """The attribute of one module by which it draws at random in training, or None."""
     if isinstance(module, torch.nn.modules.dropout._DropoutNd):
         return ".p" if module.p > 0 else None
     for name, value in vars(module).items():

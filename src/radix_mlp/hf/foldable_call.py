@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.hf.media import placeholders_of, reason_of_media, says_text, without_axes
 from radix_mlp.hf.padding import PaddedLayout, row_with_holes
+from radix_mlp.hf.pictures.read import Pictures, arguments_of_pictures, image_token_of, read_pictures
 from radix_mlp.hf.prefill_cache import reason_of_cache, uses_cache
 from radix_mlp.hf.spans import span_rule_of, spans_of_types
 from radix_mlp.hf.support import decoder_of, takes_positions
@@ -57,12 +58,15 @@ class FoldableCall:
     """`[S + 1]`"""
     spans: NDArray[np.int64] | None = None
     """`[N]` number of the span of each token, whose tokens see one another; -1 for none. None: there are no spans."""
+    pictures: Pictures | None = None
 
     def plan(self) -> RadixPlan:
-        """The plan of the tokens."""
+        """The plan of the tokens, those of pictures shared by what they show."""
+        keys = None if self.pictures is None else self.pictures.keys(self.input_ids)
         if self.spans is None:
-            return build_plan(self.input_ids, self.cu_seq_lengths, self.position_ids)
-        keys = span_keys(self.input_ids, self.spans, self.cu_seq_lengths, self.position_ids)
+            return build_plan(self.input_ids, self.cu_seq_lengths, self.position_ids, keys=keys)
+        compared = self.input_ids if keys is None else keys
+        keys = span_keys(compared, self.spans, self.cu_seq_lengths, self.position_ids)
         plan = build_plan(self.input_ids, self.cu_seq_lengths, self.position_ids, keys=keys)
         return plan.with_spans(self.spans)
 
@@ -77,9 +81,11 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
     given = {
         name: value for name, value in arguments.items() if value is not None and not says_text(model, name, value)
     }
-    rule = span_rule_of(decoder_of(model))
+    trunk = decoder_of(model)
+    rule = span_rule_of(trunk)
     types = None if rule is None else given.pop(rule.argument, None)
-    reason = _reason_of_arguments(model, given)
+    of_pictures = arguments_of_pictures(trunk, given)
+    reason = _reason_of_arguments(model, given, of_pictures)
     if reason is not None:
         return reason
     input_ids: torch.Tensor = given["input_ids"]
@@ -87,7 +93,7 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
         return "token types are not a [B, T] tensor"
     batch, length = input_ids.shape
     mask, boundaries = given.get("attention_mask"), given.get("cu_seq_lens_q")
-    positions = _read_positions(model, given)
+    positions = _read_positions(model, given, has_pictures=bool(of_pictures))
     if isinstance(positions, str):
         return positions
     ids = _to_numpy(input_ids).reshape(-1)
@@ -112,12 +118,18 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
         if boundaries is not None and len(boundaries) - 1 > batch:
             return "cu_seq_lens_q puts several sequences into a row, and attention_mask says that it is one"
         layout, cu_seq_lengths = PaddedLayout.of_mask(present)
-    call = FoldableCall(
-        layout,
-        ids[layout.token_index],
-        None if position_ids is None else position_ids.reshape(-1)[layout.token_index],
-        cu_seq_lengths.astype(np.int64),
-    )
+    pictures: Pictures | None = None
+    cu_seq_lengths = cu_seq_lengths.astype(np.int64)
+    if of_pictures:
+        read = read_pictures(trunk, given, layout.token_index, cu_seq_lengths)
+        if isinstance(read, str):
+            return read
+        pictures = read
+    if position_ids is not None:
+        position_ids = position_ids.reshape(-1)[layout.token_index]
+    elif pictures is not None:
+        position_ids = pictures.position_ids
+    call = FoldableCall(layout, ids[layout.token_index], position_ids, cu_seq_lengths, pictures=pictures)
     if rule is not None and types is not None:
         spans = spans_of_types(rule, _to_numpy(types).reshape(-1)[layout.token_index], call.cu_seq_lengths)
         call = replace(call, spans=spans if (spans >= 0).any() else None)
@@ -183,7 +195,7 @@ def _starts_of_packed(position_ids: NDArray[np.int64]) -> NDArray[np.int64] | st
     return np.flatnonzero(np.pad(is_break, ((0, 0), (1, 0)), constant_values=True))
 
 
-def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> str | None:
+def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any], of_pictures: set[str]) -> str | None:
     if uses_cache(given) and (reason := reason_of_cache(model, given)) is not None:
         return reason
     input_ids, mask = given.get("input_ids"), given.get("attention_mask")
@@ -204,16 +216,18 @@ def _reason_of_arguments(model: PreTrainedModel, given: Mapping[str, Any]) -> st
         return "router logits are asked for (output_router_logits): balancing losses count tokens, not unique tokens"
     if not _is_plain_selection(given.get("logits_to_keep", 0)):
         return "logits_to_keep is neither an int nor a 1-D tensor of columns"
-    unknown = min(given.keys() - _OWN_ARGUMENTS - _HARMLESS_ARGUMENTS, default=None)
+    unknown = min(given.keys() - _OWN_ARGUMENTS - _HARMLESS_ARGUMENTS - of_pictures, default=None)
     if unknown is None:
         return None
     return reason_of_media(unknown) or f"the argument {unknown} is given, which folding does not know"
 
 
-def _read_positions(model: PreTrainedModel, given: Mapping[str, Any]) -> torch.Tensor | str | None:
-    """`[B, T]` or `[1, T]`, or why the caller's positions do not fold."""
+def _read_positions(
+    model: PreTrainedModel, given: Mapping[str, Any], *, has_pictures: bool
+) -> torch.Tensor | str | None:
+    """`[B, T]` or `[1, T]`, or why the caller's positions do not fold; those of pictures are read with them."""
     input_ids, positions = given["input_ids"], given.get("position_ids")
-    if positions is None:
+    if positions is None or (has_pictures and positions.ndim == 3):
         return None
     if positions.ndim == 3:
         positions = without_axes(model, positions, has_mask=given.get("attention_mask") is not None)
@@ -247,6 +261,8 @@ def _reason_of_continuation(model: PreTrainedModel, call: FoldableCall) -> str |
 
 def _reason_of_placeholders(model: PreTrainedModel, call: FoldableCall) -> str | None:
     placeholders = placeholders_of(model.config)
+    if call.pictures is not None:
+        placeholders.pop(image_token_of(decoder_of(model)))
     found = call.input_ids[np.isin(call.input_ids, [*placeholders])]
     if not len(found):
         return None

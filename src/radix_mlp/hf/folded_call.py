@@ -98,6 +98,9 @@ class FoldedCall:
         cache: DynamicCache | None = None,
     ) -> None:
         self.arguments = compact_arguments(model, plan)
+        self._pictures = call.pictures
+        if call.pictures is not None:
+            self.arguments |= call.pictures.compact_arguments(plan)
         self._model = model
         self._caller_arguments = caller_arguments
         self._layout = self._logits_layout = CallerRows(call, plan)
@@ -128,6 +131,11 @@ class FoldedCall:
                 fields[name] = caller["attention_mask"]
             elif value is self._prefilled:
                 fields[name] = self.cache
+            elif name == "rope_deltas":
+                # read off the caller's own layout
+                fields[name] = value
+            elif name == "image_hidden_states" and self._pictures is not None:
+                fields[name] = self._pictures.of_caller(value, self.arguments["pixel_values"].features)
             elif name == "hidden_states":
                 fields[name] = tuple(self._layout.unfold(hidden) for hidden in value)
             else:

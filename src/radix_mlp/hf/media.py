@@ -10,12 +10,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from radix_mlp.hf.text_tower import is_multimodal
 
-__all__ = ["placeholders_of", "reason_of_media", "says_text", "without_axes"]
+__all__ = ["SETTINGS_OF_MEDIA", "placeholders_of", "reason_of_media", "says_text", "without_axes"]
 
 _MEDIA = ("image", "video", "audio", "vision", "speech", "sound", "img_context", "sound_context")
 _PLACEHOLDERS = (*(f"{medium}_token_{kind}" for medium in _MEDIA for kind in ("id", "index")), "image_patch_id")
 # what heads hand to their trunk in every call
-_SETTINGS = {
+SETTINGS_OF_MEDIA = {
     "downsample_mode",
     "interpolate_pos_encoding",
     "use_audio_in_video",
@@ -50,7 +50,7 @@ def says_text(model: PreTrainedModel, name: str, value: object) -> bool:
 
     Such are types that a processor sets to 0 for text, and settings of how images or sounds are read.
     """
-    if name in _SETTINGS:
+    if name in SETTINGS_OF_MEDIA:
         return True
     if name == "mm_encoder_outputs" and isinstance(value, dict):
         # generation gives it with nothing in it for a text

@@ -56,7 +56,9 @@ class EdgeForward(FoldingForward):
         arguments = self._named(args, kwargs)
         labels: torch.Tensor = arguments["labels"]
         known = {name: value for name, value in arguments.items() if name not in own}
-        found = self.planned(known, lambda call: _reason_of_cache(known) or _reason_of_labels(labels, call))
+        found = self.planned(
+            known, lambda call: _reason_of_cache(known) or _reason_of_pictures(call) or _reason_of_labels(labels, call)
+        )
         if found is None:
             return None
         call, plan = found
@@ -134,6 +136,10 @@ def check_in_training(model: torch.nn.Module) -> None:
 
 def _reason_of_cache(arguments: dict[str, Any]) -> str | None:
     return "a key-value cache is used, which a loss from edges does not fill" if uses_cache(arguments) else None
+
+
+def _reason_of_pictures(call: FoldableCall) -> str | None:
+    return None if call.pictures is None else "a loss from edges does not read images"
 
 
 def _reason_of_labels(labels: torch.Tensor, call: FoldableCall) -> str | None:

@@ -33,10 +33,11 @@ from tools.model_types.zoo import causal_lm_types, tiny_model
 import radix_mlp
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.mixers.discovery import kernels_of, mixers_of
+from radix_mlp.hf.mixers.lightning import is_lightning
 
 SMALL = [types[0] for types in FAMILIES.values()]
-# a convolution, a recurrence and whole sequences; the other families with the slow tests
-FAST = ["lfm2", "falcon_h1", "minimax"]
+# a convolution, recurrences and whole sequences; the other families with the slow tests
+FAST = ["lfm2", "falcon_h1", "minimax", "recurrent_gemma"]
 ON_TREE = [types[0] for family, types in FAMILIES.items() if family != "whole sequences"]
 OTHERS = [model_type for model_type in HYBRIDS if model_type not in SMALL and model_type in causal_lm_types()]
 # transformers' own float32 inside of float64 weights
@@ -51,12 +52,16 @@ def by_family(types: list[str] = SMALL) -> pytest.MarkDecorator:
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
+def gradient_limit(model_type: str) -> float:
+    # RG-LRU keeps its state in the float32 of a default argument
+    return 1e-5 if model_type == "recurrent_gemma" else WIDE_GRADIENT
+
+
 def check(model_type: str, **batch: int) -> None:
     errors = compare_hybrid(model_type, **batch)
     assert errors.as_loaded < AS_LOADED
     assert errors.wide < WIDE
-    # RG-LRU keeps its state in the float32 of a default argument
-    assert errors.gradient < (1e-5 if model_type == "recurrent_gemma" else WIDE_GRADIENT)
+    assert errors.gradient < gradient_limit(model_type)
     assert errors.wrong_parent > 1e-3
 
 
@@ -82,7 +87,8 @@ def test_states_and_windows_that_end_with_their_run_are_seen(model_type) -> None
     assert broken_plan_error(tiny_model(model_type), deep_batch(0), cut_everywhere) > 1e-2
 
 
-@by_family(ON_TREE)
+# MiniMax calls no kernel by name: `check` breaks its whole plan
+@by_family([t for t in ON_TREE if t != "minimax"])
 def test_one_wrong_parent_of_one_kernel_is_seen(model_type) -> None:
     model = tiny_model(model_type)
     sequences = deep_batch(0, most=14)
@@ -107,7 +113,7 @@ def test_gradient_checkpointing_follows_the_tree(model_type, reentrant) -> None:
     if reentrant:
         model.enable_input_require_grads()
     with wide(model):
-        assert gradients_error(model, deep_batch(1, most=8)) < WIDE_GRADIENT
+        assert gradients_error(model, deep_batch(1, most=8)) < gradient_limit(model_type)
 
 
 @by_family()
@@ -326,6 +332,26 @@ def test_what_ran_on_whole_sequences_is_reported() -> None:
     model = radix_mlp.enable(tiny_model("lfm2"), threshold=1.0)
     folded_logits(model, sample_sequences(), "right")
     assert radix_mlp.last_call(model).expanded == ()
+
+
+def test_lightning_attention_with_another_forward_is_refused() -> None:
+    """Its lines around the recurrence are run from here, so they must be those that are known."""
+    model = tiny_model("minimax")
+    mixer = next(iter(mixers_of(model).values()))
+    kind = type(mixer)
+    assert is_lightning(kind)
+
+    class Changed(kind):
+        def forward(self, hidden_states, *args, **kwargs):
+            return super().forward(self.shift(hidden_states), *args, **kwargs)
+
+        def shift(self, hidden_states):
+            return hidden_states.roll(1, 1)
+
+    assert not is_lightning(Changed)
+    mixer.__class__ = Changed
+    with pytest.raises(UnsupportedModelError, match="Run it unfolded"):
+        radix_mlp.enable(model)
 
 
 def test_a_mixer_that_lost_its_forward_since_is_an_error() -> None:

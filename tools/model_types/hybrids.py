@@ -54,7 +54,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "Mamba 2": ("granitemoehybrid", "bamba", "falcon_h1", "mamba2", "nemotron_h", "zamba2"),
     "Kimi delta attention": ("kimi_linear", "bailing_hybrid"),
     "Mamba 1": ("jamba", "falcon_mamba", "mamba", "zamba"),
-    "whole sequences": ("minimax", "recurrent_gemma", "zaya"),
+    "lightning attention": ("minimax",),
+    "whole sequences": ("recurrent_gemma", "zaya"),
 }
 """Model types by what their mixers compute; one small type first."""
 HYBRIDS = tuple(model_type for family in FAMILIES.values() for model_type in family)

@@ -1,6 +1,6 @@
 """Which modules are mixers that fold: those whose forward calls kernel functions that have a version for the tree.
 
-And some classes that run on whole sequences instead.
+And some classes by name: MiniMax's lightning attention, and those that run on whole sequences instead.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from radix_mlp.hf.mixers.expand import EXPANDED
 from radix_mlp.hf.mixers.kernels import KERNELS
+from radix_mlp.hf.mixers.lightning import is_lightning
 
 __all__ = ["Mixers", "forward_of", "is_expanded", "is_mixer", "kernels_of", "mixers_of"]
 
@@ -61,7 +62,7 @@ def is_mixer(kind: type[torch.nn.Module]) -> bool:
     """Whether modules of this class mix tokens, and fold: along the tree, or on whole sequences."""
     known = _KNOWN_CLASSES.get(kind)
     if known is None:
-        known = _KNOWN_CLASSES[kind] = is_expanded(kind) or bool(kernels_of(kind))
+        known = _KNOWN_CLASSES[kind] = is_expanded(kind) or is_lightning(kind) or bool(kernels_of(kind))
     return known
 
 

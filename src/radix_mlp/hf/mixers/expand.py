@@ -17,7 +17,6 @@ from radix_mlp.plan import RadixPlan
 __all__ = ["EXPANDED", "run_expanded"]
 
 EXPANDED = {
-    "MiniMaxLightningAttention": 1,
     "RecurrentGemmaRecurrentBlock": 1,
     "ZayaCCAProjection": 3,
 }

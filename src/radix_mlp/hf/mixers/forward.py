@@ -16,6 +16,7 @@ from radix_mlp.hf.attention_function import note_tree_seen_by
 from radix_mlp.hf.mixers.discovery import is_expanded
 from radix_mlp.hf.mixers.expand import run_expanded
 from radix_mlp.hf.mixers.kernels import FUSED, KERNELS, follow, not_fused
+from radix_mlp.hf.mixers.lightning import is_lightning, run_lightning
 from radix_mlp.hf.rebound import rebound
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.ops import AttentionTree
@@ -68,6 +69,8 @@ class MixerForward:
         kwargs = {n: None if isinstance(x, TreeMask) else x for n, x in kwargs.items() if n != "radix_tree"}
         if is_expanded(type(module)):
             return run_expanded(module, plan, args, kwargs)
+        if is_lightning(type(module)):
+            return run_lightning(module, plan, rows)
         kernels = (*KERNELS.items(), *((name, not_fused) for name in FUSED))
         with follow(plan):
             return rebound(type(module).forward, kernels)(module, *args, **kwargs)

@@ -49,7 +49,8 @@ import radix_mlp
 from power import Meter
 from provenance import provenance
 from radix_mlp.hf.forward import compact_arguments
-from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
+from radix_mlp.hf.fused import FusedDecoder
+from radix_mlp.hf.graphs import GraphedDecoder
 from radix_mlp.ops.send import send
 from radix_mlp.plan.build import unshared_plan
 from shapes import SHAPES, qwen3_config

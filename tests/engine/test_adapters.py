@@ -18,8 +18,8 @@ from radix_mlp import Engine
 from radix_mlp.engine.verify import verify
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.fast_forward import FUSED, FastForward
-from radix_mlp.hf.fused.graphs import GraphedDecoder
 from radix_mlp.hf.fused.layers import why_not_fused
+from radix_mlp.hf.graphs import GraphedDecoder
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.models import load as loading
 from radix_mlp.models.tiny import tiny_classifier, tiny_model, tiny_reranker, tiny_reranker_tokenizer, tiny_tokenizer
@@ -125,7 +125,7 @@ def test_adapters_that_transformers_adds_itself():
 def test_fused_layers_come_back_once_an_adapter_is_merged(monkeypatch):
     """On the CPU, through Triton's interpreter: no weight from before is left in them."""
     monkeypatch.setattr(FastForward, "_why_not_fused", lambda forward: why_not_fused(decoder_of(forward.model)))
-    monkeypatch.setattr(radix_mlp.hf.fused, "GraphedDecoder", partial(GraphedDecoder, max_rows=0))
+    monkeypatch.setattr(radix_mlp.hf.graphs, "GraphedDecoder", partial(GraphedDecoder, max_rows=0))
     model = tiny_model(num_layers=1)
     engine = engine_of(model, impl="dense")
     plain = check(engine, model)

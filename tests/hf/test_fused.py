@@ -25,10 +25,11 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3MLP
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedModelError
-from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
-from radix_mlp.hf.fused.graph_inputs import GraphAttention, GraphInputs, pack
+from radix_mlp.hf.fused import FusedDecoder
 from radix_mlp.hf.fused.kernels import rotary_tables
 from radix_mlp.hf.fused.layers import FAMILIES, join_layers, why_not_fused
+from radix_mlp.hf.graphs import GraphedDecoder
+from radix_mlp.hf.graphs.graph_inputs import GraphAttention, GraphInputs, pack
 from radix_mlp.ops import AttentionTree
 from radix_mlp.ops.attention.impl import fa4
 from radix_mlp.ops.attention.impl.triton import MAX_WIDTH

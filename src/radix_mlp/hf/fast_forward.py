@@ -14,13 +14,14 @@ from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf.enabled import enabled_of
 from radix_mlp.hf.forward import compact_arguments, forward_compact
 from radix_mlp.hf.fused.layers import why_not_fused
+from radix_mlp.hf.graphs.decoder import difference
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.device_plan import to_device
 from radix_mlp.ops.scan.impl.fla import avoid_autotuning
 from radix_mlp.plan import RadixPlan, build_plan
 
 if TYPE_CHECKING:
-    from radix_mlp.hf.fused import GraphedDecoder
+    from radix_mlp.hf.graphs import GraphedDecoder
 
 __all__ = ["COMPILED", "FUSED", "MODULES", "FastForward", "Mode", "check_mode"]
 
@@ -45,8 +46,8 @@ class FastForward:
         model: an enabled model.
         impl: the way to run attention.
         mode: the engine's `compile`. `"auto"`: on CUDA, fused layers where the architecture has them, else the model's
-            own modules. True: where it has none, the modules compiled by torch for batches of any size (a minute or so,
-            once per machine). False: the model's own modules.
+            own modules, in CUDA graphs if they can be captured. True: where it has none, the modules compiled by torch
+            for batches of any size (a minute or so, once per machine). False: the model's own modules.
 
     Examples:
         >>> import radix_mlp
@@ -73,7 +74,7 @@ class FastForward:
     def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
         """Hidden states `[M, h]` after the final norm; rows outside `needed_rows` `[R]` may hold NaN."""
         self.make()
-        if self._decoder is not None:
+        if self._decoder is not None and (self.is_fused or not torch.is_autocast_enabled(self.model.device.type)):
             return self._decoder(plan, needed_rows)
         if self._compiled is None:
             return forward_compact(self.model, plan)
@@ -90,10 +91,10 @@ class FastForward:
     def packs(self) -> bool:
         """Whether the forward that was made last is the better one even where nothing is shared.
 
-        Fused layers are; and so are the operations of convolutions and states on CUDA, which need no padding and whose
-        kernels are compiled already, while those of the unmodified model may be autotuned for minutes.
+        Fused layers and CUDA graphs are; and so are the operations of convolutions and states on CUDA, which need no
+        padding and whose kernels are compiled already; those of the unmodified model may be autotuned for minutes.
         """
-        return self.is_fused or self._has_kernels
+        return self._decoder is not None or self._has_kernels
 
     def describe(self) -> str:
         """What runs, and why not something faster. Makes the forward."""
@@ -155,7 +156,8 @@ class FastForward:
     def _make(self) -> None:
         reason = self._why_not_fused()
         if reason is None:
-            from radix_mlp.hf.fused import FusedDecoder, GraphedDecoder
+            from radix_mlp.hf.fused import FusedDecoder
+            from radix_mlp.hf.graphs import GraphedDecoder
 
             decoder = FusedDecoder(self.model, impl=self.impl)
             reason = _difference_from_modules(self.model, decoder)
@@ -166,7 +168,10 @@ class FastForward:
             self._reason = f"{COMPILED}: {reason}"
             self._compiled = torch.compile(decoder_of(self.model), dynamic=True)
         else:
-            self._reason = f"{MODULES}: {reason}"
+            why_not_graphed = "compile=False" if self.mode is False else self._graph_modules()
+            graphs = "in CUDA graphs" if why_not_graphed is None else f"without CUDA graphs ({why_not_graphed})"
+            on_cuda = self.model.device.type == "cuda" and self.mode is not False
+            self._reason = f"{MODULES}: {reason}" + (f"; {graphs}" if on_cuda else "")
         enabled = enabled_of(decoder_of(self.model))
         if enabled is not None and enabled.settings.is_dense:
             self._reason += "; dense mask, M x M for M rows"
@@ -181,15 +186,28 @@ class FastForward:
                 forward_compact(self.model, _probe_plan(self.model))
         self.is_made = True
 
+    def _graph_modules(self) -> str | None:
+        """Make CUDA graphs of the model's own modules, or return why there are none."""
+        from radix_mlp.hf.graphs import GraphedDecoder, ModulesDecoder, why_not_graphed
+
+        reason = why_not_graphed(self.model)
+        if reason is not None:
+            return reason
+        decoder = ModulesDecoder(self.model)
+        with torch.inference_mode():
+            reason = decoder.why_not_captured(_probe_plan(self.model))
+        if reason is None:
+            self._decoder = GraphedDecoder(decoder)
+        return reason
+
 
 def _difference_from_modules(model: PreTrainedModel, fused: Any) -> str | None:
     """Why fused layers must not stand in for the model's own modules, or None if a small batch comes out the same."""
     plan = _probe_plan(model)
     with torch.inference_mode():
         own, ours = forward_compact(model, plan).float(), fused(plan, None).float()
-    off = float((ours - own).norm() / own.norm())
-    # half precision is a hundredth off after many layers; anything wrong is off by about the whole
-    return None if off < 0.1 else f"fused layers give something else (off by {off:.1g})"
+    reason = difference(ours, own)
+    return None if reason is None else f"fused layers give something else ({reason})"
 
 
 def _probe_plan(model: PreTrainedModel) -> RadixPlan:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import InvalidInputError, UnsupportedCallError
@@ -29,6 +30,7 @@ from radix_mlp.plan import RadixPlan
 from radix_mlp.plan.build import Ids
 
 __all__ = [
+    "arguments_on",
     "check_token_ids",
     "compact_arguments",
     "forward_compact",
@@ -61,19 +63,43 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
             f"the attention implementation was set to {attention!r} after radix_mlp.enable, so no layer would see the "
             "tree. Enable the model, or its trainer, again."
         )
-    windows = windows_of(tower)
-    tree = _with_chunks(plan.tree_for(impl_of(attention)), windows, plan, impl_of(attention))
-    windowed_spans = has_windowed_spans(trunk, plan.plan)
-    mask = TreeMask.of(tree, windows, plan.plan if has_mixers else None, windowed_spans=windowed_spans)
+    tree = _with_chunks(plan.tree_for(impl_of(attention)), windows_of(tower), plan, impl_of(attention))
+    return arguments_on(
+        model,
+        plan.compact_ids,
+        plan.compact_positions,
+        tree,
+        mixers_plan=plan.plan if has_mixers else None,
+        windowed_spans=has_windowed_spans(trunk, plan.plan),
+    )
+
+
+def arguments_on(
+    model: PreTrainedModel,
+    ids: Tensor,
+    positions: Tensor,
+    tree: AttentionTree,
+    *,
+    mixers_plan: RadixPlan | None = None,
+    windowed_spans: bool = False,
+) -> dict[str, Any]:
+    """As `compact_arguments`, without its checks, for rows `ids [M]` and `positions [M]` of `tree`.
+
+    Args:
+        mixers_plan: for a model with mixers.
+        windowed_spans: see `TreeMask.of`.
+    """
+    trunk = decoder_of(model)
+    mask = TreeMask.of(tree, windows_of(tower_of(trunk)), mixers_plan, windowed_spans=windowed_spans)
     arguments: dict[str, Any] = {
-        "input_ids": plan.compact_ids[None],
+        "input_ids": ids[None],
         "attention_mask": mask,
         "use_cache": False,
         "return_dict": True,
     }
     if takes_positions(trunk):
-        arguments["position_ids"] = plan.compact_positions[None]
-    if has_mixers:
+        arguments["position_ids"] = positions[None]
+    if mixers_plan is not None:
         tree = tree_for_mixers(tree, mask)
     if takes_any_keyword(model):
         arguments["radix_tree"] = tree

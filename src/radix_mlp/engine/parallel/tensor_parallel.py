@@ -39,7 +39,7 @@ from radix_mlp.models.load import load
 from radix_mlp.plan import RadixPlan
 
 if TYPE_CHECKING:
-    from radix_mlp.hf.fused import GraphedDecoder
+    from radix_mlp.hf.graphs import GraphedDecoder
 
 __all__ = ["TensorParallelForward", "is_peer", "lead", "run_peer", "serve_part"]
 
@@ -69,6 +69,9 @@ class _Part(FastForward):
 
     def reconsider(self) -> None:
         """Nothing, too."""
+
+    def _graph_modules(self) -> str | None:
+        return "it is sharded"
 
     def _make(self) -> None:
         super()._make()

@@ -1,6 +1,5 @@
 """A decoder's layers with their projections joined and what stands between them in three kernels."""
 
 from radix_mlp.hf.fused.decoder import FusedDecoder
-from radix_mlp.hf.fused.graphs import GraphedDecoder
 
-__all__ = ["FusedDecoder", "GraphedDecoder"]
+__all__ = ["FusedDecoder"]

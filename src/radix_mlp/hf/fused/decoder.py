@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.fingerprint import fingerprint
 from radix_mlp.hf.fused.layers import DecoderLayer, join_layers, why_not_fused
+from radix_mlp.hf.graphs.decoder import Decoder, HeadShape, spread
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops import AttentionTree, to_device, tree_attention
 from radix_mlp.ops.cuda_device import on_device
@@ -22,7 +23,7 @@ from radix_mlp.plan import RadixPlan
 __all__ = ["FusedDecoder"]
 
 
-class FusedDecoder:
+class FusedDecoder(Decoder):
     """Runs the layers of a Llama-like decoder with joined projections and fused norms, rotation and gates.
 
     Args:
@@ -42,18 +43,24 @@ class FusedDecoder:
                 f"{type(model).__name__} cannot run fused: {reason}. Run it as it is (compile=False) or let torch "
                 "compile it (compile=True)."
             )
-        self.trunk = trunk
-        self.impl = impl
         with on_device(trunk.device):
             self.layers = join_layers(trunk)
+        layer = self.layers[0]
+        self.head_dim: int = trunk.layers[0].self_attn.head_dim
+        heads, kv_heads, _ = (size // self.head_dim for size in layer.qkv.sizes)
+        super().__init__(
+            trunk,
+            impl=impl,
+            shape=HeadShape(self.head_dim, heads, kv_heads, layer.input_norm.dtype),
+            windows=tuple({layer.window for layer in self.layers}),
+            layer_weights=sum(part.weight.numel() for part in (layer.qkv, layer.out, layer.gate_up, layer.down)),
+        )
         self._made_of = fingerprint(trunk, addresses=True)
         # a graph reads them where they are now, also once the model was moved and until that is noticed
         self._kept = [x.detach() for x in (trunk.embed_tokens.weight, trunk.norm.weight, trunk.rotary_emb.inv_freq)]
         self.epsilon: float = trunk.config.rms_norm_eps
-        self.head_dim: int = trunk.layers[0].self_attn.head_dim
 
     def is_current(self) -> bool:
-        """Whether the model still has the modules and parameters that this was made from."""
         return fingerprint(self.trunk, addresses=True) == self._made_of
 
     @torch.inference_mode()
@@ -70,7 +77,6 @@ class FusedDecoder:
         return hidden if rows is None else spread(hidden, rows, plan.num_rows)
 
     def run(self, ids: Tensor, positions: Tensor, tree: AttentionTree, rows: Tensor | None, impl: str) -> Tensor:
-        """`ids [M]`, `positions [M]` -> hidden states of all rows `[M, h]`, or of `rows [R]` alone `[R, h]`."""
         from radix_mlp.hf.fused.kernels import rms_norm, rotary_tables
 
         # kernels of ours and sums in place know no other dtype than that of the weights
@@ -106,9 +112,3 @@ class FusedDecoder:
         x = layer.out.add_to_(x, found)
         gate_up = layer.gate_up(rms_norm(x, layer.mlp_norm, self.epsilon))
         return layer.down.add_to_(x, gate(gate_up))
-
-
-def spread(hidden: Tensor, rows: Tensor, num_rows: int) -> Tensor:
-    """`hidden [R, h]` in its places among `[M, h]`, the rest NaN so that reading it shows."""
-    whole = hidden.new_full((num_rows, hidden.shape[1]), torch.nan)
-    return whole.index_copy_(0, rows, hidden[: len(rows)])

@@ -1,4 +1,4 @@
-"""CUDA graphs of a fused decoder for batches whose kernels take longer to launch than to run.
+"""CUDA graphs of a decoder for batches whose kernels take longer to launch than to run.
 
 A graph has fixed addresses and sizes, so a batch is padded to the next size of a few per power of two: padding rows are
 sequences of one token, and everything that depends on the batch is copied into the graph's own tensors in one go. What
@@ -15,8 +15,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from radix_mlp.hf.fused.decoder import FusedDecoder, spread
-from radix_mlp.hf.fused.graph_inputs import GraphAttention, GraphInputs, GraphKey
+from radix_mlp.hf.graphs.decoder import Decoder, difference, spread
+from radix_mlp.hf.graphs.graph_inputs import GraphAttention, GraphInputs, GraphKey
 from radix_mlp.ops.attention.attention_call import CallKind
 from radix_mlp.ops.attention.impl import fa4
 from radix_mlp.ops.attention.impl.auto_cost_model import Call, choose, device_facts
@@ -52,20 +52,18 @@ def padded_size(number: int, smallest_step: int = _SMALLEST_STEP) -> int:
 
 
 class GraphedDecoder:
-    """A `FusedDecoder` that replays CUDA graphs for batches of up to `max_rows` compact rows.
+    """A `Decoder` that replays CUDA graphs for batches of up to `max_rows` compact rows.
 
     A graph is captured when a size comes for the second time; graphs share one pool of memory, and the one that was not
     used for longest goes when there are too many.
     """
 
-    def __init__(self, decoder: FusedDecoder, max_rows: int | None = None) -> None:
+    def __init__(self, decoder: Decoder, max_rows: int | None = None) -> None:
         self.decoder = decoder
         if max_rows is None:
-            layer = decoder.layers[0]
-            weights = sum(projection.weight.numel() for projection in (layer.qkv, layer.out, layer.gate_up, layer.down))
-            max_rows = int(_LAYER_FLOP / (2 * weights))
-        self.max_rows = max_rows if decoder.impl in _GRAPH_IMPLS and decoder.head_dim <= MAX_WIDTH else 0
-        self._windows = sorted({layer.window or 0 for layer in decoder.layers})
+            max_rows = int(_LAYER_FLOP / (2 * decoder.layer_weights))
+        self.max_rows = max_rows if decoder.impl in _GRAPH_IMPLS and decoder.shape.width <= MAX_WIDTH else 0
+        self._windows = sorted({window or 0 for window in decoder.windows})
         self._without_fa4 = decoder.impl != "auto" or self._windows != [0]
         self._graphs: dict[GraphKey, _Graph] = {}
         self._seen: set[GraphKey] = set()
@@ -88,9 +86,11 @@ class GraphedDecoder:
 
     @torch.inference_mode()
     def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None = None) -> Tensor:
-        """As `FusedDecoder`, whatever the size of the batch."""
+        """As `Decoder`, whatever the size of the batch."""
         if not self.takes(plan):
             return self.decoder(plan, needed_rows)
+        if not self.decoder.reads_needed_rows:
+            needed_rows = None
         size = padded_size(plan.num_rows)
         attention = self._attention(plan, size)
         num_needed = None if needed_rows is None else min(_padded_needed(len(needed_rows)), size)
@@ -99,8 +99,10 @@ class GraphedDecoder:
             self._seen.add(key)
             return self.decoder(plan, needed_rows)
         with on_device(self.decoder.trunk.device):
+            graph = self._graphs.pop(key, None)
+            is_new = graph is None
             try:
-                graph = self._graphs.pop(key, None) or self._captured(key, attention)
+                graph = graph or self._captured(key, attention)
             except RuntimeError as error:
                 if self.must_capture:
                     raise
@@ -108,19 +110,23 @@ class GraphedDecoder:
                 return self.decoder(plan, needed_rows)
             self._graphs[key] = graph
             graph.replay(plan, needed_rows)
+            if is_new and self.decoder.is_foreign:
+                expected = self.decoder(plan)
+                reason = difference(graph.hidden[: plan.num_rows], expected)
+                if reason is not None:
+                    self._stop(f"a CUDA graph gives something else ({reason})")
+                    return expected
         if needed_rows is None:
             return graph.hidden[: plan.num_rows].clone()
         return spread(graph.hidden, graph.inputs.rows[: len(needed_rows)], plan.num_rows)
 
     def _attention(self, plan: RadixPlan, size: int) -> GraphAttention:
         """What `impl="auto"` would run, by the numbers of this batch."""
-        decoder = self.decoder
-        layer, device = decoder.layers[0], decoder.trunk.device
-        heads, kv_heads, _ = (size // decoder.head_dim for size in layer.qkv.sizes)
-        dtype = layer.input_norm.dtype
+        width, heads, kv_heads, dtype = self.decoder.shape
+        device = self.decoder.trunk.device
         if size >= _FA4_ROWS and device.type == "cuda" and not self._without_fa4:
             chip, capability = device_facts(device.index)
-            kind = CallKind("cuda", dtype, decoder.head_dim, decoder.head_dim, capability=capability)
+            kind = CallKind("cuda", dtype, width, width, capability=capability)
             sizes = None if fa4.why_not(kind) else pack_sparse_blocks(plan.end)[1]
             blocks = (sizes.num_masked, sizes.num_full) if sizes is not None and sizes.num_masked else None
             call = Call(heads, kv_heads, kind, has_paths=False, blocks=blocks)
@@ -129,7 +135,7 @@ class GraphedDecoder:
         keys = typical_keys(int(plan.depth.sum()) / plan.num_rows + 1)
         tiles = tuple(
             choose_tiles(
-                "forward", device, dtype, decoder.head_dim, heads // kv_heads,
+                "forward", device, dtype, width, heads // kv_heads,
                 Work(size * heads, min(keys, window or keys)),
             )
             for window in self._windows
@@ -141,11 +147,21 @@ class GraphedDecoder:
             self._without_fa4 = True
             warnings.warn(f"FlashAttention-4 runs without CUDA graphs: {error}", UserWarning, stacklevel=4)
             return
+        if self.decoder.is_foreign and not isinstance(error, torch.OutOfMemoryError):
+            self._stop(f"capturing one failed ({str(error).partition(chr(10))[0]})")
+            return
         # memory did not suffice for a graph, most likely: run batches of this size and above without one
         self._graphs.clear()
         self.max_rows = key.num_rows - 1
         message = f"batches of {key.num_rows} rows and more run without CUDA graphs: {error}"
         warnings.warn(message, UserWarning, stacklevel=4)
+
+    def _stop(self, reason: str) -> None:
+        self._graphs.clear()
+        self.max_rows = 0
+        warnings.warn(
+            f"{type(self.decoder.trunk).__name__} runs without CUDA graphs: {reason}", UserWarning, stacklevel=4
+        )
 
     def _captured(self, key: GraphKey, attention: GraphAttention) -> _Graph:
         if len(self._graphs) == _MAX_GRAPHS:
@@ -159,7 +175,7 @@ class GraphedDecoder:
 class _Graph:
     """One captured size."""
 
-    def __init__(self, decoder: FusedDecoder, key: GraphKey, attention: GraphAttention, pool: Any, side: Any) -> None:
+    def __init__(self, decoder: Decoder, key: GraphKey, attention: GraphAttention, pool: Any, side: Any) -> None:
         device = decoder.trunk.device
         self.inputs = GraphInputs(key.num_rows, key.num_needed, attention, device)
         rows = None if key.num_needed is None else self.inputs.rows

@@ -33,7 +33,7 @@ def forward_of(model_type: str) -> tuple[str, float]:
     Raises:
         UnsupportedModelError: the type does not fold.
     """
-    model = radix_mlp.enable(tiny_model(model_type, dtype=torch.float32).cuda())
+    model = radix_mlp.enable(tiny_model(model_type, dtype=torch.float32).to("cuda"))
     forward = FastForward(model)
     worst = 0.0
     with torch.inference_mode():

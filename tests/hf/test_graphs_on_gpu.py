@@ -71,11 +71,7 @@ def test_a_graph_that_gives_something_else_is_not_used(monkeypatch: pytest.Monke
         torch.testing.assert_close(hidden, forward_compact(model, plan), rtol=1e-3, atol=1e-3)
 
 
-def test_what_waits_for_the_device_is_not_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = radix_mlp.enable(tiny_model("gemma2", dtype=torch.float32).cuda())
-    mlp = type(model.model.layers[0].mlp)
-    plain = mlp.forward
-    monkeypatch.setattr(mlp, "forward", lambda self, x: plain(self, x) * float(x.sum() != 0))
-    radix_mlp.enable(model)
-    forward = FastForward(model)
-    assert "waits for the device" in forward.describe()
+def test_what_waits_for_the_device_is_not_captured() -> None:
+    # experts that are looped over, by how many tokens each has
+    model = radix_mlp.enable(tiny_model("jetmoe", dtype=torch.float32).cuda())
+    assert "waits for the device" in FastForward(model).describe()

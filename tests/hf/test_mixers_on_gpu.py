@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from torch import Tensor
 
 import radix_mlp
 from radix_mlp import Engine
+from radix_mlp.hf.mixers.kernels import KERNELS
 from radix_mlp.models.tiny import tiny_tokenizer
 
 pytestmark = [
@@ -25,6 +30,17 @@ pytestmark = [
 
 # float32 with products in TensorFloat-32 in some kernels; a wrong state gives 0.2 and more
 LOGITS, GRADIENTS = 1e-2, 3e-2
+
+
+@contextmanager
+def plain_kernels(model: torch.nn.Module) -> Iterator[None]:
+    """transformers' own torch code in place of packages that run on a GPU only."""
+    files = [sys.modules[name] for name in {type(module).__module__ for module in model.modules()}]
+    with pytest.MonkeyPatch.context() as patch:
+        for file in files:
+            for name in KERNELS.keys() & vars(file).keys():
+                patch.setattr(file, name, inspect.unwrap(getattr(file, name)))
+        yield
 
 
 def _loss(logits: list[Tensor]) -> Tensor:
@@ -38,8 +54,9 @@ def test_logits_and_gradients(model_type: str) -> None:
     sequences = deep_batch(0, most=14)
     model = tiny_model(model_type)
     on_gpu = copy.deepcopy(model).float().cuda()
-    expected = one_at_a_time(model, sequences)
-    _loss([model(s[None], use_cache=False).logits[0] for s in sequences]).backward()
+    with plain_kernels(model):
+        expected = one_at_a_time(model, sequences)
+        _loss([model(s[None], use_cache=False).logits[0] for s in sequences]).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
     radix_mlp.enable(on_gpu, threshold=1.0)
@@ -58,7 +75,7 @@ def test_logits_and_gradients(model_type: str) -> None:
 def test_jobs(model_type: str, threshold: float | str) -> None:
     model = model_of(model_type)
     trunk = getattr(model, model.base_model_prefix)
-    with torch.no_grad():
+    with torch.no_grad(), plain_kernels(model):
         expected = embeddings_of(trunk, TEXTS)
     engine = Engine(model.cuda(), tokenizer=tiny_tokenizer(), threshold=threshold)
     found = engine.embed(TEXTS)

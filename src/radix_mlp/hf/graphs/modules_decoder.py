@@ -87,7 +87,7 @@ class ModulesDecoder(Decoder):
                 self(plan)
             finally:
                 torch.cuda.set_sync_debug_mode(before)
-        waits = [str(warning.message) for warning in found if "synchronizing" in str(warning.message)]
+        waits = any("called a synchronizing" in str(warning.message) for warning in found)
         return "its forward pass waits for the device" if waits else None
 
 

@@ -20,7 +20,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
 
-GRAPHED = ["gemma2", "gemma3_text", "olmo2", "granite", "cohere2", "glm4", "smollm3", "phi3", "gpt2", "stablelm"]
+GRAPHED = ["gemma2", "gemma3_text", "olmo2", "granite", "cohere2", "glm4", "smollm3", "phi3", "gpt2", "gemma4_text"]
 
 
 @pytest.mark.parametrize("model_type", GRAPHED)

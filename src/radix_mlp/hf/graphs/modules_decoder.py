@@ -45,13 +45,10 @@ class ModulesDecoder(Decoder):
         if reason is not None:
             raise UnsupportedModelError(f"{type(model).__name__} cannot run in CUDA graphs: {reason}.")
         trunk = decoder_of(model)
-        config: Any = tower_of(trunk).config
-        heads: int = config.num_attention_heads
-        head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
         super().__init__(
             trunk,
             impl="triton",
-            shape=HeadShape(head_dim, heads, getattr(config, "num_key_value_heads", None) or heads, trunk.dtype),
+            shape=_head_shape(tower_of(trunk)),
             windows=tuple({window for window in windows_of(trunk) or (None,) if not isinstance(window, Chunk)}),
             layer_weights=_layer_weights(tower_of(trunk)),
         )
@@ -111,8 +108,8 @@ def why_not_graphed(model: PreTrainedModel) -> str | None:
         return "its rotary embedding depends on the batch"
     if any(isinstance(window, Chunk) for window in windows_of(trunk) or ()):
         return "it attends in chunks"
-    if not hasattr(tower.config, "num_attention_heads"):
-        return "its configuration does not say how many heads it has (num_attention_heads)"
+    if not hasattr(tower.config, "num_attention_heads") or not any("is_causal" in vars(m) for m in tower.modules()):
+        return "it does not say how many heads it has"
     for name, module in trunk.named_modules():
         if hasattr(module, "_hf_hook"):
             return f"{name or 'it'} is moved between devices by accelerate"
@@ -121,6 +118,16 @@ def why_not_graphed(model: PreTrainedModel) -> str | None:
     if len({weight.device for weight in trunk.parameters()}) != 1:
         return "its weights are on several devices"
     return None
+
+
+def _head_shape(tower: PreTrainedModel) -> HeadShape:
+    """Of the widest heads, where layers differ: tiles are chosen for it, and any choice gives the same result."""
+    config: Any = tower.config
+    heads: int = config.num_attention_heads
+    attention: list[Any] = [module for module in tower.modules() if "is_causal" in vars(module)]
+    width = max(getattr(module, "head_dim", 0) for module in attention) or config.hidden_size // heads
+    groups = min(getattr(module, "num_key_value_groups", 1) for module in attention)
+    return HeadShape(width, heads, heads // groups, tower.dtype)
 
 
 def _layer_weights(tower: nn.Module) -> int:

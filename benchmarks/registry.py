@@ -186,6 +186,16 @@ BENCHMARKS = {
             unit="ms",
         ),
         Benchmark(
+            "families",
+            "a 0.6B-sized model of each family: unfolded, its own modules, and what an engine runs",
+            ("cpu", "cuda"),
+            ("family", "row"),
+            ("unfolded", "modules", "graphs"),
+            full={"cuda": ""},
+            quick={"cpu": "--family olmo2 --layers 2 --width 128 --rows 32/8/4 --rounds 2", "cuda": "--family olmo2"},
+            unit="ms",
+        ),
+        Benchmark(
             "training",
             "a training step beside packed and padded batches and TRL's head: time and memory",
             ("cpu", "cuda"),

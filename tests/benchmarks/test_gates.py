@@ -95,6 +95,9 @@ FAULTS = [
     ),
     pytest.param("forward_gpu", "--shape small --rows 16/8/3 --rounds 1", keys_never_expire, id="forward_gpu"),
     pytest.param("decisions", "--shape small --scale 0.03 --rounds 1 --what semif", keys_never_expire, id="decisions"),
+    pytest.param(
+        "families", "--family olmo2 --layers 2 --width 64 --rows 16/8/3 --rounds 1", keys_never_expire, id="families"
+    ),
     pytest.param("hybrid", "--shape small --rows 16/8/3 --rounds 1", keys_never_expire, id="hybrid"),
     pytest.param("engine", "--shape small --queries 1 --documents 6 --rounds 1", keys_never_expire, id="engine"),
     pytest.param(

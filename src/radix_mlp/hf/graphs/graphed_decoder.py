@@ -82,7 +82,7 @@ class GraphedDecoder:
 
     def takes(self, plan: RadixPlan) -> bool:
         """Whether a batch may run as a graph, which brings tables of its own."""
-        return 0 < plan.num_rows <= self.max_rows
+        return 0 < plan.num_rows <= self.max_rows and plan.span_end is None and plan.query_rows is None
 
     @torch.inference_mode()
     def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None = None) -> Tensor:

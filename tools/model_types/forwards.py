@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from typing import Any
 
 import torch
 
@@ -34,7 +35,8 @@ def forward_of(model_type: str) -> tuple[str, float]:
     Raises:
         UnsupportedModelError: the type does not fold.
     """
-    model = radix_mlp.enable(tiny_model(model_type, dtype=torch.bfloat16).to("cuda"))
+    tiny: Any = tiny_model(model_type, dtype=torch.bfloat16)
+    model = radix_mlp.enable(tiny.to("cuda"))
     forward = FastForward(model)
     worst = 0.0
     with torch.inference_mode():

@@ -81,7 +81,9 @@ def sample_pictures(model: PreTrainedModel, *, seed: int = 0) -> list[Picture]:
             line = (token,) * wide_ + (TOKEN_RANGE[0],)
             found.append(Picture(pixels, (high * side, wide_ * side), line * high))
     else:
-        pixels = [noise(1, 3, vision.image_size, vision.image_size) for _ in range(3)]
+        side = vision.image_size
+        high, wide_ = side if isinstance(side, (list, tuple)) else (side, side)
+        pixels = [noise(1, 3, high, wide_) for _ in range(3)]
         with torch.no_grad():
             rows = trunk.get_image_features(pixels[0], return_dict=True).pooler_output
         count = rows.shape[-2] if isinstance(rows, Tensor) else len(rows[0])

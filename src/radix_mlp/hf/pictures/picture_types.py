@@ -55,9 +55,27 @@ def _one_size(config: Any, tokens: NDArray[np.int64]) -> Cut:
 
 _GRID = PictureType("image_grid_thw", _by_grid)
 
+_IMAGE_SIZE = PictureType("image_sizes", _by_image_size)
+_ONE_SIZE = PictureType(None, _one_size)
+
 PICTURE_TYPES: dict[str, PictureType] = {
-    "llava": PictureType(None, _one_size),
-    "mistral3": PictureType("image_sizes", _by_image_size),
+    "aya_vision": _ONE_SIZE,
+    "cohere2_vision": _ONE_SIZE,
+    "cohere_compass": _GRID,
+    "cosmos3_omni": _GRID,
+    "deepseek_vl": _ONE_SIZE,
+    "exaone4_5": _GRID,
+    "glm46v": _GRID,
+    "glm4v": _GRID,
+    "glm4v_moe": _GRID,
+    "glm_ocr": _GRID,
+    "glmga": _GRID,
+    "got_ocr2": _ONE_SIZE,
+    "internvl": _ONE_SIZE,
+    "lighton_ocr": _IMAGE_SIZE,
+    "llava": _ONE_SIZE,
+    "mistral3": _IMAGE_SIZE,
+    "ovis2": _ONE_SIZE,
     "qwen2_5_vl": _GRID,
     "qwen2_vl": _GRID,
     "qwen3_5": _GRID,

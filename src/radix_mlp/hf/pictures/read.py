@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,14 +33,15 @@ _KNOWN = ("transformers.", "torch.nn.", "radix_mlp.", "peft.utils.", "peft.tuner
 class Pictures:
     """The pictures of a batch of `N` tokens: the distinct ones, and which of their rows each placeholder shows.
 
-    The features of all distinct pictures, one after the other, are `num_rows` rows.
+    The features of all distinct pictures are one row for each token, one after the other.
     """
 
     shown_rows: NDArray[np.int64]
     """`[N]` the row that a placeholder shows; -1 for tokens that are none."""
     distinct: dict[str, Tensor]
     """Arguments of the class's `get_image_features`."""
-    num_rows: int
+    tokens: Sequence[int]
+    """Of each distinct picture."""
     num_shown: int
     """Pictures of the call, equal ones counted each."""
     settings: dict[str, Any]
@@ -58,7 +59,7 @@ class Pictures:
 
         Args:
             shown: what it gave for the compact rows: `[1, R, h]` or `[R, h]`.
-            features: `[num_rows, h]` of the distinct pictures.
+            features: `[sum(tokens), h]` of the distinct pictures.
         """
         rows = send(self.shown_rows[self.shown_rows >= 0], shown.device)
         found = copy_rows(features.to(shown.device, shown.dtype), rows)
@@ -72,7 +73,7 @@ class Pictures:
         """The arguments of the class's forward that put the pictures into the rows of a plan of these tokens."""
         device, fold_index = plan.fold_index.device, plan.plan.fold_index
         rows = self.shown_rows[fold_index]
-        shown = ShownPictures(self.distinct, send(rows[rows >= 0], device), self.num_rows)
+        shown = ShownPictures(self.distinct, self.tokens, send(rows[rows >= 0], device))
         arguments = {**self.settings, "pixel_values": shown}
         if self.axes is not None:
             arguments["position_ids"] = send(self.axes[:, fold_index], device)[:, None]
@@ -139,7 +140,7 @@ def read_pictures(
         return axes
     settings = {name: given[name] for name in SETTINGS_OF_MEDIA if name in given}
     distinct = _distinct(kind, given, chosen, starts)
-    return Pictures(shown_rows, distinct, int(tokens[chosen].sum()), len(rows), settings, axes)
+    return Pictures(shown_rows, distinct, tokens[chosen].tolist(), len(rows), settings, axes)
 
 
 def _kind_of(trunk: PreTrainedModel) -> PictureType | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,26 +23,26 @@ _METHOD = "get_image_features"
 class ShownPictures:
     """Stands where `pixel_values` would be in a folded call: the distinct pictures, and which of their rows go in."""
 
-    def __init__(self, distinct: dict[str, Tensor], rows: Tensor, num_rows: int) -> None:
+    def __init__(self, distinct: dict[str, Tensor], tokens: Sequence[int], rows: Tensor) -> None:
         self.distinct = distinct
         """Arguments of `get_image_features`."""
         self.rows = rows
         """`[R]` row of the distinct pictures' features that each placeholder among the compact rows gets."""
-        self.num_rows = num_rows
-        """Rows of features of all distinct pictures."""
+        self.tokens = list(tokens)
+        """Of each distinct picture."""
         self.features: Tensor | None = None
-        """`[num_rows, h]` what the class made of the distinct pictures, once it has run."""
+        """`[sum(tokens), h]` what the class made of the distinct pictures, once it has run."""
+
+    def to(self, *args: Any, **kwargs: Any) -> ShownPictures:
+        """Itself: some classes move what they are given first, and the tower does, too."""
+        return self
 
     def encode(self, run: Any, settings: dict[str, Any]) -> Any:
         """What `get_image_features` gives for the pictures that the compact rows show, one after the other."""
         outputs = run(**self.distinct, **settings)
         pictures = outputs.pooler_output
+        self._check(pictures)
         self.features = _flat(pictures)
-        if len(self.features) != self.num_rows:
-            raise UnsupportedCallError(
-                f"the model makes {len(self.features)} features of pictures that have {self.num_rows} tokens. Call "
-                "radix_mlp.disable(model) for this call."
-            )
         rows = self.rows.to(self.features.device)
         shown = copy_rows(self.features, rows)
         fields: dict[str, Any] = {"pooler_output": _like(pictures, shown)}
@@ -49,6 +50,18 @@ class ShownPictures:
         if levels is not None:
             fields["deepstack_features"] = [_like(level, copy_rows(_flat(level), rows)) for level in levels]
         return type(outputs)(**fields)
+
+    def _check(self, pictures: Any) -> None:
+        """That every picture has as many features as tokens; where they come as one run of rows, all together."""
+        if not isinstance(pictures, Tensor) or pictures.ndim > 2:
+            found, expected = [picture.shape[:-1].numel() for picture in pictures], self.tokens
+        else:
+            found, expected = [len(pictures)], [sum(self.tokens)]
+        if found != expected:
+            raise UnsupportedCallError(
+                f"the model makes {found} features of images that have {expected} tokens. Call "
+                "radix_mlp.disable(model) for this call."
+            )
 
 
 class PictureTower:

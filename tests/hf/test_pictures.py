@@ -29,7 +29,7 @@ from radix_mlp.hf.pictures.picture_types import PICTURE_TYPES
 from radix_mlp.hf.pictures.tower import ShownPictures
 from radix_mlp.hf.support import decoder_of
 
-FAST = ["qwen3_vl", "qwen2_5_vl", "mistral3"]
+FAST = ["qwen3_vl", "qwen2_5_vl", "mistral3", "gemma3", "gemma4"]
 
 
 @pytest.mark.parametrize("model_type", FAST)
@@ -49,7 +49,7 @@ def test_every_type_with_pictures_folds_exactly(model_type) -> None:
     assert picture_gradient_error(model, sample_prompts(sample_pictures(model))) < 1e-5
 
 
-@pytest.fixture(scope="module", params=["qwen3_vl", "mistral3"])
+@pytest.fixture(scope="module", params=["qwen3_vl", "mistral3", "gemma3"])
 def model(request) -> Any:
     return tiny_multimodal(request.param)
 

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import functools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools.model_types.multimodal_zoo import tiny_multimodal
+from tools.model_types.pictures import batch_of as batch_with_pictures
+from tools.model_types.pictures import (
+    picture_error,
+    picture_gradient_error,
+    sample_pictures,
+    sample_prompts,
+    tiny_with_pictures,
+)
 from transformers import PreTrainedModel
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.hf import foldable_call
 from radix_mlp.hf.forward import compact_arguments, forward_compact
 from radix_mlp.hf.spans import span_rule_of
 from radix_mlp.hf.support import decoder_of
@@ -224,3 +234,47 @@ def test_plans_with_spans_for_causal_models() -> None:
     model = radix_mlp.enable(tiny_multimodal("mistral3"))
     with pytest.raises(UnsupportedCallError, match="no tokens of Mistral3Model see later ones"):
         compact_arguments(decoder_of(model), plan.to("cpu"))
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+def test_pictures_whose_tokens_do_not_see_one_another_are_found(model_type: str, monkeypatch) -> None:
+    model = tiny_with_pictures(model_type)
+    prompts = sample_prompts(sample_pictures(model))
+    assert picture_error(model, prompts) < 1e-12
+    monkeypatch.setattr(foldable_call, "spans_of_types", lambda rule, types, cu: np.full(len(types), -1))
+    assert picture_error(model, prompts) > 1e-2
+
+
+def test_pictures_of_small_gemma4_models_are_causal() -> None:
+    model = tiny_multimodal("gemma4")
+    prompts = sample_prompts(sample_pictures(model))
+    assert picture_error(model, prompts) < 1e-12
+    assert picture_gradient_error(model, prompts) < 1e-6
+
+
+def test_pictures_without_types_are_causal() -> None:
+    """Gemma 3 takes tokens of images for words where no types are given, and so does a folded call."""
+    model = tiny_with_pictures("gemma3")
+    a, b, *_ = sample_pictures(model)
+    batch = batch_with_pictures(model, [[[20, 21], a, [30]], [[20, 21], a, [31]], [[20, 21], b, [31]]])
+    typed = model(**batch).logits
+    del batch["token_type_ids"]
+    with torch.no_grad():
+        expected = model(**batch).logits
+        found = radix_mlp.enable(model, threshold=1.0)(**batch).logits
+    assert radix_mlp.last_call(model).folded
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert (found - typed).abs().max() > 1e-2
+
+
+def test_a_picture_that_a_sequence_cuts_off_is_another_span() -> None:
+    model = tiny_with_pictures("gemma3")
+    a, *_ = sample_pictures(model)
+    whole = batch_with_pictures(model, [[[20, 21], a, [30]], [[20, 21], a]], "right")
+    # the last token of the second is no longer of the picture's type, so three of four see one another
+    whole["token_type_ids"][1, 1 + len(a.tokens)] = 0
+    expected = model(**whole).logits
+    found = radix_mlp.enable(model, threshold=1.0)(**whole).logits
+    real = whole["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-10)
+    assert radix_mlp.last_call(model).num_compact == 2 + len(a.tokens) + 1 + len(a.tokens)

@@ -20,6 +20,7 @@ from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.forward import forward_compact
 from radix_mlp.hf.media import placeholders_of
 from radix_mlp.hf.names_in_forward import calls_loss_function
+from radix_mlp.hf.pictures.picture_types import PICTURE_TYPES
 from radix_mlp.hf.proven_types import PROVEN_TYPES
 from radix_mlp.hf.support import decoder_of
 
@@ -128,7 +129,8 @@ def test_a_call_with_placeholders_runs_as_the_model_would(model_type) -> None:
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
-def test_a_call_with_an_image_runs_unfolded() -> None:
+def test_a_call_with_an_image_runs_unfolded_if_the_class_is_not_known(monkeypatch) -> None:
+    monkeypatch.delitem(PICTURE_TYPES, "gemma3")
     model = tiny_multimodal("gemma3")
     image = placeholders_of(model.config)
     ids = torch.tensor([[9, *[next(iter(image))] * 4, 10, 11]]).repeat(2, 1)

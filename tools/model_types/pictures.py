@@ -17,6 +17,7 @@ from radix_mlp.hf import disable, enable, last_call
 from radix_mlp.hf.mixers.discovery import mixers_of
 from radix_mlp.hf.pictures.picture_types import PICTURE_TYPES
 from radix_mlp.hf.pictures.read import image_token_of
+from radix_mlp.hf.spans import span_rule_of
 from radix_mlp.hf.support import decoder_of
 from tools.model_types.multimodal_zoo import tiny_multimodal
 from tools.model_types.sweep import MAX_ERROR, Verdict
@@ -32,6 +33,7 @@ __all__ = [
     "picture_gradient_error",
     "sample_pictures",
     "sample_prompts",
+    "tiny_with_pictures",
 ]
 
 
@@ -41,14 +43,23 @@ class Picture:
 
     pixels: Tensor
     """`[r, ...]` its rows of `pixel_values`."""
-    size: tuple[int, ...]
-    """Its row of `image_grid_thw` or `image_sizes`; empty if the class takes neither."""
+    size: tuple[Any, ...]
+    """Its row of `image_grid_thw`, `image_sizes` or `image_position_ids`; empty if the class takes none of them."""
     tokens: tuple[int, ...]
     """Placeholders, and what the processor puts between them."""
 
 
 Prompt = Sequence["Picture | Sequence[int]"]
 """Pictures and token ids, in order."""
+
+
+def tiny_with_pictures(model_type: str) -> PreTrainedModel:
+    """A tiny model of a type in `PICTURE_TYPES`, in which tokens of a picture see one another if they ever do."""
+    model = tiny_multimodal(model_type)
+    rule = span_rule_of(decoder_of(model))
+    if rule is not None and rule.if_vision:
+        model.config.get_text_config().use_bidirectional_attention = "vision"
+    return model
 
 
 def sample_pictures(model: PreTrainedModel, *, seed: int = 0) -> list[Picture]:
@@ -71,6 +82,15 @@ def sample_pictures(model: PreTrainedModel, *, seed: int = 0) -> list[Picture]:
         found = [
             Picture(noise(h * w, width), (t, h, w), first + (token,) * (h * w // merged) + last) for t, h, w in grids
         ]
+    elif kind.sizes == "image_position_ids":
+        kernel = getattr(vision, "pooling_kernel_size", 1)
+        patches, width = (2 * kernel) ** 2, 3 * vision.patch_size**2
+        found = []
+        for high in (2 * kernel, kernel, 2 * kernel):
+            places = [(x, y) for y in range(high) for x in range(2 * kernel)]
+            padding = [(-1, -1)] * (patches - len(places))
+            marked = (TOKEN_RANGE[0], *[token] * (len(places) // kernel**2), TOKEN_RANGE[0] + 1)
+            found.append(Picture(noise(1, patches, width), (*places, *padding), marked))
     elif kind.sizes == "image_sizes":
         side = vision.patch_size * config.spatial_merge_size
         found = []
@@ -140,8 +160,9 @@ def batch_of(model: PreTrainedModel, prompts: Sequence[Prompt], side: str = "lef
         ids[place, columns] = torch.tensor(row)
         mask[place, columns] = 1
     found: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
-    if kind.sizes == "image_grid_thw":
-        found["mm_token_type_ids"] = (ids == token).long()
+    rule = span_rule_of(trunk)
+    if rule is not None or kind.sizes == "image_grid_thw":
+        found["mm_token_type_ids" if rule is None else rule.argument] = (ids == token).long()
     if shown:
         found["pixel_values"] = torch.cat([picture.pixels for picture in shown])
         if kind.sizes:
@@ -181,7 +202,7 @@ def picture_gradient_error(model: PreTrainedModel, prompts: Sequence[Prompt]) ->
 
 
 def examine_pictures(
-    model_type: str, build: Callable[[str], PreTrainedModel] = tiny_multimodal
+    model_type: str, build: Callable[[str], PreTrainedModel] = tiny_with_pictures
 ) -> tuple[Verdict, PreTrainedModel]:
     """Fold prompts about pictures through a tiny model of a type in `PICTURE_TYPES` and compare.
 

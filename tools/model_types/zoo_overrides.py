@@ -221,6 +221,29 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "qwen3_omni_moe_thinker": {"vision_start_token_id": 110, "vision_end_token_id": 111, "audio_end_token_id": 112},
     "gemma3": {"mm_tokens_per_image": 4},
     "gemma3.vision_config": {"image_size": 56, "patch_size": 14},
+    # without these they read no pictures
+    "gemma4": {
+        "vision_config": {
+            "hidden_size": 32,
+            "intermediate_size": 16,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "head_dim": 16,
+            "pooling_kernel_size": 2,
+            "patch_size": 4,
+            "position_embedding_size": 16,
+        }
+    },
+    "gemma4_unified": {
+        "vision_config": {
+            "patch_size": 4,
+            "pooling_kernel_size": 1,
+            "mm_embed_dim": 32,
+            "mm_posemb_size": 16,
+            "output_proj_dims": 32,
+        }
+    },
     "llava.vision_config": {"image_size": 56, "patch_size": 14},
 }
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedCallError
-from radix_mlp.hf.names_in_forward import names_in_forward
 from radix_mlp.hf.text_tower import tower_of
 from radix_mlp.hf.windows import windows_of
 from radix_mlp.plan import RadixPlan
@@ -23,7 +22,6 @@ __all__ = [
     "reason_of_span_lengths",
     "span_rule_of",
     "spans_of_types",
-    "why_spans_unknown",
 ]
 
 
@@ -47,8 +45,6 @@ _RULES = {
     "Gemma4Model": SpanRule("mm_token_type_ids", (1, 2), windowed_only=True, if_vision=True),
     "Gemma4UnifiedModel": SpanRule("mm_token_type_ids", (1, 2), past_window=True, if_vision=True),
 }
-# what a forward refers to that lets tokens see later ones
-_SIGNS = frozenset(["block_sequence_ids", "create_masks_for_vision_model", "or_mask_function"])
 
 
 def span_rule_of(trunk: PreTrainedModel) -> SpanRule | None:
@@ -66,15 +62,6 @@ def span_rule_of(trunk: PreTrainedModel) -> SpanRule | None:
     if rule is not None and rule.if_vision and config.use_bidirectional_attention != "vision":
         return rule._replace(types=())
     return rule
-
-
-def why_spans_unknown(trunk: PreTrainedModel) -> str | None:
-    """Why it is not known which tokens of an image see one another in `trunk`; None if it is."""
-    model_class: Any = type(trunk)
-    names = names_in_forward(model_class) & _SIGNS
-    if not names or model_class.__name__ in _RULES:
-        return None
-    return f"{model_class.__name__} lets tokens of images see later ones ({min(names)}) in a way that is not known here"
 
 
 def spans_of_types(rule: SpanRule, types: NDArray[np.int64], cu_seq_lengths: NDArray[np.int64]) -> NDArray[np.int64]:

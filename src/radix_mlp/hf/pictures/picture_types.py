@@ -53,6 +53,18 @@ def _one_size(config: Any, tokens: NDArray[np.int64]) -> Cut:
     return Cut(np.ones(len(tokens), np.int64), tokens[:, 0])
 
 
+def _by_patches(config: Any, positions: NDArray[np.int64]) -> Cut:
+    """Places of patches `(x, y)`, padded with -1; a token for each patch."""
+    patches = (positions.reshape(len(positions), -1, 2) != -1).all(2).sum(1)
+    return Cut(np.ones(len(patches), np.int64), patches)
+
+
+def _by_pooled_patches(config: Any, positions: NDArray[np.int64]) -> Cut:
+    """The same, with a token for each square of patches."""
+    rows, patches = _by_patches(config, positions)
+    return Cut(rows, patches // config.vision_config.pooling_kernel_size**2)
+
+
 _GRID = PictureType("image_grid_thw", _by_grid)
 
 _IMAGE_SIZE = PictureType("image_sizes", _by_image_size)
@@ -65,6 +77,9 @@ PICTURE_TYPES: dict[str, PictureType] = {
     "cosmos3_omni": _GRID,
     "deepseek_vl": _ONE_SIZE,
     "exaone4_5": _GRID,
+    "gemma3": _ONE_SIZE,
+    "gemma4": PictureType("image_position_ids", _by_pooled_patches),
+    "gemma4_unified": PictureType("image_position_ids", _by_patches),
     "glm46v": _GRID,
     "glm4v": _GRID,
     "glm4v_moe": _GRID,

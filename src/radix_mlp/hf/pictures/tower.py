@@ -45,11 +45,13 @@ class ShownPictures:
         self.features = _flat(pictures)
         rows = self.rows.to(self.features.device)
         shown = copy_rows(self.features, rows)
-        fields: dict[str, Any] = {"pooler_output": _like(pictures, shown)}
+        found = type(outputs)()
+        # as classes do that have no field for it
+        found.pooler_output = _like(pictures, shown)
         levels = getattr(outputs, "deepstack_features", None)
         if levels is not None:
-            fields["deepstack_features"] = [_like(level, copy_rows(_flat(level), rows)) for level in levels]
-        return type(outputs)(**fields)
+            found.deepstack_features = [_like(level, copy_rows(_flat(level), rows)) for level in levels]
+        return found
 
     def _check(self, pictures: Any) -> None:
         """That every picture has as many features as tokens; where they come as one run of rows, all together."""

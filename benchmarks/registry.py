@@ -109,6 +109,18 @@ BENCHMARKS = {
             },
         ),
         Benchmark(
+            "generation",
+            "prompts that share their examples and what follows each, in transformers' own loop",
+            ("cpu", "cuda"),
+            ("shape", "what"),
+            ("prompts", "tokens", "computed", "stock_ms", "modules_ms", "folded_ms", "over_stock"),
+            full={"cpu": "--head 300 --prompts 16 --new 16", "cuda": "--shape 0.6b 4b"},
+            quick={
+                "cpu": "--head 100 --prompts 8 --new 4 --rounds 3 --seconds 5",
+                "cuda": "--shape 0.6b --rounds 3 --seconds 10",
+            },
+        ),
+        Benchmark(
             "forward_cpu",
             "a whole model, folded, beside transformers' padded SDPA",
             ("cpu",),

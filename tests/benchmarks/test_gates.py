@@ -22,6 +22,7 @@ import sharding
 import workloads
 from attention_methods import Method, through_autograd
 from attention_problem import Problem, batch
+from radix_mlp.hf.folded_call import CallerRows
 from radix_mlp.ops import tree_attention
 from radix_mlp.ops.attention.impl import dense
 from radix_mlp.plan import RadixPlan, build_plan
@@ -42,6 +43,11 @@ def keys_never_expire(monkeypatch: pytest.MonkeyPatch) -> None:
             return right(*given[:place], given[place]._replace(tree=broken), *given[place + 1 :], **more)
 
         monkeypatch.setattr(dense, name, wrong)
+
+
+def places_of_the_cache_are_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = CallerRows.of_cache
+    monkeypatch.setattr(CallerRows, "of_cache", lambda self: right(self).flip(1))
 
 
 def rows_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +103,12 @@ FAULTS = [
     pytest.param("decisions", "--shape small --scale 0.03 --rounds 1 --what semif", keys_never_expire, id="decisions"),
     pytest.param(
         "families", "--family olmo2 --layers 2 --width 64 --rows 16/8/3 --rounds 1", keys_never_expire, id="families"
+    ),
+    pytest.param(
+        "generation",
+        "--shape small --head 12 --prompts 4 --new 2 --rounds 1",
+        places_of_the_cache_are_exchanged,
+        id="generation",
     ),
     pytest.param("hybrid", "--shape small --rows 16/8/3 --rounds 1", keys_never_expire, id="hybrid"),
     pytest.param("engine", "--shape small --queries 1 --documents 6 --rounds 1", keys_never_expire, id="engine"),

@@ -23,7 +23,7 @@ from radix_mlp.plan import RadixPlan, build_plan
 if TYPE_CHECKING:
     from radix_mlp.hf.graphs import GraphedDecoder
 
-__all__ = ["COMPILED", "FUSED", "MODULES", "FastForward", "Mode", "check_mode"]
+__all__ = ["COMPILED", "FUSED", "MODULES", "FastForward", "Mode", "check_mode", "difference_from_modules"]
 
 FUSED = "fused layers"
 COMPILED = "compiled modules"
@@ -160,7 +160,7 @@ class FastForward:
             from radix_mlp.hf.graphs import GraphedDecoder
 
             decoder = FusedDecoder(self.model, impl=self.impl)
-            reason = _difference_from_modules(self.model, decoder)
+            reason = difference_from_modules(self.model, decoder)
             self._decoder = GraphedDecoder(decoder) if reason is None else None
         if reason is None:
             self._reason = FUSED
@@ -201,7 +201,7 @@ class FastForward:
         return reason
 
 
-def _difference_from_modules(model: PreTrainedModel, fused: Any) -> str | None:
+def difference_from_modules(model: PreTrainedModel, fused: Any) -> str | None:
     """Why fused layers must not stand in for the model's own modules, or None if a small batch comes out the same."""
     plan = _probe_plan(model)
     with torch.inference_mode():

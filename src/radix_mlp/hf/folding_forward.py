@@ -21,6 +21,7 @@ from radix_mlp.hf.examination import Examination
 from radix_mlp.hf.foldable_call import FoldableCall, packed_by, read_call
 from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
 from radix_mlp.hf.forward import check_token_ids, signature_of, takes_any_keyword
+from radix_mlp.hf.fused.generation import FusedGeneration
 from radix_mlp.hf.mixers.forward import tree_for_mixers
 from radix_mlp.hf.names_in_forward import calls_loss_function
 from radix_mlp.hf.origin import is_stock
@@ -42,6 +43,9 @@ class FoldingForward(Enabled):
     def __init__(self, module: PreTrainedModel, settings: Settings) -> None:
         super().__init__(module, settings)
         self.examination = Examination(self)
+        is_trunk = decoder_of(module) is module
+        # who names a way to run attention has the model's own modules run it
+        self.fused = FusedGeneration(module) if is_trunk and settings.impl == "auto" else None
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -149,7 +153,8 @@ class FoldingForward(Enabled):
 
     @property
     def _run(self) -> Callable[..., Any]:
-        return self.previous or functools.partial(type(self.module).forward, self.module)
+        own = self.previous or functools.partial(type(self.module).forward, self.module)
+        return own if self.fused is None else self.fused.around(own)
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         signature = self.__signature__
@@ -171,11 +176,11 @@ class FoldingForward(Enabled):
             self.settings.last_call = report_of(cache) or CallReport(False, HOLDS_TOKENS)
             return None
         found = self.planned(arguments, lambda call: _reason_of_own_loss(module, arguments))
+        cache = cache if found is None else cache_to_fill(module, arguments)
         keep_report(cache, self.settings.last_call)
         if found is None:
             return None
         call, plan = found
-        cache = cache_to_fill(module, arguments)
         try:
             return FoldedCall(module, arguments, call, plan.to(arguments["input_ids"].device, tree=False), cache)
         except UnsupportedModelError as error:

@@ -188,7 +188,8 @@ class RadixLM(HFLM):
     @contextmanager
     def _batches_of(self, size: int) -> Iterator[None]:
         """Let the harness's own code take `size` requests as one batch."""
-        given, self.batch_size_per_gpu = self.batch_size_per_gpu, size
+        given: Any = self.batch_size
+        self.batch_size_per_gpu = size
         try:
             yield
         finally:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -20,7 +21,10 @@ from radix_mlp.ops.cuda_device import on_device
 from radix_mlp.ops.send import send
 from radix_mlp.plan import RadixPlan
 
-__all__ = ["FusedDecoder"]
+__all__ = ["Attend", "FusedDecoder"]
+
+Attend: TypeAlias = Callable[[int, DecoderLayer, Tensor, Tensor, Tensor], Tensor]
+"""(place of a layer, the layer, `q [R, Hq, D]`, `k [R, Hkv, D]`, `v [R, Hkv, D]`) -> `[R, Hq, D]`."""
 
 
 class FusedDecoder(Decoder):
@@ -77,6 +81,13 @@ class FusedDecoder(Decoder):
         return hidden if rows is None else spread(hidden, rows, plan.num_rows)
 
     def run(self, ids: Tensor, positions: Tensor, tree: AttentionTree, rows: Tensor | None, impl: str) -> Tensor:
+        def attend(place: int, layer: DecoderLayer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return tree_attention(q, k, v, tree, scale=layer.scale, window=layer.window, impl=impl)
+
+        return self.run_layers(ids, positions, attend, rows)
+
+    def run_layers(self, ids: Tensor, positions: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """As `run`, with `attend` for attention."""
         from radix_mlp.hf.fused.kernels import rms_norm, rotary_tables
 
         # kernels of ours and sums in place know no other dtype than that of the weights
@@ -84,29 +95,21 @@ class FusedDecoder(Decoder):
             x: Tensor = self.trunk.embed_tokens(ids)
             rotary = self.trunk.rotary_emb
             cos, sin = rotary_tables(positions, rotary.inv_freq, rotary.attention_scaling)
-            for index, layer in enumerate(self.layers):
-                is_last = index == len(self.layers) - 1
-                x = self._layer(layer, x, cos, sin, tree, rows if is_last else None, impl)
+            for place in range(len(self.layers)):
+                is_last = place == len(self.layers) - 1
+                x = self._layer(place, x, cos, sin, attend, rows if is_last else None)
             return rms_norm(x, self.trunk.norm.weight, self.epsilon)
 
-    def _layer(
-        self,
-        layer: DecoderLayer,
-        x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        tree: AttentionTree,
-        rows: Tensor | None,
-        impl: str,
-    ) -> Tensor:
+    def _layer(self, place: int, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend, rows: Tensor | None) -> Tensor:
         """One layer on `x [M, h]`, which it overwrites; with `rows`, what comes after attention is for these alone."""
         from radix_mlp.hf.fused.kernels import gate, rms_norm, rotate_heads_
 
+        layer = self.layers[place]
         heads, kv_heads, _ = (size // self.head_dim for size in layer.qkv.sizes)
         qkv = layer.qkv(rms_norm(x, layer.input_norm, self.epsilon))
         rotate_heads_(qkv, cos, sin, heads, kv_heads, layer.head_norms)
         q, k, v = qkv.view(len(qkv), heads + 2 * kv_heads, self.head_dim).split([heads, kv_heads, kv_heads], dim=1)
-        found = tree_attention(q, k, v, tree, scale=layer.scale, window=layer.window, impl=impl).flatten(1)
+        found = attend(place, layer, q, k, v).flatten(1)
         if rows is not None:
             x, found = x.index_select(0, rows), found.index_select(0, rows)
         x = layer.out.add_to_(x, found)

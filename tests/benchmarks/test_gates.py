@@ -47,7 +47,7 @@ def keys_never_expire(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def places_of_the_cache_are_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
     right = CallerRows.of_cache
-    monkeypatch.setattr(CallerRows, "of_cache", lambda self: right(self).flip(1))
+    monkeypatch.setattr(CallerRows, "of_cache", lambda self: right(self)._replace(rows=right(self).rows.flip(1)))
 
 
 def rows_are_lost(monkeypatch: pytest.MonkeyPatch) -> None:

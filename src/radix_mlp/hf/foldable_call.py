@@ -26,7 +26,15 @@ from radix_mlp.plan.spans import span_keys
 __all__ = ["FoldableCall", "packed_by", "read_call", "selects_logits"]
 
 # arguments with a meaning of their own here, and those that do not change what a token's row computes
-_OWN_ARGUMENTS = {"input_ids", "attention_mask", "position_ids", "labels", "logits_to_keep", "past_key_values"}
+_OWN_ARGUMENTS = {
+    "input_ids",
+    "attention_mask",
+    "position_ids",
+    "labels",
+    "logits_to_keep",
+    "past_key_values",
+    "cache_params",
+}
 _HARMLESS_ARGUMENTS = {
     "num_items_in_batch",
     # refused above where they are asked for

@@ -12,7 +12,7 @@ from transformers.utils.generic import ModelOutput
 from radix_mlp.errors import NoCacheError, UnsupportedCallError
 from radix_mlp.hf.foldable_call import FoldableCall, selects_logits
 from radix_mlp.hf.forward import compact_arguments
-from radix_mlp.hf.prefill_cache import PrefillCache
+from radix_mlp.hf.prefill_cache import CacheRows, PrefillCache
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.row_copies import copy_rows
@@ -63,11 +63,13 @@ class CallerRows:
         self.num_rows = max(len(unique), 1)
         return torch.from_numpy(unique if len(unique) else np.zeros(1, np.int64)).to(self._device)
 
-    def of_cache(self) -> torch.Tensor:
-        """`[B, T]` row whose keys and values stand in each place of a cache; at padding, a row of the same sequence."""
+    def of_cache(self) -> CacheRows:
+        """The rows whose keys and values stand in a cache; at padding, one of the same sequence."""
+        is_padding = self._rows < 0
         # a row of another sequence that is not a number would pass a mask, as zero times it is not a number
         own = np.maximum(self._rows.max(axis=1, keepdims=True), 0)
-        return torch.from_numpy(np.where(self._rows < 0, own, self._rows)).to(self._device)
+        rows = np.where(is_padding, own, self._rows)
+        return CacheRows(torch.from_numpy(rows).to(self._device), torch.from_numpy(is_padding).to(self._device))
 
     def unfold(self, x: torch.Tensor) -> torch.Tensor:
         """`[1, M, ...]` -> `[B, T, ...]`, zero where there is no token; the gradient is summed in a fixed order."""
@@ -110,9 +112,15 @@ class FoldedCall:
             self._logits_layout = CallerRows(call, plan)
             self.arguments["logits_to_keep"] = self._logits_layout.keep(caller_arguments["logits_to_keep"])
         self.cache = cache
-        self._prefilled = PrefillCache()
+        self._prefilled = PrefillCache(plan.plan.num_rows)
         if cache is not None:
-            self.arguments |= {"past_key_values": self._prefilled, "use_cache": caller_arguments.get("use_cache")}
+            name = "past_key_values" if caller_arguments.get("cache_params") is None else "cache_params"
+            self.arguments |= {name: self._prefilled, "use_cache": caller_arguments.get("use_cache")}
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether fused layers ran in place of the model's own modules."""
+        return self._prefilled.is_fused
 
     @torch.compiler.disable
     def unfold(self, outputs: ModelOutput) -> ModelOutput | tuple[Any, ...]:

@@ -6,6 +6,7 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from types import CodeType
 from typing import Any
 
@@ -18,6 +19,7 @@ from radix_mlp.hf.dense_mask import run_dense
 from radix_mlp.hf.dense_types import dense_pair_cost, reason_of_rows
 from radix_mlp.hf.enabled import CallReport, Enabled, Settings
 from radix_mlp.hf.examination import Examination
+from radix_mlp.hf.fast_forward import FUSED
 from radix_mlp.hf.foldable_call import FoldableCall, packed_by, read_call
 from radix_mlp.hf.folded_call import FoldedCache, FoldedCall
 from radix_mlp.hf.forward import check_token_ids, signature_of, takes_any_keyword
@@ -25,7 +27,15 @@ from radix_mlp.hf.fused.generation import FusedGeneration
 from radix_mlp.hf.mixers.forward import tree_for_mixers
 from radix_mlp.hf.names_in_forward import calls_loss_function
 from radix_mlp.hf.origin import is_stock
-from radix_mlp.hf.prefill_cache import HOLDS_TOKENS, cache_to_fill, is_step, keep_report, report_of, uses_cache
+from radix_mlp.hf.prefill_cache import (
+    HOLDS_TOKENS,
+    cache_of,
+    cache_to_fill,
+    is_step,
+    keep_report,
+    report_of,
+    uses_cache,
+)
 from radix_mlp.hf.spans import reason_of_span_lengths
 from radix_mlp.hf.support import decoder_of, takes_positions
 from radix_mlp.hf.threshold import should_fold
@@ -149,6 +159,10 @@ class FoldingForward(Enabled):
             return folded.unfold(run_dense(self.module, self._run, (), folded.arguments))
         with every_layer_sees_the_tree(self.module, self.examination.num_attention_layers):
             outputs = run_dense(self.module, self._run, (), folded.arguments)
+        report = self.settings.last_call
+        if folded.is_fused and report is not None:
+            self.settings.last_call = replace(report, reason=f"{report.reason}, {FUSED}")
+            keep_report(folded.cache, self.settings.last_call)
         return folded.unfold(outputs)
 
     @property
@@ -169,7 +183,7 @@ class FoldingForward(Enabled):
     def _fold(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> FoldedCall | None:
         """The call on its way through compact rows, or None if it is to run unfolded."""
         module, arguments = self.module, self._named(args, kwargs)
-        cache = arguments.get("past_key_values")
+        cache = cache_of(arguments)
         if isinstance(cache, FoldedCache):
             cache.refuse()
         if is_step(arguments):
@@ -205,8 +219,6 @@ class FoldingForward(Enabled):
             return None
         has_cache = uses_cache(arguments)
         call = read_call(self.module, arguments)
-        if has_cache and settings.mixers.any and not isinstance(call, str):
-            call = "a key-value cache is used, and a folded call does not fill in the states of mixers"
         reason = call if isinstance(call, str) else self.examination.reason() or also(call)
         if reason is not None:
             settings.note_unfolded(reason, is_expected=has_cache)

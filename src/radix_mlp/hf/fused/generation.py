@@ -138,13 +138,17 @@ class FusedGeneration:
         mask, length = given.get("attention_mask"), cache.get_seq_length() + 1
         if mask is not None and tuple(mask.shape) != (len(ids), length):
             return None
-        bias = None if mask is None or bool(mask.all()) else _bias(mask, self._trunk.dtype)
+        is_masked = mask is not None and not bool(mask.all())
+        biases: dict[int, Tensor | None] = {}
 
         def attend(place: int, layer: DecoderLayer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             keys, values = cache.update(k[:, :, None], v[:, :, None], self._attention(place).layer_idx)
             # caches that were made without a configuration keep more than a window
             seen = min(keys.shape[2], layer.window or keys.shape[2])
-            return _attention_to(q, keys[:, :, -seen:], values[:, :, -seen:], bias, layer.scale)
+            if seen not in biases:
+                # each starts where kernels may read it
+                biases[seen] = _bias(mask[:, -seen:], q.dtype) if is_masked else None
+            return _attention_to(q, keys[:, :, -seen:], values[:, :, -seen:], biases[seen], layer.scale)
 
         return decoder.run_layers(ids[:, 0], positions.expand(ids.shape)[:, 0], attend)[:, None]
 
@@ -166,6 +170,5 @@ def _attention_to(q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, 
     batch, heads, width = q.shape
     # heads that share keys are queries of one head, so that no key is copied for them
     packed = q.reshape(batch, keys.shape[1], heads // keys.shape[1], width)
-    seen = None if bias is None else bias[..., -keys.shape[2] :]
-    found = scaled_dot_product_attention(packed, keys, values, attn_mask=seen, scale=scale)
+    found = scaled_dot_product_attention(packed, keys, values, attn_mask=bias, scale=scale)
     return found.reshape(batch, heads, width)

@@ -16,7 +16,7 @@ from radix_mlp.hf.mixers.expand import EXPANDED
 from radix_mlp.hf.mixers.kernels import KERNELS
 from radix_mlp.hf.mixers.lightning import is_lightning
 
-__all__ = ["Mixers", "forward_of", "is_expanded", "is_mixer", "kernels_of", "mixers_of"]
+__all__ = ["Mixers", "forward_of", "gives_states", "is_expanded", "is_mixer", "kernels_of", "mixers_of"]
 
 _KNOWN_CLASSES: dict[type, bool] = {}
 
@@ -64,6 +64,11 @@ def is_mixer(kind: type[torch.nn.Module]) -> bool:
     if known is None:
         known = _KNOWN_CLASSES[kind] = is_expanded(kind) or is_lightning(kind) or bool(kernels_of(kind))
     return known
+
+
+def gives_states(kind: type[torch.nn.Module]) -> bool:
+    """Whether mixers of this class give the states in which sequences end, for the cache of a folded call."""
+    return not is_expanded(kind) and not is_lightning(kind)
 
 
 def is_expanded(kind: type[torch.nn.Module]) -> bool:

@@ -13,10 +13,11 @@ import torch
 
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.attention_function import note_tree_seen_by
-from radix_mlp.hf.mixers.discovery import is_expanded
+from radix_mlp.hf.mixers.discovery import gives_states, is_expanded
 from radix_mlp.hf.mixers.expand import run_expanded
 from radix_mlp.hf.mixers.kernels import FUSED, KERNELS, follow, not_fused
 from radix_mlp.hf.mixers.lightning import is_lightning, run_lightning
+from radix_mlp.hf.prefill_cache import PrefillCache
 from radix_mlp.hf.rebound import rebound
 from radix_mlp.hf.tree_mask import TreeMask
 from radix_mlp.ops import AttentionTree
@@ -52,10 +53,11 @@ class MixerForward:
         module = self.module
         plan = _plan_of(mask, module)
         for name in ("cache_params", "past_key_values"):
-            if kwargs.get(name) is not None:
+            cache = kwargs.get(name)
+            if cache is not None and not (isinstance(cache, PrefillCache) and gives_states(type(module))):
                 raise UnsupportedCallError(
-                    f"{type(module).__name__} was given {name} in a folded call, which keeps no cache. Call the model "
-                    "with use_cache=True to run it unfolded, or with use_cache=False."
+                    f"{type(module).__name__} was given {name} in a folded call, which does not keep its states. Call "
+                    "the model itself with use_cache=True to run it unfolded, or with use_cache=False."
                 )
         rows = next(x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor))
         if tuple(rows.shape[:2]) != (1, plan.num_rows):

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers.activations import ACT2FN
 
 from radix_mlp.errors import UnsupportedCallError
+from radix_mlp.hf.mixers.final_states import state_reader
 from radix_mlp.ops.scan.conv import tree_conv
 from radix_mlp.ops.scan.gated_delta_rule import tree_gated_delta_rule
 from radix_mlp.ops.scan.kimi_delta import tree_kimi_delta
@@ -51,7 +52,7 @@ def causal_conv1d_fn(
     return out.T[None].to(hidden_states.dtype)
 
 
-def _delta_rule(name: str, along_tree: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, None]]:
+def _delta_rule(name: str, along_tree: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, Tensor | None]]:
     """What runs in place of the delta rule `name`, whose kernels all take the same."""
 
     def run(
@@ -65,13 +66,23 @@ def _delta_rule(name: str, along_tree: Callable[..., Tensor]) -> Callable[..., t
         output_final_state: bool = False,
         use_qk_l2norm_in_kernel: bool = False,
         **kwargs: Any,
-    ) -> tuple[Tensor, None]:
+    ) -> tuple[Tensor, Tensor | None]:
         """`query`, `key [1, M, Hk, K]`, `value [1, M, Hv, V]`, `g [1, M, Hv]` or `[1, M, Hv, K]`, `beta [1, M, Hv]`
-        -> `[1, M, Hv, V]` and no state."""
-        plan = _plan(name, kwargs, initial_state=initial_state, final=output_final_state)
+        -> `[1, M, Hv, V]` and, if it is asked for, the state after each sequence `[S, Hv, K, V]`."""
+        plan = _plan(name, kwargs, initial_state=initial_state)
         with _as_given(query):
-            out = along_tree(query[0], key[0], value[0], g[0], beta[0], plan, normalize_qk=use_qk_l2norm_in_kernel)
-        return out[None], None
+            q, k, v, decay, step = query[0], key[0], value[0], g[0], beta[0]
+            if not output_final_state:
+                return along_tree(q, k, v, decay, step, plan, normalize_qk=use_qk_l2norm_in_kernel)[None], None
+            reader = state_reader(plan, q.shape[2], q.device)
+            # keys of length 1, which a step of 0 keeps out of the state
+            q, k = reader.widen(q, reader.units()), reader.widen(k, reader.units())
+            v, decay, step = (reader.widen(x) for x in (v, decay, step))
+            out, read = reader.split(
+                along_tree(q, k, v, decay, step, reader.plan, normalize_qk=use_qk_l2norm_in_kernel)
+            )
+            # outputs are multiplied by K ** -0.5
+            return out[None], _dense(read.transpose(1, 2) * q.shape[2] ** 0.5, torch.float32)
 
     return run
 
@@ -90,22 +101,24 @@ def mamba2_chunk_scan(
     dt_limit: tuple[float, float] = (0.0, float("inf")),
     return_final_states: bool = False,
     **kwargs: Any,
-) -> Tensor:
-    """`hidden_states [1, M, H, P]`, `dt [1, M, H]`, `A`, `D [H]`, `B`, `C [1, M, G, N]` -> `[1, M, H, P]`."""
-    plan = _plan("mamba2_chunk_scan", kwargs, initial_state=initial_states, final=return_final_states)
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`hidden_states [1, M, H, P]`, `dt [1, M, H]`, `A`, `D [H]`, `B`, `C [1, M, G, N]` -> `[1, M, H, P]` and, if it is
+    asked for, the state after each sequence `[S, H, P, N]`."""
+    plan = _plan("mamba2_chunk_scan", kwargs, initial_state=initial_states)
+    options = {"D": D, "dt_bias": dt_bias, "dt_softplus": dt_softplus, "dt_limit": dt_limit}
+    x, step, b, c = hidden_states[0], dt[0], B[0], C[0]
     with _as_given(hidden_states):
-        return tree_mamba2(
-            hidden_states[0],
-            dt[0],
-            A,
-            B[0],
-            C[0],
-            plan,
-            D=D,
-            dt_bias=dt_bias,
-            dt_softplus=dt_softplus,
-            dt_limit=dt_limit,
-        )[None]
+        if not return_final_states:
+            return tree_mamba2(x, step, A, b, c, plan, **options)[None]
+        if not dt_softplus or dt_limit[0] > 0:
+            raise UnsupportedCallError(
+                f"mamba2_chunk_scan has steps of at least {dt_limit[0]} (softplus: {dt_softplus}), so no row can leave "
+                "a state as it is"
+            )
+        reader = state_reader(plan, b.shape[2], x.device)
+        x, b, c = reader.widen(x), reader.widen(b), reader.widen(c, reader.units())
+        out, read = reader.split(tree_mamba2(x, reader.widen(step, _NO_STEP), A, b, c, reader.plan, **options))
+        return out[None], _dense(read.permute(0, 2, 3, 1), torch.float32)
 
 
 def mamba_selective_scan(
@@ -122,13 +135,23 @@ def mamba_selective_scan(
     use_mambapy: bool = False,
     use_associative_scan: bool = False,
     **kwargs: Any,
-) -> Tensor:
-    """`hidden_states`, `dt`, `z [1, I, M]`, `A [I, N]`, `B`, `C [1, N, M]`, `D [I]` -> `[1, I, M]`."""
-    plan = _plan("mamba_selective_scan", kwargs, final=return_last_state)
+) -> Tensor | tuple[Tensor, Tensor]:
+    """`hidden_states`, `dt`, `z [1, I, M]`, `A [I, N]`, `B`, `C [1, N, M]`, `D [I]` -> `[1, I, M]` and, if it is asked
+    for, the state after each sequence `[S, I, N]`."""
+    plan = _plan("mamba_selective_scan", kwargs)
+    options = {"D": D, "dt_bias": delta_bias, "dt_softplus": delta_softplus}
     with _as_given(hidden_states):
         x, step, gate = hidden_states[0].T, dt[0].T, None if z is None else z[0].T
-        out = tree_mamba1(x, step, A, B[0].T, C[0].T, plan, D=D, z=gate, dt_bias=delta_bias, dt_softplus=delta_softplus)
-    return out.T[None]
+        b, c = B[0].T, C[0].T
+        if not return_last_state:
+            return tree_mamba1(x, step, A, b, c, plan, z=gate, **options).T[None]
+        if not delta_softplus:
+            raise UnsupportedCallError("mamba_selective_scan takes no softplus, so no row can leave a state as it is")
+        reader = state_reader(plan, b.shape[1], x.device)
+        x, b, c = reader.widen(x), reader.widen(b), reader.widen(c, reader.units()[:, 0])
+        out, read = reader.split(tree_mamba1(x, reader.widen(step, _NO_STEP), A, b, c, reader.plan, **options))
+        out = out if gate is None else out * torch.nn.functional.silu(gate)
+        return out.T[None], _dense(read.transpose(1, 2), torch.promote_types(read.dtype, torch.float32))
 
 
 def not_fused(*args: Any, **kwargs: Any) -> None:
@@ -147,13 +170,22 @@ FUSED = ("mamba2_split_conv1d_scan_combined", "mamba_inner_fn")
 """Functions of the modeling files that give None where there is no fused kernel."""
 
 
-def _plan(name: str, kwargs: dict[str, Any], *, initial_state: Tensor | None = None, final: bool = False) -> RadixPlan:
-    """The plan to follow, if nothing is asked for that a folded call has not: sequences in a row, states of a cache."""
+_NO_STEP = -1e4
+"""Of which the softplus is 0 in every dtype."""
+
+
+def _dense(state: Tensor, dtype: torch.dtype) -> Tensor:
+    """In the dtype that the plain function gives states in."""
+    return state.to(dtype).contiguous()
+
+
+def _plan(name: str, kwargs: dict[str, Any], *, initial_state: Tensor | None = None) -> RadixPlan:
+    """The plan to follow, if nothing is asked for that a folded call has not: sequences in a row, earlier states."""
     given = [option for option in ("cu_seqlens", "seq_idx", "scale", "z") if kwargs.get(option) is not None]
-    given += ["initial_state"] * (initial_state is not None) + ["a final state"] * bool(final)
+    given += ["initial_state"] * (initial_state is not None)
     if given:
         raise UnsupportedCallError(
-            f"{name} was given {', '.join(given)} in a folded call, which keeps no state and packs no sequences. Run "
+            f"{name} was given {', '.join(given)} in a folded call, which continues no state, packs no sequences. Run "
             "the call unfolded (radix_mlp.disable(model))."
         )
     plan = _PLAN.get()

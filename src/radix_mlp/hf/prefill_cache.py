@@ -140,7 +140,8 @@ class PrefillCache(DynamicCache):
             # let go of them here, so that memory holds both copies of one layer only
             kept = self._kept.pop(what)
             if kind == "keys":
-                cache.update(*(places.keys_or_values(x) for x in kept), layer)
+                keys, values = map(places.keys_or_values, kept)
+                cache.update(keys, values, layer)
             elif kind == "windows":
                 width = self._widths[what]
                 cache.update_conv_state(places.windows(kept[0], width), layer, state, conv_kernel_size=width)

@@ -138,7 +138,7 @@ class FusedGeneration:
         mask, length = given.get("attention_mask"), cache.get_seq_length() + 1
         if mask is not None and tuple(mask.shape) != (len(ids), length):
             return None
-        is_masked = mask is not None and not bool(mask.all())
+        mask = None if mask is None or bool(mask.all()) else mask
         biases: dict[int, Tensor | None] = {}
 
         def attend(place: int, layer: DecoderLayer, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class FusedGeneration:
             seen = min(keys.shape[2], layer.window or keys.shape[2])
             if seen not in biases:
                 # each starts where kernels may read it
-                biases[seen] = _bias(mask[:, -seen:], q.dtype) if is_masked else None
+                biases[seen] = None if mask is None else _bias(mask[:, -seen:], q.dtype)
             return _attention_to(q, keys[:, :, -seen:], values[:, :, -seen:], biases[seen], layer.scale)
 
         return decoder.run_layers(ids[:, 0], positions.expand(ids.shape)[:, 0], attend)[:, None]

@@ -105,7 +105,7 @@ def mamba2_chunk_scan(
     """`hidden_states [1, M, H, P]`, `dt [1, M, H]`, `A`, `D [H]`, `B`, `C [1, M, G, N]` -> `[1, M, H, P]` and, if it is
     asked for, the state after each sequence `[S, H, P, N]`."""
     plan = _plan("mamba2_chunk_scan", kwargs, initial_state=initial_states)
-    options = {"D": D, "dt_bias": dt_bias, "dt_softplus": dt_softplus, "dt_limit": dt_limit}
+    options: dict[str, Any] = {"D": D, "dt_bias": dt_bias, "dt_softplus": dt_softplus, "dt_limit": dt_limit}
     x, step, b, c = hidden_states[0], dt[0], B[0], C[0]
     with _as_given(hidden_states):
         if not return_final_states:
@@ -139,7 +139,7 @@ def mamba_selective_scan(
     """`hidden_states`, `dt`, `z [1, I, M]`, `A [I, N]`, `B`, `C [1, N, M]`, `D [I]` -> `[1, I, M]` and, if it is asked
     for, the state after each sequence `[S, I, N]`."""
     plan = _plan("mamba_selective_scan", kwargs)
-    options = {"D": D, "dt_bias": delta_bias, "dt_softplus": delta_softplus}
+    options: dict[str, Any] = {"D": D, "dt_bias": delta_bias, "dt_softplus": delta_softplus}
     with _as_given(hidden_states):
         x, step, gate = hidden_states[0].T, dt[0].T, None if z is None else z[0].T
         b, c = B[0].T, C[0].T

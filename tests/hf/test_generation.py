@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tools.model_types.sweep import pad, sample_sequences
 from tools.model_types.zoo import proven_types, tiny_model
-from transformers import DynamicCache, PreTrainedModel, StaticCache, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    DynamicCache,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
 import radix_mlp
@@ -37,9 +44,9 @@ TYPES = [
 GENERATING = [kind for kind in proven_types() if kind != "moshi"]
 HYBRIDS = ["lfm2", "qwen3_5_text", "kimi_linear", "bamba", "jamba", "mamba2"]
 UNFOLDED = {
-    "minimax": "already holds",
-    "recurrent_gemma": "runs on whole sequences",
-    "zaya": "runs on whole sequences",
+    "minimax": "already holds tokens",
+    "recurrent_gemma": "does not give the states",
+    "zaya": "does not give the states",
     "openai-gpt": "next_sequence_length",
     "llama4": "padding on the left",
     "llama4_text": "padding on the left",
@@ -181,7 +188,7 @@ def check_same_cache(found: DynamicCache, expected: DynamicCache, mask: torch.Te
         for x, y in ((layer.keys, other.keys), (layer.values, other.values)):
             assert (x.shape, x.dtype) == (y.shape, y.dtype)
             real = mask[:, None, mask.shape[1] - x.shape[2] :, None].bool().expand(x.shape)
-            torch.testing.assert_close(x[real], y[real], rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(x[real], y[real], rtol=1e-4, atol=1e-4)
             assert x.isfinite().all()
 
 
@@ -359,7 +366,7 @@ def test_layers_whose_states_stay_inside_run_as_before(sequences) -> None:
     expected = generate(model, prompt_of(sequences))
     radix_mlp.enable(model, threshold=1.0)
     check_same(generate(model, prompt_of(sequences)), expected)
-    assert "whole sequences" in radix_mlp.last_call(model).reason
+    assert "does not give the states" in radix_mlp.last_call(model).reason
 
 
 @pytest.mark.parametrize("options", [{"cache_implementation": "static"}, {"prompt_lookup_num_tokens": 3}])
@@ -428,3 +435,34 @@ def test_one_wrong_row_of_the_cache_is_seen(model, sequences, monkeypatch, place
     found = generate(model, prompt_of(sequences))
     with pytest.raises(AssertionError):
         check_same(found, expected)
+
+
+class KeepsMore(LlamaForCausalLM):
+    """Leaves something of each sequence on the cache that it reads again at each step."""
+
+    def forward(
+        self, input_ids: Any = None, attention_mask: Any = None, position_ids: Any = None, **kwargs: Any
+    ) -> Any:
+        outputs = super().forward(input_ids, attention_mask, position_ids, **kwargs)
+        cache = outputs.past_key_values
+        if cache is not None and input_ids.shape[1] > 1:
+            cache.noted = outputs.logits.new_zeros(len(input_ids), 1, 1)
+        elif cache is not None:
+            outputs.logits = outputs.logits + cache.noted
+        return outputs
+
+
+class PlainLlama(LlamaForCausalLM):
+    """A class of the user's own that does what its base does."""
+
+
+@pytest.mark.parametrize(("kind", "folds"), [(PlainLlama, True), (KeepsMore, False)])
+def test_classes_of_others_are_tried_with_a_cache(sequences, kind, folds) -> None:
+    model = tiny_model("llama")
+    model.__class__ = kind
+    expected = generate(model, prompt_of(sequences))
+    radix_mlp.enable(model)
+    check_same(generate(model, prompt_of(sequences)), expected)
+    report = radix_mlp.last_call(model)
+    assert report.folded == folds, report
+    assert folds or "a trial fold of it failed" in report.reason

@@ -12,7 +12,7 @@ from radix_mlp.hf.fingerprint import Fingerprint, fingerprint
 from radix_mlp.hf.rebound import forget_functions
 from radix_mlp.hf.support import is_proven, why_unsupported
 from radix_mlp.hf.text_tower import num_attention_layers, text_modules
-from radix_mlp.hf.trial import Tried, trial
+from radix_mlp.hf.trial import Tried, cache_trial, trial
 from radix_mlp.hf.whole_calls import reason_of_whole_calls
 
 __all__ = ["Examination", "randomness_of", "reason_of_randomness"]
@@ -27,6 +27,8 @@ class Examination:
         self._is_added_code = False
         self._reason_of_called: str | None = None
         self._made_for: Fingerprint | None = None
+        self._reason_of_cache: str | None = None
+        self._cache_made_for: Fingerprint | None = None
         self.num_attention_layers = 0
         """Layers that have to see the tree of a folded call."""
 
@@ -47,6 +49,15 @@ class Examination:
             # a trial may have made what the module makes at its first call
             self._made_for = fingerprint(module)
         return self._reason
+
+    def reason_of_cache(self) -> str | None:
+        """Why a folded call cannot fill a cache; None if it can. The caller has found no `reason`."""
+        # by identity: `reason` keeps one until it examines the module again
+        if self._cache_made_for is not self._made_for:
+            found = None if is_proven(self._tried.module) else cache_trial(self._tried)
+            self._reason_of_cache = None if found is None else found.rstrip(".")
+            self._cache_made_for = self._made_for
+        return self._reason_of_cache
 
     def reason_on_compact_rows(self) -> str | None:
         """Why the module cannot be called on compact rows, which its own hooks would see; None if it can."""

@@ -53,9 +53,9 @@ class FoldingForward(Enabled):
     def __init__(self, module: PreTrainedModel, settings: Settings) -> None:
         super().__init__(module, settings)
         self.examination = Examination(self)
-        is_trunk = decoder_of(module) is module
         # who names a way to run attention has the model's own modules run it
-        self.fused = FusedGeneration(module) if is_trunk and settings.impl == "auto" else None
+        may_fuse = decoder_of(module) is module and settings.impl == "auto" and not settings.is_dense
+        self.fused = FusedGeneration(module) if may_fuse else None
 
     @property
     def __signature__(self) -> inspect.Signature:
@@ -154,6 +154,23 @@ class FoldingForward(Enabled):
         arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False, "return_dict": True}
         return self.run_unfolded((), arguments)
 
+    def run_step(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, next_ids: torch.Tensor) -> Any:
+        """One more token `[B, 1]` of each sequence, from the cache that a folded call of the rest has filled."""
+        arguments: dict[str, Any] = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": True}
+        if takes_positions(decoder_of(self.module)):
+            arguments["position_ids"] = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        call = read_call(self.module, arguments)
+        if isinstance(call, str):
+            raise UnsupportedCallError(call)
+        plan = call.plan().to(input_ids.device, tree=False)
+        cache = cache_to_fill(self.module, arguments)
+        self._run_compact(FoldedCall(self.module, arguments, call, plan, cache))
+        step = {"input_ids": next_ids, "past_key_values": cache, "use_cache": True, "return_dict": True}
+        step["attention_mask"] = torch.cat((attention_mask, torch.ones_like(next_ids)), 1)
+        if "position_ids" in arguments:
+            step["position_ids"] = attention_mask.sum(1, keepdim=True)
+        return self.run_unfolded((), step)
+
     def _run_compact(self, folded: FoldedCall) -> Any:
         if torch.compiler.is_compiling():
             return folded.unfold(run_dense(self.module, self._run, (), folded.arguments))
@@ -220,6 +237,8 @@ class FoldingForward(Enabled):
         has_cache = uses_cache(arguments)
         call = read_call(self.module, arguments)
         reason = call if isinstance(call, str) else self.examination.reason() or also(call)
+        if has_cache and reason is None:
+            reason = self.examination.reason_of_cache()
         if reason is not None:
             settings.note_unfolded(reason, is_expected=has_cache)
             return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -16,7 +16,7 @@ from radix_mlp.hf.fingerprint import fingerprint
 from radix_mlp.hf.media import placeholders_of
 from radix_mlp.hf.origin import is_stock
 
-__all__ = ["Tried", "trial"]
+__all__ = ["Tried", "cache_trial", "trial"]
 
 # far above rounding, far below what a wrong mask does to trained weights
 _MAX_ERROR = 1e-3
@@ -38,13 +38,25 @@ class Tried(Protocol):
     def run_alone(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Any:
         """As without radix-mlp."""
 
+    def run_step(self, input_ids: Tensor, attention_mask: Tensor, next_ids: Tensor) -> Any:
+        """One more token `[B, 1]` of each sequence, from the cache that a folded call has filled."""
 
-@torch.no_grad()
+
 def trial(tried: Tried) -> str | None:
     """Why folding changes what a module makes of its input, as far as some short sequences show; None if it does not.
 
     In training mode, weights of foreign code that are all zero, as adapters are at their start, are noise meanwhile.
     """
+    return _tried(tried, _difference)
+
+
+def cache_trial(tried: Tried) -> str | None:
+    """The same for what follows a folded call that fills a cache."""
+    return _tried(tried, _difference_of_steps)
+
+
+@torch.no_grad()
+def _tried(tried: Tried, find: Callable[[Tried, str], str | None]) -> str | None:
     module = tried.module
     kind = f"{type(module).__name__} ({module.config.model_type}), or code in it, is not proven to fold"
     if module.device.type == "meta":
@@ -52,7 +64,7 @@ def trial(tried: Tried) -> str | None:
     # autocast rounds as half precision does, which the bound for these weights does not allow for
     with _as_it_may_become(module), torch.autocast(module.device.type, enabled=False):
         try:
-            return _difference(tried, kind)
+            return find(tried, kind)
         except (RadixError, RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
             return f"{kind}, and a trial fold of it failed ({error}). Run it unfolded"
 
@@ -76,6 +88,22 @@ def _difference(tried: Tried, kind: str) -> str | None:
     return (
         f"{kind}, and a trial fold of it is off by {error:.1e} of a token's output, which depends on more than "
         "attention to the token's left context. Run it unfolded"
+    )
+
+
+def _difference_of_steps(tried: Tried, kind: str) -> str | None:
+    sequences = [torch.as_tensor(s, device=tried.module.device) for s in _sequences(tried.module.config)]
+    following = torch.stack([s[:1] for s in sequences])
+    options: dict[str, Any] = {"batch_first": True, "padding_side": "left"}
+    ids = nn.utils.rnn.pad_sequence(sequences, **options)
+    mask = nn.utils.rnn.pad_sequence([torch.ones_like(s) for s in sequences], **options)
+    alone = [_rows(tried.run_alone(torch.cat((s, s[:1]))[None]))[0, -1:] for s in sequences]
+    error = _largest_error(_rows(tried.run_step(ids, mask, following)), alone)
+    if error <= (_MAX_ERROR if alone[0].dtype.itemsize >= 4 else _MAX_HALF):
+        return None
+    return (
+        f"{kind}, and what follows a trial fold of it is off by {error:.1e} of a token's output: it keeps more than a "
+        "DynamicCache does"
     )
 
 

@@ -124,7 +124,8 @@ def test_generation_with_a_cache_is_token_for_token_the_same(model_type) -> None
     expected = model.generate(ids, **options)
     radix_mlp.enable(model)
     assert torch.equal(model.generate(ids, **options), expected)
-    assert radix_mlp.last_call(model).folded == (model_type in ON_TREE)
+    # MiniMax has a cache of its own
+    assert radix_mlp.last_call(model).folded == (model_type in ON_TREE and model_type != "minimax")
 
 
 def packed(sequences: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -144,10 +144,32 @@ def test_gradients(model_type: str, checkpointing: bool) -> None:
     assert max((found[name] - wanted[name]).abs().max() for name in wanted) < 1e-6 * scale
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("impl", ["auto", "triton", "dense"])
+@pytest.mark.parametrize("model_type", TYPES)
+def test_logits_and_gradients_on_a_gpu(model_type: str, impl: str) -> None:
+    model = model_with_spans(model_type).float().cuda()
+    wanted = alone_with_gradients(model, model_type)
+    sum(map(weighted, wanted)).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    radix_mlp.enable(model, threshold=1.0, impl=impl)
+    batch = {name: x.cuda() for name, x in batch_of(model_type, SEQUENCES, SPANS, "right").items()}
+    found = real_rows(model(**batch, use_cache=False).logits, batch)
+    sum(map(weighted, found)).backward()
+    scale = max(logits.abs().max() for logits in wanted)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a / scale, b / scale, rtol=0, atol=2e-4)
+    scale = max(grad.abs().max() for grad in gradients.values())
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad / scale, gradients[name] / scale, rtol=0, atol=2e-3, msg=name)
+
+
 def alone_with_gradients(model: PreTrainedModel, model_type: str) -> list[torch.Tensor]:
     name = name_of_types(model_type)
     return [
-        model(torch.tensor([s]), **{name: torch.tensor([t])}, use_cache=False).logits[0]
+        model(torch.tensor([s], device=model.device), **{name: torch.tensor([t], device=model.device)}).logits[0]
         for s, t in zip(SEQUENCES, SPANS, strict=True)
     ]
 

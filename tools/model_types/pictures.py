@@ -103,11 +103,11 @@ def sample_pictures(model: PreTrainedModel, *, seed: int = 0) -> list[Picture]:
     else:
         side = vision.image_size
         high, wide_ = side if isinstance(side, (list, tuple)) else (side, side)
-        pixels = [noise(1, 3, high, wide_) for _ in range(3)]
+        drawn = [noise(1, 3, high, wide_) for _ in range(3)]
         with torch.no_grad():
-            rows = trunk.get_image_features(pixels[0], return_dict=True).pooler_output
+            rows = trunk.get_image_features(drawn[0], return_dict=True).pooler_output
         count = rows.shape[-2] if isinstance(rows, Tensor) else len(rows[0])
-        found = [Picture(picture, (), (token,) * count) for picture in pixels]
+        found = [Picture(pixels, (), (token,) * count) for pixels in drawn]
     changed = found[0].pixels.clone()
     changed.view(-1)[len(changed.view(-1)) // 3] += 0.5
     return [*found, Picture(changed, found[0].size, found[0].tokens)]

@@ -19,6 +19,7 @@ from radix_mlp.ops.attention.chunks import attention_in_chunks
 from radix_mlp.ops.attention.custom_op import flat_tree
 from radix_mlp.ops.attention.registry import COMPOSITES, IMPLS, resolve_impl, why_not
 from radix_mlp.plan import RadixPlan, build_plan
+from radix_mlp.plan.spans import span_keys
 
 PLAIN = Options(4, 2, 8, 8, None, None, False, False, 0)
 TAKE = ["dense", "reference"]
@@ -130,6 +131,36 @@ def test_spans_that_sequences_share_in_part(ids: list[int], cu: list[int], spans
     # what the message asks for
     keys = [10 * sequence + token for sequence, token in zip(np.repeat([0, 1], np.diff(cu)), ids, strict=True)]
     build_plan(ids, cu, keys=keys).with_spans(spans).check()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    sequences=st.lists(st.lists(st.tuples(st.integers(0, 2), st.integers(-1, 1)), max_size=9), min_size=1, max_size=6),
+    shift=st.integers(0, 1),
+)
+def test_keys_of_spans(sequences: list[list[tuple[int, int]]], shift: int) -> None:
+    """Any spans fold with them, and rows are shared as far as tokens, positions and whole spans are equal."""
+    ids = np.array([token for sequence in sequences for token, _ in sequence], np.int64)
+    spans = np.array([span for sequence in sequences for _, span in sequence], np.int64)
+    cu = np.cumsum([0, *map(len, sequences)])
+    # positions of every second sequence differ
+    positions = np.concatenate([np.arange(len(s)) + shift * (i % 2) for i, s in enumerate(sequences)])
+    keys = span_keys(ids, spans, cu, positions)
+    plan = build_plan(ids, cu, positions, keys=keys).with_spans(spans)
+    plan.check()
+    assert (keys[spans < 0] == ids[spans < 0]).all()
+    paths: dict[tuple[object, ...], int] = {}
+    for i, sequence in enumerate(sequences):
+        seen: tuple[object, ...] = (shift * (i % 2),)
+        for place, (token, span) in enumerate(sequence):
+            stretch = place
+            while span >= 0 and stretch < len(sequence) and sequence[stretch][1] == span:
+                stretch += 1
+            # what is left of the span, which says all of it to those that share its beginning
+            seen = (*seen, token, tuple(t for t, _ in sequence[place:stretch]), span >= 0)
+            row = int(plan.unfold_index[cu[i] + place])
+            assert paths.setdefault(seen, row) == row
+    assert len(set(paths.values())) == len(paths) == plan.num_compact
 
 
 def test_equal_numbers_in_neighbouring_sequences_are_two_spans() -> None:

@@ -52,9 +52,8 @@ def resolve_impl(impl: str, kind: CallKind) -> str:
     known = impl in IMPLS or impl in COMPOSITES
     reason = why_not(impl, kind) if known else f"is not an implementation for {kind.device_type}"
     if reason is not None:
-        raise UnsupportedImplError(
-            f"impl={impl!r} {reason}, or use one of {('auto', *available_impls(kind.device_type))}"
-        )
+        able = [name for name in (*IMPLS, *COMPOSITES) if name != "auto" and why_not(name, kind) is None]
+        raise UnsupportedImplError(f"impl={impl!r} {reason}, or use one of {('auto', *able)}")
     return impl
 
 

@@ -18,7 +18,8 @@ from tools.model_types.pictures import (
     sample_prompts,
     tiny_with_pictures,
 )
-from transformers import PreTrainedModel
+from tools.model_types.zoo import randomize
+from transformers import Gemma3ForSequenceClassification, PreTrainedModel
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedCallError
@@ -300,3 +301,18 @@ def test_a_picture_that_a_sequence_cuts_off_is_another_span() -> None:
     real = whole["attention_mask"].bool()
     torch.testing.assert_close(found[real], expected[real], rtol=0, atol=1e-10)
     assert radix_mlp.last_call(model).num_compact == 2 + len(a.tokens) + 1 + len(a.tokens)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_classifier_of_pictures_folds_its_trunk(side: str) -> None:
+    config = tiny_with_pictures("gemma3").config
+    config.text_config.pad_token_id = 1
+    model = Gemma3ForSequenceClassification(config).double().eval()
+    randomize(model, 0)
+    prompts = sample_prompts(sample_pictures(model))
+    with torch.no_grad():
+        expected = torch.cat([model(**batch_with_pictures(model, [prompt])).logits for prompt in prompts])
+        found = radix_mlp.enable(model, threshold=1.0)(**batch_with_pictures(model, prompts, side)).logits
+    assert radix_mlp.last_call(model).folded
+    assert expected.std(0).min() > 0.1
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)

@@ -17,6 +17,8 @@ from radix_mlp.ops import AttentionTree, tree_attention
 from radix_mlp.ops.attention.attention_call import CallKind
 from radix_mlp.ops.attention.chunks import attention_in_chunks
 from radix_mlp.ops.attention.custom_op import flat_tree
+from radix_mlp.ops.attention.impl.auto_cost_model import Call, choose
+from radix_mlp.ops.attention.impl.leaf_paths import tree_statistics
 from radix_mlp.ops.attention.registry import COMPOSITES, IMPLS, resolve_impl, why_not
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.plan.spans import span_keys
@@ -209,6 +211,15 @@ def test_other_implementations_refuse_spans(impl: str) -> None:
 def test_auto_runs_spans_on_what_takes_them() -> None:
     assert why_not("triton", CallKind("cuda", spans=True)) in (None, why_not("triton", CallKind("cuda")))
     assert resolve_impl("auto", CallKind("cpu", spans=True)) == "dense"
+    # where nothing is shared, and FlashAttention-4 is there: without spans, it or FlashAttention would run
+    plan = build_plan(range(8192), [0, 8192])
+    statistics = tree_statistics(plan.end, plan.depth)
+    for chip in ("NVIDIA H200", "another"):
+        for backward in (False, True):
+            kinds = [CallKind("cuda", spans=spans, capability=(9, 0)) for spans in (False, True)]
+            calls = [Call(32, 8, kind, backward, has_paths=True, blocks=(64, 2016)) for kind in kinds]
+            assert choose(statistics, calls[0], chip).impl != "triton"
+            assert choose(statistics, calls[1], chip).impl == "triton"
 
 
 def test_the_op_is_clean() -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from radix_mlp.engine.batching.scheduler import Ids, Order, lexicographic_order
+from radix_mlp.hf.pictures.prepared import Picture
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan
 
@@ -66,6 +67,13 @@ class Item:
     task: Task
     start: int = 0
     """The first token that counts: where a continuation begins, or a text after its prompt."""
+    pictures: Sequence[Picture] = ()
+    """What it shows; then `ids` are keys, and those above all token ids stand for rows of pictures, in order."""
+
+    @property
+    def text_ids(self) -> Ids:
+        """Its token ids without those of pictures."""
+        return self.ids[self.ids < min(picture.key for picture in self.pictures)] if self.pictures else self.ids
 
 
 @dataclass(frozen=True, eq=False)

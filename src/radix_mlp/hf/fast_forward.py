@@ -15,6 +15,7 @@ from radix_mlp.hf.enabled import enabled_of
 from radix_mlp.hf.forward import compact_arguments, forward_compact
 from radix_mlp.hf.fused.layers import why_not_fused
 from radix_mlp.hf.graphs.decoder import difference
+from radix_mlp.hf.pictures.read import Pictures
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.device_plan import to_device
 from radix_mlp.ops.scan.impl.fla import avoid_autotuning
@@ -71,9 +72,16 @@ class FastForward:
         self._reason = ""
         self._has_kernels = False
 
-    def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
-        """Hidden states `[M, h]` after the final norm; rows outside `needed_rows` `[R]` may hold NaN."""
+    def __call__(
+        self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None, pictures: Pictures | None = None
+    ) -> Tensor:
+        """Hidden states `[M, h]` after the final norm; rows outside `needed_rows` `[R]` may hold NaN.
+
+        A batch with pictures runs the model's own modules.
+        """
         self.make()
+        if pictures is not None:
+            return forward_compact(self.model, plan, pictures)
         if self._decoder is not None and (self.is_fused or not torch.is_autocast_enabled(self.model.device.type)):
             return self._decoder(plan, needed_rows)
         if self._compiled is None:

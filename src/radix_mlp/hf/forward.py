@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -17,6 +18,7 @@ from radix_mlp.hf.attention_function import every_layer_sees_the_tree, impl_of
 from radix_mlp.hf.dense_types import dense_type_of, reason_of_rows
 from radix_mlp.hf.enabled import Examined, enabled_of
 from radix_mlp.hf.mixers.forward import tree_for_mixers
+from radix_mlp.hf.pictures.read import Pictures
 from radix_mlp.hf.spans import has_windowed_spans
 from radix_mlp.hf.support import check_settings, decoder_of, takes_positions
 from radix_mlp.hf.text_tower import tower_of
@@ -153,10 +155,15 @@ def check_token_ids(model: PreTrainedModel, plan: RadixPlan) -> None:
     )
 
 
-def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
+def forward_compact(model: PreTrainedModel, plan: RadixPlan, pictures: Pictures | None = None) -> torch.Tensor:
     """Run the trunk of an enabled model on the compact rows: `[M, hidden]`, after the final norm.
 
     Pool it with `radix_mlp.ops.last_token(hidden, plan)` or spread it over all tokens with `radix_mlp.unfold`.
+
+    Args:
+        model: an enabled model.
+        plan: of the batch.
+        pictures: those that its placeholders show, if it has any.
 
     Raises:
         InvalidInputError: the model is not enabled, or has no embedding for a token id of the plan.
@@ -179,14 +186,26 @@ def forward_compact(model: PreTrainedModel, plan: RadixPlan) -> torch.Tensor:
             "(radix_mlp.disable(model))."
         )
     check_token_ids(trunk, plan)
-    arguments = compact_arguments(trunk, to_device(plan, trunk.device, tree=False))
+    device_plan = to_device(plan, trunk.device, tree=False)
+    arguments = compact_arguments(trunk, device_plan)
+    if pictures is not None:
+        arguments |= pictures.compact_arguments(device_plan)
     with every_layer_sees_the_tree(trunk, examination.num_attention_layers):
         hidden: torch.Tensor = trunk(**arguments).last_hidden_state
     return hidden[0]
 
 
-def padded_hidden(model: PreTrainedModel, sequences: Sequence[Ids]) -> torch.Tensor:
+def padded_hidden(
+    model: PreTrainedModel,
+    sequences: Sequence[Ids],
+    more: Callable[[NDArray[np.int64]], dict[str, Tensor]] | None = None,
+) -> torch.Tensor:
     """Hidden states `[N, hidden]` of the model fed all sequences in one batch, padded on the right.
+
+    Args:
+        model: any.
+        sequences: token ids.
+        more: padded ids `[B, T]` -> further arguments of the model, as pictures are.
 
     Examples:
         >>> from radix_mlp.models.tiny import tiny_model
@@ -204,6 +223,7 @@ def padded_hidden(model: PreTrainedModel, sequences: Sequence[Ids]) -> torch.Ten
         attention_mask=send(present.astype(np.int64), device),
         use_cache=False,
         return_dict=True,
+        **(more(input_ids) if more else {}),
     )
     hidden: torch.Tensor = output.last_hidden_state
     # indices computed on the host: indexing with a mask would synchronize with the device

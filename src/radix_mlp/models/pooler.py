@@ -87,8 +87,13 @@ class Pooler:
         return width
 
 
-def pooler_of(folder: FolderSettings, pooling: str | None = None) -> Pooler:
+def pooler_of(folder: FolderSettings, pooling: str | None = None, *, reads_messages: bool = False) -> Pooler:
     """What the folder's modules do, with its pooling replaced by `pooling` if given; a plain checkpoint: last token.
+
+    Args:
+        folder: of the model.
+        pooling: instead of the folder's.
+        reads_messages: whether the caller puts texts through the chat template of a folder that wants it.
 
     Raises:
         InvalidInputError: no such pooling, or none given and not known whether the model says one.
@@ -104,7 +109,7 @@ def pooler_of(folder: FolderSettings, pooling: str | None = None) -> Pooler:
     if not folder.is_sentence_transformers:
         return Pooler((pooling or "last",))
     folder.check_transformer(("last_hidden_state",))
-    if folder.chat:
+    if folder.chat and not reads_messages:
         raise folder.unsupported("its texts go through a chat template before they are embedded")
     if not folder.modules or folder.modules[0].kind != "Pooling":
         kind = folder.modules[0].kind if folder.modules else "nothing"

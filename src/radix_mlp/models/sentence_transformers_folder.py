@@ -29,6 +29,7 @@ _KNOWN = {
     "modality_config",
     "module_output_name",
     "unpad_inputs",
+    "processing_kwargs",
 }
 # how to load: dtype and device are the engine's own arguments, attention is ours
 _LOADING = {
@@ -108,6 +109,21 @@ class FolderSettings:
         """Whether texts go through the tokenizer's chat template."""
         return "message" in self.transformer_config.get("modality_config", {})
 
+    @property
+    def processing(self) -> Mapping[str, Any]:
+        """How its processor is called."""
+        return self.transformer_config.get("processing_kwargs") or {}
+
+    @property
+    def template_settings(self) -> Mapping[str, Any]:
+        """How its chat template is."""
+        return self.processing.get("chat_template") or {}
+
+    @property
+    def has_generation_prompt(self) -> bool:
+        """Whether messages end with what begins an answer."""
+        return bool(self.template_settings.get("add_generation_prompt"))
+
     def prompt(self, prompt: str | None, prompt_name: str | None, argument: str = "prompt") -> str | None:
         """The text to put first: given outright, by name, or the folder's default.
 
@@ -140,6 +156,9 @@ class FolderSettings:
             strange = sorted(set(config.get(key) or {}) - _LOADING)
             if strange:
                 raise self.unsupported(f"its transformer sets {', '.join(strange)} in {key}")
+        settings = self.processing
+        if settings.keys() - {"chat_template"} or self.template_settings.keys() - {"add_generation_prompt"}:
+            raise self.unsupported(f"its transformer sets processing_kwargs = {dict(settings)!r}")
         for key, value in config.items():
             if value and key not in _KNOWN and key not in _ARGUMENTS:
                 raise self.unsupported(f"its transformer sets {key} = {value!r}")

@@ -13,6 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +24,9 @@ from radix_mlp.engine.execution.loaded_model import LoadedModel
 from radix_mlp.engine.task import Item, Kept, Rows, Task, union_of_rows
 from radix_mlp.errors import RadixError
 from radix_mlp.hf.forward import padded_hidden
+from radix_mlp.hf.pictures.prepared import PictureSequence, padded_pictures, pictures_of_batch, with_inputs
+from radix_mlp.hf.pictures.read import Pictures, image_token_of
+from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.threshold import should_fold
 from radix_mlp.ops.device_plan import DevicePlan, to_device
 from radix_mlp.ops.send import send
@@ -100,6 +104,8 @@ class PreparedBatch(ItemBatch):
     needed_rows: Rows | None
     parts: list[Part]
     seconds: float
+    pictures: Pictures | None = None
+    """Those of a batch that is folded."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +142,11 @@ def prepare(loaded: LoadedModel, batch: ItemBatch) -> PreparedBatch:
     for place, item in enumerate(batch.items):
         by_task.setdefault(item.task, []).append(place)
     plan, folded = _plan_of(batch)
+    pictures = None
+    if _shows_pictures(batch.items):
+        plan = with_inputs(plan, loaded.vocabulary, image_token_of(decoder_of(loaded.model)))
+        if folded:
+            pictures = pictures_of_batch(loaded.model, _sequences(batch.items), loaded.vocabulary)
     parts = [
         Part(task, places, [batch.items[place] for place in places], _part_of(plan, places))
         for task, places in by_task.items()
@@ -146,7 +157,7 @@ def prepare(loaded: LoadedModel, batch: ItemBatch) -> PreparedBatch:
     else:
         to_device(plan, loaded.model.device, tree=False)
     seconds = time.perf_counter() - began
-    return PreparedBatch(batch.items, batch.places, batch.policy, plan, folded, needed, parts, seconds)
+    return PreparedBatch(batch.items, batch.places, batch.policy, plan, folded, needed, parts, seconds, pictures)
 
 
 def _plan_of(batch: ItemBatch) -> tuple[RadixPlan, bool]:
@@ -187,7 +198,12 @@ def _run(loaded: LoadedModel, prepared: PreparedBatch) -> tuple[Tensor, list[tup
     """Hidden states, and what every task makes of them."""
     found: list[tuple[Part, Any]] = []
     if prepared.folded:
-        hidden = loaded.forward(prepared.plan, prepared.needed_rows)
+        hidden = loaded.forward(prepared.plan, prepared.needed_rows, prepared.pictures)
+    elif _shows_pictures(prepared.items):
+        sequences, trunk = _sequences(prepared.items), decoder_of(loaded.model)
+        ids = [sequence.ids(loaded.vocabulary, image_token_of(trunk)) for sequence in sequences]
+        more = partial(padded_pictures, loaded.model, sequences)
+        hidden = padded_hidden(loaded.model, ids, more)
     else:
         hidden = padded_hidden(loaded.model, [item.ids for item in prepared.items])
     whole = to_device(prepared.plan, hidden.device, tree=False)
@@ -235,6 +251,14 @@ def fill(answers: list[Any], launched: LaunchedBatch) -> None:
         if isinstance(answer, Exception):
             raise answer
         answers[place] = answer
+
+
+def _shows_pictures(items: Sequence[Item]) -> bool:
+    return any(item.pictures for item in items)
+
+
+def _sequences(items: Sequence[Item]) -> list[PictureSequence]:
+    return [PictureSequence(item.ids, item.pictures) for item in items]
 
 
 def _part_of(plan: RadixPlan, places: list[int]) -> RadixPlan:

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, TypeVar
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from radix_mlp.engine.execution.batch import FoldPolicy, LaunchedBatch
 from radix_mlp.engine.execution.job import Job, JobStats, Progress
@@ -35,7 +35,7 @@ class JobEngine:
         self,
         model: str | Path | PreTrainedModel,
         *,
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | ProcessorMixin | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         max_batch_tokens: int = 16384,

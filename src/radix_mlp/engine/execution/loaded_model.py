@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 import weakref
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ from weakref import WeakKeyDictionary, WeakSet
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from radix_mlp.engine.batching.scheduler import GroupOf
 from radix_mlp.engine.execution.device_priority import DevicePriority
 from radix_mlp.engine.tokenization.control_tokens import check_control_tokens, keep_as_text
-from radix_mlp.errors import NonFiniteAnswersError, UnsupportedModelError
+from radix_mlp.engine.tokenization.tokenize_messages import MessageReader, PictureKeys
+from radix_mlp.errors import InvalidInputError, NonFiniteAnswersError, UnsupportedModelError
 from radix_mlp.hf import disable, enable
 from radix_mlp.hf.adapters import pretrained_in
 from radix_mlp.hf.dense_types import dense_pair_cost, max_dense_rows
@@ -29,9 +31,11 @@ from radix_mlp.hf.fingerprint import fingerprint
 from radix_mlp.hf.forward import why_not_compact
 from radix_mlp.hf.length_dependent_rope import rope_of
 from radix_mlp.hf.model_lock import lock_of
+from radix_mlp.hf.pictures.picture_types import PICTURE_TYPES
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.models.decision import decision_config_of
 from radix_mlp.models.load import check_max_length, load, max_length_of
+from radix_mlp.models.load_processor import load_processor
 from radix_mlp.models.pooler import Pooler, pooler_of
 from radix_mlp.models.sentence_transformers_folder import FolderSettings, read_folder
 from radix_mlp.models.tiny import TINY_NAMES
@@ -54,7 +58,7 @@ class LoadedModel:
         self,
         model: str | Path | PreTrainedModel,
         *,
-        tokenizer: str | Path | PreTrainedTokenizerBase | None = None,
+        tokenizer: str | Path | PreTrainedTokenizerBase | ProcessorMixin | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | str | None = None,
         max_length: int | None = None,
@@ -71,6 +75,12 @@ class LoadedModel:
         if isinstance(model, str | Path) and str(model) not in TINY_NAMES:
             self.folder = read_folder(str(model))
             model = self.folder.checkpoint
+        self._processor: Any = None
+        self._trusts = trust_remote_code
+        self._processor_name = str(tokenizer) if isinstance(tokenizer, str | Path) else str(model)
+        if isinstance(tokenizer, ProcessorMixin):
+            self._processor = tokenizer
+            tokenizer = self._processor.tokenizer
         self._given = model if isinstance(model, torch.nn.Module) else None
         before = None if self._given is None else _StateBefore.of(self._given)
         self.forward: FastForward
@@ -101,6 +111,8 @@ class LoadedModel:
         self.why_unfolded: str | None = None
         """Why batches run unfolded although the model is enabled: code was added to it that would see compact rows."""
         self._poolers: dict[str | None, Pooler] = {}
+        self._picture_keys = PictureKeys(self.vocabulary)
+        self._reads = threading.Lock()
         self._decision_configs: dict[str | Path | None, Any] = {}
         self._enabled_as: list[Any] | None = None
         self._lock = lock_of(decoder_of(self.model))
@@ -180,7 +192,8 @@ class LoadedModel:
     def pooler(self, pooling: str | None) -> Pooler:
         """`pooler_of` this model's folder, made once."""
         if pooling not in self._poolers:
-            self._poolers[pooling] = pooler_of(self.folder, pooling)
+            reads = decoder_of(self.model).config.model_type in PICTURE_TYPES
+            self._poolers[pooling] = pooler_of(self.folder, pooling, reads_messages=reads)
         return self._poolers[pooling]
 
     def decision_config(self, given: Any) -> Any:
@@ -190,6 +203,25 @@ class LoadedModel:
         if given not in self._decision_configs:
             self._decision_configs[given] = decision_config_of(self.model, given)
         return self._decision_configs[given]
+
+    def message_reader(self) -> MessageReader:
+        """Reads messages with images, through the model's processor, which is loaded once.
+
+        Raises:
+            InvalidInputError: a loaded model came without a processor, or the folder has none.
+            UnsupportedModelError: images of this class of models are not read, or not in several processes.
+        """
+        if self.num_processes > 1:
+            raise UnsupportedModelError("images are read in one process only: leave tensor_parallel_size out.")
+        with self._reads:
+            if self._processor is None:
+                if self._given is not None:
+                    raise InvalidInputError(
+                        f"a loaded {type(self.model).__name__} does not bring the processor that reads images. Pass "
+                        "tokenizer=AutoProcessor.from_pretrained(...)."
+                    )
+                self._processor = load_processor(self._processor_name, trust_remote_code=self._trusts)
+        return MessageReader(self.model, self._processor, self.tokenizer, self._picture_keys, self.vocabulary)
 
     def check_finite(self, finite: NDArray[np.bool_], what: str) -> None:
         """Raise `NonFiniteAnswersError` with the places of all answers that are not finite; `what` names the items."""

@@ -30,9 +30,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from radix_mlp.engine.parallel.process_group import ProcessGroup
 from radix_mlp.engine.parallel.rank_processes import START, RankProcesses
-from radix_mlp.errors import InvalidInputError
+from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.enable import enable
 from radix_mlp.hf.fast_forward import FastForward, Mode
+from radix_mlp.hf.pictures.read import Pictures
 from radix_mlp.hf.sharding import shard
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.models.load import load
@@ -120,7 +121,11 @@ class TensorParallelForward(_Part):
         """Raise `EngineDeadError` if a process was lost, and what was computed is worth nothing."""
         self.group.check()
 
-    def __call__(self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None) -> Tensor:
+    def __call__(
+        self, plan: RadixPlan, needed_rows: NDArray[np.int64] | None, pictures: Pictures | None = None
+    ) -> Tensor:
+        if pictures is not None:
+            raise UnsupportedModelError("tensor_parallel_size: batches with images run in one process only.")
         # made first, where it is not yet, in all processes
         self.make()
         with self.group.broadcasting("run", ({name: getattr(plan, name) for name in PLAN_FIELDS}, needed_rows)):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -16,7 +16,8 @@ from radix_mlp.engine.task import Item, Request, Rows, Task
 from radix_mlp.engine.tokenization.control_tokens import controls_of
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize import num_characters, prompt_length, shown, tokenize_texts
-from radix_mlp.errors import InvalidInputError, RejectedItemsError
+from radix_mlp.engine.tokenization.tokenize_messages import ReadMessages, as_content, is_message, read_all
+from radix_mlp.errors import InvalidDtypeError, InvalidInputError, RejectedItemsError
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.pool import PoolingName
 from radix_mlp.ops.row_copies import copy_rows
@@ -131,7 +132,6 @@ def embed_request(
         raise InvalidInputError(
             f"dimensions={dimensions!r}: the model has {width}; give a whole number from 1 to that."
         )
-    sequences, skips = _with_prompt(loaded, tokenizer, texts, options, include_prompt=pooler.include_prompt)
     task = Embedding(loaded, options.pooling, options.normalize, dimensions)
 
     def value(answers: list[Any]) -> Vectors:
@@ -139,6 +139,10 @@ def embed_request(
         loaded.check_finite(np.asarray(np.isfinite(vectors).all(axis=1)), "texts")
         return vectors
 
+    if loaded.folder.chat or any(map(is_message, texts)):
+        items = [Item(row.keys, task, 0, row.pictures) for row in _read_messages(loaded, texts, options)]
+        return Request(items, value)
+    sequences, skips = _with_prompt(loaded, tokenizer, texts, options, include_prompt=pooler.include_prompt)
     items = [Item(ids, task, skip) for ids, skip in zip(sequences, skips, strict=True)]
     return Request(items, value, "texts", num_characters(texts))
 
@@ -150,6 +154,8 @@ def embed_tokens_request(
     options: EmbedTokensOptions,
 ) -> Request[list[Vectors]]:
     """What `Engine.embed_tokens` does before and after the model."""
+    if loaded.folder.chat:
+        raise loaded.folder.unsupported("its texts go through a chat template before they are embedded")
     sequences, _ = _with_prompt(loaded, tokenizer, texts, options, include_prompt=True)
     task = TokenEmbedding(loaded)
 
@@ -158,6 +164,26 @@ def embed_tokens_request(
         return answers
 
     return Request([Item(ids, task) for ids in sequences], value, "texts", num_characters(texts))
+
+
+def _read_messages(loaded: LoadedModel, inputs: Sequence[Any], options: EmbedOptions) -> list[ReadMessages]:
+    """What the model reads of texts, dictionaries and messages, the prompt as a system message before each."""
+    if options.truncate:
+        raise InvalidInputError("truncate=True is for texts: images and messages are not cut.")
+    reader = loaded.message_reader()
+    prompt = loaded.folder.prompt(options.prompt, options.prompt_name)
+    is_whole = loaded.folder.has_generation_prompt
+
+    def read(value: Any) -> ReadMessages:
+        if not isinstance(value, str) and not is_message(value):
+            raise InvalidDtypeError(f"{shown(value)} is neither a text, nor a dictionary, nor a list of messages")
+        has_roles = not isinstance(value, str | Mapping) and "role" in value[0]
+        messages = list(value) if has_roles else [{"role": "user", "content": as_content(value)}]
+        if prompt:
+            messages.insert(0, {"role": "system", "content": prompt})
+        return reader.read(messages, generation_prompt=is_whole)
+
+    return read_all(read, inputs, "texts", loaded.max_length)
 
 
 def _with_prompt(

@@ -18,6 +18,7 @@ from radix_mlp.engine.task import Item, Request, Rows, Task
 from radix_mlp.engine.tasks.classify import label_scores
 from radix_mlp.engine.tasks.rerank_template import Template, check_template, choose_template, encode_pairs
 from radix_mlp.engine.tokenization.tokenize import check_pairs, encode, num_characters
+from radix_mlp.engine.tokenization.tokenize_messages import ReadMessages, as_content, is_message, read_all
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.models.head_check import pad_token_of
 from radix_mlp.models.heads import language_head
@@ -84,7 +85,8 @@ class Ranked(NamedTuple):
     index: int  # type: ignore[assignment]
     """Its place in the caller's list."""
     score: float
-    document: str
+    document: Any
+    """As the caller gave it."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ class Relevance(Task):
 
     def finish(self, hidden: Tensor, plan: DevicePlan, items: Sequence[Item]) -> Tensor:
         if self.tokens:
-            head = language_head(self.loaded.model, self.tokens, probe=items[0].ids)
+            head = language_head(self.loaded.model, self.tokens, probe=items[0].text_ids)
             scores = head(last_token(hidden, plan))
             score = scores[:, 0] if len(self.tokens) == 1 else scores[:, 0] - scores[:, 1]
         else:
@@ -121,25 +123,29 @@ class Relevance(Task):
 def rerank_request(
     loaded: LoadedModel,
     tokenizer: Any,
-    pairs: Sequence[tuple[str, str]],
+    pairs: Sequence[tuple[Any, Any]],
     options: RerankOptions,
     what: str = "pairs",
 ) -> Request[NDArray[np.float64]]:
     """What `Engine.rerank_pairs` does before and after the model; errors call the pairs `what`."""
-    check_pairs(pairs, what, ("query", "document"))
-    chosen = _check_model(loaded, tokenizer, options.template)
-    sequences = encode_pairs(
-        chosen,
-        pairs,
-        instruction=loaded.folder.prompt(options.instruction, options.prompt_name, "instruction"),
-        max_length=loaded.max_length,
-        truncate=options.truncate,
-        what=what,
-        vocabulary=loaded.vocabulary,
-    )
+    instruction = loaded.folder.prompt(options.instruction, options.prompt_name, "instruction")
+    if any(is_message(part) for pair in pairs if isinstance(pair, tuple | list) for part in pair):
+        rows = _read_pairs(loaded, pairs, options, instruction, what)
+    else:
+        check_pairs(pairs, what, ("query", "document"))
+        sequences = encode_pairs(
+            _check_model(loaded, tokenizer, options.template),
+            pairs,
+            instruction=instruction,
+            max_length=loaded.max_length,
+            truncate=options.truncate,
+            what=what,
+            vocabulary=loaded.vocabulary,
+        )
+        rows = [ReadMessages(ids, ()) for ids in sequences]
     # copies of a document tie, though a last bit may depend on a row's place in its batch
-    first: dict[tuple[str, str], int] = {}
-    same = [first.setdefault((query, document), index) for index, (query, document) in enumerate(pairs)]
+    first: dict[bytes, int] = {}
+    same = [first.setdefault(row.keys.tobytes(), index) for index, row in enumerate(rows)]
 
     def value(answers: list[float]) -> NDArray[np.float64]:
         scores = np.asarray(answers, np.float64)
@@ -147,16 +153,41 @@ def rerank_request(
         return scores[same]
 
     items: list[Item] = []
-    if sequences:
+    if rows:
         task = _relevance(loaded, tokenizer, as_probability=not options.raw_scores and _is_probability(loaded))
-        items = [Item(ids, task) for ids in sequences]
+        items = [Item(row.keys, task, 0, row.pictures) for row in rows]
     return Request(items, value, what, num_characters(pairs))
 
 
-def document_pairs(query: str, documents: Sequence[str]) -> list[tuple[str, str]]:
-    """One query with each of its documents; `InvalidDtypeError` if they are no strings."""
-    if not isinstance(query, str):
-        raise InvalidDtypeError(f"query must be a string, not {query!r:.60}.")
+def _read_pairs(
+    loaded: LoadedModel, pairs: Sequence[Any], options: RerankOptions, instruction: str | None, what: str
+) -> list[ReadMessages]:
+    """What the model reads of pairs with images, through its processor's chat template."""
+    require_kind(loaded.model, ("causal", "classifier"), "rerank")
+    if options.template not in ("auto", "chat"):
+        raise InvalidInputError(f"template={options.template!r} is for texts: images need 'chat'.")
+    if options.truncate:
+        raise InvalidInputError("truncate=True is for texts: images and messages are not cut.")
+    if loaded.folder.is_sentence_transformers:
+        loaded.folder.check_transformer(("logits",))
+    reader = loaded.message_reader()
+    reader.check_roles("query", "document")
+
+    def read(pair: Any) -> ReadMessages:
+        query, document = pair
+        turns = [("query", query), ("document", document)]
+        if instruction:
+            turns.insert(0, ("system", instruction))
+        messages = [{"role": role, "content": as_content(value)} for role, value in turns]
+        return reader.read(messages, generation_prompt=loaded.folder.has_generation_prompt)
+
+    return read_all(read, pairs, what, loaded.max_length)
+
+
+def document_pairs(query: Any, documents: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """One query with each of its documents; `InvalidDtypeError` if it is neither a string nor a dictionary."""
+    if not isinstance(query, str) and not is_message(query):
+        raise InvalidDtypeError(f"query must be a string, or a dictionary with text and image, not {query!r:.60}.")
     return [(query, document) for document in documents]
 
 
@@ -165,7 +196,7 @@ def check_top_n(top_n: int | None) -> None:
         raise InvalidInputError(f"top_n={top_n}: must be at least 1, or None for all documents.")
 
 
-def ranked(documents: Sequence[str], scores: NDArray[np.float64], top_n: int | None = None) -> list[Ranked]:
+def ranked(documents: Sequence[Any], scores: NDArray[np.float64], top_n: int | None = None) -> list[Ranked]:
     """The best first, those with equal scores in the caller's order.
 
     >>> [place.index for place in ranked(["a", "b", "c"], np.array([0.1, 0.7, 0.7]), top_n=2)]

@@ -23,7 +23,7 @@ from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.ops.row_copies import copy_rows
 from radix_mlp.ops.send import send
 
-__all__ = ["Pictures", "arguments_of_pictures", "image_token_of", "read_pictures"]
+__all__ = ["Pictures", "arguments_of_pictures", "image_token_of", "read_pictures", "reason_of_tower"]
 
 _TYPES = ("mm_token_type_ids", "token_type_ids")
 _KNOWN = ("transformers.", "torch.nn.", "radix_mlp.", "peft.utils.", "peft.tuners.tuners_utils", "peft.tuners._")
@@ -113,7 +113,7 @@ def read_pictures(
     is_picture = flat == image_token_of(trunk)
     is_shown = is_picture[token_index]
     counts = np.add.reduceat(np.append(is_shown, 0), cu_seq_lengths[:-1]) * (np.diff(cu_seq_lengths) > 0)
-    reason = _reason_of_tower(trunk) or _reason_of_types(given, is_picture)
+    reason = reason_of_tower(trunk) or _reason_of_types(given, is_picture)
     if reason is None and is_shown.sum() != is_picture.sum():
         reason = "placeholders of images stand in padding"
     if reason is not None:
@@ -181,7 +181,7 @@ def _reason_of_types(given: Mapping[str, Any], is_picture: NDArray[np.bool_]) ->
     return None
 
 
-def _reason_of_tower(trunk: PreTrainedModel) -> str | None:
+def reason_of_tower(trunk: PreTrainedModel) -> str | None:
     """Why the part that reads pictures would not give the same picture the same features each time."""
     for name, module in _modules_of_tower(trunk):
         if module.training and (random := randomness_of(module)):

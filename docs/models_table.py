@@ -11,10 +11,12 @@ from functools import cache
 import torch
 import transformers
 from tools.model_types.multimodal_zoo import multimodal_types, tiny_multimodal
+from tools.model_types.pictures import examine_pictures
 from tools.model_types.sweep import MAX_ERROR, Verdict, examine
 from tools.model_types.zoo import causal_lm_types
 
 from radix_mlp.hf.dense_types import MAX_DENSE_ROWS
+from radix_mlp.hf.pictures.picture_types import PICTURE_TYPES
 
 
 @cache
@@ -29,6 +31,13 @@ def multimodal_verdicts() -> tuple[Verdict, ...]:
     """Every multimodal type of the installed transformers, examined on text alone."""
     with _quiet():
         return tuple(examine(model_type, tiny_multimodal) for model_type in multimodal_types())
+
+
+@cache
+def picture_verdicts() -> dict[str, Verdict]:
+    """Every type whose images fold, examined on prompts about pictures; raises AssertionError if one is not exact."""
+    with _quiet():
+        return {model_type: examine_pictures(model_type)[0] for model_type in sorted(PICTURE_TYPES)}
 
 
 @contextmanager
@@ -75,9 +84,11 @@ blocks that are cut where the tree branches.""",
         "## Multimodal classes",
         f"""Classes that read images, videos or sounds beside text, as `AutoModelForMultimodalLM` builds them. Here they
 are fed text alone, which is what `enable`, `Engine` and training fold: {multimodal_counts["exact"]} exact,
-{multimodal_counts["refused"]} refused. Calls with images, sounds or their placeholder tokens run unfolded, and
+{multimodal_counts["refused"]} refused. With {len(picture_verdicts())} of them, calls with images fold as well:
+prompts about pictures, some shared, some of one size or with one pixel changed, are compared in the same way. Other
+calls with images, and all with videos, sounds or placeholder tokens without them, run unfolded, and
 `radix_mlp.last_call(model)` says so; under `threshold=1` they are an error.""",
-        "Exact: " + ", ".join(f"`{v.model_type}`" for v in multimodal["exact"]),
+        _multimodal_table(multimodal["exact"]),
         "Refused with text alone:",
         _reasons(multimodal["refused"]),
         f"""Not built small here, so tried by `enable` on their own weights: {multimodal_counts["not built"]}.""",
@@ -111,6 +122,13 @@ def proven_module() -> str:
 def _by_kind(found: tuple[Verdict, ...]) -> tuple[dict[str, list[Verdict]], dict[str, int]]:
     by_kind = {kind: [v for v in found if v.kind == kind] for kind in ("exact", "refused", "not built")}
     return by_kind, {kind: len(verdicts_of_kind) for kind, verdicts_of_kind in by_kind.items()}
+
+
+def _multimodal_table(found: list[Verdict]) -> str:
+    """The types that are exact with text alone, and which of them are so with images."""
+    exact = {name for name, verdict in picture_verdicts().items() if verdict.kind == "exact"}
+    rows = [f"| `{v.model_type}` | exact | {'exact' if v.model_type in exact else 'unfolded'} |" for v in found]
+    return "| type | text | images |\n|---|---|---|\n" + "\n".join(rows)
 
 
 def _reasons(found: list[Verdict]) -> str:

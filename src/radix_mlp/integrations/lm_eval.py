@@ -241,7 +241,7 @@ class RadixLM(HFLM):
             return []
         task = Continuations(self._engine)
         items = [
-            Continuation(sequence, task, len(sequence) - len(target), target)
+            Continuation(sequence, task, len(sequence) - len(target), target=target)
             for sequence, target in zip(sequences, targets, strict=True)
         ]
         answers: list[Answer] = [(0.0, False)] * len(requests)

@@ -198,12 +198,12 @@ def _run(loaded: LoadedModel, prepared: PreparedBatch) -> tuple[Tensor, list[tup
     """Hidden states, and what every task makes of them."""
     found: list[tuple[Part, Any]] = []
     if prepared.folded:
-        hidden = loaded.forward(prepared.plan, prepared.needed_rows, prepared.pictures)
+        more = {} if prepared.pictures is None else {"pictures": prepared.pictures}
+        hidden = loaded.forward(prepared.plan, prepared.needed_rows, **more)
     elif _shows_pictures(prepared.items):
         sequences, trunk = _sequences(prepared.items), decoder_of(loaded.model)
         ids = [sequence.ids(loaded.vocabulary, image_token_of(trunk)) for sequence in sequences]
-        more = partial(padded_pictures, loaded.model, sequences)
-        hidden = padded_hidden(loaded.model, ids, more)
+        hidden = padded_hidden(loaded.model, ids, partial(padded_pictures, loaded.model, sequences))
     else:
         hidden = padded_hidden(loaded.model, [item.ids for item in prepared.items])
     whole = to_device(prepared.plan, hidden.device, tree=False)

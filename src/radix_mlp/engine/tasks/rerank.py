@@ -187,7 +187,7 @@ def _read_pairs(
 def document_pairs(query: Any, documents: Sequence[Any]) -> list[tuple[Any, Any]]:
     """One query with each of its documents; `InvalidDtypeError` if it is neither a string nor a dictionary."""
     if not isinstance(query, str) and not is_message(query):
-        raise InvalidDtypeError(f"query must be a string, or a dictionary with text and image, not {query!r:.60}.")
+        raise InvalidDtypeError(f"query must be a string, not {query!r:.60}. One with an image is a dictionary.")
     return [(query, document) for document in documents]
 
 

@@ -26,6 +26,7 @@ from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.pictures import read
 from radix_mlp.hf.pictures.equality import first_of_equal
 from radix_mlp.hf.pictures.picture_types import PICTURE_TYPES
+from radix_mlp.hf.pictures.positions import numbered
 from radix_mlp.hf.pictures.tower import ShownPictures
 from radix_mlp.hf.support import decoder_of
 
@@ -121,8 +122,8 @@ def test_wrong_keys_are_found(model, wrong, monkeypatch) -> None:
 def test_wrong_positions_are_found(monkeypatch) -> None:
     model = tiny_multimodal("qwen3_vl")
     prompts = sample_prompts(sample_pictures(model))
-    right = read._read_axes
-    monkeypatch.setattr(read, "_read_axes", lambda *args: right(*args)[:1].repeat(3, 0))
+    right = read._made_axes
+    monkeypatch.setattr(read, "_made_axes", lambda *args: right(*args)[:1].repeat(3, 0))
     assert picture_error(model, prompts) > 1e-2
 
 
@@ -220,7 +221,7 @@ def test_pictures_are_equal_to_the_bit(marks, dtype) -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.lists(st.tuples(*[st.integers(0, 2**18)] * 3), min_size=1, max_size=12))
 def test_numbers_of_positions(triples) -> None:
-    numbers = read._numbered(np.array(triples).T)
+    numbers = numbered(np.array(triples).T)
     assert numbers.min() >= 0
     assert numbers.max() < 2**31
     assert [(a == b) for a in numbers for b in numbers] == [(a == b) for a in triples for b in triples]

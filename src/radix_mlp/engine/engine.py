@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,7 @@ from radix_mlp.engine.tasks.score import (
 from radix_mlp.engine.tokenization.decision_prompts import Questions, State
 from radix_mlp.engine.tokenization.token_ids import TextOrIds
 from radix_mlp.engine.tokenization.tokenize_chats import Chat
+from radix_mlp.engine.tokenization.tokenize_messages import Message
 
 if TYPE_CHECKING:
     from transformers import DecisionConfig
@@ -51,7 +52,8 @@ class Engine(JobEngine):
         model: a hub id, a folder (of transformers or sentence-transformers), a loaded transformers model (also in
             PEFT's class), `"small"` (an embedder that comes with the package), or `"tiny"` (also `"tiny-reranker"`,
             `"tiny-classifier"`, `"tiny-decider"`).
-        tokenizer: needed with a loaded model; else the model's own. One that is handed in is copied.
+        tokenizer: needed with a loaded model; else the model's own. One that is handed in is copied. A processor brings
+            its own, and reads images.
         device: CUDA where there is one, else the CPU; a loaded model stays where it is.
         dtype: the checkpoint's own unless given, as `torch.float32` or `"float32"`.
         max_batch_tokens: budget of a batch, in compact tokens; at most 4096 for a model that computes attention itself,
@@ -89,7 +91,7 @@ class Engine(JobEngine):
 
     def embed(
         self,
-        texts: Sequence[TextOrIds],
+        texts: Sequence[TextOrIds | Mapping[str, Any] | Sequence[Message]],
         *,
         prompt: str | None = None,
         prompt_name: str | None = None,
@@ -104,8 +106,10 @@ class Engine(JobEngine):
         A sentence-transformers folder brings its pooling, dense layers, default prompt, length limit and dimensions.
 
         Args:
-            texts: texts, or lists of token ids, which are taken as they are: no prompt before them.
-            prompt: put before every text, as one string with it; the model's default prompt unless given.
+            texts: texts, or lists of token ids, which are taken as they are: no prompt before them. With a model that
+                reads images: dictionaries `{"image": ..., "text": ...}`, or lists of messages with such parts.
+            prompt: put before every text, as one string with it; the model's default prompt unless given. Of
+                dictionaries and messages it is the system message.
             prompt_name: use the model's prompt of this name.
             normalize: scale every vector to length 1.
             dimensions: keep this many leading dimensions (before scaling), for models trained to allow it.
@@ -150,8 +154,8 @@ class Engine(JobEngine):
 
     def rerank(
         self,
-        query: str,
-        documents: Sequence[str],
+        query: str | Mapping[str, Any],
+        documents: Sequence[str | Mapping[str, Any]],
         *,
         instruction: str | None = None,
         top_n: int | None = None,
@@ -167,6 +171,8 @@ class Engine(JobEngine):
         files say that its scores are used as they are keeps them so.
 
         Args:
+            query: a text; with a model that reads images also `{"image": ..., "text": ...}`.
+            documents: as the query.
             instruction: what relevant means, in words; the model's default unless given.
             top_n: return this many.
             prompt_name: take the model's prompt of this name as the instruction.
@@ -199,7 +205,7 @@ class Engine(JobEngine):
 
     def rerank_pairs(
         self,
-        pairs: Sequence[tuple[str, str]],
+        pairs: Sequence[tuple[str | Mapping[str, Any], str | Mapping[str, Any]]],
         *,
         instruction: str | None = None,
         prompt_name: str | None = None,

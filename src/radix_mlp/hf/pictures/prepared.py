@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedModelError
 from radix_mlp.hf.pictures.picture_types import PICTURE_TYPES
+from radix_mlp.hf.pictures.positions import axes_of, has_axes
 from radix_mlp.hf.pictures.read import Pictures, image_token_of, reason_of_tower
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.plan import RadixPlan
@@ -91,7 +92,7 @@ def padded_pictures(
     trunk = decoder_of(model)
     shown = list(_shown(sequences))
     found = _arguments(trunk, shown) if shown else {}
-    if hasattr(trunk, "compute_3d_position_ids"):
+    if has_axes(trunk):
         is_picture = input_ids == image_token_of(trunk)
         found["mm_token_type_ids"] = torch.from_numpy(is_picture.astype(np.int64))
     return {name: value.to(trunk.device) for name, value in found.items()}
@@ -127,17 +128,10 @@ def joined(pixels: Sequence[Tensor]) -> Tensor:
 
 
 def _axes(trunk: Any, sequences: Sequence[PictureSequence], vocabulary: int) -> NDArray[np.int64] | None:
-    """`[A, N]` positions, where tokens have several."""
-    if not hasattr(trunk, "get_rope_index"):
+    """`[3, N]` positions, where tokens have several."""
+    if not has_axes(trunk):
         return None
-    found = []
-    for sequence in sequences:
-        if not sequence.pictures:
-            found.append(np.broadcast_to(np.arange(len(sequence.keys)), (3, len(sequence.keys))))
-            continue
-        ids = torch.from_numpy(sequence.ids(vocabulary, image_token_of(trunk)).astype(np.int64))[None]
-        grids = torch.cat([picture.sizes for picture in sequence.pictures if picture.sizes is not None])
-        types = torch.from_numpy((sequence.keys >= vocabulary).astype(np.int64))[None]
-        axes, _ = trunk.get_rope_index(ids, mm_token_type_ids=types, image_grid_thw=grids)
-        found.append(axes[:, 0].numpy())
-    return np.concatenate(found, axis=1)
+    none = torch.zeros(0, 3, dtype=torch.int64)
+    sizes = [[picture.sizes for picture in sequence.pictures if picture.sizes is not None] for sequence in sequences]
+    grids = [torch.cat([none, *grid]).numpy() for grid in sizes]
+    return axes_of(trunk, [sequence.keys >= vocabulary for sequence in sequences], grids)

@@ -17,6 +17,7 @@ from radix_mlp.hf.examination import randomness_of
 from radix_mlp.hf.media import SETTINGS_OF_MEDIA
 from radix_mlp.hf.pictures.equality import first_of_equal
 from radix_mlp.hf.pictures.picture_types import PICTURE_TYPES, PictureType
+from radix_mlp.hf.pictures.positions import axes_of, has_axes, numbered
 from radix_mlp.hf.pictures.tower import PictureTower, ShownPictures
 from radix_mlp.hf.text_tower import text_modules
 from radix_mlp.ops.device_plan import DevicePlan
@@ -52,7 +53,7 @@ class Pictures:
     @property
     def position_ids(self) -> NDArray[np.int64] | None:
         """`[N]` a number for each combination of positions, equal where they are equal."""
-        return None if self.axes is None else _numbered(self.axes)
+        return None if self.axes is None else numbered(self.axes)
 
     def of_caller(self, shown: Tensor, features: Tensor) -> Tensor:
         """The features of the caller's pictures, as the class gives them beside its outputs.
@@ -135,9 +136,14 @@ def read_pictures(
     place = np.arange(tokens.sum()) - np.repeat(np.cumsum(tokens) - tokens, tokens)
     shown_rows = np.full(len(is_shown), -1)
     shown_rows[is_shown] = np.repeat(begin[first], tokens) + place
-    axes = _read_axes(trunk, given, token_index)
+    axes = _given_axes(given, token_index)
     if isinstance(axes, str):
         return axes
+    if axes is None and given.get("position_ids") is None and has_axes(trunk):
+        if given.get("mm_token_type_ids") is None:
+            return "images are given without mm_token_type_ids, from which the model makes positions"
+        stops = np.searchsorted(np.cumsum(tokens), np.cumsum(counts), side="right")
+        axes = _made_axes(trunk, is_shown, cu_seq_lengths, np.split(sizes, stops[:-1]))
     settings = {name: given[name] for name in SETTINGS_OF_MEDIA if name in given}
     distinct = _distinct(kind, given, chosen, starts)
     return Pictures(shown_rows, distinct, tokens[chosen].tolist(), len(rows), settings, axes)
@@ -200,30 +206,12 @@ def _modules_of_tower(trunk: PreTrainedModel) -> Iterator[tuple[str, torch.nn.Mo
     return ((name, module) for name, module in trunk.named_modules() if id(module) not in text)
 
 
-def _read_axes(trunk: Any, given: Mapping[str, Any], token_index: NDArray[np.int64]) -> NDArray[np.int64] | str | None:
-    """`[A, N]` positions as the caller gave them, or as the class makes them; None if tokens have one position."""
-    positions, mask = given.get("position_ids"), given.get("attention_mask")
-    input_ids = given["input_ids"]
-    if positions is not None and positions.ndim != 3:
+def _given_axes(given: Mapping[str, Any], token_index: NDArray[np.int64]) -> NDArray[np.int64] | str | None:
+    """`[A, N]` positions as the caller gave them; None if each token has one, or none are given."""
+    positions, mask, shape = given.get("position_ids"), given.get("attention_mask"), given["input_ids"].shape
+    if positions is None or positions.ndim != 3:
         return None
-    if positions is None:
-        if not hasattr(trunk, "compute_3d_position_ids"):
-            return None
-        if given.get("mm_token_type_ids") is None:
-            return "images are given without mm_token_type_ids, from which the model makes positions"
-        # on the host, where it reads one number after the other
-        positions = trunk.compute_3d_position_ids(
-            input_ids=input_ids.cpu(),
-            inputs_embeds=None,
-            image_grid_thw=given["image_grid_thw"].cpu(),
-            video_grid_thw=None,
-            past_key_values=None,
-            attention_mask=None if mask is None else mask.cpu(),
-            mm_token_type_ids=given["mm_token_type_ids"].cpu(),
-        )
-        if isinstance(trunk.rope_deltas, Tensor):
-            trunk.rope_deltas = trunk.rope_deltas.to(input_ids.device)
-    if positions.shape[0] not in (3, 4) or positions.shape[1:] != input_ids.shape:
+    if positions.shape[0] not in (3, 4) or positions.shape[1:] != shape:
         return f"position_ids are {tuple(positions.shape)}, neither [3, B, T] nor [4, B, T]"
     if len(positions) == 4 and mask is None and bool((positions[0].diff(dim=-1) != 1).any()):
         return "position_ids [4, B, T] pack several sequences with images into a row"
@@ -231,25 +219,16 @@ def _read_axes(trunk: Any, given: Mapping[str, Any], token_index: NDArray[np.int
     return "position_ids are negative in places" if (axes < 0).any() else axes
 
 
-def _numbered(axes: NDArray[np.int64]) -> NDArray[np.int64]:
-    """`[N]` equal numbers, below 2**31, where all `[A, N]` are equal.
-
-    >>> _numbered(np.array([[0, 1, 1, 1], [0, 1, 2, 1], [0, 1, 1, 1]])).tolist()
-    [0, 2, 3, 2]
-    """
-    # the axes of a picture stay near the first one
-    parts = [axes[0], *(axis - axes[0] for axis in axes[1:])]
-    parts = [part - part.min() for part in parts]
-    widths = [int(part.max()) + 1 for part in parts]
-    found, size = parts[0], widths[0]
-    for part, width in zip(parts[1:], widths[1:], strict=True):
-        if size * width >= 2**31:
-            values, found = np.unique(found, return_inverse=True)
-            size = len(values)
-        found, size = found * width + part, size * width
-    if size >= 2**31:
-        found = np.unique(found, return_inverse=True)[1]
-    return found
+def _made_axes(
+    trunk: Any, is_shown: NDArray[np.bool_], cu_seq_lengths: NDArray[np.int64], grids: Sequence[NDArray[np.int64]]
+) -> NDArray[np.int64]:
+    """`[3, N]` positions as the class makes them, which also remembers how far they are from a count of tokens."""
+    axes = axes_of(trunk, np.split(is_shown, cu_seq_lengths[1:-1]), grids)
+    lengths = np.diff(cu_seq_lengths)
+    rows = np.split(axes, cu_seq_lengths[1:-1], axis=1)
+    deltas = np.array([row.max(initial=-1) for row in rows]) + 1 - lengths
+    trunk.rope_deltas = send(deltas[:, None], trunk.device)
+    return axes
 
 
 def _to_numpy(tensor: Tensor) -> NDArray[np.int64]:

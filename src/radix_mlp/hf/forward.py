@@ -72,7 +72,7 @@ def compact_arguments(model: PreTrainedModel, plan: DevicePlan) -> dict[str, Any
         plan.compact_positions,
         tree,
         mixers_plan=plan.plan if has_mixers else None,
-        windowed_spans=has_windowed_spans(trunk, plan.plan),
+        windowed_spans=plan.plan.span_end is not None and has_windowed_spans(trunk, plan.plan),
     )
 
 

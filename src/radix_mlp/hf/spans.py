@@ -102,13 +102,11 @@ def reason_of_span_lengths(trunk: PreTrainedModel, plan: RadixPlan) -> str | Non
 
 
 def has_windowed_spans(trunk: PreTrainedModel, plan: RadixPlan) -> bool:
-    """Whether the spans of a plan matter only in layers with a window.
+    """Whether the spans of a plan that has some matter only in layers with a window.
 
     Raises:
-        UnsupportedCallError: the plan has spans, and `trunk` has none, or cannot fold these.
+        UnsupportedCallError: `trunk` has no spans, or cannot fold these.
     """
-    if plan.span_end is None:
-        return False
     rule = span_rule_of(trunk)
     if rule is None or not rule.types:
         raise UnsupportedCallError(f"the plan has spans, and no tokens of {type(trunk).__name__} see later ones")

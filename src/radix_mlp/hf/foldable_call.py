@@ -14,11 +14,9 @@ from transformers import PreTrainedModel
 from radix_mlp.hf.media import placeholders_of, reason_of_media, says_text, without_axes
 from radix_mlp.hf.padding import PaddedLayout, row_with_holes
 from radix_mlp.hf.pictures.read import Pictures, arguments_of_pictures, image_token_of, read_pictures
-from radix_mlp.hf.prefill_cache import reason_of_cache, uses_cache
+from radix_mlp.hf.prefill_cache import reason_of_cache, reason_of_continuation, uses_cache
 from radix_mlp.hf.spans import span_rule_of, spans_of_types
-from radix_mlp.hf.support import decoder_of, takes_positions
-from radix_mlp.hf.temperature import scales_by_row
-from radix_mlp.hf.text_tower import tower_of
+from radix_mlp.hf.support import decoder_of
 from radix_mlp.hf.tracing import reason_of_tracing
 from radix_mlp.plan import RadixPlan, build_plan
 from radix_mlp.plan.spans import span_keys
@@ -145,7 +143,7 @@ def read_call(model: PreTrainedModel, arguments: Mapping[str, Any]) -> FoldableC
         _reason_of_placeholders(model, call)
         or _reason_of_packed_spans(call)
         or _reason_of_labels(given, call)
-        or (_reason_of_continuation(model, call) if uses_cache(given) else None)
+        or (_reason_of_cached_call(model, call) if uses_cache(given) else None)
         or call
     )
 
@@ -249,22 +247,12 @@ def _read_positions(
     return checked
 
 
-def _reason_of_continuation(model: PreTrainedModel, call: FoldableCall) -> str | None:
-    """Why calls that go on from the cache of a folded call would not go on as from that of an unfolded one."""
+def _reason_of_cached_call(model: PreTrainedModel, call: FoldableCall) -> str | None:
     if call.is_packed:
         return "several sequences share a row, which is one sequence to a key-value cache"
-    present = call.layout.present
-    if not present[:, -1].all():
-        return "a key-value cache is used with padding on the right, from which generation would go on"
-    if present[:, 0].all():
-        return None
-    tower = tower_of(decoder_of(model))
-    if call.position_ids is None and takes_positions(tower):
-        return "a key-value cache is used with padding on the left and no position_ids, so columns count as positions"
-    by_column = "chunked_attention" in (getattr(tower.config, "layer_types", None) or [])
-    if by_column or any(scales_by_row(module) for module in tower.modules()):
-        return f"a key-value cache is used with padding on the left, and {type(tower).__name__} counts it as tokens"
-    return None
+    if call.pictures is not None:
+        return "a key-value cache is used, which calls with images do not fill"
+    return reason_of_continuation(model, call.layout.present, has_positions=call.position_ids is not None)
 
 
 def _reason_of_placeholders(model: PreTrainedModel, call: FoldableCall) -> str | None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
@@ -13,7 +15,8 @@ from transformers.cache_utils import DynamicLayer
 from radix_mlp.errors import UnsupportedCallError
 from radix_mlp.hf.mixers.discovery import gives_states, mixers_of
 from radix_mlp.hf.names_in_forward import names_in_forward
-from radix_mlp.hf.support import decoder_of
+from radix_mlp.hf.support import decoder_of, takes_positions
+from radix_mlp.hf.temperature import scales_by_row
 from radix_mlp.hf.text_tower import tower_of
 
 __all__ = [
@@ -26,6 +29,7 @@ __all__ = [
     "is_step",
     "keep_report",
     "reason_of_cache",
+    "reason_of_continuation",
     "report_of",
     "uses_cache",
 ]
@@ -245,6 +249,29 @@ def _reason_of_layers(cache: DynamicCache) -> str | None:
         return f"the key-value cache has layers of an unknown kind ({', '.join(strange)})"
     if any(getattr(layer, "record_past", False) for layer in cache.layers):
         return "the key-value cache records past states (assisted decoding)"
+    return None
+
+
+def reason_of_continuation(model: PreTrainedModel, present: NDArray[np.bool_], *, has_positions: bool) -> str | None:
+    """Why calls that go on from the cache of a folded call would not go on as from that of an unfolded one.
+
+    Args:
+        model: whatever is called.
+        present: `[B, T]`, where tokens stand.
+        has_positions: whether the caller gives `position_ids`.
+    """
+    if not has_positions and hasattr(model.base_model, "get_rope_index"):
+        return "a key-value cache is used without position_ids, which this class remembers for later calls"
+    if not present[:, -1].all():
+        return "a key-value cache is used with padding on the right, from which generation would go on"
+    if present[:, 0].all():
+        return None
+    tower = tower_of(decoder_of(model))
+    if not has_positions and takes_positions(tower):
+        return "a key-value cache is used with padding on the left and no position_ids, so columns count as positions"
+    by_column = "chunked_attention" in (getattr(tower.config, "layer_types", None) or [])
+    if by_column or any(scales_by_row(module) for module in tower.modules()):
+        return f"a key-value cache is used with padding on the left, and {type(tower).__name__} counts it as tokens"
     return None
 
 

@@ -23,7 +23,7 @@ from tools.model_types.pictures import (
 
 import radix_mlp
 from radix_mlp.errors import UnsupportedCallError
-from radix_mlp.hf.pictures import read
+from radix_mlp.hf.pictures import equality, read
 from radix_mlp.hf.pictures.equality import first_of_equal
 from radix_mlp.hf.pictures.picture_types import PICTURE_TYPES
 from radix_mlp.hf.pictures.positions import numbered
@@ -214,6 +214,14 @@ def test_pictures_are_equal_to_the_bit(marks, dtype) -> None:
     starts = np.cumsum([0, *(rows for _, rows in marks)])
     found = first_of_equal(torch.cat(parts), starts, np.zeros((len(parts), 1)))
     assert found.tolist() == [marks.index(mark) for mark in marks]
+    # as on a device: by hashes alone, and with a hash that is the same for all
+    bits = equality._bits(torch.cat(parts))
+    hashes = [*zip(equality._digests_on_device(bits, starts), np.diff(starts), strict=True)]
+    assert [(a == b) for a in hashes for b in hashes] == [(a == b) for a in marks for b in marks]
+    first = {rows: place for place, (_, rows) in reversed([*enumerate(marks)])}
+    collided = np.array([first[rows] for _, rows in marks])
+    equality._part_unequal(bits, starts, collided)
+    assert all(marks[place] == mark for place, mark in zip(collided, marks, strict=True))
     sizes = np.arange(len(parts))[:, None]
     assert first_of_equal(torch.cat(parts), starts, sizes).tolist() == list(range(len(parts)))
 

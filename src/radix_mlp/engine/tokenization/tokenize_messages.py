@@ -132,6 +132,12 @@ class MessageReader:
             text = self._processor.apply_chat_template(given, tokenize=False, add_generation_prompt=generation_prompt)
         except TemplateError as error:
             raise InvalidInputError(f"the chat template refuses the messages: {error}") from error
+        token = getattr(self._processor, "image_token", None)
+        if isinstance(token, str) and text.count(token) != len(images):
+            raise InvalidInputError(
+                f"the messages hold {text.count(token)} placeholders {token!r} of {len(images)} images: leave them "
+                "out of texts"
+            )
         tokenizer = self._processor.tokenizer
         begins = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
         with turn_of(tokenizer):

@@ -2,11 +2,12 @@
 
   semif     37 states of about 300 tokens, 21 questions each
   64q       64 questions of 40 tokens on a state of --state tokens, beside one question alone
-  400q      400 questions of 40 tokens on the shortest state of --state
+  400q      400 questions of 40 tokens on the shortest state of --state, beside the forward passes alone
   job       1,000 states of about 300 tokens, 21 questions each, beside the forward passes alone
 
 Sides: "stock" runs one prompt after another through the unmodified model and reads the labels' logits, as transformers'
-pipeline does; "off" is the engine with share=False; "folded" is the engine. Times are from token ids to probabilities.
+pipeline does (in a single round where there are many); "off" is the engine with share=False; "folded" is the engine. --sides
+leaves out those that take too long. Times are from token ids to probabilities.
 The gate, before anything is timed: probabilities of the first prompts against the unmodified model in float32, within
 twice the unmodified model's own error.
 
@@ -49,6 +50,10 @@ VOCABULARY = {"small": 4096}
 GATE_PROMPTS = 8
 MOST_STOCK = 800
 """More prompts than these are not run one by one."""
+ONE_ROUND = 100
+"""More prompts than these run one by one in a single round."""
+SIDES = ("stock", "off")
+"""Beside "folded"."""
 
 Prompt = np.ndarray[Any, np.dtype[np.int32]]
 
@@ -69,13 +74,13 @@ class Row:
     tokens: int
     computed: int
     stock_ms: float | None
-    off_ms: float
+    off_ms: float | None
     folded_ms: float
     over_stock: float | None
-    over_off: float
+    over_off: float | None
     decisions_per_s: float
     beside_ms: float | None
-    """64q: one question alone; job: the forward passes alone."""
+    """64q: one question alone; 400q, job: the forward passes alone."""
     over_beside: float | None
     spread: float
 
@@ -97,7 +102,9 @@ def main() -> None:
 def run_shape(shape: str, options: argparse.Namespace) -> None:
     model = build(shape, options)
     folded = Engine(model, tokenizer=tiny_tokenizer(), max_length=10**6, threshold=1.0)
-    engines = {"folded": folded, "off": folded.with_folding(share=False)}
+    engines = {"folded": folded}
+    if "off" in options.sides:
+        engines["off"] = folded.with_folding(share=False)
     gate(prompts_of(2, 300, GATE_PROMPTS // 2, model), model, folded)
     for what, prompts, beside in cases(options, model):
         row = measure(shape, what, prompts, beside, model, engines, options)
@@ -206,18 +213,20 @@ def measure(
     if beside is not None:
         sides["beside"] = lambda: ours(engines["folded"], beside)
     sides["folded"]()
-    if what == "job":
+    if what in ("job", "400q"):
         sides["beside"] = forward_passes(engines["folded"], prompts)
     times = in_turn(sides, options.rounds, device=options.device, seconds=options.seconds)
     sides["folded"]()
     stats = engines["folded"].stats
     stock_ms = None
-    if len(prompts) <= MOST_STOCK:
+    if "stock" in options.sides and len(prompts) <= MOST_STOCK:
         # the unmodified model runs by itself, not through the enabled one
         engines["folded"].close()
-        rounds = in_turn({"stock": lambda: stock(model, prompts)}, 3, device=options.device, seconds=options.seconds)
-        stock_ms = rounds["stock"].median
-    folded, off = times["folded"].median, times["off"].median
+        stock(model, prompts[:2])
+        rounds = 1 if len(prompts) > ONE_ROUND else 3
+        alone = in_turn({"stock": lambda: stock(model, prompts)}, rounds, warm_up=0, device=options.device)
+        stock_ms = alone["stock"].median
+    folded, off = times["folded"].median, times["off"].median if "off" in times else None
     beside_ms = times["beside"].median if "beside" in times else None
     return Row(
         shape=shape,
@@ -229,7 +238,7 @@ def measure(
         off_ms=off,
         folded_ms=folded,
         over_stock=None if stock_ms is None else stock_ms / folded,
-        over_off=off / folded,
+        over_off=None if off is None else off / folded,
         decisions_per_s=1000 * len(prompts) / folded,
         beside_ms=beside_ms,
         over_beside=None if beside_ms is None else folded / beside_ms,
@@ -258,6 +267,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", nargs="+", default=["small"], choices=SHAPES)
     parser.add_argument("--what", nargs="+", default=PARTS, choices=PARTS)
+    parser.add_argument("--sides", nargs="*", default=SIDES, choices=SIDES, help="beside the folded one")
     parser.add_argument("--state", nargs="+", type=int, default=[2000, 8000])
     parser.add_argument("--scale", type=float, default=1.0, help="of the number of states")
     parser.add_argument("--rounds", type=int, default=7)

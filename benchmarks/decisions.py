@@ -6,8 +6,8 @@
   job       1,000 states of about 300 tokens, 21 questions each, beside the forward passes alone
 
 Sides: "stock" runs one prompt after another through the unmodified model and reads the labels' logits, as transformers'
-pipeline does (in a single round where there are many); "off" is the engine with share=False; "folded" is the engine. --sides
-leaves out those that take too long. Times are from token ids to probabilities.
+pipeline does (in a single round where there are many); "off" is the engine with share=False; "folded" is the engine.
+--sides leaves out those that take too long. Times are from token ids to probabilities.
 The gate, before anything is timed: probabilities of the first prompts against the unmodified model in float32, within
 twice the unmodified model's own error.
 

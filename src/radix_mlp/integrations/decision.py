@@ -6,8 +6,8 @@
     decide({"state": ..., "questions": ...})              # same arguments, same answers
     decide([request, request])                            # a list of requests is one batch
 
-The pipeline runs one prompt after another and computes the state again for each. Here it prepares the prompts as
-before, and the engine runs them together on unique tokens.
+The pipeline runs one prompt after another, and encodes and computes the state again for each. Here transformers
+prepares the same prompts, what they share is encoded once, and the engine runs them together on unique tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from radix_mlp.engine.engine import Engine
 from radix_mlp.engine.tasks.decide import Decided, prompts_request
 from radix_mlp.engine.tokenization.decision_prompts import prompt_of
+from radix_mlp.engine.tokenization.decision_reader import reader_of, reading
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError
 from radix_mlp.models.decision import require_decisions
 
@@ -78,7 +79,10 @@ def _folded(own: Any) -> Any:
     def call(self: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         if not isinstance(inputs, list) or args or kwargs:
             return own.__call__(self, inputs, *args, **kwargs)
-        return [dict(found) for found in _answers(self, [self.preprocess(request)["prompts"] for request in inputs])]
+        return [dict(found) for found in _answers(self, _prepared(own, self, inputs))]
+
+    def preprocess(self: Any, request: Any) -> dict[str, Any]:
+        return {"prompts": _prepared(own, self, [request])[0]}
 
     def forward(self: Any, model_inputs: Any) -> dict[str, Any]:
         return {"answers": dict(_answers(self, [model_inputs["prompts"]])[0])}
@@ -87,7 +91,18 @@ def _folded(own: Any) -> Any:
         answers: dict[str, Any] = model_outputs["answers"]
         return answers
 
-    return type(FOLDED, (own,), {"__call__": call, "_forward": forward, "postprocess": postprocess})
+    steps = {"preprocess": preprocess, "_forward": forward, "postprocess": postprocess}
+    return type(FOLDED, (own,), {"__call__": call, **steps})
+
+
+def _prepared(own: Any, pipeline: Any, requests: Sequence[Any]) -> list[Any]:
+    """The prompts of every request, as the pipeline's own class makes them, with shared text encoded once."""
+    if pipeline.processor is not None:
+        return [own.preprocess(pipeline, request)["prompts"] for request in requests]
+    config = pipeline.decision_config
+    reader = reader_of(pipeline.tokenizer, config)
+    with reading(reader):
+        return [config.prepare_inputs(request, reader) for request in requests]
 
 
 def _answers(pipeline: Any, prepared: Sequence[Any]) -> list[Decided]:

@@ -23,8 +23,8 @@ from radix_mlp.engine.tokenization.decision_prompts import (
     State,
     check_questions,
     decision_prompts,
-    reader_of,
 )
+from radix_mlp.engine.tokenization.decision_reader import reader_of
 from radix_mlp.engine.tokenization.tokenize import num_characters
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.forward import signature_of

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 from jinja2 import TemplateError
@@ -15,18 +13,16 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from radix_mlp.engine.batching.scheduler import Ids
-from radix_mlp.engine.tokenization.control_tokens import controls_of
-from radix_mlp.engine.tokenization.tokenize import shown, turn_of, unknown_id
+from radix_mlp.engine.tokenization.decision_reader import reader_of, reading
+from radix_mlp.engine.tokenization.tokenize import shown, unknown_id
 from radix_mlp.errors import InvalidDtypeError, InvalidInputError, RejectedItemsError, UnsupportedModelError
 
-__all__ = ["DecisionPrompt", "Questions", "State", "check_questions", "decision_prompts", "prompt_of", "reader_of"]
+__all__ = ["DecisionPrompt", "Questions", "State", "check_questions", "decision_prompts", "prompt_of"]
 
 State = str | Mapping[str, Any] | Sequence[Any]
 """A text, or anything that JSON has."""
 Questions = Mapping[str, Mapping[str, Any]]
 """Name -> `{"type": "noul" | "choice" | "score", "instructions": ..., "criteria": ...}`."""
-
-_READERS: WeakKeyDictionary[PreTrainedTokenizerBase, Any] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +80,7 @@ def decision_prompts(
     reader = reader_of(tokenizer, config)
     prompts: list[list[DecisionPrompt]] = []
     rejected: list[tuple[int, str]] = []
-    with turn_of(reader):
+    with reading(reader):
         for index, (state, questions) in enumerate(requests):
             try:
                 found = _prompts_of(reader, config, state, questions)
@@ -110,36 +106,6 @@ def prompt_of(inputs: Mapping[str, Any], questions: Sequence[Any]) -> DecisionPr
             "read one token for each question are supported. Run it with transformers' own pipeline."
         )
     return DecisionPrompt(ids, marks, questions, extra)
-
-
-def reader_of(tokenizer: PreTrainedTokenizerBase, config: Any) -> Any:
-    """A copy of `tokenizer` that knows transformers' marks, which would change how it reads other texts.
-
-    Raises:
-        InvalidInputError: there is no chat template.
-        UnsupportedModelError: control tokens are to be kept as text, and the model's template reads them.
-    """
-    if config.chat_template is None and not tokenizer.chat_template:
-        raise InvalidInputError(
-            "the tokenizer has no chat template, and the model no decision_template.jinja, so there is no prompt to "
-            "ask questions with. Set tokenizer.chat_template, or pass decision_config=."
-        )
-    if controls_of(tokenizer).tokens and not config.sanitize_control_tokens:
-        raise UnsupportedModelError(
-            "control_tokens='text': the model's decision.json has sanitize_control_tokens false, so its template reads "
-            "control tokens in states itself. Leave control_tokens 'model'."
-        )
-    reader = _READERS.get(tokenizer)
-    if reader is None:
-        reader = copy.deepcopy(tokenizer)
-        if controls_of(reader).tokens:
-            # transformers keeps control tokens of states as text by itself, and templates need theirs
-            reader.split_special_tokens = False
-            del reader.radix_controls
-        _READERS[tokenizer] = reader
-    # it may have been set since
-    reader.chat_template = tokenizer.chat_template
-    return reader
 
 
 def _prompts_of(reader: Any, config: Any, state: Any, questions: Questions) -> list[DecisionPrompt]:

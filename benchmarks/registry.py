@@ -121,6 +121,16 @@ BENCHMARKS = {
             },
         ),
         Benchmark(
+            "decisions_http",
+            "decisions over HTTP: latency of one client, many questions beside one",
+            ("cpu", "cuda"),
+            ("shape", "state", "questions"),
+            ("tokens", "computed", "p50_ms", "p99_ms", "over_one"),
+            full={"cpu": "--state 200 --requests 20", "cuda": "--shape 0.6b 8b"},
+            quick={"cpu": "--state 100 --questions 8 --requests 5 --warm-up 1", "cuda": "--requests 20"},
+            unit="ms",
+        ),
+        Benchmark(
             "forward_cpu",
             "a whole model, folded, beside transformers' padded SDPA",
             ("cpu",),

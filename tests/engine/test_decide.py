@@ -143,6 +143,8 @@ def test_one_schema_for_each_state():
         engine.decide_many(STATES[:3], schemas)
     with pytest.raises(InvalidDtypeError, match="questions must map"):
         engine.decide_many(STATES[:3], "refund")
+    with pytest.raises(InvalidDtypeError, match="the name 1 of a question must be a string"):
+        engine.decide_many(STATES[:3], {1: QUESTIONS["refund"]})
 
 
 @needs_decisions

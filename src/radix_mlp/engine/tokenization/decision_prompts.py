@@ -50,6 +50,9 @@ def check_questions(questions: Any, config: Any, what: str = "questions") -> Non
 
     if not isinstance(questions, Mapping):
         raise InvalidDtypeError(f"{what} must map names to questions, not {shown(questions)}.")
+    for name in questions:
+        if not isinstance(name, str):
+            raise InvalidDtypeError(f"{what}: the name {name!r} of a question must be a string.")
     try:
         parse_questions(_plain(questions), config)
     except ValueError as error:
@@ -102,8 +105,9 @@ def prompt_of(inputs: Mapping[str, Any], questions: Sequence[Any]) -> DecisionPr
     marks = inputs["marks"].cpu().numpy().astype(np.int64)
     if len(marks) != len(questions) or not (marks >= 1).all():
         raise UnsupportedModelError(
-            f"the model's decision template has {len(marks)} marks for {len(questions)} questions; only heads that "
-            "read one token for each question are supported. Run it with transformers' own pipeline."
+            f"the model's decision template has {len(marks)} marks for {len(questions)} questions, or the state "
+            "has <|mark|> where the template does not clean it; only heads that read one token for each question are "
+            "supported. Run it with transformers' own pipeline."
         )
     return DecisionPrompt(ids, marks, questions, extra)
 

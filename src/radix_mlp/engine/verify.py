@@ -18,8 +18,9 @@ from radix_mlp.engine.execution.batch import collect
 from radix_mlp.engine.task import Item, Kept, Request, Task
 from radix_mlp.engine.tokenization.token_ids import rows_of_ids
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
-from radix_mlp.hf.fast_forward import COMPILED, FUSED, MODULES, Mode
+from radix_mlp.hf.fast_forward import COMPILED, FUSED, MODULES
 from radix_mlp.hf.forward import hidden_of_one, padded_hidden
+from radix_mlp.hf.layer_compiler import Mode
 from radix_mlp.models.heads import language_head
 from radix_mlp.ops.device_plan import DevicePlan
 from radix_mlp.plan import RadixPlan

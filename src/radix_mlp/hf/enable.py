@@ -14,6 +14,9 @@ from radix_mlp.hf.dense_mask import install_dense, uninstall_dense
 from radix_mlp.hf.dense_types import dense_type_of
 from radix_mlp.hf.enabled import CallReport, Settings, enabled_of
 from radix_mlp.hf.folding_forward import FoldingForward, HeadForward
+from radix_mlp.hf.layer_compiler import LayerCompiler, Mode, check_mode
+from radix_mlp.hf.layer_forward import install_layers, uninstall_layers
+from radix_mlp.hf.mixers.discovery import Mixers
 from radix_mlp.hf.mixers.install import install_mixers, uninstall_mixers
 from radix_mlp.hf.model_lock import lock_of
 from radix_mlp.hf.pictures.tower import install_pictures, uninstall_pictures
@@ -27,7 +30,13 @@ __all__ = ["disable", "enable", "is_enabled", "last_call"]
 AnyModel = TypeVar("AnyModel", bound=torch.nn.Module)
 
 
-def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["auto"] = "auto") -> AnyModel:
+def enable(
+    model: AnyModel,
+    *,
+    impl: str = "auto",
+    threshold: float | Literal["auto"] = "auto",
+    compile: Mode = False,  # noqa: A002
+) -> AnyModel:
     """Make a loaded Hugging Face model compute shared tokens once, in every call where that pays.
 
     The model keeps its class, weights and `state_dict`.  Padded (left or right) and packed batches go in and
@@ -40,13 +49,17 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
         impl: the way to run attention (`"auto"`, `"dense"`, `"expand"`, `"reference"`, …).
         threshold: 0 never folds; 1 or more always folds, and a call that cannot be folded is an error; between,
             a batch is folded when its compression is below; `"auto"` folds when the cost model says it pays.
+        compile: whether torch compiles the decoder layers of folded calls, each by itself: one graph for all layers and
+            batches of any size, compiled at the first step in some 20 seconds. True compiles, and a layer that cannot
+            be compiled is an error; `"auto"` compiles in training on CUDA, for types of models that were tested.
 
     Returns:
         The same model.
 
     Raises:
-        UnsupportedModelError: the model cannot be folded exactly; the message says why.
-        InvalidInputError: a wrong `impl` or `threshold`.
+        UnsupportedModelError: the model cannot be folded exactly, or not compiled with `compile=True`; the message says
+            why.
+        InvalidInputError: a wrong `impl`, `threshold` or `compile`.
 
     Examples:
         >>> import torch, radix_mlp
@@ -58,16 +71,19 @@ def enable(model: AnyModel, *, impl: str = "auto", threshold: float | Literal["a
         4
     """
     check_threshold(threshold)
+    check_mode(compile)
     known = dict.fromkeys(("auto", *IMPLS, *COMPOSITES))
     if impl not in known:
         raise InvalidInputError(f"impl is {impl!r}; it must be one of {', '.join(known)}.")
     inner = _pretrained(model)
     # an engine's batch may be running in another thread
     with lock_of(decoder_of(inner)):
-        return _enable(model, inner, impl, threshold)
+        return _enable(model, inner, impl, threshold, compile)
 
 
-def _enable(model: AnyModel, inner: PreTrainedModel, impl: str, threshold: float | Literal["auto"]) -> AnyModel:
+def _enable(
+    model: AnyModel, inner: PreTrainedModel, impl: str, threshold: float | Literal["auto"], mode: Mode
+) -> AnyModel:
     trunk = decoder_of(inner)
     for module in (inner, trunk):
         disable(module)
@@ -87,11 +103,14 @@ def _enable(model: AnyModel, inner: PreTrainedModel, impl: str, threshold: float
             install_dense(trunk)
         else:
             _set_attention(inner, register(impl, fallback))
+        compiler = LayerCompiler(mode, tower_of(trunk).config.model_type, impl, obstacle=_obstacle(mixers, is_dense))
+        if mode is not False:
+            install_layers(tower_of(trunk), compiler)
     except UnsupportedModelError:
         uninstall_mixers(trunk)
         raise
     install_pictures(trunk)
-    settings = Settings(threshold, impl, fallback, mixers, is_dense)
+    settings = Settings(threshold, impl, fallback, compiler, mixers, is_dense)
     forwards = [FoldingForward(trunk, settings)]
     if inner is not trunk:
         forwards.append((FoldingForward if _is_causal_lm(inner) else HeadForward)(inner, settings))
@@ -114,6 +133,7 @@ def disable(model: AnyModel) -> AnyModel:
 
 
 def _disable(inner: PreTrainedModel) -> None:
+    uninstall_layers(decoder_of(inner))
     uninstall_mixers(decoder_of(inner))
     uninstall_dense(decoder_of(inner))
     uninstall_pictures(decoder_of(inner))
@@ -168,6 +188,13 @@ def _set_attention(model: PreTrainedModel, name: str) -> None:
             f"{type(model).__name__} kept its attention implementation {found!r}: it does not use transformers' "
             "attention interface. Run it unfolded."
         )
+
+
+def _obstacle(mixers: Mixers, is_dense: bool) -> str | None:
+    """Why layers cannot be compiled, if so."""
+    if is_dense:
+        return "the model computes attention itself, on a dense mask"
+    return "its convolutions or states follow each tree in other steps" if mixers.any else None
 
 
 def _is_causal_lm(model: PreTrainedModel) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NoReturn, Protocol
 
 import torch
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from radix_mlp.errors import UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.attention_function import register
+from radix_mlp.hf.layer_compiler import LayerCompiler
 from radix_mlp.hf.mixers.discovery import Mixers
 
 __all__ = ["CallReport", "Enabled", "Settings", "enabled_of"]
@@ -28,6 +29,8 @@ class CallReport:
     num_compact: int = 0
     expanded: tuple[str, ...] = ()
     """Classes of layers that ran on all tokens of the sequences, for want of a version for the tree."""
+    why_not_compiled: str | None = None
+    """Why the layers of a folded call ran as they are, if they did."""
 
 
 @dataclass
@@ -37,6 +40,8 @@ class Settings:
     threshold: float | Literal["auto"]
     impl: str
     fallback: str
+    compiler: LayerCompiler
+    """Compiles the layers of folded calls."""
     mixers: Mixers = field(default_factory=Mixers)
     """Layers other than attention that read the tree: convolutions, linear attention, state spaces."""
     is_dense: bool = False
@@ -64,6 +69,11 @@ class Settings:
         if reason not in self.warned:
             self.warned.add(reason)
             warnings.warn(f"radix-mlp runs this call unfolded: {reason}.", UserWarning, stacklevel=_caller_level())
+
+    def note_layers(self, device: torch.device) -> None:
+        """Report whether the layers of the folded call that just ended ran compiled."""
+        if self.last_call is not None:
+            self.last_call = replace(self.last_call, why_not_compiled=self.compiler.why_not(device))
 
     def note_failed(self, error: UnsupportedCallError | UnsupportedModelError, *, is_error: bool) -> None:
         """The same for a reason that came up only when the call was folded, an error only if `is_error`."""

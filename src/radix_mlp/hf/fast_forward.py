@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from radix_mlp.errors import InvalidInputError
 from radix_mlp.hf.enabled import enabled_of
 from radix_mlp.hf.forward import compact_arguments, forward_compact
 from radix_mlp.hf.fused.layers import why_not_fused
 from radix_mlp.hf.graphs.decoder import difference
+from radix_mlp.hf.layer_compiler import Mode, check_mode
 from radix_mlp.hf.pictures.read import Pictures
 from radix_mlp.hf.support import decoder_of
 from radix_mlp.ops.device_plan import to_device
@@ -24,20 +24,13 @@ from radix_mlp.plan import RadixPlan, build_plan
 if TYPE_CHECKING:
     from radix_mlp.hf.graphs import GraphedDecoder
 
-__all__ = ["COMPILED", "FUSED", "MODULES", "FastForward", "Mode", "check_mode", "difference_from_modules"]
+__all__ = ["COMPILED", "FUSED", "MODULES", "FastForward", "difference_from_modules"]
 
 FUSED = "fused layers"
 COMPILED = "compiled modules"
 MODULES = "the model's own modules"
 """How `describe` begins."""
 PROBE_TOKENS = 48
-Mode = bool | Literal["auto"]
-
-
-def check_mode(mode: object) -> None:
-    """Raise `InvalidInputError` for anything but True, False and `"auto"`."""
-    if mode not in (True, False, "auto"):
-        raise InvalidInputError(f"compile={mode!r}: must be True, False or 'auto'.")
 
 
 class FastForward:

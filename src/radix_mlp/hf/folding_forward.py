@@ -176,6 +176,7 @@ class FoldingForward(Enabled):
             return folded.unfold(run_dense(self.module, self._run, (), folded.arguments))
         with every_layer_sees_the_tree(self.module, self.examination.num_attention_layers):
             outputs = run_dense(self.module, self._run, (), folded.arguments)
+        self.settings.note_layers(self.module.device)
         report = self.settings.last_call
         if folded.is_fused and report is not None:
             self.settings.last_call = replace(report, reason=f"{report.reason}, {FUSED}")

@@ -69,6 +69,11 @@ class TreeMask(torch.Tensor):
         spans = () if tree.span_end is None else (tree.span_end,)
         return _marked(torch.stack((tree.end, tree.depth, *spans))[None, None], windows, plan, windowed_spans)
 
+    def with_windows(self, windows: Windows) -> TreeMask:
+        """The same tree under other windows."""
+        with torch._C.DisableTorchFunctionSubclass():
+            return _marked(self.view_as(self), windows, self.plan, self.windowed_spans)
+
     def tree(self) -> AttentionTree:
         """The tree, its block lists made once more: for models that drop keywords they do not know."""
         with torch._C.DisableTorchFunctionSubclass():

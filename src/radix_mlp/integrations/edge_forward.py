@@ -19,6 +19,7 @@ from radix_mlp.hf.enable import enable
 from radix_mlp.hf.enabled import Enabled, enabled_of
 from radix_mlp.hf.foldable_call import FoldableCall
 from radix_mlp.hf.folding_forward import FoldingForward
+from radix_mlp.hf.layer_compiler import Mode
 from radix_mlp.hf.origin import foreign_function
 from radix_mlp.hf.prefill_cache import uses_cache
 from radix_mlp.hf.support import why_unsupported
@@ -78,6 +79,7 @@ def install_edge_forward(
     *,
     impl: str,
     threshold: Any,
+    compile: Mode,  # noqa: A002
     autocast_dtype: torch.dtype | None = None,
     check_head: bool = True,
 ) -> None:
@@ -91,7 +93,7 @@ def install_edge_forward(
     check_in_training(model)
     # calls of a model with a forward of the user's run unfolded and need no head
     is_own = foreign_function(vars(inner).get("forward")) is not None
-    enable(model, impl=impl, threshold=threshold)
+    enable(model, impl=impl, threshold=threshold, compile=compile)
     # a reference model that FSDP2 has sharded already has the class of the policy, which is checked
     if check_head and not is_own:
         language_head(inner)

@@ -17,6 +17,7 @@ from sentence_transformers.base.trainer import BaseTrainer
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
+from radix_mlp.hf.layer_compiler import Mode
 from radix_mlp.integrations.edge_forward import check_in_training
 from radix_mlp.integrations.sentence_transformers_modules import tail_of
 from radix_mlp.integrations.trainer_options import reason_of_options
@@ -29,7 +30,13 @@ AnyTrainer = TypeVar("AnyTrainer", bound=BaseTrainer)
 _KNOWN_MODULES = {"Dense", "Dropout", "LayerNorm", "LogitScore", "Normalize", "Pooling"}
 
 
-def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Literal["auto"] = "auto") -> AnyTrainer:
+def enable(
+    trainer: AnyTrainer,
+    *,
+    impl: str = "auto",
+    threshold: float | Literal["auto"] = "auto",
+    compile: Mode = False,  # noqa: A002
+) -> AnyTrainer:
     """Make a trainer of sentence-transformers compute shared tokens once. Call it before `trainer.train()`.
 
     Args:
@@ -37,6 +44,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
         impl: the way to run attention, as in `radix_mlp.enable`.
         threshold: when to fold, as in `radix_mlp.enable`: 1 always folds, and a call that cannot be folded is an
             error; `"auto"` folds where it pays.
+        compile: whether torch compiles the decoder layers, as in `radix_mlp.enable`.
 
     Returns:
         The same trainer.
@@ -73,7 +81,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
         raise UnsupportedCallError(f"{type(trainer).__name__} cannot be folded: {reason}.")
     transformer = tail_of(model).transformer
     check_in_training(transformer)
-    radix_mlp.enable(transformer, impl=impl, threshold=threshold)
+    radix_mlp.enable(transformer, impl=impl, threshold=threshold, compile=compile)
     return trainer
 
 

@@ -18,6 +18,7 @@ import transformers
 
 import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError
+from radix_mlp.hf.layer_compiler import Mode
 from radix_mlp.integrations.edge_forward import (
     autocast_dtype_of,
     check_in_training,
@@ -32,7 +33,13 @@ __all__ = ["disable", "enable"]
 AnyTrainer = TypeVar("AnyTrainer", bound=transformers.Trainer)
 
 
-def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Literal["auto"] = "auto") -> AnyTrainer:
+def enable(
+    trainer: AnyTrainer,
+    *,
+    impl: str = "auto",
+    threshold: float | Literal["auto"] = "auto",
+    compile: Mode = False,  # noqa: A002
+) -> AnyTrainer:
     """Make a `Trainer` compute shared tokens once. Call it before `trainer.train()`.
 
     A causal language model with transformers' own loss trains without logits; any other model, or a trainer with a
@@ -43,6 +50,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
         impl: the way to run attention, as in `radix_mlp.enable`.
         threshold: when to fold, as in `radix_mlp.enable`: 1 always folds, and a batch that cannot be folded is an
             error; `"auto"` folds where it pays.
+        compile: whether torch compiles the decoder layers, as in `radix_mlp.enable`.
 
     Returns:
         The same trainer.
@@ -76,11 +84,16 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
     try:
         if _has_usual_loss(trainer):
             install_edge_forward(
-                model, LossForward, impl=impl, threshold=threshold, autocast_dtype=autocast_dtype_of(trainer)
+                model,
+                LossForward,
+                impl=impl,
+                threshold=threshold,
+                compile=compile,
+                autocast_dtype=autocast_dtype_of(trainer),
             )
         else:
             check_in_training(model)
-            radix_mlp.enable(model, impl=impl, threshold=threshold)
+            radix_mlp.enable(model, impl=impl, threshold=threshold, compile=compile)
     except Exception:
         disable(trainer)
         raise

@@ -33,6 +33,7 @@ import radix_mlp
 from radix_mlp.errors import InvalidDtypeError, UnsupportedCallError, UnsupportedModelError
 from radix_mlp.hf.enabled import Enabled, enabled_of
 from radix_mlp.hf.folding_forward import HeadForward
+from radix_mlp.hf.layer_compiler import Mode
 from radix_mlp.integrations.edge_forward import (
     EdgeForward,
     autocast_dtype_of,
@@ -62,7 +63,13 @@ _STATISTICS: dict[str, str] = {
 }
 
 
-def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Literal["auto"] = "auto") -> AnyTrainer:
+def enable(
+    trainer: AnyTrainer,
+    *,
+    impl: str = "auto",
+    threshold: float | Literal["auto"] = "auto",
+    compile: Mode = False,  # noqa: A002
+) -> AnyTrainer:
     """Make a TRL trainer, its reference model included, compute shared tokens once. Call it before `trainer.train()`.
 
     Args:
@@ -70,6 +77,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
         impl: the way to run attention, as in `radix_mlp.enable`.
         threshold: when to fold, as in `radix_mlp.enable`: 1 always folds, and a batch that cannot be folded is an
             error; `"auto"` folds where it pays.
+        compile: whether torch compiles the decoder layers, as in `radix_mlp.enable`.
 
     Returns:
         The same trainer.
@@ -111,7 +119,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
         for model in _models(trainer):
             if isinstance(trainer, RewardTrainer):
                 check_in_training(model)
-                radix_mlp.enable(model, impl=impl, threshold=threshold)
+                radix_mlp.enable(model, impl=impl, threshold=threshold, compile=compile)
                 _install_score_forward(model)
             else:
                 install_edge_forward(
@@ -119,6 +127,7 @@ def enable(trainer: AnyTrainer, *, impl: str = "auto", threshold: float | Litera
                     FusedHeadForward,
                     impl=impl,
                     threshold=threshold,
+                    compile=compile,
                     autocast_dtype=autocast_dtype_of(trainer),
                     check_head=model is trainer.model or not is_sharded(model),
                 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from radix_mlp.errors import InvalidDtypeError
 
-__all__ = ["check_tensors"]
+__all__ = ["check_tensors", "of_any_size"]
 
 
 def check_tensors(**given: Any) -> None:
@@ -18,3 +19,10 @@ def check_tensors(**given: Any) -> None:
             raise InvalidDtypeError(
                 f"{name} must be a torch.Tensor, not {type(value).__name__}: pass torch.tensor(list({name}))."
             )
+
+
+def of_any_size(table: Tensor) -> None:
+    """Let compiled code take other tensors of any size in the place of this one, also of size 0 or 1."""
+    if not hasattr(table, "_dynamo_unbacked_indices"):
+        # each size stands for itself, whether or not it is that of another tensor now
+        torch._dynamo.decorators.mark_unbacked(table, list(range(table.dim())))

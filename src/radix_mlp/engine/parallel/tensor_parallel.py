@@ -32,7 +32,8 @@ from radix_mlp.engine.parallel.process_group import ProcessGroup
 from radix_mlp.engine.parallel.rank_processes import START, RankProcesses
 from radix_mlp.errors import InvalidInputError, UnsupportedModelError
 from radix_mlp.hf.enable import enable
-from radix_mlp.hf.fast_forward import FastForward, Mode
+from radix_mlp.hf.fast_forward import FastForward
+from radix_mlp.hf.layer_compiler import Mode
 from radix_mlp.hf.pictures.read import Pictures
 from radix_mlp.hf.sharding import shard
 from radix_mlp.hf.support import decoder_of

@@ -78,7 +78,8 @@ class FoldingForward(Enabled):
         mask = kwargs.get("attention_mask")
         if isinstance(mask, TreeMask):
             # within a folded call
-            return run_dense(self.module, self._run, args, self._with_tree(mask, kwargs))
+            run = self._own if kwargs.get("past_key_values") is None else self._run
+            return run_dense(self.module, run, args, self._with_tree(mask, kwargs))
         return self.call(*args, **kwargs)
 
     def call(self, *args: Any, **kwargs: Any) -> Any:
@@ -184,9 +185,12 @@ class FoldingForward(Enabled):
         return folded.unfold(outputs)
 
     @property
+    def _own(self) -> Callable[..., Any]:
+        return self.previous or functools.partial(type(self.module).forward, self.module)
+
+    @property
     def _run(self) -> Callable[..., Any]:
-        own = self.previous or functools.partial(type(self.module).forward, self.module)
-        return own if self.fused is None else self.fused.around(own)
+        return self._own if self.fused is None else self.fused.around(self._own)
 
     def _named(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         signature = self.__signature__

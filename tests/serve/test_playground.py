@@ -125,6 +125,48 @@ def test_files_are_served_by_name_alone(client: httpx.Client) -> None:
         assert "import" not in response.text
 
 
+def test_decide(decider: httpx.Client) -> None:
+    state = "The parcel came late, and the lamp in it was broken."
+    lines = [
+        "Does the customer complain?",
+        "About? | delivery | product | billing",
+        "How urgent? | low < middle < high",
+    ]
+    found = run(decider, "decide", query=state, documents=lines)
+    questions = {
+        "a": {"type": "noul", "instructions": "Does the customer complain?"},
+        "b": {
+            "type": "choice",
+            "instructions": "About?",
+            "criteria": dict.fromkeys(["delivery", "billing"]),
+        },
+        "c": {"type": "score", "instructions": "How urgent?", "criteria": ["low", "middle", "high"]},
+    }
+    alone = [
+        decider.post("/v1/systemone", json={"state": state, "questions": {name: question}}).json()["answers"][name]
+        for name, question in questions.items()
+    ]
+    shown = [{option["name"]: option["probability"] for option in row["options"]} for row in found["decisions"]]
+    assert shown[0] == pytest.approx({"yes": alone[0]["noul"], "no": 1 - alone[0]["noul"]}, abs=1e-5)
+    assert shown[1] == pytest.approx(alone[1]["probabilities"], abs=1e-5)
+    assert [*shown[2]] == ["low", "middle", "high"]
+    assert [*shown[2].values()] == pytest.approx([*alone[2]["probabilities"].values()], abs=1e-5)
+    assert found["decisions"][2]["expected"] == pytest.approx(alone[2]["score"], abs=1e-5)
+    # the boxes of the tree are those of the prompts
+    texts = texts_of(found["tree"])
+    for row, line in zip(found["decisions"], lines, strict=True):
+        assert state in texts[row["row"]]
+        assert line.partition(" |")[0] in texts[row["row"]]
+    assert decider.get("/info").json()["tasks"][-1] == "decide"
+
+
+@pytest.mark.parametrize("line", ["About? | one", "About? | a | a", "About? | a | "])
+def test_questions_that_are_none(decider: httpx.Client, line: str) -> None:
+    response = decider.post("/playground/run", json={"task": "decide", "query": "x", "documents": [line]})
+    assert response.status_code == 422
+    assert "two different options" in response.json()["message"]
+
+
 def test_info_tells_the_tasks(client: httpx.Client, reranker: httpx.Client, classifier: httpx.Client) -> None:
     assert client.get("/info").json()["tasks"] == ["embed", "score"]
     assert reranker.get("/info").json()["tasks"] == ["rerank", "score"]

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from radix_mlp.engine.engine import Engine
 from radix_mlp.engine.tasks.rerank_template import choose_template
 from radix_mlp.errors import InvalidInputError
+from radix_mlp.models.decision import has_decisions
 from radix_mlp.models.labels import label_names
 from radix_mlp.models.model_kind import kind_of
 from radix_mlp.models.pooler import pooler_of
@@ -133,7 +134,14 @@ def _label_scores(engine: Engine) -> Literal["probability", "log-odds", "number"
 def _tasks(engine: Engine, kind: ModelType, has_labels: bool) -> list[str]:
     found = {"embedding": ["embed"], "reranker": ["rerank"], "classifier": []}[kind]
     found += ["classify"] if has_labels else []
-    return found + (["score"] if kind_of(engine.model) == "causal" else [])
+    found += ["score"] if kind_of(engine.model) == "causal" else []
+    return found + (["decide"] if decides(engine) else [])
+
+
+def decides(engine: Engine) -> bool:
+    """Whether the model answers questions: a decision model, or a causal one with a chat template."""
+    kind = kind_of(engine.model)
+    return has_decisions() and (kind == "decision" or (kind == "causal" and bool(engine.tokenizer.chat_template)))
 
 
 def model_type(engine: Engine, settings: ServeSettings) -> ModelType:

@@ -11,6 +11,7 @@ import numpy as np
 from radix_mlp.engine.async_engine import Answer
 from radix_mlp.engine.task import Request
 from radix_mlp.engine.tasks.classify import ClassifyOptions, classify_request
+from radix_mlp.engine.tasks.decide import DecideOptions, decide_request
 from radix_mlp.engine.tasks.embed import EmbedOptions, embed_request
 from radix_mlp.engine.tasks.rerank import RerankOptions, document_pairs, ranked, rerank_request
 from radix_mlp.engine.tasks.score import ScoreOptions, score_request
@@ -20,7 +21,7 @@ from radix_mlp.serve.playground.body import PlaygroundTask, RunRequest
 from radix_mlp.serve.service import Service
 from radix_mlp.serve.settings import POOLING_NAMES
 
-__all__ = ["TASKS", "Outcome", "run_task"]
+__all__ = ["TASKS", "Outcome", "question_of", "run_task"]
 
 
 class Outcome(NamedTuple):
@@ -138,6 +139,59 @@ async def _score(service: Service, body: RunRequest) -> Outcome:
     return Outcome(answer, found, call)
 
 
+async def _decide(service: Service, body: RunRequest) -> Outcome:
+    check_not_empty(body.documents, "documents")
+    questions = {str(place): question_of(line) for place, line in enumerate(body.documents)}
+    answer = await service.decide(body.query, questions)
+    decisions = [_decision(place, question, answer.value[0][place]) for place, question in questions.items()]
+
+    def call(tokenizer: Any) -> Request[Any]:
+        loaded = service.engine.loaded
+        request = decide_request(loaded, tokenizer, [(body.query, questions)], DecideOptions())
+        # a model may read several questions from one prompt
+        for row, item in enumerate(request.items):
+            for asked in item.questions:  # type: ignore[attr-defined]
+                decisions[int(asked.name)]["row"] = row
+        return request
+
+    return Outcome(answer, {"decisions": decisions}, call)
+
+
+def question_of(line: str) -> dict[str, Any]:
+    """A question as System One has it.
+
+    Raises:
+        WrongBodyError: a choice or a scale of a single option.
+
+    Examples:
+        >>> question_of("Is it urgent?")
+        {'type': 'noul', 'instructions': 'Is it urgent?'}
+        >>> question_of("About what? | billing | delivery")["criteria"]
+        {'billing': None, 'delivery': None}
+        >>> question_of("How urgent? | can wait < this week < today")["criteria"]
+        ['can wait', 'this week', 'today']
+    """
+    text, *options = (part.strip() for part in line.split("|"))
+    if not options:
+        return {"type": "noul", "instructions": text}
+    levels = [level.strip() for level in options[0].split("<")]
+    if len(options) == 1 and len(levels) > 1:
+        return {"type": "score", "instructions": text, "criteria": levels}
+    if len(set(options)) < max(2, len(options)) or not all(options):
+        raise WrongBodyError(f"`documents`: {line!r:.80} needs two different options at least, as in: text | yes | no")
+    return {"type": "choice", "instructions": text, "criteria": dict.fromkeys(options)}
+
+
+def _decision(place: str, question: dict[str, Any], found: Any) -> dict[str, Any]:
+    """The probability of every option of a question."""
+    if question["type"] == "noul":
+        options = {"yes": found["noul"], "no": 1 - found["noul"]}
+    else:
+        options = dict(zip(question["criteria"], found["probabilities"].values(), strict=True))
+    rows = [{"name": name, "probability": np.float32(value)} for name, value in options.items()]
+    return {"index": int(place), "type": question["type"], "options": rows, "expected": found.get("score")}
+
+
 def _cut(service: Service, texts: list[str]) -> list[str]:
     """As the service does before texts are tokenised; what must not be cut it has refused by then."""
     limit = service.info.max_input_length
@@ -151,5 +205,6 @@ TASKS: dict[PlaygroundTask, tuple[Run, frozenset[str]]] = {
     "embed": (_embed, frozenset(("instruction",))),
     "classify": (_classify, frozenset()),
     "score": (_score, frozenset(("query",))),
+    "decide": (_decide, frozenset(("query",))),
 }
 """How a task runs, and the fields that it reads besides the documents."""

@@ -7,6 +7,7 @@ import { heatMap } from "./heat_map.js";
 export function answerView(answer, documents, link) {
   if (answer.task === "embed") return ["How close the texts are", heatMap(answer.similarity, documents)];
   if (answer.task === "classify") return ["Labels", classes(answer, documents, link)];
+  if (answer.task === "decide") return ["Answers", decisions(answer, documents, link)];
   if (answer.task === "score") return ["Continuations, the likeliest first", continuations(answer, documents, link)];
   return ["Ranking", ranking(answer, documents, link)];
 }
@@ -60,6 +61,21 @@ function classes(answer, documents, link) {
     ...answer.labels.map((label) => el("th", { scope: "col" }, label)));
   const table = el("table", { class: "classes" }, el("thead", {}, head), el("tbody", {}, ...rows));
   return el("div", { class: "scroll", tabIndex: 0, role: "region", "aria-label": "Labels of every text" }, table);
+}
+
+function decisions(answer, documents, link) {
+  return el("ol", { class: "decisions" }, ...answer.decisions.map(({ index, options, expected, row }) => {
+    const best = Math.max(...options.map((option) => option.probability));
+    const rows = options.map(({ name, probability }) => el("li", { class: probability === best ? "best" : "" },
+      el("span", { class: "option" }, name),
+      el("span", { class: "track", "aria-hidden": "true" },
+        el("span", { class: "fill", css: { width: across(probability) } })),
+      el("span", { class: "value" }, percent(probability))));
+    const note = expected === null ? [] : [el("small", {}, `expected level ${expected.toFixed(2)}, counted from 0`)];
+    const question = documents[index].split("|")[0].trim();
+    return el("li", {}, el("button", { type: "button", class: "plain", ...link(row) }, question),
+      el("ul", {}, ...rows), ...note);
+  }));
 }
 
 /** What was computed once and what it saved. */

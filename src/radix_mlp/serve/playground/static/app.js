@@ -68,6 +68,8 @@ function setTask(name) {
   document.querySelector("label[for=instruction]").replaceChildren(fields.instruction ?? "", " ", el("small", {}, "optional"));
   byId("instruction-note").textContent = fields.note;
   byId("documents-label").textContent = fields.documents;
+  byId("documents-hint").textContent = fields.hint ?? "";
+  byId("documents-hint").hidden = !fields.hint;
   fill(drafts[task] ?? EXAMPLES[task]);
   document.body.classList.add("stale");
   run();
@@ -183,6 +185,12 @@ function show(answer, body, seconds) {
 /** What stands at the end of every document's row. */
 function labelsOf(answer, documents) {
   const labels = documents.map((_, index) => `#${index + 1}`);
+  if (answer.decisions) {
+    // one prompt may hold several questions
+    const rows = answer.decisions.map(() => []);
+    for (const found of answer.decisions) rows[found.row].push(`#${found.index + 1}`);
+    return rows.map((questions) => questions.join(" "));
+  }
   for (const found of answer.ranking ?? []) labels[found.index] += ` ${score(found.score)}`;
   for (const found of answer.continuations ?? []) labels[found.index] += ` ${found.logprob.toFixed(1)}`;
   return labels;

@@ -56,6 +56,19 @@ export const EXAMPLES = {
     split: "lines",
     documents: [" Eight minutes", " Four minutes", " Two minutes", " Sixteen minutes", " That depends on the cup"],
   },
+  decide: {
+    query: "Message of a customer: The parcel came two weeks late and the lamp in it was broken. I called twice and nobody "
+      + "called back. I want my money back by Friday, or I will write about it everywhere.",
+    instruction: "",
+    split: "lines",
+    documents: [
+      "Does the customer ask for a refund?",
+      "Does the customer mention a deadline?",
+      "What went wrong first? | delivery | product | service | billing",
+      "Who should read this? | support | warehouse | a manager",
+      "How angry is the customer? | calm < annoyed < angry < furious",
+    ],
+  },
 };
 
 /** What a task calls its fields; null where it has none. */
@@ -69,6 +82,10 @@ export const FIELDS = {
     note: "Put before every text as it is, also spaces and line ends.",
   },
   classify: { name: "Classify", query: null, documents: "Texts", noun: "text", instruction: null, note: "" },
+  decide: {
+    name: "Decide", query: "State", documents: "Questions", noun: "question", instruction: null, note: "",
+    hint: "Yes or no: a question alone. A choice: question | option | option. A scale: question | low < middle < high.",
+  },
   score: {
     name: "Score", query: "Context", documents: "Continuations", noun: "continuation", instruction: null, note: "",
   },

@@ -129,7 +129,7 @@ def test_decide(decider: httpx.Client) -> None:
     state = "The parcel came late, and the lamp in it was broken."
     lines = [
         "Does the customer complain?",
-        "About? | delivery | product | billing",
+        "About? | delivery | billing",
         "How urgent? | low < middle < high",
     ]
     found = run(decider, "decide", query=state, documents=lines)

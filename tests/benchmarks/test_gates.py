@@ -186,7 +186,7 @@ def test_a_fault_stops_the_benchmark_before_anything_is_timed(
 def test_every_benchmark_is_here() -> None:
     here = {param.values[0] for param in FAULTS}
     # tested below, or beside what they measure
-    here |= {"planner", "serve", "attention", "multi_gpu"}
+    here |= {"planner", "serve", "attention", "multi_gpu", "decisions_http"}
     assert here >= set(registry.BENCHMARKS)
 
 
@@ -284,3 +284,19 @@ def test_servers_whose_vectors_differ_are_seen(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SystemExit) as ended:
         multi_gpu.check_same(addresses)
     assert ended.value.code
+
+
+def test_decisions_of_a_server_that_differ_are_seen() -> None:
+    httpx = pytest.importorskip("httpx")
+    decisions_http = pytest.importorskip("decisions_http")
+    truth = [0.2, 0.5, 0.9]
+
+    def answer(request: Any) -> Any:
+        assert request.url.path == "/v1/decisions"
+        return httpx.Response(200, json={"answers": [{"probability": value} for value in truth]})
+
+    with httpx.Client(base_url="http://server", transport=httpx.MockTransport(answer)) as client:
+        decisions_http.gate(client, truth)
+        with pytest.raises(SystemExit) as ended:
+            decisions_http.gate(client, truth[::-1])
+    assert "WRONG" in str(ended.value.code)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, NoReturn, Protocol
 
 import torch
@@ -69,11 +69,6 @@ class Settings:
         if reason not in self.warned:
             self.warned.add(reason)
             warnings.warn(f"radix-mlp runs this call unfolded: {reason}.", UserWarning, stacklevel=_caller_level())
-
-    def note_layers(self, device: torch.device) -> None:
-        """Report whether the layers of the folded call that just ended ran compiled."""
-        if self.last_call is not None:
-            self.last_call = replace(self.last_call, why_not_compiled=self.compiler.why_not(device))
 
     def note_failed(self, error: UnsupportedCallError | UnsupportedModelError, *, is_error: bool) -> None:
         """The same for a reason that came up only when the call was folded, an error only if `is_error`."""

@@ -177,7 +177,6 @@ class FoldingForward(Enabled):
             return folded.unfold(run_dense(self.module, self._run, (), folded.arguments))
         with every_layer_sees_the_tree(self.module, self.examination.num_attention_layers):
             outputs = run_dense(self.module, self._run, (), folded.arguments)
-        self.settings.note_layers(self.module.device)
         report = self.settings.last_call
         if folded.is_fused and report is not None:
             self.settings.last_call = replace(report, reason=f"{report.reason}, {FUSED}")
@@ -262,7 +261,8 @@ class FoldingForward(Enabled):
         expanded = settings.mixers.on_sequences if fold else ()
         if fold and settings.is_dense:
             reason += f", dense mask of {plan.num_rows} x {plan.num_rows}"
-        settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact, expanded)
+        not_compiled = settings.compiler.why_not(self.module.device) if fold else None
+        settings.last_call = CallReport(fold, reason, plan.num_tokens, plan.num_compact, expanded, not_compiled)
         if not fold:
             return None
         return call, plan

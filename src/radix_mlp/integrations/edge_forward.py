@@ -79,7 +79,7 @@ def install_edge_forward(
     *,
     impl: str,
     threshold: Any,
-    compile: Mode,  # noqa: A002
+    compile: Mode = False,  # noqa: A002
     autocast_dtype: torch.dtype | None = None,
     check_head: bool = True,
 ) -> None:

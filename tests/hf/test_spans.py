@@ -176,7 +176,8 @@ def alone_with_gradients(model: PreTrainedModel, model_type: str) -> list[torch.
 
 
 def weighted(logits: torch.Tensor) -> torch.Tensor:
-    return (logits.softmax(-1) * torch.linspace(-1, 1, logits.shape[-1], dtype=logits.dtype)).sum()
+    weights = torch.linspace(-1, 1, logits.shape[-1], dtype=logits.dtype, device=logits.device)
+    return (logits.softmax(-1) * weights).sum()
 
 
 def compact(model_type: str, spans: list[list[int]] | None) -> tuple[torch.Tensor, RadixPlan]:
